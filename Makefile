@@ -1,0 +1,47 @@
+# Every target makes the virtual environment that it needs; `make demo` or `make test` is all it takes.
+#   make demo             train, encode and search on built-in pictures
+#   make test             all tests
+#   make check            formatting, lint, types
+#   make docs             docs/cli.md anew, from the commands' --help
+#   make clean            removes caches and the demo's files; .venv and runs/ stay
+#   make PYTHON=python3.12 demo       with another interpreter than python3
+
+PYTHON ?= python3
+# Threads of each process that computes in the tests.
+THREADS ?= 2
+
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test check docs clean .venv
+
+demo: $(READY)
+	$(BIN)/regionhash demo
+
+# Threads that wait by spinning slow each other down where cores are shared.
+test: $(READY)
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/python scripts/write_cli_docs.py
+
+clean:
+	rm -rf build demo dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find benchmarks scripts src tests -name __pycache__ -prune -exec rm -rf {} +
+
+.venv: $(READY)
+
+# The file is written last: an installation that was interrupted starts again.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+	  "regionhash needs Python 3.11 or newer, $(PYTHON) is %d.%d; " % sys.version_info[:2] + \
+	  "name another one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo "Installing regionhash and all it needs into .venv: once, some minutes, about 7 GB of disk."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --no-input --disable-pip-version-check --editable ".[dev]"
+	touch $@

@@ -1,0 +1,5 @@
+"""`python -m regionhash` is the command `regionhash`."""
+
+from regionhash.cli import main
+
+main()

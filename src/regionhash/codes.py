@@ -1,0 +1,76 @@
+"""Bits and packed codes: the only place where bit order lives.
+
+Bit i of a code stands at byte i // 8, most significant bit first (`numpy.packbits`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from regionhash.structures import Codes
+
+
+def binarize(activations: NDArray[np.floating[Any]], threshold: float = 0.5) -> NDArray[np.bool_]:
+    """Bits of activations of any shape: a >= threshold (Region-DH, eqs. 1 and 2)."""
+    return np.asarray(activations) >= threshold
+
+
+def pack_bits(bits: NDArray[np.bool_]) -> Codes:
+    """Packs bits (N, K) bool into codes (N, K/8) uint8.
+
+    Raises:
+        ValueError: `bits` is not (N, K), or K is not a multiple of 8.
+    """
+    bits = np.asarray(bits)
+    if bits.ndim != 2 or bits.shape[1] % 8:
+        raise ValueError(f"bits must be (N, K) with K a multiple of 8, got {bits.shape}")
+    return np.packbits(bits.astype(bool, copy=False), axis=1)
+
+
+def unpack_bits(codes: Codes) -> NDArray[np.bool_]:
+    """Unpacks codes (N, B) uint8 into bits (N, 8 * B) bool: the inverse of `pack_bits`."""
+    return np.unpackbits(_packed("codes", codes), axis=1).astype(bool)
+
+
+def hamming_distances(queries: Codes, database: Codes) -> NDArray[np.int32]:
+    """Number of differing bits of each query and each code of the database.
+
+    Args:
+        queries: (Q, B) uint8, packed; any B.
+        database: (N, B) uint8, packed; may be memory-mapped.
+
+    Returns:
+        (Q, N) int32, in bits.
+
+    Raises:
+        ValueError: a shape or type is another, or the codes differ in length.
+    """
+    queries = _packed("queries", queries)
+    database = _packed("database", database)
+    if queries.shape[1] != database.shape[1]:
+        raise ValueError(
+            f"queries and database must have codes of one length, "
+            f"got {queries.shape[1]} and {database.shape[1]} bytes"
+        )
+    distances = np.zeros((len(queries), len(database)), np.int32)
+    if distances.size and queries.shape[1]:
+        faiss.hammings(  # type: ignore[attr-defined]  # lacking in FAISS's own type stubs
+            faiss.swig_ptr(queries),
+            faiss.swig_ptr(database),
+            *distances.shape,
+            queries.shape[1],
+            faiss.swig_ptr(distances),
+        )
+    return distances
+
+
+def _packed(name: str, codes: Codes) -> Codes:
+    """`codes` in one piece, as FAISS reads them. Raises ValueError unless (N, B) uint8."""
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or codes.dtype != np.uint8:
+        raise ValueError(f"{name} must be (N, B) uint8, got {codes.shape} {codes.dtype}")
+    return np.ascontiguousarray(codes)

@@ -1,0 +1,108 @@
+"""Settings of a training run: from a TOML file, from single assignments, and from flags."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from regionhash.models import MODELS
+from regionhash.training import TrainingConfig
+
+Arguments = dict[str, Any]
+
+
+def training_settings(
+    model: str,
+    *,
+    file: Path | None = None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> tuple[Arguments, TrainingConfig]:
+    """What the builder of a model and the training are called with.
+
+    A name is an argument of the model's builder or a field of `TrainingConfig`; no name is both.
+    What comes later wins: the file, then the assignments, then the flags.
+
+    Args:
+        model: a key of MODELS.
+        file: TOML with the tables [model] and [training].
+        assignments: "name=value" each; the value as in TOML, where a single word needs no quotes.
+        flags: values by name; those that are None were not given.
+
+    Raises:
+        ValueError: an unknown model or name, or a value of another type; the message names where it
+            stands and what would be right.
+    """
+    if model not in MODELS:
+        raise ValueError(f"unknown model {model!r}; known: {', '.join(MODELS)}")
+    known = {"model": _types(MODELS[model]), "training": _types(TrainingConfig)}
+    known["model"].pop("n_classes")  # the data tells
+    table_of = {name: table for table, names in known.items() for name in names}
+    settings: dict[str, Arguments] = {"model": {}, "training": {}}
+
+    def put(where: str, table: str | None, name: str, value: Any) -> None:
+        if table is None:
+            raise ValueError(f"{where}: unknown; known are {', '.join(table_of)}")
+        settings[table][name] = _checked(where, value, known[table][name])
+
+    for table, content in _read(file).items() if file else ():
+        if table not in known or not isinstance(content, dict):
+            raise ValueError(f"{file}: unknown key {table!r}; known are [model] and [training]")
+        for name, value in content.items():
+            where = f"{file}: [{table}] {name}"
+            if name not in known[table]:
+                raise ValueError(f"{where}: unknown; known are {', '.join(known[table])}")
+            put(where, table, name, value)
+    for assignment in assignments:
+        name, sign, text = assignment.partition("=")
+        if not sign:
+            raise ValueError(f"--set {assignment}: must be name=value")
+        put(f"--set {name}", table_of.get(name), name, _value(text))
+    for name, value in (flags or {}).items():
+        if value is not None:
+            put(f"--{name.replace('_', '-')}", table_of.get(name), name, value)
+    return settings["model"], TrainingConfig(**settings["training"])
+
+
+def _types(function: Callable[..., Any]) -> dict[str, Any]:
+    """The type of each parameter of a builder, or of each field of a dataclass."""
+    hints = get_type_hints(function)
+    if isinstance(function, type):
+        return {field.name: hints[field.name] for field in fields(function)}
+    return {name: hints[name] for name in inspect.signature(function).parameters}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file}: cannot read the settings: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: broken TOML: {error}") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _checked(where: str, value: Any, hint: Any) -> Any:
+    """The value, an integer for a float made one. Raises ValueError unless it has the type."""
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise ValueError(f"{where}: must be one of {', '.join(get_args(hint))}, got {value!r}")
+    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if type(value) in allowed:
+        return value
+    if type(value) is int and float in allowed:
+        return float(value)
+    names = " or ".join(kind.__name__ for kind in allowed if kind is not NoneType)
+    raise ValueError(f"{where}: must be {names}, got {value!r}")

@@ -1,0 +1,63 @@
+"""Labelled boxes as annotation files give them, made into a checked `Target`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from regionhash.structures import Target
+
+logger = logging.getLogger(__name__)
+
+
+class LabelledBox(NamedTuple):
+    """One object of an annotation file.
+
+    Attributes:
+        source: the file, and the line where there is one; for messages.
+        label: class index.
+        box: (x0, y0, x1, y1) in pixels of the picture.
+        difficult: VOC's mark, COCO's crowd.
+    """
+
+    source: str
+    label: int
+    box: tuple[float, float, float, float]
+    difficult: bool = False
+
+
+def make_target(
+    objects: Iterable[LabelledBox],
+    size: tuple[int, int] | None,
+    image_labels: Iterable[int] = (),
+) -> Target:
+    """The objects as a target, their boxes clipped to a picture of `size` (height, width).
+
+    An object of which no area remains is left out and logged as a warning. Where `size` is None
+    (a picture that cannot be read), boxes are only held to x0, y0 >= 0.
+
+    Raises:
+        ValueError: a coordinate is not finite.
+    """
+    height, width = size or (math.inf, math.inf)
+    kept: list[LabelledBox] = []
+    for item in objects:
+        if not all(map(math.isfinite, item.box)):
+            raise ValueError(f"{item.source}: box must be finite, got {item.box}")
+        x0, y0, x1, y1 = item.box
+        clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height))
+        if clipped[0] < clipped[2] and clipped[1] < clipped[3]:
+            kept.append(item._replace(box=clipped))
+        else:
+            frame = f"a picture of {width} x {height} pixels"
+            logger.warning("%s: box %s has no area in %s; left out", item.source, item.box, frame)
+    return Target(
+        boxes=np.array([item.box for item in kept], np.float32).reshape(-1, 4),
+        labels=np.array([item.label for item in kept], np.int64),
+        difficult=np.array([item.difficult for item in kept], np.bool_),
+        image_labels=tuple(sorted(set(image_labels))),
+    )

@@ -1,0 +1,92 @@
+"""The COCO layout (Lin et al., ECCV 2014): a folder of pictures and one JSON file of instances."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from regionhash.data.boxes import LabelledBox, make_target
+from regionhash.data.image_set import ImageSet
+from regionhash.data.images import FileImages
+
+
+def read_coco(images_dir: str | Path, annotations_json: str | Path) -> ImageSet:
+    """All pictures of an instances file, those without an object as well; ids are file names.
+
+    Classes are the file's categories in the order of their ids, which need not be contiguous.
+    Boxes (x, y, width, height) become xyxy, clipped to the picture; regions of a crowd are marked
+    difficult. Objects of which no area remains are left out and logged.
+
+    Raises:
+        ValueError: the folder or the file is missing, is not JSON, lacks a field, or an object
+            names an unknown category or picture.
+    """
+    images_dir, path = Path(images_dir), Path(annotations_json)
+    if not images_dir.is_dir():
+        raise ValueError(f"{images_dir} is missing: it must be the folder of the COCO pictures")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the instances file: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: broken JSON: {error}") from error
+
+    categories = sorted(_records(path, content, "categories", {"id": int, "name": str}), key=_id)
+    indices = {category["id"]: index for index, category in enumerate(categories)}
+    fields = {"id": int, "file_name": str, "height": int, "width": int}
+    images = _records(path, content, "images", fields)
+    objects: dict[int, list[LabelledBox]] = {image["id"]: [] for image in images}
+    fields = {"image_id": int, "category_id": int, "bbox": list}
+    for n, item in enumerate(_records(path, content, "annotations", fields)):
+        source = f"{path}: annotations[{n}]"
+        if item["image_id"] not in objects:
+            raise ValueError(f"{source}: unknown image_id {item['image_id']}")
+        if item["category_id"] not in indices:
+            raise ValueError(f"{source}: unknown category_id {item['category_id']}")
+        try:
+            x, y, width, height = map(float, item["bbox"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{source}: bbox must be [x, y, width, height], got {item['bbox']}"
+            ) from error
+        objects[item["image_id"]].append(
+            LabelledBox(
+                source,
+                indices[item["category_id"]],
+                (x, y, x + width, y + height),
+                difficult=bool(item.get("iscrowd", 0)),
+            )
+        )
+    return ImageSet(
+        name=path.stem,
+        classes=tuple(category["name"] for category in categories),
+        ids=tuple(image["file_name"] for image in images),
+        images=FileImages([images_dir / image["file_name"] for image in images]),
+        targets=tuple(
+            make_target(objects[image["id"]], (image["height"], image["width"])) for image in images
+        ),
+    )
+
+
+def _id(record: dict[str, Any]) -> int:
+    return int(record["id"])
+
+
+def _records(
+    path: Path, content: object, name: str, fields: dict[str, type]
+) -> list[dict[str, Any]]:
+    """The list `name` of the file, each record checked to have `fields` of their types."""
+    records = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(records, list):
+        raise ValueError(
+            f"{path}: no list {name!r}; an instances file has images, annotations and categories"
+        )
+    for n, record in enumerate(records):
+        for field, kind in fields.items():
+            value = record.get(field) if isinstance(record, dict) else None
+            if not isinstance(value, kind):
+                raise ValueError(
+                    f"{path}: {name}[{n}] needs {field!r} ({kind.__name__}), got {value!r}"
+                )
+    return records

@@ -1,0 +1,88 @@
+"""Pictures with what is known of them: the one shape that every data set layout is read into."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionhash.structures import Target
+
+Image = NDArray[np.uint8]
+"""(H, W, 3) uint8, RGB, as shown (after EXIF orientation)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """N pictures, read when asked for, with their targets.
+
+    Attributes:
+        name: what reports call it.
+        classes: names of the C classes.
+        ids: N unique image ids.
+        images: N pictures; `images[n]` reads or makes the n-th and raises
+            `regionhash.data.images.ImageError` where it cannot.
+        targets: N targets, in pixels of the pictures.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    images: Sequence[Image]
+    targets: tuple[Target, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.images) == len(self.targets):
+            raise ValueError(
+                f"{self.name}: {len(self.ids)} ids, {len(self.images)} images and "
+                f"{len(self.targets)} targets must be equally many"
+            )
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError(f"{self.name}: image ids must be unique")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def labels(self, *, with_difficult: bool = False) -> NDArray[np.uint8]:
+        """Image labels as (N, C) 0/1: classes with at least one object (Region-DH, Sec. IV-A)."""
+        table = np.zeros((len(self), len(self.classes)), np.uint8)
+        for row, target in zip(table, self.targets, strict=True):
+            row[list(target.all_labels(with_difficult=with_difficult))] = 1
+        return table
+
+    def subset(self, rows: Sequence[int] | NDArray[Any], name: str | None = None) -> ImageSet:
+        """The pictures of `rows`, in that order."""
+        rows = [int(row) for row in rows]
+        return replace(
+            self,
+            name=name or self.name,
+            ids=tuple(self.ids[row] for row in rows),
+            images=_Picked(self.images, rows),
+            targets=tuple(self.targets[row] for row in rows),
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of classes, ids and targets: the same for the same data, whatever its place."""
+        digest = hashlib.sha256(repr((self.classes, self.ids)).encode())
+        for target in self.targets:
+            digest.update(target.boxes.tobytes() + target.labels.tobytes())
+            digest.update(target.difficult.tobytes() + repr(target.image_labels).encode())
+        return digest.hexdigest()[:16]
+
+
+class _Picked(Sequence[Image]):
+    """Some rows of a sequence of pictures, read when asked for."""
+
+    def __init__(self, images: Sequence[Image], rows: list[int]) -> None:
+        self._images = images
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, n: Any) -> Any:
+        return self._images[self._rows[n]]

@@ -1,0 +1,192 @@
+"""Image files: found on disk, and read into RGB as a person sees them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import ImageOps, UnidentifiedImageError
+
+from regionhash.data.image_set import Image
+
+SUFFIXES = frozenset(
+    (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+"""What `find_images` takes from folders and patterns, in lower case."""
+
+# Only what photographs come in: for others Pillow has decoders that few people test, and for EPS it
+# starts Ghostscript. The JPEG reader opens the MPO files of telephones as well.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+
+MAX_PIXELS = 150_000_000
+"""Larger pictures are refused before they are decoded: 0.45 GB as RGB, half as much again as the
+largest camera sensors (100 Mpx), and below the 179 Mpx at which Pillow itself refuses."""
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_SIDEWAYS = frozenset((5, 6, 7, 8))  # its values that swap height and width
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read: the message names the file and the reason."""
+
+
+def read_image(path: str | Path) -> Image:
+    """The picture in a file as (H, W, 3) uint8 RGB, writable, as shown.
+
+    EXIF orientation is applied, transparent parts lie on white, 16 bits per channel are scaled to
+    8, and of an animation the first frame is read. Pillow reads every format: torchvision's JPEG
+    reader gives the same pixels a fifth faster, but is deprecated and will be removed.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, broken, no picture, larger than
+            `MAX_PIXELS`, or has pixels without a defined white (32-bit floats).
+    """
+    try:
+        # Pillow warns of odd metadata, which does not touch the pixels.
+        with warnings.catch_warnings(action="ignore"), _opened(path) as image:
+            return np.array(_rgb(ImageOps.exif_transpose(image)))
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
+        raise ImageError(f"{path}: {_reason(error, path)}") from error
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Height and width in pixels of the picture as shown, from the file's header alone.
+
+    Raises:
+        ImageError: as `read_image`, as far as the header tells.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), _opened(path) as image:
+            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+            return (image.width, image.height) if sideways else (image.height, image.width)
+    except Exception as error:  # as above
+        raise ImageError(f"{path}: {_reason(error, path)}") from error
+
+
+def _opened(path: str | Path) -> PILImage.Image:
+    """The file with its header read."""
+    image = PILImage.open(path, formats=_FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are more than the limit of {MAX_PIXELS:,}"
+        )
+    return image
+
+
+def _rgb(image: PILImage.Image) -> PILImage.Image:
+    """The picture in mode RGB."""
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("grey values must be within 16 bits")
+        image = PILImage.fromarray(np.round(values / 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined white")
+    if image.has_transparency_data:
+        white = PILImage.new("RGBA", image.size, "white")
+        image = PILImage.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _reason(error: Exception, path: str | Path) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        empty = Path(path).stat().st_size == 0
+        return "the file is empty" if empty else "not a picture of a known format, or broken"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+class FileImages(Sequence[Image]):
+    """The pictures of some files, each read when asked for.
+
+    Attributes:
+        paths: the files.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, n: Any) -> Any:
+        return read_image(self.paths[n])
+
+
+def find_images(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
+    """Ids and paths of the image files that `inputs` name.
+
+    An input is one of:
+
+    - a file, whatever its name ends with;
+    - a folder: the files below it whose names end as pictures do (`SUFFIXES`), sorted;
+    - a pattern such as `photos/**/*.jpg`: the same of the files that match;
+    - a list, `@list` or any `*.txt` file: one path a line, from the list's own folder, in the
+      list's order. Whether they exist shows when they are read.
+
+    Hidden files and folders are left out unless named, links to folders are not followed, and a
+    path that comes twice is taken once. Where a single folder or list is given, ids are relative
+    to it; otherwise they are the paths as given. Ids are unique and valid UTF-8.
+
+    Raises:
+        ValueError: there is no such file or folder, or it holds no picture.
+    """
+    found: dict[str, Path] = {}
+    for given in map(str, inputs):
+        files = list(_expanded(given))
+        if not files:
+            raise ValueError(f"{given}: no picture ({' '.join(sorted(SUFFIXES))}) found there")
+        for path, base in files:
+            shown = path.relative_to(base) if base and len(inputs) == 1 else path
+            # Names on disk need not be UTF-8; ids are stored and printed, so they must be.
+            image_id = os.fsencode(shown.as_posix()).decode("utf-8", "backslashreplace")
+            found.setdefault(image_id, path)
+    return list(found.items())
+
+
+def _expanded(given: str) -> Iterator[tuple[Path, Path | None]]:
+    """Each file that one input names, with the folder that a short id is relative to."""
+    path = Path(given)
+    if given.startswith("@"):
+        yield from _listed(Path(given[1:]))
+    elif path.is_dir():
+        for file in _below(path, "**/*"):
+            yield file, path
+    elif path.is_file() and path.suffix.lower() == ".txt":
+        yield from _listed(path)
+    elif path.is_file():
+        yield path, None
+    elif any(map(_is_pattern, path.parts)):
+        fixed = [_is_pattern(part) for part in path.parts].index(True)
+        for file in _below(Path(*path.parts[:fixed]), str(Path(*path.parts[fixed:]))):
+            yield file, None
+    else:
+        raise ValueError(f"{given}: no such file or folder")
+
+
+def _is_pattern(part: str) -> bool:
+    return any(sign in part for sign in "*?[")
+
+
+def _below(folder: Path, pattern: str) -> Iterator[Path]:
+    for path in sorted(folder.glob(pattern), key=Path.as_posix):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+            yield path
+
+
+def _listed(path: Path) -> Iterator[tuple[Path, Path | None]]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot read the list: {error}") from error
+    for line in filter(None, map(str.strip, lines)):
+        listed = path.parent / line
+        yield listed, (path.parent if listed.is_relative_to(path.parent) else None)

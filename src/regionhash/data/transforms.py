@@ -1,0 +1,172 @@
+"""From a picture to a network's input and back: sizes, boxes, and the changes made in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F  # noqa: N812 (its common name)
+
+from regionhash.data.image_set import Image
+from regionhash.structures import Floats, Target
+
+STRIDE = 32
+"""Input sides are multiples of it: the stride of the coarsest feature map of a ResNet."""
+
+
+def fit_size(height: int, width: int, short: int) -> tuple[int, int]:
+    """Input size (h, w) for a picture: multiples of 32, close to its aspect.
+
+    The short side is `short`, the long side at most twice that. The aspect bends by a few per
+    cent (more for pictures longer than 2:1), and in return pictures of one input size form a batch
+    without padding, so a code does not depend on the rest of the batch.
+
+    Raises:
+        ValueError: a length is not positive.
+    """
+    if min(height, width, short) < 1:
+        raise ValueError(f"lengths must be positive, got {height} x {width}, short side {short}")
+    short_side = max(STRIDE, STRIDE * round(short / STRIDE))
+    aspect = min(max(height, width) / min(height, width), 2)
+    long_side = STRIDE * round(short_side * aspect / STRIDE)
+    return (short_side, long_side) if height <= width else (long_side, short_side)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The relation of a picture to the network's input made from it.
+
+    Attributes:
+        size: (height, width) of the picture in pixels.
+        input_size: (height, width) of the input in pixels.
+    """
+
+    size: tuple[int, int]
+    input_size: tuple[int, int]
+
+    def to_input(self, boxes: Tensor) -> Tensor:
+        """Boxes (R, 4) xyxy in pixels of the picture, in input pixels."""
+        return boxes * self._scale(boxes)
+
+    def to_original(self, boxes: Tensor) -> Tensor:
+        """Boxes (R, 4) xyxy in input pixels, in pixels of the picture."""
+        return boxes / self._scale(boxes)
+
+    def _scale(self, boxes: Tensor) -> Tensor:
+        y, x = (new / old for new, old in zip(self.input_size, self.size, strict=True))
+        return boxes.new_tensor([x, y, x, y])
+
+
+def to_input(image: Image, short: int) -> tuple[Tensor, Frame]:
+    """The picture resized by `fit_size` as (3, h, w) uint8 tensor, and the frame of its boxes.
+
+    Bilinear with antialiasing: the value of a pixel is an average of all that it stands for.
+    """
+    size = (image.shape[0], image.shape[1])
+    input_size = fit_size(*size, short)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
+    return F.resize(tensor, list(input_size), antialias=True), Frame(size, input_size)
+
+
+class TrainingSample(NamedTuple):
+    """A picture and its objects as the network sees them in training.
+
+    Attributes:
+        image: (3, h, w) uint8.
+        boxes: (R, 4) float32, xyxy in input pixels; zero boxes are valid.
+        labels: (R,) int64.
+        image_labels: sorted class indices of the picture, a class with a box or without.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    image_labels: tuple[int, ...]
+
+
+class TrainingTransform:
+    """Random changes of a picture that keep its labels true.
+
+    Args:
+        short: the short side of the input around which sizes are drawn, in pixels.
+        scale: the range of the factor on `short`.
+        crop: whether to cut off margins. A crop always holds every object that is not difficult.
+        flip: whether to mirror every other picture; wrong for digits and letters.
+        colour: whether to change brightness, contrast and saturation.
+    """
+
+    def __init__(
+        self,
+        short: int,
+        *,
+        scale: tuple[float, float] = (0.8, 1.25),
+        crop: bool = True,
+        flip: bool = True,
+        colour: bool = True,
+    ) -> None:
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale must be a range of positive factors, got {scale}")
+        self.short = short
+        self.scale = scale
+        self.crop = crop
+        self.flip = flip
+        self.colour = colour
+
+    def __call__(
+        self, image: Image, target: Target, generator: np.random.Generator
+    ) -> TrainingSample:
+        """One random version of a picture; all randomness comes from `generator`.
+
+        Difficult objects and boxes below one input pixel are left out of the boxes; the labels
+        of the picture stay. Boxes are clipped to the picture, whose size an annotation file may
+        have got wrong.
+        """
+        height, width, _ = image.shape
+        limits = np.array([width, height, width, height], np.float32)
+        boxes = np.clip(target.boxes[~target.difficult], 0, limits)
+        labels = target.labels[~target.difficult]
+        if self.crop and set(target.image_labels) <= set(labels.tolist()):
+            # Where the labelled things are is known, so a crop can hold them all.
+            x0, y0, x1, y1 = _draw_crop(height, width, boxes, generator)
+            image = image[y0:y1, x0:x1]
+            boxes = boxes - np.array([x0, y0, x0, y0], np.float32)
+        tensor, frame = to_input(image, round(self.short * generator.uniform(*self.scale)))
+        placed = frame.to_input(torch.from_numpy(boxes))
+        if self.flip and generator.random() < 0.5:
+            tensor = tensor.flip(-1)
+            x0_x1 = frame.input_size[1] - placed[:, [2, 0]]
+            placed = torch.stack([x0_x1[:, 0], placed[:, 1], x0_x1[:, 1], placed[:, 3]], dim=1)
+        if self.colour:
+            tensor = _change_colour(tensor, generator)
+        kept = ((placed[:, 2:] - placed[:, :2]) >= 1).all(dim=1)
+        return TrainingSample(
+            tensor, placed[kept], torch.from_numpy(labels)[kept], target.all_labels()
+        )
+
+
+def _draw_crop(
+    height: int,
+    width: int,
+    boxes: Floats,
+    generator: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """A random rectangle (x0, y0, x1, y1) of 0.6 to 1 of each side, grown to hold all boxes."""
+    lengths = generator.uniform(0.6, 1.0, 2) * (width, height)
+    start = generator.uniform(size=2) * ((width, height) - lengths)
+    low = np.vstack([start, boxes[:, :2]]).min(axis=0)
+    high = np.vstack([start + lengths, boxes[:, 2:]]).max(axis=0)
+    x0, y0 = np.floor(low).astype(int)
+    x1, y1 = np.ceil(high).astype(int)
+    return int(x0), int(y0), min(int(x1), width), min(int(y1), height)
+
+
+def _change_colour(image: Tensor, generator: np.random.Generator) -> Tensor:
+    """Brightness, contrast and saturation times a factor of 0.7 to 1.3 each."""
+    brightness, contrast, saturation = generator.uniform(0.7, 1.3, 3).tolist()
+    image = F.adjust_brightness(image, brightness)
+    image = F.adjust_contrast(image, contrast)
+    image = F.adjust_saturation(image, saturation)
+    return image

@@ -1,0 +1,120 @@
+"""The PASCAL VOC layout (Everingham et al., IJCV 2010): one XML file of objects per picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from regionhash.data.boxes import LabelledBox, make_target
+from regionhash.data.image_set import ImageSet
+from regionhash.data.images import FileImages
+from regionhash.structures import Target
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
+def read_voc(
+    root: str | Path,
+    split: str,
+    *,
+    year: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> ImageSet:
+    """The pictures of one split with their objects, the difficult ones marked.
+
+    VOC counts pixels from 1 and its boxes include the last one: (xmin, ymin, xmax, ymax) becomes
+    the box (xmin - 1, ymin - 1, xmax, ymax), clipped to the size that the XML file gives. Objects
+    of which no area remains are left out and logged.
+
+    Args:
+        root: the folder with `JPEGImages`, `Annotations` and `ImageSets`; with `year`, the
+            `VOCdevkit` folder above it.
+        split: the name of a list in `ImageSets/Main`, such as "train". Of each line the first
+            word counts, so that lists of one class ("dog_train") give the pictures of all classes.
+        year: picks `VOC<year>` in `root`.
+        classes: names in their order, for own data in this layout; the 20 VOC classes if None.
+
+    Raises:
+        ValueError: the split or an XML file is missing or broken, or a class is unknown.
+    """
+    folder = Path(root) if year is None else Path(root) / f"VOC{year}"
+    listing = folder / "ImageSets" / "Main" / f"{split}.txt"
+    for path in (folder / "JPEGImages", folder / "Annotations", listing):
+        if not path.exists():
+            raise ValueError(
+                f"{path} is missing: {folder} must be a VOC folder with JPEGImages/<id>.jpg, "
+                f"Annotations/<id>.xml and ImageSets/Main/{split}.txt (one id a line)"
+            )
+    lines = listing.read_text(encoding="utf-8").splitlines()
+    ids = tuple(line.split()[0] for line in lines if line.strip())
+    if not ids:
+        raise ValueError(f"{listing} lists no picture")
+    names = tuple(VOC_CLASSES if classes is None else classes)
+    indices = {name: index for index, name in enumerate(names)}
+    return ImageSet(
+        name=f"{folder.name}:{split}",
+        classes=names,
+        ids=ids,
+        images=FileImages([folder / "JPEGImages" / f"{image_id}.jpg" for image_id in ids]),
+        targets=tuple(
+            _read_annotation(folder / "Annotations" / f"{image_id}.xml", indices)
+            for image_id in ids
+        ),
+    )
+
+
+def _read_annotation(path: Path, indices: dict[str, int]) -> Target:
+    try:
+        root = ElementTree.parse(path).getroot()
+        size = (int(_text(root, "size/height")), int(_text(root, "size/width")))
+        if min(size) < 1:
+            raise ValueError(f"height and width must be positive, got {size}")
+        objects = [_read_object(path, item, indices) for item in root.iterfind("object")]
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: each listed picture needs an XML file") from error
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path}: broken XML: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return make_target(objects, size)
+
+
+def _read_object(path: Path, item: ElementTree.Element, indices: dict[str, int]) -> LabelledBox:
+    name = _text(item, "name")
+    if name not in indices:
+        raise ValueError(f"unknown class {name!r}; known are {', '.join(indices)}")
+    # The first edges are inclusive and counted from 1, so the last ones are exclusive from 0.
+    xmin, ymin, xmax, ymax = (
+        float(_text(item, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")
+    )
+    difficult = (item.findtext("difficult") or "0").strip() == "1"
+    return LabelledBox(str(path), indices[name], (xmin - 1, ymin - 1, xmax, ymax), difficult)
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    text = (element.findtext(path) or "").strip()
+    if not text:
+        raise ValueError(f"<{element.tag}> lacks <{path}>")
+    return text

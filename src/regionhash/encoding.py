@@ -1,0 +1,330 @@
+"""From pictures to codes: a model over many pictures, or over the one that is searched for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.ops import clip_boxes_to_image
+
+from regionhash.checkpoints import Checkpoint, provenance
+from regionhash.data.batches import batches_of_one_shape
+from regionhash.data.image_set import Image, ImageSet
+from regionhash.data.images import ImageError
+from regionhash.data.transforms import Frame, to_input
+from regionhash.sources import Source
+from regionhash.store import CodeFile, CodeFileWriter
+from regionhash.structures import EncodedImage, Floats, Regions
+
+Precision = Literal["32-true", "bf16-mixed"]
+"""Of the forward pass: float32, or bfloat16 where autocast finds that safe."""
+
+_WINDOW = 8
+"""Batches whose pictures are put in order of shape; a kill loses the work on so many at most."""
+
+_AHEAD_BYTES = 32 << 20
+"""Decoded pictures that wait in shared memory, of which containers often have only 64 MiB."""
+
+
+@dataclass(frozen=True)
+class EncodingReport:
+    """What came of the pictures of one run.
+
+    Attributes:
+        n_encoded: pictures encoded now.
+        n_stored_before: pictures that the code file had already.
+        skipped: id and reason of each picture that could not be read.
+        seconds: wall time; model_seconds: the part of it that the model took.
+    """
+
+    n_encoded: int
+    n_stored_before: int
+    skipped: dict[str, str]
+    seconds: float
+    model_seconds: float
+
+
+def pick_device(name: str) -> torch.device:
+    """The device "cpu", "cuda", or "auto": the GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise ValueError("device cuda: torch finds no GPU on this machine")
+    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+
+
+def code_file_writer(
+    path: str | Path,
+    model: Any,
+    checkpoint: Checkpoint,
+    *,
+    checkpoint_path: Path,
+    precision: Precision = "32-true",
+    source: Source | None = None,
+) -> CodeFileWriter:
+    """A writer of the codes of `model`; what search needs to know besides stands in `meta`.
+
+    `meta` holds "checkpoint" (its absolute path), "precision", "sources" (where the pictures lie,
+    those of a file that is added to before the new one) and "provenance".
+
+    Raises:
+        ValueError: the file holds codes of another precision.
+        StoreError: see `CodeFileWriter`.
+    """
+    _check_precision(precision)
+    sources = [] if source is None else [source]
+    if Path(path).exists():
+        there = CodeFile.open(path)
+        if there.model_hash == checkpoint.model_hash and there.meta["precision"] != precision:
+            raise ValueError(
+                f"{path}: holds codes of precision {there.meta['precision']}, got {precision}"
+            )
+        sources = [*there.meta["sources"], *(new for new in sources if new not in there.meta["sources"])]
+    return CodeFileWriter(
+        path,
+        model_hash=checkpoint.model_hash,
+        model_name=checkpoint.name,
+        classes=checkpoint.classes,
+        n_bits=model.n_bits,
+        n_region_bits=model.n_region_bits,
+        meta={
+            "checkpoint": str(checkpoint_path.absolute()),
+            "precision": precision,
+            "sources": sources,
+            "provenance": provenance(),
+        },
+    )
+
+
+def encode_images(
+    model: Any,
+    checkpoint: Checkpoint,
+    image_set: ImageSet,
+    writer: CodeFileWriter,
+    *,
+    batch_size: int = 8,
+    workers: int = 1,
+    precision: Precision = "32-true",
+    on_skip: Callable[[str, str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EncodingReport:
+    """Encodes the pictures that `writer` does not hold yet, in their order.
+
+    Pictures are read and resized by other processes while the model works, and pass through: memory
+    does not grow with their number. What cannot be read is skipped. Where the set has classes, the
+    labels of its pictures (without difficult objects) are stored with their codes.
+
+    A code does not depend on the pictures around it but for rounding: with `batch_size` 1 not even
+    for that, so a run that was interrupted and resumed gives the same file, byte for byte.
+
+    Args:
+        model: of `load_checkpoint`, on the device that it shall run on.
+        checkpoint: as well.
+        image_set: pictures; its classes must be the model's, in any order.
+        writer: see `code_file_writer`. Finishing it is left to the caller.
+        batch_size: pictures that the model takes at a time, at most.
+        workers: processes that read pictures; 0 reads them in this one.
+        precision: see `Precision`.
+        on_skip: called with id and reason of each picture that cannot be read.
+        on_progress: called after each batch with the pictures done and those to be done in all.
+
+    Raises:
+        ValueError: a class that the model does not know, or a size that is not positive.
+        StoreError: the disk refuses; what was stored before stays.
+    """
+    _check_precision(precision)
+    if batch_size < 1 or workers < 0:
+        raise ValueError(
+            f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
+        )
+    began = time.perf_counter()
+    device = _device_of(model)
+    label_of = class_indices(image_set, checkpoint.classes)
+    rows = [row for row, image_id in enumerate(image_set.ids) if image_id not in writer.done]
+    skipped: dict[str, str] = {}
+    n_encoded, model_seconds = 0, 0.0
+
+    def readable() -> Iterator[tuple[int, _Input]]:
+        for row, item in _read(image_set, rows, checkpoint.short, workers):
+            if isinstance(item, _Input):
+                # A copy, so that the shared memory is free for the next picture.
+                yield row, item._replace(image=item.image.to(device, copy=True))
+                continue
+            skipped[image_set.ids[row]] = item
+            if on_skip:
+                on_skip(image_set.ids[row], item)
+
+    pictures = readable()
+    while True:
+        encoded: dict[int, EncodedImage] = {}
+        window = islice(pictures, _WINDOW * batch_size)
+        for batch in batches_of_one_shape(window, _image_of, batch_size):
+            started = time.perf_counter()
+            with _inference(device, precision):
+                results = model.encode([item.image for _, item in batch])
+            model_seconds += time.perf_counter() - started
+            for (row, item), result in zip(batch, results, strict=True):
+                encoded[row] = _in_original(result, item.frame)
+            if on_progress:
+                on_progress(n_encoded + len(encoded) + len(skipped), len(rows))
+        if not encoded:
+            break
+        for row in sorted(encoded):
+            labels = None
+            if image_set.classes:
+                labels = [label_of[label] for label in image_set.targets[row].all_labels()]
+            writer.add(image_set.ids[row], encoded[row], labels)
+        n_encoded += len(encoded)
+    return EncodingReport(
+        n_encoded,
+        len(image_set) - len(rows),
+        skipped,
+        time.perf_counter() - began,
+        model_seconds,
+    )
+
+
+def class_indices(image_set: ImageSet, classes: Sequence[str]) -> list[int]:
+    """For each class of a set its index among the `classes` of a model.
+
+    Raises:
+        ValueError: the model does not know a class.
+    """
+    unknown = [name for name in image_set.classes if name not in classes]
+    if unknown:
+        raise ValueError(
+            f"{image_set.name}: the model does not know the classes {', '.join(unknown)}; "
+            f"it knows {', '.join(classes)}"
+        )
+    return [classes.index(name) for name in image_set.classes]
+
+
+def encode_picture(
+    model: Any, checkpoint: Checkpoint, image: Image, *, precision: Precision = "32-true"
+) -> EncodedImage:
+    """The codes of one picture, as `encode_images` gives them with a batch of one."""
+    _check_precision(precision)
+    device = _device_of(model)
+    tensor, frame = to_input(image, checkpoint.short)
+    with _inference(device, precision):
+        (encoded,) = model.encode([tensor.to(device)])
+    return _in_original(encoded, frame)
+
+
+def encode_boxes(
+    model: Any,
+    checkpoint: Checkpoint,
+    image: Image,
+    boxes: Floats,
+    *,
+    precision: Precision = "32-true",
+) -> Regions:
+    """The codes of given boxes of one picture.
+
+    Args:
+        model: of `load_checkpoint`.
+        checkpoint: as well.
+        image: the picture.
+        boxes: (R, 4) float32, xyxy in its pixels; what lies outside of it is cut off.
+        precision: see `Precision`.
+
+    Raises:
+        ValueError: a box that has no area in the picture.
+    """
+    _check_precision(precision)
+    device = _device_of(model)
+    tensor, frame = to_input(image, checkpoint.short)
+    inside = clip_boxes_to_image(torch.from_numpy(boxes), frame.size)
+    for box, clipped in zip(boxes.tolist(), inside.tolist(), strict=True):
+        shown = ",".join(f"{edge:g}" for edge in box)
+        if not (box[0] < box[2] and box[1] < box[3]):
+            raise ValueError(f"box {shown}: needs x0 < x1 and y0 < y1")
+        if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
+            height, width = frame.size
+            raise ValueError(f"box {shown}: lies outside of the picture, {width} x {height} pixels")
+    with _inference(device, precision):
+        (regions,) = model.encode_boxes([tensor.to(device)], [frame.to_input(inside).to(device)])
+    return replace(regions, boxes=inside.numpy())
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise ValueError(f"precision must be one of {known}, got {precision!r}")
+
+
+def _device_of(model: Any) -> torch.device:
+    device: torch.device = next(model.parameters()).device
+    return device
+
+
+@contextmanager
+def _inference(device: torch.device, precision: Precision) -> Iterator[None]:
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+    with torch.inference_mode(), autocast:
+        yield
+
+
+def _in_original(encoded: EncodedImage, frame: Frame) -> EncodedImage:
+    """The same with boxes in pixels of the picture instead of the network's input."""
+    if encoded.regions is None:
+        return replace(encoded, size=frame.size)
+    boxes = clip_boxes_to_image(
+        frame.to_original(torch.from_numpy(encoded.regions.boxes)), frame.size
+    )
+    return replace(encoded, size=frame.size, regions=replace(encoded.regions, boxes=boxes.numpy()))
+
+
+class _Input(NamedTuple):
+    """A picture as the network takes it: (3, h, w) uint8, and the frame of its boxes."""
+
+    image: Tensor
+    frame: Frame
+
+
+def _image_of(item: tuple[int, _Input]) -> Tensor:
+    return item[1].image
+
+
+class _Inputs(Dataset["_Input | str"]):
+    """The network's input of each picture; of one that cannot be read, the reason."""
+
+    def __init__(self, image_set: ImageSet, short: int) -> None:
+        self.image_set = image_set
+        self.short = short
+
+    def __getitem__(self, row: int) -> _Input | str:
+        try:
+            image = self.image_set.images[row]
+        except ImageError as error:
+            return str(error)
+        return _Input(*to_input(image, self.short))
+
+
+def _read(
+    image_set: ImageSet, rows: list[int], short: int, workers: int
+) -> Iterator[tuple[int, _Input | str]]:
+    """Row and input of each picture of `rows`, in order."""
+    picture_bytes = 3 * short * (3 * short // 2)
+    ahead = max(2, _AHEAD_BYTES // picture_bytes)
+    loader = DataLoader(
+        _Inputs(image_set, short),
+        sampler=rows,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=max(2, ahead // workers) if workers else None,
+    )
+    yield from zip(rows, loader, strict=True)

@@ -1,0 +1,40 @@
+"""Measures of retrieval and detection, their uncertainty, and the figures of the papers."""
+
+from regionhash.evaluation.bootstrap import (
+    BootstrapResult,
+    ErrorReduction,
+    error_reduction,
+    paired_bootstrap,
+)
+from regionhash.evaluation.detection import detection_map
+from regionhash.evaluation.metrics import (
+    METRICS,
+    ContainedLabels,
+    HammingMatrix,
+    RankingCurves,
+    SharedLabels,
+    class_means,
+    evaluate_ranking,
+    per_query,
+    ranking_curves,
+)
+from regionhash.evaluation.papers import PaperFigure, paper_figures
+
+__all__ = [
+    "METRICS",
+    "BootstrapResult",
+    "ContainedLabels",
+    "ErrorReduction",
+    "HammingMatrix",
+    "PaperFigure",
+    "RankingCurves",
+    "SharedLabels",
+    "class_means",
+    "detection_map",
+    "error_reduction",
+    "evaluate_ranking",
+    "paired_bootstrap",
+    "paper_figures",
+    "per_query",
+    "ranking_curves",
+]

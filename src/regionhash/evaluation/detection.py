@@ -1,0 +1,152 @@
+"""Mean average precision of detected boxes, as the PASCAL VOC development kit computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionhash.structures import Floats, Ints, Target
+
+Interpolation = Literal["area", "11point"]
+Values = NDArray[np.float64]
+
+
+class DetectionMap(TypedDict):
+    """Average precision of a detector.
+
+    Attributes:
+        map: mean over the classes that have an object; NaN where none has.
+        per_class: (C,) float64, NaN for a class without an object.
+    """
+
+    map: float
+    per_class: Values
+
+
+def detection_map(
+    predictions: Sequence[tuple[Floats, Floats, Ints]],
+    targets: Sequence[Target],
+    n_classes: int,
+    *,
+    iou: float = 0.5,
+    interpolation: Interpolation = "area",
+) -> DetectionMap:
+    """Average precision per class and its mean (Everingham et al., IJCV 2010, Sec. 4.2).
+
+    The detections of a class are taken by falling score. Each is held against the object of its
+    class and image that it overlaps most: right if that overlap is at least `iou` and no detection
+    before it has taken the object, wrong otherwise. A detection whose object is difficult counts
+    neither way, and difficult objects are not missed.
+
+    The kit counts the pixels on both edges of a box as inside; boxes here are continuous, so the
+    sides are not one pixel longer.
+
+    Args:
+        predictions: per image, boxes (R, 4) xyxy in pixels, scores (R,), and labels (R,), class
+            indices from 0.
+        targets: the objects of the same images.
+        n_classes: C.
+        iou: the least intersection over union of a match.
+        interpolation: "area" under the falling envelope of the precision-recall curve (VOC since
+            2010), or "11point", the mean of the envelope at recalls 0, 0.1, ..., 1 (VOC 2007).
+
+    Raises:
+        ValueError: not one prediction per target, wrong shapes, a label outside 0..C - 1, an `iou`
+            outside (0, 1], or an unknown interpolation.
+    """
+    if interpolation not in get_args(Interpolation):
+        known = ", ".join(get_args(Interpolation))
+        raise ValueError(f"interpolation must be one of {known}, got {interpolation!r}")
+    if not 0 < iou <= 1:
+        raise ValueError(f"iou must be in (0, 1], got {iou}")
+    if len(predictions) != len(targets):
+        raise ValueError(f"{len(targets)} targets need as many predictions, got {len(predictions)}")
+    n_objects = np.zeros(n_classes, np.int64)
+    first_object = 0
+    parts = []
+    for image, ((boxes, scores, labels), target) in enumerate(
+        zip(predictions, targets, strict=True)
+    ):
+        _check_image(image, boxes, scores, labels, target, n_classes)
+        np.add.at(n_objects, target.labels[~target.difficult], 1)
+        taken, ignored = _match(boxes, labels, target, iou)
+        parts.append((scores, labels, np.where(taken >= 0, first_object + taken, -1), ignored))
+        first_object += len(target.labels)
+
+    per_class = np.full(n_classes, np.nan)
+    if parts:
+        scores, labels, taken, ignored = map(np.concatenate, zip(*parts, strict=True))
+        order = np.argsort(-scores, kind="stable")
+        order = order[~ignored[order]]
+        for label in np.flatnonzero(n_objects):
+            own = taken[order[labels[order] == label]]  # best score first
+            per_class[label] = _average_precision(_right(own), n_objects[label], interpolation)
+    present = per_class[n_objects > 0]
+    return {"map": float(present.mean()) if len(present) else np.nan, "per_class": per_class}
+
+
+def _match(
+    boxes: Floats, labels: Ints, target: Target, iou: float
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """The object (R,) that each detection matches, -1 for none; whether it is difficult (R,)."""
+    if not len(target.labels):
+        return np.full(len(boxes), -1), np.zeros(len(boxes), bool)
+    overlaps = _box_iou(boxes, target.boxes)  # (R, G)
+    overlaps[labels[:, None] != target.labels] = -1
+    best = overlaps.argmax(1)
+    matched = overlaps.max(1) >= iou
+    return np.where(matched, best, -1), matched & target.difficult[best]
+
+
+def _right(taken: Ints) -> NDArray[np.bool_]:
+    """Whether each detection, best first, is the first to take its object."""
+    right = np.zeros(len(taken), bool)
+    right[np.unique(taken, return_index=True)[1]] = True
+    return right & (taken >= 0)
+
+
+def _average_precision(
+    right: NDArray[np.bool_], n_objects: int, interpolation: Interpolation
+) -> float:
+    """Average precision of detections (R,), best first."""
+    found = np.cumsum(right)
+    recall = found / n_objects
+    precision = found / np.arange(1, len(found) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]  # best precision at this recall or more
+    if interpolation == "area":
+        return float((np.diff(recall, prepend=0.0) * envelope).sum())
+    # the objects that a recall of t / 10 takes, in integers: 0.1 and its multiples are inexact
+    needed = -(-np.arange(11) * n_objects // 10)
+    at = np.searchsorted(found, needed)
+    return float(np.append(envelope, 0.0)[at].sum() / 11)
+
+
+def _box_iou(a: Floats, b: Floats) -> Values:
+    """Intersection over union (R, G) of boxes (R, 4) and (G, 4), xyxy; 0 for two empty boxes."""
+    near, far = a[:, None, :2], a[:, None, 2:]
+    sides = np.minimum(far, b[:, 2:]) - np.maximum(near, b[:, :2])  # (R, G, 2)
+    inside = np.clip(sides, 0, None).prod(-1, dtype=np.float64)  # (R, G)
+    union = (far - near).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - inside
+    overlaps = np.zeros(inside.shape)
+    np.divide(inside, union, out=overlaps, where=union > 0)
+    return overlaps
+
+
+def _check_image(
+    image: int, boxes: Floats, scores: Floats, labels: Ints, target: Target, n_classes: int
+) -> None:
+    n = len(scores)
+    if boxes.shape != (n, 4) or scores.shape != (n,) or labels.shape != (n,):
+        raise ValueError(
+            f"predictions[{image}] must be boxes (R, 4), scores (R,) and labels (R,), "
+            f"got {boxes.shape}, {scores.shape} and {labels.shape}"
+        )
+    for name, own in (("predictions", labels), ("targets", target.labels)):
+        if len(own) and not 0 <= own.min() <= own.max() < n_classes:
+            raise ValueError(
+                f"labels of {name}[{image}] must be in 0..{n_classes - 1}, "
+                f"got {own.min()}..{own.max()}"
+            )

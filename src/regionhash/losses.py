@@ -1,0 +1,84 @@
+"""Losses as pure functions. Names and equation numbers are the papers'."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+Reduction = Literal["sum", "mean"]
+MultiLabelForm = Literal["softmax", "bce"]
+MULTI_LABEL_FORMS: tuple[str, ...] = get_args(MultiLabelForm)
+
+
+def push_from_half(activations: Tensor) -> Tensor:
+    """E1 of each code: -(1/K) sum_k (a_k - 0.5)^2, lowest at 0 and 1 (Region-DH, eq. 8).
+
+    The equation is printed on the binary q, whose gradient is zero; here it acts on the
+    activations, as in SSDH, and with the squared norm.
+
+    Args:
+        activations: (..., K) in [0, 1].
+
+    Returns:
+        (...), in [-0.25, 0].
+    """
+    return -((activations - 0.5) ** 2).mean(-1)
+
+
+def balance_bits(activations: Tensor) -> Tensor:
+    """E2 of each code: (mean_k a_k - 0.5)^2, lowest with half of the bits set (Region-DH, eq. 9).
+
+    Args:
+        activations: (..., K) in [0, 1].
+
+    Returns:
+        (...), in [0, 0.25].
+    """
+    return (activations.mean(-1) - 0.5) ** 2
+
+
+def reduce_per_image(values: Tensor, n_images: int, reduction: Reduction) -> Tensor:
+    """One number of per-region values (M,) of a batch.
+
+    `sum` sums over the regions of a picture, as eqs. 8 and 9 are printed, and averages over the
+    pictures; `mean` averages over all regions. No region gives 0.
+    """
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be sum or mean, got {reduction!r}")
+    return values.sum() / max(n_images if reduction == "sum" else values.numel(), 1)
+
+
+def multi_label_loss(logits: Tensor, image_labels: Tensor, form: MultiLabelForm) -> Tensor:
+    """L_cls3: classification of pictures with several labels, averaged over the batch.
+
+        softmax   cross-entropy against the uniform distribution over the labels (IAH, eq. 3);
+                  pictures without a label do not count
+        bce       binary cross-entropy of one sigmoid per class, summed over the classes
+
+    Args:
+        logits: (B, C).
+        image_labels: (B, C), 0 or 1.
+        form: as above.
+    """
+    if form == "bce":
+        per_class = F.binary_cross_entropy_with_logits(logits, image_labels, reduction="none")
+        return per_class.sum(1).mean()
+    if form == "softmax":
+        n_labels = image_labels.sum(1, keepdim=True)
+        wanted = image_labels / n_labels.clamp(min=1)
+        per_image = -(wanted * logits.log_softmax(1)).sum(1)
+        return per_image.sum() / (n_labels > 0).sum().clamp(min=1)
+    raise ValueError(f"form must be one of {', '.join(MULTI_LABEL_FORMS)}, got {form!r}")
+
+
+def multi_label_probs(logits: Tensor, form: MultiLabelForm) -> Tensor:
+    """Class probabilities (B, C) of the logits of `multi_label_loss`."""
+    return logits.sigmoid() if form == "bce" else logits.softmax(1)
+
+
+def nan_term(losses: dict[str, Tensor]) -> str | None:
+    """The name of the first loss that is not finite, or None."""
+    return next((name for name, loss in losses.items() if not torch.isfinite(loss).all()), None)

@@ -1,0 +1,55 @@
+"""The models by name. A builder pins a paper's values and takes plain keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from regionhash.models.image_level import control, dlbhc, ssdh
+from regionhash.models.region_dh import region_dh
+from regionhash.parts.proposals import Targets
+from regionhash.structures import EncodedImage, Regions
+
+
+class HashModel(Protocol):
+    """What training, encoding and search need of a model; every model is a `torch.nn.Module` too.
+
+    Attributes:
+        n_bits: of the image code; n_region_bits: of a region's code.
+        ramped_terms: names of the losses that training may bring in slowly.
+    """
+
+    n_bits: int
+    n_region_bits: int
+    ramped_terms: tuple[str, ...]
+
+    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+        """Weighted loss terms by name."""
+
+    def encode(self, images: list[Tensor]) -> list[EncodedImage]:
+        """Codes of pictures; boxes in pixels of the pictures given."""
+
+    def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
+        """Codes of given boxes of pictures."""
+
+    def frozen_features(self, images: list[Tensor]) -> dict[str, Tensor]:
+        """What the image hash reads, without gradient."""
+
+    def hash_features(self, features: dict[str, Tensor]) -> Tensor:
+        """Activations (B, n_bits) of the image hash, of what `frozen_features` gives."""
+
+    def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
+        """The loss terms of the image hash alone."""
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The weights of the image hash."""
+
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "region-dh": region_dh,
+    "ssdh": ssdh,
+    "dlbhc": dlbhc,
+    "control": control,
+}

@@ -1,0 +1,277 @@
+"""Whole-image hashing: DLBHC, SSDH, and a control with a hidden layer.
+
+    image -> backbone -> average and maximum over the picture -> [hidden layer] -> latent layer
+                                                                    -> image classes
+
+DLBHC (Lin et al., "Deep Learning of Binary Hash Codes for Fast Image Retrieval", CVPRW 2015) trains
+the latent layer by classification alone. SSDH (Yang et al., "Supervised Learning of
+Semantics-Preserving Hash via Deep Convolutional Neural Networks", TPAMI 2018) adds E1 and E2 with
+weights 1. The control is SSDH with a hidden layer on features that are never trained: a method
+that does not beat it has learned nothing from regions.
+
+All three are region methods with one box, the whole picture: codes of other boxes come from the
+same layers, with the average and the maximum taken over the box.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from regionhash.losses import (
+    MultiLabelForm,
+    balance_bits,
+    multi_label_loss,
+    multi_label_probs,
+    push_from_half,
+)
+from regionhash.models.region_dh import codes_of
+from regionhash.parts.backbones import Backbone, build_backbone, stack_images
+from regionhash.parts.heads import LatentLayer, centre
+from regionhash.parts.pooling import pool_top
+from regionhash.parts.proposals import Targets
+from regionhash.structures import EncodedImage, Regions
+
+
+class ImageLevelHash(nn.Module):
+    """A latent layer on the pooled features of a backbone.
+
+    Args:
+        backbone: its last stage is read.
+        n_classes: C.
+        n_bits: bits of the code.
+        n_hidden: width of a hidden layer before the latent layer; 0 is none.
+        hash_weight: weight of E1 and of E2; 0 is DLBHC.
+        centred: whether the classifier reads 2a - 1 or, as printed, a.
+        multi_label: see `multi_label_loss`.
+        dropout: before and behind the hidden layer.
+    """
+
+    ramped_terms = ("e1", "e2")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        n_classes: int,
+        n_bits: int,
+        n_hidden: int,
+        hash_weight: float,
+        centred: bool,
+        multi_label: MultiLabelForm,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        n_in = 2 * backbone.top_channels
+        # Averages and maxima of different channels differ in scale by orders of magnitude.
+        self.scale = nn.BatchNorm1d(n_in, affine=False)
+        self.dropout = nn.Dropout(dropout)
+        self.hidden: nn.Module = nn.Identity()
+        if n_hidden:
+            self.hidden = nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Dropout(dropout))
+        self.latent = LatentLayer(n_hidden or n_in, n_bits)
+        self.classify_image = nn.Linear(n_bits, n_classes)
+        self.n_bits = n_bits
+        self.n_region_bits = n_bits
+        self.hash_weight = hash_weight
+        self.centred = centred
+        self.multi_label: MultiLabelForm = multi_label
+
+    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+        """Weighted terms by name: "cls3" and, where they count, "e1" and "e2".
+
+        Args:
+            images: B times (3, h, w) uint8.
+            targets: B times "image_labels" (C,) float32, 0 or 1; boxes are not read.
+        """
+        image_labels = torch.stack([t["image_labels"] for t in targets])
+        return self.head_losses({"pooled": self._pool_images(images)}, image_labels)
+
+    @torch.no_grad()
+    def frozen_features(self, images: list[Tensor]) -> dict[str, Tensor]:
+        """All that the head reads of B images: "pooled" (B, 2 * D)."""
+        return {"pooled": self._pool_images(images)}
+
+    def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
+        """The losses of `frozen_features` with image labels (B, C) float32, 0 or 1."""
+        activations = self.hash_features(features)
+        logits = self.classify_image(centre(activations, self.centred))
+        losses = {"cls3": multi_label_loss(logits, image_labels, self.multi_label)}
+        if self.hash_weight:
+            losses["e1"] = self.hash_weight * push_from_half(activations).mean()
+            losses["e2"] = self.hash_weight * balance_bits(activations).mean()
+        return losses
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The weights that `head_losses` trains."""
+        modules = (self.hidden, self.latent, self.classify_image)
+        return [weight for module in modules for weight in module.parameters()]
+
+    @torch.no_grad()
+    def encode(self, images: list[Tensor]) -> list[EncodedImage]:
+        """Codes of B images (3, h, w) uint8, each with its one region: the whole picture."""
+        activations = self.hash_features(self.frozen_features(images))
+        frames = [image.new_tensor([[0, 0, image.shape[2], image.shape[1]]]) for image in images]
+        probs = self._probs(activations)
+        regions = self._regions([frame.float() for frame in frames], activations, probs)
+        return [
+            EncodedImage(
+                size=(image.shape[1], image.shape[2]),
+                image_code=own.codes[0],
+                class_probs=probs[n].cpu().numpy(),
+                regions=own,
+            )
+            for n, (image, own) in enumerate(zip(images, regions, strict=True))
+        ]
+
+    @torch.no_grad()
+    def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
+        """Codes of given boxes: B times (R, 4), xyxy in input pixels."""
+        batch, _ = stack_images(images)
+        top = self.backbone.top(batch)
+        pooled = pool_top(top, boxes, batch.shape[3] / top.shape[3])
+        activations = self.hash_features({"pooled": pooled})
+        return self._regions(boxes, activations, self._probs(activations))
+
+    def _pool_images(self, images: list[Tensor]) -> Tensor:
+        """Average and maximum (B, 2 * D) over each picture, without the batch's padding."""
+        batch, sizes = stack_images(images)
+        top = self.backbone.top(batch).float()
+        stride = batch.shape[3] / top.shape[3]
+        pooled = []
+        for one, (height, width) in zip(top, sizes, strict=True):
+            own = one[:, : round(height / stride), : round(width / stride)]
+            pooled.append(torch.cat([own.mean((1, 2)), own.amax((1, 2))]))
+        return torch.stack(pooled)
+
+    def hash_features(self, features: dict[str, Tensor]) -> Tensor:
+        """Activations (B, n_bits) of what `frozen_features` gives."""
+        return self.latent(self.hidden(self.dropout(self.scale(features["pooled"].float()))))
+
+    def _probs(self, activations: Tensor) -> Tensor:
+        logits = self.classify_image(centre(activations, self.centred)).float()
+        return multi_label_probs(logits, self.multi_label)
+
+    def _regions(self, boxes: list[Tensor], activations: Tensor, probs: Tensor) -> list[Regions]:
+        n_boxes = [len(own) for own in boxes]
+        scores, labels = probs.max(1)
+        return [
+            Regions(
+                own.cpu().numpy(), score.float().cpu().numpy(), label.cpu().numpy(), codes_of(bits)
+            )
+            for own, score, label, bits in zip(
+                boxes,
+                scores.split(n_boxes),
+                labels.split(n_boxes),
+                activations.split(n_boxes),
+                strict=True,
+            )
+        ]
+
+
+def _image_level(
+    n_bits: int,
+    n_classes: int,
+    *,
+    hash_weight: float,
+    n_hidden: int,
+    trained_stages: int,
+    backbone: str,
+    weights: str,
+    centred: bool,
+    multi_label: MultiLabelForm,
+    dropout: float,
+) -> ImageLevelHash:
+    # The pyramid is not built: nothing here reads it.
+    body = build_backbone(
+        backbone, weights=weights, trained_stages=trained_stages, fpn_channels=None
+    )
+    return ImageLevelHash(
+        body,
+        n_classes=n_classes,
+        n_bits=n_bits,
+        n_hidden=n_hidden,
+        hash_weight=hash_weight,
+        centred=centred,
+        multi_label=multi_label,
+        dropout=dropout,
+    )
+
+
+def dlbhc(
+    n_bits: int,
+    n_classes: int,
+    *,
+    backbone: str = "resnet50_fpn",
+    weights: str = "default",
+    trained_stages: int = 3,
+    centred: bool = True,
+    multi_label: MultiLabelForm = "softmax",
+    dropout: float = 0.2,
+) -> ImageLevelHash:
+    """DLBHC: the latent layer learns from classification alone."""
+    return _image_level(
+        n_bits,
+        n_classes,
+        hash_weight=0.0,
+        n_hidden=0,
+        trained_stages=trained_stages,
+        backbone=backbone,
+        weights=weights,
+        centred=centred,
+        multi_label=multi_label,
+        dropout=dropout,
+    )
+
+
+def ssdh(
+    n_bits: int,
+    n_classes: int,
+    *,
+    backbone: str = "resnet50_fpn",
+    weights: str = "default",
+    trained_stages: int = 3,
+    centred: bool = True,
+    multi_label: MultiLabelForm = "softmax",
+    dropout: float = 0.2,
+) -> ImageLevelHash:
+    """SSDH: DLBHC with E1 and E2, weights 1."""
+    return _image_level(
+        n_bits,
+        n_classes,
+        hash_weight=1.0,
+        n_hidden=0,
+        trained_stages=trained_stages,
+        backbone=backbone,
+        weights=weights,
+        centred=centred,
+        multi_label=multi_label,
+        dropout=dropout,
+    )
+
+
+def control(
+    n_bits: int,
+    n_classes: int,
+    *,
+    backbone: str = "resnet50_fpn",
+    weights: str = "default",
+    centred: bool = True,
+    multi_label: MultiLabelForm = "softmax",
+    dropout: float = 0.3,
+    n_hidden: int = 512,
+) -> ImageLevelHash:
+    """The control: SSDH's losses, a hidden layer, and a backbone that is never trained."""
+    return _image_level(
+        n_bits,
+        n_classes,
+        hash_weight=1.0,
+        n_hidden=n_hidden,
+        trained_stages=0,
+        backbone=backbone,
+        weights=weights,
+        centred=centred,
+        multi_label=multi_label,
+        dropout=dropout,
+    )

@@ -1,0 +1,303 @@
+"""Backbones: torchvision's ImageNet networks, cut into stages, with or without an FPN.
+
+A backbone maps images (B, 3, H, W), float32 in [0, 1], to feature maps, fine to coarse. Everything
+that a detector or a whole-image head needs to know of it stands in `Backbone`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models import get_model
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Stages = tuple[list[nn.Module], list[int]]  # modules run one after another; output channels of each
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How a torchvision network becomes a backbone.
+
+    Attributes:
+        network: torchvision's name of the network; None for the built-in one.
+        stages: cuts the network into stages.
+        n_levels: how many of the last stages give a feature map.
+        fpn: whether a feature pyramid is put on these maps, with one more map of half their size.
+        anchor_sizes: sides of the RPN's square anchors on each map, in input pixels.
+        summary: one line for `regionhash models`.
+    """
+
+    network: str | None
+    stages: Callable[[Any], Stages]
+    n_levels: int
+    fpn: bool
+    anchor_sizes: tuple[tuple[int, ...], ...]
+    summary: str
+
+
+def _resnet(net: Any) -> Stages:
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1)
+    layers = [stem, net.layer2, net.layer3, net.layer4]
+    width = getattr(net.layer1[-1], "conv3", net.layer1[-1].conv2).out_channels
+    return layers, [width, 2 * width, 4 * width, 8 * width]
+
+
+def _mobilenet_v2(net: Any) -> Stages:
+    f = net.features  # strides 8, 16, 32
+    return [f[:7], f[7:14], f[14:]], [32, 96, 1280]
+
+
+def _mobilenet_v3_large(net: Any) -> Stages:
+    f = net.features  # strides 8, 16, 32
+    return [f[:7], f[7:13], f[13:]], [40, 112, 960]
+
+
+def _squeezenet1_0(net: Any) -> Stages:
+    f = net.features  # strides 4, 8, 16
+    return [f[:6], f[6:11], f[11:]], [256, 512, 512]
+
+
+def _vgg16(net: Any) -> Stages:
+    f = net.features  # strides 4, 8, 16; conv5_3 with its ReLU, without the last pooling
+    return [f[:16], f[16:23], f[23:30]], [256, 512, 512]
+
+
+def _tiny(_: Any) -> Stages:
+    """Four small convolutions for 10 classes of digits and for tests: strides 4, 8, 16."""
+
+    def block(n_in: int, n_out: int, stride: int) -> list[nn.Module]:
+        conv = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+        return [conv, nn.GroupNorm(8, n_out), nn.ReLU(inplace=True)]
+
+    first = nn.Sequential(*block(3, 24, 2), *block(24, 48, 2))
+    second = nn.Sequential(*block(48, 96, 2), *block(96, 96, 1))
+    third = nn.Sequential(*block(96, 128, 2), *block(128, 128, 1))
+    return [first, second, third], [48, 96, 128]
+
+
+_SIZES_4_TO_64 = ((32,), (64,), (128,), (256,), (512,))  # torchvision's, and so --init coco's
+_SIZES_16_TO_64 = ((32, 64, 96), (64, 128, 192), (128, 256, 384))
+_SIZES_8_TO_32 = ((16, 32, 48), (32, 64, 96), (64, 128, 192))
+
+BACKBONES: dict[str, BackboneSpec] = {
+    "vgg16": BackboneSpec(
+        "vgg16", _vgg16, 1, False, ((32, 64, 128, 256, 512),), "conv5_3 at stride 16, the papers'"
+    ),
+    "resnet18_fpn": BackboneSpec(
+        "resnet18", _resnet, 4, True, _SIZES_4_TO_64, "FPN at strides 4 to 64"
+    ),
+    "resnet34_fpn": BackboneSpec(
+        "resnet34", _resnet, 4, True, _SIZES_4_TO_64, "FPN at strides 4 to 64"
+    ),
+    "resnet50_fpn": BackboneSpec(
+        "resnet50", _resnet, 4, True, _SIZES_4_TO_64, "FPN at strides 4 to 64; can --init coco"
+    ),
+    "resnet101_fpn": BackboneSpec(
+        "resnet101", _resnet, 4, True, _SIZES_4_TO_64, "FPN at strides 4 to 64"
+    ),
+    "resnext50_fpn": BackboneSpec(
+        "resnext50_32x4d", _resnet, 4, True, _SIZES_4_TO_64, "FPN at strides 4 to 64"
+    ),
+    "mobilenet_v2_fpn": BackboneSpec(
+        "mobilenet_v2", _mobilenet_v2, 2, True, _SIZES_16_TO_64, "FPN at strides 16 to 64; for CPUs"
+    ),
+    "mobilenet_v3_large_fpn": BackboneSpec(
+        "mobilenet_v3_large", _mobilenet_v3_large, 2, True, _SIZES_16_TO_64, "as mobilenet_v2_fpn"
+    ),
+    "squeezenet1_0_fpn": BackboneSpec(
+        "squeezenet1_0", _squeezenet1_0, 2, True, _SIZES_8_TO_32, "FPN at strides 8 to 32"
+    ),
+    "tiny_fpn": BackboneSpec(
+        None, _tiny, 2, True, _SIZES_8_TO_32, "0.4 M weights, for the digits and for tests"
+    ),
+}
+
+
+class Backbone(nn.Module):
+    """Stages of a network and, where asked for, a feature pyramid on the last of them.
+
+    Batch normalisation keeps its ImageNet statistics (it runs in evaluation mode always): detection
+    batches are too small to estimate them. Stages that are not trained take no gradient.
+
+    Attributes:
+        out_channels: channels of every feature map of `forward`.
+        top_channels: channels of the last stage, which `forward` gives under "top" as well where
+            a pyramid stands between the stages and the maps.
+        n_maps: number of feature maps.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        stages: list[nn.Module],
+        channels: list[int],
+        *,
+        n_levels: int,
+        fpn_channels: int | None,
+        trained_stages: int,
+    ) -> None:
+        super().__init__()
+        if not 0 <= trained_stages <= len(stages):
+            raise ValueError(f"trained_stages must be in [0, {len(stages)}], got {trained_stages}")
+        self.stages = nn.ModuleList(stages)
+        self.n_levels = n_levels
+        self.top_channels = channels[-1]
+        self.fpn: FeaturePyramidNetwork | None = None
+        if fpn_channels is not None:
+            self.fpn = FeaturePyramidNetwork(
+                channels[-n_levels:], fpn_channels, extra_blocks=LastLevelMaxPool()
+            )
+        self.out_channels = fpn_channels or channels[-1]
+        self.n_maps = n_levels + 1 if self.fpn else n_levels
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        for stage in stages[: len(stages) - trained_stages]:
+            stage.requires_grad_(False)
+            fold_batch_norm(stage)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Sets the training mode of everything but the batch normalisation."""
+        super().train(mode)
+        for module in self.stages.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def top(self, images: Tensor) -> Tensor:
+        """The last stage's map (B, top_channels, H/s, W/s) of images (B, 3, H, W) in [0, 1]."""
+        return self._run_stages(images)[-1]
+
+    def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Feature maps, fine to coarse, by name ("0", "1", ..., "pool"), and the last stage's map.
+
+        Args:
+            images: (B, 3, H, W) float32 in [0, 1].
+        """
+        maps = self._run_stages(images)
+        named = {str(n): x for n, x in enumerate(maps[-self.n_levels :])}
+        return (self.fpn(named) if self.fpn else named), maps[-1]
+
+    def _run_stages(self, images: Tensor) -> list[Tensor]:
+        x = (images - self.mean) / self.std
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+def stack_images(images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+    """One batch (B, 3, H, W) float32 in [0, 1] of images (3, h, w) uint8, and their sizes (h, w).
+
+    Smaller images stand at the top left; the rest has the colour that normalisation makes zero.
+    """
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    fill = images[0].new_tensor(IMAGENET_MEAN, dtype=torch.float32).view(1, 3, 1, 1)
+    batch = fill.expand(len(images), 3, height, width).contiguous()
+    for row, image in zip(batch, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image.float() / 255
+    return batch.contiguous(memory_format=torch.channels_last), sizes
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Folds each batch normalisation right behind a convolution into it, in place.
+
+    What a frozen stage computes stays the same; a fifth of a MobileNet's time goes.
+    """
+    module.eval()
+    previous: tuple[str, nn.Conv2d] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and previous is not None:
+            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
+            setattr(module, name, nn.Identity())
+        else:
+            fold_batch_norm(child)
+        previous = (name, child) if isinstance(child, nn.Conv2d) else None
+    module.requires_grad_(False)
+
+
+def build_backbone(
+    name: str,
+    *,
+    weights: str | Path = "default",
+    trained_stages: int = 3,
+    fpn_channels: int | None = 256,
+) -> Backbone:
+    """A backbone of BACKBONES.
+
+    Args:
+        name: a key of BACKBONES.
+        weights: "default" (torchvision's ImageNet weights, fetched once from the internet), "none"
+            (random), or a local file: the state dict of the whole torchvision network.
+        trained_stages: how many of the last stages are trained; 0 freezes the network. The feature
+            pyramid is always trained.
+        fpn_channels: channels of the feature pyramid; None leaves it out.
+
+    Raises:
+        ValueError: unknown name, or weights that cannot be had, with the reason.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+    spec = BACKBONES[name]
+    stages, channels = spec.stages(_network(spec.network, str(weights)))
+    return Backbone(
+        stages,
+        channels,
+        n_levels=spec.n_levels,
+        fpn_channels=fpn_channels if spec.fpn else None,
+        trained_stages=trained_stages,
+    )
+
+
+def _network(name: str | None, weights: str) -> nn.Module | None:
+    """The torchvision network `name` with its weights."""
+    if name is None:
+        if weights not in ("default", "none"):
+            raise ValueError(f"this backbone has no pretrained weights, got {weights!r}")
+        return None
+    if weights == "default":
+        try:
+            return get_model(name, weights="DEFAULT")
+        except (URLError, OSError) as error:
+            raise ValueError(
+                f"the ImageNet weights of {name} could not be fetched ({error}); without internet "
+                f"give a local state dict (--weights FILE) or start from nothing (--weights none)"
+            ) from error
+    net = get_model(name, weights=None)
+    if weights != "none":
+        load_local_weights(net, Path(weights))
+    return net
+
+
+def load_local_weights(network: nn.Module, path: Path) -> None:
+    """Loads a state dict of exactly this network; pickled code in the file is never run.
+
+    Raises:
+        ValueError: the file is missing, is no state dict, or belongs to another network.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such weights file") from None
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: not a readable state dict ({error})") from error
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        name = type(network).__name__
+        raise ValueError(f"{path}: these weights do not fit {name}: {error}") from error

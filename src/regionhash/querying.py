@@ -1,0 +1,184 @@
+"""A search as a person asks for it: pictures and boxes in, ranked pictures and a sheet out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from regionhash.checkpoints import Checkpoint
+from regionhash.data.image_set import Image
+from regionhash.data.images import ImageError
+from regionhash.encoding import Precision, encode_boxes, encode_picture
+from regionhash.search import search_images, search_objects, search_regions
+from regionhash.sheet import THUMBNAIL, Tile, write_sheet
+from regionhash.sources import Pictures
+from regionhash.store import CodeFile
+from regionhash.structures import Codes, Hit, Regions
+
+Box = tuple[float, float, float, float]
+
+Mode = Literal["image", "region", "objects"]
+"""What is compared: whole pictures; one object; several objects, all of which are wanted."""
+
+
+@dataclass(frozen=True, eq=False)
+class QueryPicture:
+    """A picture to search by.
+
+    Attributes:
+        name: for messages and captions.
+        image: (H, W, 3) uint8, RGB.
+        boxes: xyxy in its pixels, one per object; none leaves it to the mode what is searched.
+    """
+
+    name: str
+    image: Image
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What was searched and what was found.
+
+    Attributes:
+        mode: see `Mode`.
+        queries: the pictures, with the boxes that were searched for.
+        hits: best first; one match per box of the queries, picture after picture.
+    """
+
+    mode: Mode
+    queries: tuple[QueryPicture, ...]
+    hits: list[Hit]
+
+
+def default_mode(queries: Sequence[QueryPicture]) -> Mode:
+    """One picture asks for pictures, one box for an object, more of either for several objects."""
+    n_boxes = sum(len(query.boxes) for query in queries)
+    if len(queries) > 1 or n_boxes > 1:
+        return "objects"
+    return "region" if n_boxes else "image"
+
+
+def find(
+    model: Any,
+    checkpoint: Checkpoint,
+    file: CodeFile,
+    queries: Sequence[QueryPicture],
+    *,
+    mode: Mode | None = None,
+    top: int = 20,
+) -> Answer:
+    """Searches a code file by pictures and boxes.
+
+    A query picture without a box stands, in mode "region", for its best-scored detection and, in
+    mode "objects", for the best-scored detection of each class in it.
+
+    Args:
+        model: the model that made the codes.
+        checkpoint: as well.
+        file: the codes to search.
+        queries: at least one picture.
+        mode: see `Mode`; None takes `default_mode`.
+        top: how many pictures to return, at most.
+
+    Raises:
+        ValueError: codes of another model, pictures or boxes that do not fit the mode, a box that
+            has no area in its picture, a picture in which nothing is detected, or `top` < 1.
+    """
+    if file.model_hash != checkpoint.model_hash:
+        raise ValueError(
+            f"{file.path}: made by the model {file.model_hash} ({file.model}), which cannot be "
+            f"searched with {checkpoint.model_hash} ({checkpoint.name})"
+        )
+    mode = default_mode(queries) if mode is None else mode
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    n_boxes = sum(len(query.boxes) for query in queries)
+    if mode != "objects" and (len(queries) != 1 or n_boxes > (mode == "region")):
+        wanted = "one picture without a box" if mode == "image" else "one picture, one box at most"
+        raise ValueError(
+            f"mode {mode} takes {wanted}, got {len(queries)} pictures and {n_boxes} boxes"
+        )
+    precision: Precision = file.meta["precision"]
+    if mode == "image":
+        encoded = encode_picture(model, checkpoint, queries[0].image, precision=precision)
+        if encoded.image_code is None:
+            raise ValueError(f"the model {checkpoint.name} has no codes of whole pictures")
+        return Answer(mode, tuple(queries), search_images(encoded.image_code, file.table, top=top))
+    asked, codes = [], []
+    for query in queries:
+        regions = _objects(model, checkpoint, query, mode, precision)
+        asked.append(replace(query, boxes=_boxes(regions)))
+        codes.append(regions.codes)
+    objects: Codes = np.concatenate(codes)
+    if mode == "region":
+        return Answer(mode, tuple(asked), search_regions(objects[0], file.table, top=top))
+    return Answer(mode, tuple(asked), search_objects(objects, file.table, top=top))
+
+
+def _objects(
+    model: Any, checkpoint: Checkpoint, query: QueryPicture, mode: Mode, precision: Precision
+) -> Regions:
+    """What a query picture asks for, at least one region."""
+    if query.boxes:
+        boxes = np.array(query.boxes, np.float32)
+        try:
+            return encode_boxes(model, checkpoint, query.image, boxes, precision=precision)
+        except ValueError as error:
+            raise ValueError(f"{query.name}: {error}") from error
+    found = encode_picture(model, checkpoint, query.image, precision=precision).regions
+    if found is None or not len(found):
+        raise ValueError(f"{query.name}: nothing was detected in it; mark the object with a box")
+    rows = np.array([0])
+    if mode == "objects":  # regions are best first, so the first of each label is its best
+        rows = np.sort(np.unique(found.labels, return_index=True)[1])
+    return Regions(found.boxes[rows], found.scores[rows], found.labels[rows], found.codes[rows])
+
+
+def _boxes(regions: Regions) -> tuple[Box, ...]:
+    return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in regions.boxes.tolist())
+
+
+def write_answer(
+    path: str | Path,
+    answer: Answer,
+    file: CodeFile,
+    pictures: Pictures,
+    *,
+    title: str,
+    wanted: Sequence[int] = (),
+) -> None:
+    """Writes an answer as a contact sheet; of a picture that is gone, the tile says so.
+
+    Args:
+        path: ends in .png or .html.
+        answer: of `find`.
+        file: the codes that were searched.
+        pictures: where the pictures lie.
+        title: the sheet's heading.
+        wanted: indices of the classes that a right result shows, all of them. Frames are green and
+            red where some are given and the file has labels, else grey.
+
+    Raises:
+        ValueError: another suffix.
+        OSError: the sheet cannot be written.
+    """
+    results = []
+    for rank, hit in enumerate(answer.hits, 1):
+        good = None
+        if wanted and file.labels is not None:
+            good = bool(file.labels[hit.index, list(wanted)].all())
+        caption = f"{rank}. {hit.image_id}\ndistance {hit.distance}"
+        boxes = [match.box for match in hit.matches]
+        try:
+            image = pictures[hit.image_id]
+        except ImageError:
+            image, boxes = np.full((THUMBNAIL, THUMBNAIL, 3), 200, np.uint8), []
+            caption += ", picture not found"
+        results.append(Tile(image, boxes, caption, good))
+    queries = [Tile(query.image, query.boxes, query.name) for query in answer.queries]
+    write_sheet(path, queries, results, title=title)

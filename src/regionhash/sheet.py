@@ -1,0 +1,268 @@
+"""Contact sheet of a search: query, results and matched boxes at a glance (Region-DH, Fig. 3)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+THUMBNAIL = 240
+"""Longest side of a thumbnail in pixels."""
+
+_BOX_COLORS = ("#ffb000", "#38b6ff", "#ff5fd2", "#f5f02a", "#9b8cff", "#ffffff")
+"""One per query object, repeated beyond; green and red are left to the frames."""
+_FRAME_COLORS = {True: "#1a9850", False: "#d73027", None: "#9aa0a6"}
+_FRAME_WORDS = {True: "right", False: "wrong", None: "not judged"}
+
+_FRAME = 5  # pixels around a thumbnail
+_GAP = 16
+_CAPTION = 15  # font size
+_TITLE = 22
+_LINE = 20  # height of a caption's line
+_COLUMNS = 5
+_CELL = THUMBNAIL + 2 * _FRAME
+_CAPTION_LETTERS = 34  # of a caption's line in HTML
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One picture on the sheet.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB.
+        boxes: xyxy in pixels of the image: of a result one per query object, in their order.
+        caption: text below, at most two lines.
+        good: whether the result is right: a green or a red frame; None where that is unknown.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: Sequence[tuple[float, float, float, float]]
+    caption: str
+    good: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise ValueError(
+                f"image must be (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}"
+            )
+        if any(len(box) != 4 for box in self.boxes):
+            raise ValueError(f"boxes must be (x0, y0, x1, y1), got {list(self.boxes)}")
+
+
+def write_sheet(
+    path: str | Path, queries: Sequence[Tile], results: Sequence[Tile], *, title: str
+) -> None:
+    """Writes a contact sheet, replacing the file in one step.
+
+    Args:
+        path: ends in .png, or in .html for a page that needs no other file.
+        queries: pictures that hold the query objects, set apart on the left. Their boxes, one
+            picture after the other, are the objects in their order; the boxes of the results
+            take the colours from them.
+        results: pictures found, best first.
+        title: the sheet's heading.
+
+    Raises:
+        ValueError: another suffix.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix == ".png":
+        content = _png(queries, results, title)
+    elif path.suffix == ".html":
+        content = _html(queries, results, title).encode()
+    else:
+        raise ValueError(f"{path}: a sheet must end in .png or .html, got {path.suffix!r}")
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _thumbnail(image: NDArray[np.uint8], longest: int) -> Image.Image:
+    """The picture with its longer side made `longest` pixels."""
+    picture = Image.fromarray(image)
+    scale = longest / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _shortened(text: str, fits: Callable[[str], bool]) -> str:
+    """`text`, without as much of its middle as is needed to make it fit."""
+    if fits(text):
+        return text
+    for kept in range(len(text) - 1, 1, -1):
+        shorter = f"{text[: (kept + 1) // 2]}…{text[-(kept // 2) :]}"
+        if fits(shorter):
+            return shorter
+    return "…"
+
+
+def _colors(n_objects: int) -> list[str]:
+    return list(islice(cycle(_BOX_COLORS), n_objects))
+
+
+def _query_colors(queries: Sequence[Tile]) -> list[list[str]]:
+    """Colours of the boxes of each query picture: the objects are counted through all of them."""
+    colors = cycle(_BOX_COLORS)
+    return [list(islice(colors, len(tile.boxes))) for tile in queries]
+
+
+def _caption_lines(caption: str) -> list[str]:
+    return caption.splitlines()[:2]
+
+
+def _png(queries: Sequence[Tile], results: Sequence[Tile], title: str) -> bytes:
+    """Queries in a shaded column, results in a grid to its right."""
+    columns = max(1, min(_COLUMNS, len(results)))
+    rows = max(len(queries), math.ceil(len(results) / columns), 1)
+    n_lines = max((len(_caption_lines(tile.caption)) for tile in (*queries, *results)), default=0)
+    step_x, step_y = _CELL + _GAP, _CELL + n_lines * _LINE + _GAP + 4
+    top = _TITLE + 2 * _GAP
+    left = _CELL + 3 * _GAP  # of the results
+    sheet = Image.new("RGB", (left + columns * step_x, top + rows * step_y), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((0, top - _GAP // 2, _CELL + 2 * _GAP, sheet.height), "#eceff3")
+    title_font = ImageFont.load_default(_TITLE)
+    _draw_text(draw, (_GAP, _GAP), title, title_font, sheet.width - 2 * _GAP)
+    for n, (tile, colors) in enumerate(zip(queries, _query_colors(queries), strict=True)):
+        _draw_tile(sheet, draw, (_GAP, top + n * step_y), tile, colors)
+    for n, tile in enumerate(results):
+        row, column = divmod(n, columns)
+        corner = left + column * step_x, top + row * step_y
+        _draw_tile(sheet, draw, corner, tile, _colors(len(tile.boxes)))
+    stream = io.BytesIO()
+    sheet.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _draw_tile(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    tile: Tile,
+    colors: Sequence[str],
+) -> None:
+    """Draws frame, picture, boxes and caption of a tile whose cell has its upper left `corner`."""
+    x, y = corner
+    picture = _thumbnail(tile.image, THUMBNAIL)
+    _draw_boxes(picture, tile, colors)
+    draw.rectangle(
+        (x, y, x + _CELL - 1, y + _CELL - 1), "#f7f8fa", _FRAME_COLORS[tile.good], _FRAME
+    )
+    sheet.paste(picture, (x + (_CELL - picture.width) // 2, y + (_CELL - picture.height) // 2))
+    font = ImageFont.load_default(_CAPTION)
+    for n, line in enumerate(_caption_lines(tile.caption)):
+        _draw_text(draw, (x, y + _CELL + 4 + n * _LINE), line, font, _CELL)
+
+
+def _draw_boxes(picture: Image.Image, tile: Tile, colors: Sequence[str]) -> None:
+    draw = ImageDraw.Draw(picture)
+    scale = picture.width / tile.image.shape[1], picture.height / tile.image.shape[0]
+    for (x0, y0, x1, y1), color in zip(tile.boxes, colors, strict=True):
+        # Inside the picture, so that a box around all of it is seen.
+        x0, x1 = (min(max(x * scale[0], 1), picture.width - 2) for x in (x0, x1))
+        y0, y1 = (min(max(y * scale[1], 1), picture.height - 2) for y in (y0, y1))
+        x0, y0 = min(x0, x1), min(y0, y1)
+        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="black", width=5)
+        draw.rectangle((x0, y0, x1, y1), outline=color, width=3)
+
+
+def _draw_text(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    width: int,
+) -> None:
+    fitting = _shortened(text, lambda part: draw.textlength(part, font) <= width)
+    draw.text(corner, fitting, "#202124", font)
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark;
+  --back: #fff; --side: #eceff3; --text: #202124; --cell: #f7f8fa; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --back: #16181c; --side: #23272e; --text: #e8eaed; --cell: #0d0e10; }}
+}}
+body {{ margin: 0; background: var(--back); color: var(--text);
+  font: 15px/1.35 system-ui, sans-serif; }}
+h1 {{ margin: 16px; font-size: 22px; font-weight: 600; overflow-wrap: anywhere; }}
+main {{ display: flex; align-items: stretch; }}
+section {{ display: grid; gap: 16px; padding: 16px; align-content: start;
+  grid-template-columns: repeat(auto-fill, {cell}px); }}
+.queries {{ background: var(--side); flex: none; grid-template-columns: {cell}px; }}
+.results {{ flex: 1; }}
+figure {{ margin: 0; }}
+.picture {{ box-sizing: border-box; width: {cell}px; height: {cell}px; background: var(--cell);
+  border: {frame}px solid; display: grid; place-items: center; }}
+.picture svg {{ display: block; }}
+rect {{ fill: none; vector-effect: non-scaling-stroke; }}
+figcaption {{ padding-top: 4px; white-space: pre; overflow: hidden; }}
+</style>
+<h1>{title}</h1>
+<main>
+<section class="queries" aria-label="query">
+{queries}
+</section>
+<section class="results" aria-label="results">
+{results}
+</section>
+</main>
+</html>
+"""
+
+
+def _html(queries: Sequence[Tile], results: Sequence[Tile], title: str) -> str:
+    return _PAGE.format(
+        title=escape(title),
+        cell=_CELL,
+        frame=_FRAME,
+        queries="\n".join(map(_figure, queries, _query_colors(queries))),
+        results="\n".join(_figure(tile, _colors(len(tile.boxes))) for tile in results),
+    )
+
+
+def _figure(tile: Tile, colors: Sequence[str]) -> str:
+    """A tile as HTML; the boxes are SVG rectangles in the frame of the full picture."""
+    height, width = tile.image.shape[:2]
+    picture = _thumbnail(tile.image, 2 * THUMBNAIL)  # sharp on a dense screen
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=85)
+    data = base64.b64encode(stream.getvalue()).decode()
+    rectangles = "".join(
+        f'<rect x="{x0:.1f}" y="{y0:.1f}" width="{max(x1 - x0, 0):.1f}" '
+        f'height="{max(y1 - y0, 0):.1f}" stroke="{stroke}" stroke-width="{width_in_pixels}"/>'
+        for (x0, y0, x1, y1), color in zip(tile.boxes, colors, strict=True)
+        for stroke, width_in_pixels in (("#000", 5), (color, 3))
+    )
+    caption = "\n".join(
+        _shortened(line, lambda part: len(part) <= _CAPTION_LETTERS)
+        for line in _caption_lines(tile.caption)
+    )
+    return (
+        f'<figure title="{escape(tile.caption)}">'
+        f'<div class="picture" style="border-color: {_FRAME_COLORS[tile.good]}">'
+        f'<svg viewBox="0 0 {width} {height}" width="{max(1, picture.width // 2)}" '
+        f'height="{max(1, picture.height // 2)}" role="img" '
+        f'aria-label="{escape(tile.caption)}, {_FRAME_WORDS[tile.good]}">'
+        f'<image href="data:image/jpeg;base64,{data}" width="{width}" height="{height}"/>'
+        f"{rectangles}</svg></div><figcaption>{escape(caption)}</figcaption></figure>"
+    )

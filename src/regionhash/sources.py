@@ -1,0 +1,85 @@
+"""Which pictures a command shall take, and where those of a code file lie when they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from regionhash.data import DATASETS, open_dataset
+from regionhash.data.image_set import Image, ImageSet
+from regionhash.data.images import FileImages, ImageError, find_images, read_image
+from regionhash.structures import Target
+
+Source = dict[str, str]
+"""Where pictures lie, as a code file keeps it: {"folder": ..., "suffix": ...} says that the picture
+`id` is the file `folder / (id + suffix)`, and {"data": ...} names a data set without files."""
+
+
+def open_inputs(inputs: Sequence[str]) -> tuple[ImageSet, Source]:
+    """The pictures that `inputs` name, and where they lie.
+
+    Args:
+        inputs: what `find_images` understands, or one data set in a form of `DATASETS`.
+
+    Raises:
+        ValueError: nothing, or no picture, is there.
+    """
+    data_sets = [given for given in inputs if _names_data_set(given)]
+    if not data_sets:
+        ids, paths = zip(*find_images(inputs), strict=True)
+        # Without labels all targets are one: a million pictures cost no more than their names.
+        image_set = ImageSet(
+            " ".join(inputs), (), ids, FileImages(paths), (Target.empty(),) * len(ids)
+        )
+    elif len(inputs) == 1:
+        image_set = open_dataset(inputs[0])
+    else:
+        raise ValueError(f"{data_sets[0]}: a data set must be the only input")
+    return image_set, _source(image_set, inputs[0])
+
+
+class Pictures:
+    """The pictures of a code file, found again by their ids.
+
+    Args:
+        sources: of the code file's `meta`.
+        folder: where to look instead of the folders that were recorded.
+    """
+
+    def __init__(self, sources: Sequence[Source], folder: Path | None = None) -> None:
+        self.sources = sources
+        self.folder = folder
+
+    def __getitem__(self, image_id: str) -> Image:
+        """The picture. Raises ImageError where it is not found or cannot be read."""
+        for source in self.sources:
+            if "data" in source:
+                scenes = _opened(source["data"])
+                if image_id in scenes.ids:
+                    image: Image = scenes.images[scenes.ids.index(image_id)]
+                    return image
+            else:
+                path = (self.folder or Path(source["folder"])) / (image_id + source["suffix"])
+                if path.is_file():
+                    return read_image(path)
+        raise ImageError(f"{image_id}: the picture is no longer where it was")
+
+
+_opened = cache(open_dataset)
+
+
+def _names_data_set(given: str) -> bool:
+    layouts = {form.partition(":")[0] for form in DATASETS}
+    return given.partition(":")[0] in layouts and ":" in given and not Path(given).exists()
+
+
+def _source(image_set: ImageSet, given: str) -> Source:
+    if not isinstance(image_set.images, FileImages):
+        return {"data": given}
+    # In every layout the files differ in the id alone, so one of them tells of all.
+    for image_id, path in zip(image_set.ids, image_set.images.paths, strict=True):
+        folder, found, suffix = path.absolute().as_posix().rpartition(image_id)
+        if found and folder:
+            return {"folder": folder, "suffix": suffix}
+    return {"folder": Path.cwd().as_posix(), "suffix": ""}  # ids are absolute paths

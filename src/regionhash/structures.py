@@ -1,0 +1,265 @@
+"""The few immutable records that travel between the stages: numpy only, checked when made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Codes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+def _shaped(name: str, array: NDArray[Any], *shape: int | None) -> None:
+    """Raises ValueError unless `array` has `shape`; None stands for any length."""
+    fits = array.ndim == len(shape) and all(
+        want is None or got == want for got, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("*" if want is None else str(want) for want in shape)
+        raise ValueError(f"{name} must be ({wanted}), got {array.shape}")
+
+
+def _typed(name: str, array: NDArray[Any], dtype: type[np.generic]) -> None:
+    if array.dtype != dtype:
+        raise ValueError(f"{name} must be {np.dtype(dtype).name}, got {array.dtype}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """What is known of one picture: its labelled objects. No objects is valid.
+
+    Attributes:
+        boxes: (R, 4) float32, xyxy in pixels of the picture as shown (after EXIF orientation).
+        labels: (R,) int64, class indices from 0, no background class.
+        difficult: (R,) bool, VOC's mark; COCO's crowd regions carry it as well.
+        image_labels: class indices known of the picture as a whole, boxes or not (a CSV without
+            boxes has only these). The labels of all objects are always part of `all_labels`.
+    """
+
+    boxes: Floats
+    labels: Ints
+    difficult: NDArray[np.bool_]
+    image_labels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _shaped("boxes", self.boxes, None, 4)
+        _shaped("labels", self.labels, len(self.boxes))
+        _shaped("difficult", self.difficult, len(self.boxes))
+        _typed("boxes", self.boxes, np.float32)
+        _typed("labels", self.labels, np.int64)
+        _typed("difficult", self.difficult, np.bool_)
+
+    @classmethod
+    def empty(cls, image_labels: Sequence[int] = ()) -> Target:
+        """A picture without a known object."""
+        none = np.zeros(0, np.int64)
+        return cls(np.zeros((0, 4), np.float32), none, none.astype(bool), tuple(image_labels))
+
+    def all_labels(self, *, with_difficult: bool = False) -> tuple[int, ...]:
+        """Sorted class indices of the picture: of its objects and of the picture as a whole."""
+        kept = self.labels if with_difficult else self.labels[~self.difficult]
+        return tuple(sorted({*kept.tolist(), *self.image_labels}))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Regions:
+    """The kept instances of one picture, best first. Zero regions is valid.
+
+    Attributes:
+        boxes: (R, 4) float32, xyxy in pixels.
+        scores: (R,) float32 in [0, 1].
+        labels: (R,) int64, class indices from 0; -1 where a model knows no classes.
+        codes: (R, K1/8) uint8, packed.
+    """
+
+    boxes: Floats
+    scores: Floats
+    labels: Ints
+    codes: Codes
+
+    def __post_init__(self) -> None:
+        _shaped("boxes", self.boxes, None, 4)
+        _shaped("scores", self.scores, len(self.boxes))
+        _shaped("labels", self.labels, len(self.boxes))
+        _shaped("codes", self.codes, len(self.boxes), None)
+        _typed("boxes", self.boxes, np.float32)
+        _typed("scores", self.scores, np.float32)
+        _typed("labels", self.labels, np.int64)
+        _typed("codes", self.codes, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CategoryCodes:
+    """Codes of one picture, one per category found in it (IAH, Sec. IV).
+
+    Attributes:
+        categories: (G,) int64, class indices, ascending.
+        probs: (G,) float32, the probability of each category.
+        codes: (G, B/8) uint8, packed.
+    """
+
+    categories: Ints
+    probs: Floats
+    codes: Codes
+
+    def __post_init__(self) -> None:
+        _shaped("categories", self.categories, None)
+        _shaped("probs", self.probs, len(self.categories))
+        _shaped("codes", self.codes, len(self.categories), None)
+        _typed("categories", self.categories, np.int64)
+        _typed("probs", self.probs, np.float32)
+        _typed("codes", self.codes, np.uint8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedImage:
+    """What a model gives for one picture. What it does not give is None, never zeros.
+
+    Attributes:
+        size: (height, width) in pixels: the frame of the boxes.
+        image_code: (K2/8,) uint8, packed.
+        class_probs: (C,) float32, probability of each class being in the picture.
+        regions: the kept instances.
+        categories: codes per category.
+    """
+
+    size: tuple[int, int]
+    image_code: Codes | None = None
+    class_probs: Floats | None = None
+    regions: Regions | None = None
+    categories: CategoryCodes | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_code is not None:
+            _shaped("image_code", self.image_code, None)
+            _typed("image_code", self.image_code, np.uint8)
+        if self.class_probs is not None:
+            _shaped("class_probs", self.class_probs, None)
+            _typed("class_probs", self.class_probs, np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodeTable:
+    """The codes of N pictures as flat arrays: what is stored and what is searched.
+
+    Picture n owns the regions `offsets[n]:offsets[n + 1]` of the M regions of all pictures. Arrays
+    may be memory-mapped. A part that the model does not give is None.
+
+    Attributes:
+        ids: N image ids, unique.
+        sizes: (N, 2) int32, height and width in pixels.
+        classes: names of the C classes; empty where the model knows none.
+        image_codes: (N, K2/8) uint8.
+        class_probs: (N, C) float32.
+        offsets: (N + 1,) int64, starts at 0, ends at M, never falls.
+        boxes: (M, 4) float32; scores: (M,) float32; labels: (M,) int64.
+        region_codes: (M, K1/8) uint8.
+        category_offsets: (N + 1,) int64; categories, category_probs, category_codes: as
+            `CategoryCodes`, one row per category of each picture.
+    """
+
+    ids: Sequence[str]
+    sizes: NDArray[np.int32]
+    classes: tuple[str, ...] = ()
+    image_codes: Codes | None = None
+    class_probs: Floats | None = None
+    offsets: Ints | None = None
+    boxes: Floats | None = None
+    scores: Floats | None = None
+    labels: Ints | None = None
+    region_codes: Codes | None = None
+    category_offsets: Ints | None = None
+    categories: Ints | None = None
+    category_probs: Floats | None = None
+    category_codes: Codes | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        _shaped("sizes", self.sizes, n, 2)
+        if self.image_codes is not None:
+            _shaped("image_codes", self.image_codes, n, None)
+            _typed("image_codes", self.image_codes, np.uint8)
+        if self.class_probs is not None:
+            _shaped("class_probs", self.class_probs, n, None)
+        self._check_bag("offsets", ("boxes", "scores", "labels", "region_codes"))
+        self._check_bag("category_offsets", ("categories", "category_probs", "category_codes"))
+
+    def _check_bag(self, offsets_name: str, names: tuple[str, ...]) -> None:
+        offsets = getattr(self, offsets_name)
+        given = [name for name in names if getattr(self, name) is not None]
+        if offsets is None:
+            if given:
+                raise ValueError(f"{given[0]} needs {offsets_name}")
+            return
+        _shaped(offsets_name, offsets, len(self.ids) + 1)
+        if len(given) != len(names):
+            missing = next(name for name in names if name not in given)
+            raise ValueError(f"{offsets_name} needs {missing}")
+        if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{offsets_name} must start at 0 and never fall")
+        for name in names:
+            array = getattr(self, name)
+            if len(array) != offsets[-1]:
+                raise ValueError(f"{name} must have {offsets[-1]} rows, got {len(array)}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def regions(self, n: int) -> Regions:
+        """The regions of picture `n`. Raises ValueError where the table holds none at all."""
+        if (
+            self.offsets is None
+            or self.boxes is None
+            or self.scores is None
+            or self.labels is None
+            or self.region_codes is None
+        ):
+            raise ValueError("these codes have no regions")
+        own = slice(int(self.offsets[n]), int(self.offsets[n + 1]))
+        return Regions(
+            np.asarray(self.boxes[own]),
+            np.asarray(self.scores[own]),
+            np.asarray(self.labels[own]),
+            np.asarray(self.region_codes[own]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The region of a found picture that answers one query object.
+
+    Attributes:
+        box: (x0, y0, x1, y1) in pixels of the found picture.
+        distance: Hamming distance in bits.
+        label: class index, -1 where unknown.
+        score: the detector's confidence.
+    """
+
+    box: tuple[float, float, float, float]
+    distance: int
+    label: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One found picture.
+
+    Attributes:
+        index: its row in the table; image_id: its id.
+        distance: Hamming distance; for several objects the sum over them (United Hamming).
+        matches: one per query object, in their order; empty for whole-picture search.
+    """
+
+    index: int
+    image_id: str
+    distance: int
+    matches: tuple[Match, ...] = field(default=())

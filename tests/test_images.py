@@ -1,0 +1,290 @@
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regionhash.data import images
+from regionhash.data.images import FileImages, ImageError, find_images, read_image, read_size
+
+RED, WHITE = [255, 0, 0], [255, 255, 255]
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """A picture of 4 x 6 pixels, all of them different."""
+    return Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3) * 3)
+
+
+def smooth(height: int, width: int) -> Image.Image:
+    ramp = np.linspace(0, 255, height * width).reshape(height, width).astype(np.uint8)
+    return Image.fromarray(np.stack([ramp, ramp[::-1], 255 - ramp], axis=2))
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".ppm"])
+def test_lossless_formats_are_read_exactly(tmp_path, picture, suffix):
+    path = tmp_path / f"a{suffix}"
+    picture.save(path)
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    assert image.flags.writeable
+    np.testing.assert_array_equal(image, np.asarray(picture))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".avif"])
+def test_lossy_formats_are_read_closely(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    smooth(32, 48).save(path, quality=95)
+    image = read_image(path)
+    assert image.shape == (32, 48, 3)
+    assert np.abs(image.astype(int) - np.asarray(smooth(32, 48))).mean() < 5
+
+
+# EXIF 4.6.4 A: where row 0 and column 0 of the stored pixels are shown.
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: stored.transpose(1, 0, 2)[:, ::-1],
+    7: lambda stored: stored.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda stored: stored.transpose(1, 0, 2)[::-1],
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, picture, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "a.png", exif=exif)
+    expected = UPRIGHT[orientation](np.asarray(picture))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
+    assert read_size(tmp_path / "a.png") == expected.shape[:2]
+
+
+def test_grey_becomes_three_equal_channels(tmp_path, picture):
+    picture.convert("L").save(tmp_path / "a.png")
+    expected = np.asarray(picture.convert("L"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.dstack([expected] * 3))
+
+
+def test_cmyk_jpeg_shows_its_colours(tmp_path):
+    Image.new("RGB", (16, 16), (200, 100, 50)).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
+    image = read_image(tmp_path / "a.jpg")
+    assert np.abs(image.astype(int) - [200, 100, 50]).max() <= 3
+
+
+def test_palette_becomes_its_colours(tmp_path):
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([*RED, 0, 0, 255])
+    palette.putdata([0, 1])
+    palette.save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").tolist() == [[RED, [0, 0, 255]]]
+
+
+def test_transparency_lies_on_white(tmp_path):
+    pixels = np.array([[[255, 0, 0, 255], [0, 0, 0, 0], [0, 0, 0, 128]]], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").tolist() == [[RED, WHITE, [127, 127, 127]]]
+
+
+@pytest.mark.parametrize("transparency", [0, b"\x00\xff"])
+def test_a_transparent_palette_entry_lies_on_white(tmp_path, transparency):
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 255, 0, *RED])
+    palette.putdata([0, 1])
+    palette.save(tmp_path / "a.png", transparency=transparency)
+    assert read_image(tmp_path / "a.png").tolist() == [[WHITE, RED]]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".ppm"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
+    values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a{suffix}")
+    assert read_image(tmp_path / f"a{suffix}")[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_an_animation_shows_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (3, 2), tuple(colour)) for colour in (RED, [0, 0, 255])]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "a.gif")[0, 0].tolist() == RED
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (20_000, 30)])
+def test_extreme_sizes_are_read(tmp_path, size):
+    Image.new("RGB", size, tuple(RED)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").shape == (size[1], size[0], 3)
+    assert read_size(tmp_path / "a.png") == (size[1], size[0])
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+def test_a_truncated_file_is_an_image_error_that_names_it(tmp_path, kind, kept):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    content = encoded(Image.fromarray(noise), kind)
+    (tmp_path / "cut").write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ImageError, match=r"cut: .+"):
+        read_image(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_broken_file_is_an_image_error_or_a_picture(tmp_path, seed):
+    generator = np.random.default_rng(seed)
+    for kind in ("JPEG", "PNG", "GIF", "TIFF", "BMP"):
+        content = bytearray(encoded(smooth(16, 16), kind))
+        for place in generator.integers(len(content), size=8):
+            content[place] = generator.integers(256)
+        (tmp_path / "broken").write_bytes(content)
+        try:
+            assert read_image(tmp_path / "broken").dtype == np.uint8
+        except ImageError as error:
+            assert "broken: " in str(error)
+
+
+@pytest.mark.parametrize("read", [read_image, read_size])
+def test_unusable_files_are_image_errors_with_the_reason(tmp_path, read):
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "run.jpg").write_bytes(encoded(smooth(4, 4), "EPS"))
+    with pytest.raises(ImageError, match=r"empty\.jpg: the file is empty"):
+        read(tmp_path / "empty.jpg")
+    with pytest.raises(ImageError, match=r"text\.jpg: not a picture"):
+        read(tmp_path / "text.jpg")
+    with pytest.raises(ImageError, match=r"run\.jpg: not a picture"):
+        read(tmp_path / "run.jpg")
+    with pytest.raises(ImageError, match=r"none\.jpg: No such file"):
+        read(tmp_path / "none.jpg")
+    with pytest.raises(ImageError, match="Is a directory"):
+        read(tmp_path)
+
+
+def test_floating_point_pixels_are_an_image_error(tmp_path):
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ImageError, match="floating-point"):
+        read_image(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("side", [12_500, 20_000])  # below and above Pillow's own refusal
+def test_a_decompression_bomb_is_refused_from_its_header(tmp_path, side):
+    content = bytearray(encoded(Image.new("1", (8, 8)), "BMP"))
+    content[18:26] = side.to_bytes(4, "little") * 2  # width and height in the header
+    (tmp_path / "bomb.bmp").write_bytes(content)
+    with pytest.raises(ImageError, match=r"bomb\.bmp: .*(limit of 150,000,000|exceeds limit)"):
+        read_image(tmp_path / "bomb.bmp")
+
+
+def test_the_pixel_limit_is_the_largest_size_allowed(tmp_path, picture, monkeypatch):
+    picture.save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", 24)
+    assert read_image(tmp_path / "a.png").shape == (4, 6, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 23)
+    with pytest.raises(ImageError, match="6 x 4 pixels"):
+        read_image(tmp_path / "a.png")
+
+
+def test_odd_metadata_raises_no_warning(tmp_path, picture):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0"  # announces five entries
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (4, 6, 3)
+
+
+def test_file_images_are_read_when_asked_for(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    files = FileImages([tmp_path / "a.png", tmp_path / "missing.png"])
+    assert len(files) == 2
+    np.testing.assert_array_equal(files[0], np.asarray(picture))
+    with pytest.raises(ImageError, match="missing"):
+        files[1]
+
+
+def test_a_folder_gives_its_pictures_sorted_with_ids_from_it(tmp_path):
+    names = ["b.jpg", "a.JPG", "sub/c.png", "sub.png"]
+    others = ["notes.md", ".hidden.jpg", ".cache/d.jpg", "sub/.e.jpg"]
+    touch(*(tmp_path / name for name in names + others))
+    found = find_images([tmp_path])
+    assert found == [(name, tmp_path / name) for name in ["a.JPG", "b.jpg", "sub.png", "sub/c.png"]]
+
+
+def test_links_that_loop_are_harmless(tmp_path):
+    touch(tmp_path / "a.jpg", tmp_path / "sub/b.jpg")
+    (tmp_path / "sub/loop").symlink_to(tmp_path)
+    (tmp_path / "sub/again").symlink_to(tmp_path)
+    (tmp_path / "self.jpg").symlink_to("self.jpg")
+    assert [image_id for image_id, _ in find_images([tmp_path])] == ["a.jpg", "sub/b.jpg"]
+    found = find_images([f"{tmp_path}/**/*.jpg"])
+    assert [path for _, path in found] == [tmp_path / "a.jpg", tmp_path / "sub/b.jpg"]
+
+
+def test_a_link_to_a_folder_is_followed_when_named(tmp_path):
+    touch(tmp_path / "real/a.jpg")
+    (tmp_path / "link").symlink_to("real")
+    assert find_images([tmp_path / "link"]) == [("a.jpg", tmp_path / "link/a.jpg")]
+
+
+def test_files_and_patterns_keep_their_paths_as_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(*map(Path, ["x/b.jpg", "x/a.jpg", "x/notes.md", "odd.name", "x/[1].jpg"]))
+    assert [image_id for image_id, _ in find_images(["odd.name"])] == ["odd.name"]
+    assert find_images([tmp_path / "odd.name"])[0][0] == f"{tmp_path}/odd.name"
+    assert [image_id for image_id, _ in find_images(["x/[1].jpg"])] == ["x/[1].jpg"]
+    found = [image_id for image_id, _ in find_images(["x/?.*"])]
+    assert found == ["x/a.jpg", "x/b.jpg"]
+
+
+def test_several_inputs_give_unique_ids_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(*map(Path, ["x/a.jpg", "y/a.jpg"]))
+    found = find_images(["y", "x/a.jpg", "x"])
+    assert found == [("y/a.jpg", Path("y/a.jpg")), ("x/a.jpg", Path("x/a.jpg"))]
+
+
+@pytest.mark.parametrize("named", ["{}/list.txt", "@{}/list.txt", "@{}/list"])
+def test_a_list_gives_its_files_in_its_order(tmp_path, named):
+    touch(tmp_path / "b.jpg", tmp_path / "sub/a.jpg")
+    lines = "\ufeffsub/a.jpg\r\n\n b.jpg \ngone.jpg\n/far.jpg\nb.jpg\n"
+    for name in ("list", "list.txt"):
+        (tmp_path / name).write_text(lines)
+    found = find_images([named.format(tmp_path)])
+    ids = ["sub/a.jpg", "b.jpg", "gone.jpg"]
+    assert found == [(name, tmp_path / name) for name in ids] + [("/far.jpg", Path("/far.jpg"))]
+
+
+def test_a_file_name_that_is_no_utf8_has_an_id_that_is(tmp_path):
+    touch(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.jpg")))
+    ((image_id, path),) = find_images([tmp_path])
+    assert image_id == "\\xe9.jpg"
+    assert path.is_file()
+
+
+def test_inputs_without_a_picture_are_errors_that_name_them(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "empty").mkdir()
+    touch(tmp_path / "full/a.jpg", tmp_path / "empty/notes.md")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9.jpg")
+    for inputs, reason in [
+        (["full", "empty"], "empty: no picture .*found"),
+        (["empty/*.md"], r"empty/\*\.md: no picture"),
+        (["none.jpg"], r"none\.jpg: no such file or folder"),
+        (["@none.lst"], r"none\.lst: cannot read the list"),
+        (["latin.txt"], r"latin\.txt: cannot read the list"),
+    ]:
+        given = [
+            f"@{tmp_path}/{name[1:]}" if name[0] == "@" else tmp_path / name for name in inputs
+        ]
+        with pytest.raises(ValueError, match=reason):
+            find_images(given)

@@ -1,0 +1,80 @@
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from regionhash.losses import (
+    balance_bits,
+    multi_label_loss,
+    multi_label_probs,
+    nan_term,
+    push_from_half,
+    reduce_per_image,
+)
+
+
+def test_e1_is_lowest_at_bits_and_highest_at_one_half():
+    a = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.5, 0.5, 0.5, 0.5], [0.5, 1.0, 0.25, 0.5]])
+    expected = [-0.25, 0.0, -(0.25 + 0.0625) / 4]
+    assert push_from_half(a).tolist() == pytest.approx(expected)
+
+
+def test_e2_measures_how_far_from_half_the_bits_are_set():
+    a = torch.tensor([[0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
+    assert balance_bits(a).tolist() == pytest.approx([0.0, 0.25, 0.0625])
+
+
+def test_reduction_sums_regions_per_image_or_averages_them():
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0])  # say three regions of one image, one of another
+    assert reduce_per_image(values, 2, "sum").item() == 6.0
+    assert reduce_per_image(values, 2, "mean").item() == 3.0
+    assert reduce_per_image(torch.zeros(0), 2, "mean").item() == 0.0
+    with pytest.raises(ValueError, match="sum or mean"):
+        reduce_per_image(values, 2, "median")  # type: ignore[arg-type]
+
+
+def test_softmax_form_is_cross_entropy_against_the_uniform_distribution_over_labels():
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0], [5.0, 1.0, 1.0]])
+    labels = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    total = math.exp(2) + 1 + math.exp(-1)
+    first = -0.5 * (math.log(math.exp(2) / total) + math.log(1 / total))
+    # The third picture has no label and does not count.
+    expected = (first + math.log(3)) / 2
+    assert multi_label_loss(logits, labels, "softmax").item() == pytest.approx(expected)
+
+
+def test_bce_form_sums_one_sigmoid_per_class():
+    logits = torch.tensor([[0.0, math.log(3.0)]])
+    labels = torch.tensor([[1.0, 0.0]])
+    expected = math.log(2) + math.log(4)  # sigmoids 1/2 and 3/4
+    assert multi_label_loss(logits, labels, "bce").item() == pytest.approx(expected)
+    assert multi_label_probs(logits, "bce").tolist()[0] == pytest.approx([0.5, 0.75])
+
+
+def test_a_batch_without_any_label_has_no_softmax_loss():
+    assert multi_label_loss(torch.randn(2, 3), torch.zeros(2, 3), "softmax").item() == 0.0
+
+
+def test_unknown_form_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="softmax, bce"):
+        multi_label_loss(torch.zeros(1, 2), torch.zeros(1, 2), "hinge")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", [push_from_half, balance_bits])
+def test_gradients_of_the_hashing_terms(loss):
+    a = torch.rand(3, 8, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(loss, a)
+
+
+@pytest.mark.parametrize("form", ["softmax", "bce"])
+def test_gradients_of_the_multi_label_loss(form):
+    logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.float64)
+    assert gradcheck(lambda x: multi_label_loss(x, labels, form), logits)
+
+
+def test_nan_term_names_the_first_term_that_is_not_finite():
+    fine = torch.tensor(1.0)
+    assert nan_term({"a": fine, "b": fine}) is None
+    assert nan_term({"a": fine, "b": fine / 0, "c": fine * torch.nan}) == "b"

@@ -1,0 +1,76 @@
+import doctest
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from regionhash.data import DATASETS, open_dataset
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with one picture in every layout, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("voc/JPEGImages", "voc/Annotations", "voc/ImageSets/Main", "pets/cat"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("voc/JPEGImages/a.jpg", "pets/cat/a.jpg"):
+        Image.new("RGB", (10, 8)).save(tmp_path / name)
+    (tmp_path / "voc/ImageSets/Main/train.txt").write_text("a\n")
+    size = "<size><width>10</width><height>8</height></size>"
+    (tmp_path / "voc/Annotations/a.xml").write_text(f"<annotation>{size}</annotation>")
+    (tmp_path / "table.csv").write_text("image,label\npets/cat/a.jpg,cat\n")
+    (tmp_path / "far.csv").write_text("image,label\na.jpg,cat\n")
+    image = {"id": 1, "file_name": "a.jpg", "height": 8, "width": 10}
+    coco = {"images": [image], "categories": [{"id": 1, "name": "cat"}], "annotations": []}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+
+
+@pytest.mark.parametrize(
+    ("spec", "image_id", "n_classes"),
+    [
+        ("voc:voc:train", "a", 20),
+        ("coco:pets/cat:coco.json", "a.jpg", 1),
+        ("csv:table.csv", "pets/cat/a.jpg", 1),
+        ("csv:far.csv:pets/cat", "a.jpg", 1),
+        ("folder:pets", "cat/a.jpg", 0),
+        ("labelled-folder:pets", "cat/a.jpg", 1),
+        ("digits:test:1", "test-0-00000", 10),
+        ("digits:train:1:7", "train-7-00000", 10),
+    ],
+)
+def test_each_form_opens_its_layout(place, spec, image_id, n_classes):
+    image_set = open_dataset(spec)
+    assert image_set.ids == (image_id,)
+    assert len(image_set.classes) == n_classes
+    assert image_set.images[0].shape[2] == 3
+    assert any(form.split(":")[0] == spec.split(":")[0] for form in DATASETS)
+
+
+WRONG = (
+    " pets voc voc:root voc::train voc:root: coco:dir csv: csv:a:b:c folder: labelled-folder: "
+    "zip:a digits digits:train digits:train:many digits:train:-3 digits:train:3:x"
+)
+
+
+@pytest.mark.parametrize("spec", WRONG.split(" "))
+def test_a_wrong_form_is_an_error_that_lists_all_forms(spec):
+    with pytest.raises(ValueError, match="names no data set") as caught:
+        open_dataset(spec)
+    assert repr(spec) in str(caught.value)
+    assert all(form in str(caught.value) for form in DATASETS)
+
+
+def test_naming_the_layouts_imports_neither_torch_nor_scikit_learn():
+    code = "import sys, regionhash.data; print({'torch', 'sklearn'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "set()\n"
+
+
+def test_the_examples_of_the_documentation_run():
+    page = Path(__file__).parents[1] / "docs/data.md"
+    failed, attempted = doctest.testfile(str(page), module_relative=False)
+    assert (failed, attempted > 5) == (0, True)
+    assert all(f"`{form}`" in page.read_text() for form in DATASETS)
