@@ -65,7 +65,7 @@ def training_settings(
         put(f"--set {name}", table_of.get(name), name, _value(text))
     for name, value in (flags or {}).items():
         if value is not None:
-            put(f"--{name.replace('_', '-')}", table_of.get(name), name, value)
+            put(name, table_of.get(name), name, value)
     return settings["model"], TrainingConfig(**settings["training"])
 
 

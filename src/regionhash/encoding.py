@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,7 +20,7 @@ from regionhash.data.batches import batches_of_one_shape
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import ImageError
 from regionhash.data.transforms import Frame, to_input
-from regionhash.sources import Source
+from regionhash.sources import Source, class_indices
 from regionhash.store import CodeFile, CodeFileWriter
 from regionhash.structures import EncodedImage, Floats, Regions
 
@@ -92,7 +92,10 @@ def code_file_writer(
             raise ValueError(
                 f"{path}: holds codes of precision {there.meta['precision']}, got {precision}"
             )
-        sources = [*there.meta["sources"], *(new for new in sources if new not in there.meta["sources"])]
+        sources = [
+            *there.meta["sources"],
+            *(new for new in sources if new not in there.meta["sources"]),
+        ]
     return CodeFileWriter(
         path,
         model_hash=checkpoint.model_hash,
@@ -197,21 +200,6 @@ def encode_images(
     )
 
 
-def class_indices(image_set: ImageSet, classes: Sequence[str]) -> list[int]:
-    """For each class of a set its index among the `classes` of a model.
-
-    Raises:
-        ValueError: the model does not know a class.
-    """
-    unknown = [name for name in image_set.classes if name not in classes]
-    if unknown:
-        raise ValueError(
-            f"{image_set.name}: the model does not know the classes {', '.join(unknown)}; "
-            f"it knows {', '.join(classes)}"
-        )
-    return [classes.index(name) for name in image_set.classes]
-
-
 def encode_picture(
     model: Any, checkpoint: Checkpoint, image: Image, *, precision: Precision = "32-true"
 ) -> EncodedImage:
@@ -256,8 +244,9 @@ def encode_boxes(
             height, width = frame.size
             raise ValueError(f"box {shown}: lies outside of the picture, {width} x {height} pixels")
     with _inference(device, precision):
-        (regions,) = model.encode_boxes([tensor.to(device)], [frame.to_input(inside).to(device)])
-    return replace(regions, boxes=inside.numpy())
+        own = [frame.to_input(inside).to(device)]
+        regions: list[Regions] = model.encode_boxes([tensor.to(device)], own)
+    return replace(regions[0], boxes=inside.numpy())
 
 
 def _check_precision(precision: str) -> None:

@@ -79,6 +79,33 @@ def multi_label_probs(logits: Tensor, form: MultiLabelForm) -> Tensor:
     return logits.sigmoid() if form == "bce" else logits.softmax(1)
 
 
+def region_class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """L_cls2: cross-entropy of regions, in which background counts at most three times foreground.
+
+    Fast R-CNN samples a quarter of foreground; here the surplus of background is weighted down
+    instead, so that no region is left out and nothing is random.
+
+    Args:
+        logits: (M, C + 1), background first.
+        labels: (M,) 0 background, 1 to C, or -1 for regions that do not count.
+    """
+    each = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+    foreground, background = labels > 0, labels == 0
+    n_background = background.sum().clamp(min=1)
+    weight = (3 * foreground.sum().clamp(min=1) / n_background).clamp(max=1)
+    weights = foreground + weight * background
+    return (weights * each).sum() / weights.sum().clamp(min=1)
+
+
+def box_loss(deltas: Tensor, wanted: Tensor, foreground: Tensor) -> Tensor:
+    """L_reg2: smooth L1 of foreground regions, (M, 4) each, as Fast R-CNN averages it.
+
+    That is over all regions that count, of which a quarter is foreground.
+    """
+    each = F.smooth_l1_loss(deltas, wanted, beta=1 / 9, reduction="none").sum(1)
+    return (each * foreground).sum() / (4 * foreground.sum().clamp(min=1))
+
+
 def nan_term(losses: dict[str, Tensor]) -> str | None:
     """The name of the first loss that is not finite, or None."""
     return next((name for name, loss in losses.items() if not torch.isfinite(loss).all()), None)

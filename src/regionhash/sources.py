@@ -39,6 +39,21 @@ def open_inputs(inputs: Sequence[str]) -> tuple[ImageSet, Source]:
     return image_set, _source(image_set, inputs[0])
 
 
+def class_indices(image_set: ImageSet, classes: Sequence[str]) -> list[int]:
+    """For each class of a set its index among the `classes` of a model.
+
+    Raises:
+        ValueError: the model does not know a class.
+    """
+    unknown = [name for name in image_set.classes if name not in classes]
+    if unknown:
+        raise ValueError(
+            f"{image_set.name}: the model does not know the classes {', '.join(unknown)}; "
+            f"it knows {', '.join(classes)}"
+        )
+    return [classes.index(name) for name in image_set.classes]
+
+
 class Pictures:
     """The pictures of a code file, found again by their ids.
 

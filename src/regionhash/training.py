@@ -28,7 +28,7 @@ from regionhash.data.images import ImageError
 from regionhash.data.splits import split_off
 from regionhash.data.transforms import TrainingSample, TrainingTransform
 from regionhash.losses import nan_term
-from regionhash.models import HashModel
+from regionhash.parts.proposals import pad_regions
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class TrainingConfig:
         flip: whether pictures may be mirrored.
         held_out: share of the pictures kept for choosing the best epoch; 0 takes the last.
         cached_views: 0 trains the network on fresh views of the pictures in every epoch. A number
-            trains the image hash alone, on what the rest of the network says of so many views of
-            every picture (the first unchanged), computed once: minutes instead of hours.
+            trains the layers of the hash alone, on what the rest of the network gives for so many
+            views of every picture (the first unchanged), computed once: minutes, not hours.
         precision: of the forward pass.
         seed: of everything random.
         workers: processes that read pictures.
@@ -211,8 +211,7 @@ def cache_features(
     ready = fabric.setup_module(model)
     ready.mark_forward_method("frozen_features")
     reader = _Reader(config, len(image_set.classes), fabric.device)
-    transforms = [reader.plain] + [reader.augment] * (n_views - 1)
-    return [reader.features(ready, image_set, t, view) for view, t in enumerate(transforms)]
+    return reader.views(ready, image_set, n_views)
 
 
 def take_over(model: nn.Module, start: nn.Module) -> list[str]:
@@ -276,6 +275,8 @@ class _Run:
 
     def train(self, on_step: OnStep, on_epoch: Callable[[EpochReport], None]) -> Checkpoint:
         self._resume()
+        if self.config.cached_views and self.cache is None:
+            self.cache = self.reader.views(self.model, self.rest, self.config.cached_views)
         steps = self._cached_steps if self.config.cached_views else self._fresh_steps
         writer = SummaryWriter(str(self.folder / "tensorboard"))
         for epoch in range(len(self.reports), self.config.epochs):
@@ -316,7 +317,7 @@ class _Run:
                     f"step {n_steps + 1}; try a lower learning rate"
                 )
             ramp = self.config.ramp(progress)
-            weights = {name: ramp for name in self.bare.ramped_terms}
+            weights = dict.fromkeys(self.bare.ramped_terms, ramp)
             loss = torch.stack([x * weights.get(name, 1.0) for name, x in losses.items()]).sum()
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
@@ -344,16 +345,7 @@ class _Run:
 
     def _cached_steps(self, epoch: int) -> Steps:
         """Batches of cached features, each picture in one of its views."""
-        if self.cache is None:
-            transforms = [self.reader.plain] + [self.reader.augment] * (
-                self.config.cached_views - 1
-            )
-            self.cache = [
-                self.reader.features(self.model, self.rest, transform, view)
-                for view, transform in enumerate(transforms)
-            ]
-            self.model.train()
-        cache = self.cache
+        cache = self.cache or []
         rng = np.random.default_rng([self.config.seed, epoch])
         n_images = len(cache[0][1])
         picked = rng.integers(len(cache), size=n_images).tolist()
@@ -361,7 +353,7 @@ class _Run:
             rng.permutation(n_images), -(-n_images // self.config.batch_size)
         ):
             features = {
-                name: torch.stack([cache[picked[row]][0][name][row] for row in rows])
+                name: pad_regions([cache[picked[row]][0][name][row] for row in rows])
                 for name in cache[0][0]
             }
             yield len(rows), partial(self.bare.head_losses, features, cache[0][1][rows])
@@ -476,6 +468,11 @@ class _Reader:
             targets.append({"boxes": boxes, "labels": labels, "image_labels": image_labels})
         return [sample.image.to(self.device) for sample in samples], targets
 
+    def views(self, model: Any, image_set: ImageSet, n_views: int) -> Cache:
+        """Features of the pictures as they are, and of as many other views as are wanted."""
+        transforms = [self.plain] + [self.augment] * (n_views - 1)
+        return [self.features(model, image_set, t, view) for view, t in enumerate(transforms)]
+
     def features(
         self, model: Any, image_set: ImageSet, transform: TrainingTransform, view: int
     ) -> tuple[Losses, Tensor]:
@@ -485,15 +482,15 @@ class _Reader:
         views = self.read(image_set, np.arange(len(image_set)), transform, view)
         for batch in batches_of_one_shape(views, _image_of, 8):
             images, targets = self.to_device([sample for _, sample in batch])
-            features = model.frozen_features(images)
+            features = model.frozen_features(images, targets)
             for n, (row, _) in enumerate(batch):
-                own = {name: value[n].float() for name, value in features.items()}
+                own = {name: value[n] for name, value in features.items()}
                 found[row] = own, targets[n]["image_labels"]
         if not found:
             raise TrainingError(f"{image_set.name}: no picture could be read")
         ordered = [found[row] for row in sorted(found)]
         return (
-            {name: torch.stack([own[name] for own, _ in ordered]) for name in ordered[0][0]},
+            {name: pad_regions([own[name] for own, _ in ordered]) for name in ordered[0][0]},
             torch.stack([labels for _, labels in ordered]),
         )
 

@@ -34,17 +34,19 @@ class HashModel(Protocol):
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
         """Codes of given boxes of pictures."""
 
-    def frozen_features(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """What the image hash reads, without gradient."""
+    def frozen_features(
+        self, images: list[Tensor], targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """What the layers of the hash read, without gradient; with targets, what trains them."""
 
     def hash_features(self, features: dict[str, Tensor]) -> Tensor:
         """Activations (B, n_bits) of the image hash, of what `frozen_features` gives."""
 
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
-        """The loss terms of the image hash alone."""
+        """The loss terms of these layers alone."""
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The weights of the image hash."""
+        """The weights of these layers."""
 
 
 MODELS: dict[str, Callable[..., Any]] = {

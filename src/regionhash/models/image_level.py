@@ -27,7 +27,7 @@ from regionhash.losses import (
 )
 from regionhash.models.region_dh import codes_of
 from regionhash.parts.backbones import Backbone, build_backbone, stack_images
-from regionhash.parts.heads import LatentLayer, centre
+from regionhash.parts.heads import LatentLayer, RunningScale, centre
 from regionhash.parts.pooling import pool_top
 from regionhash.parts.proposals import Targets
 from regionhash.structures import EncodedImage, Regions
@@ -65,7 +65,7 @@ class ImageLevelHash(nn.Module):
         self.backbone = backbone
         n_in = 2 * backbone.top_channels
         # Averages and maxima of different channels differ in scale by orders of magnitude.
-        self.scale = nn.BatchNorm1d(n_in, affine=False)
+        self.scale = RunningScale(n_in)
         self.dropout = nn.Dropout(dropout)
         self.hidden: nn.Module = nn.Identity()
         if n_hidden:
@@ -89,8 +89,10 @@ class ImageLevelHash(nn.Module):
         return self.head_losses({"pooled": self._pool_images(images)}, image_labels)
 
     @torch.no_grad()
-    def frozen_features(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """All that the head reads of B images: "pooled" (B, 2 * D)."""
+    def frozen_features(
+        self, images: list[Tensor], targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """All that the head reads of B images: "pooled" (B, 2 * D); targets are not read."""
         return {"pooled": self._pool_images(images)}
 
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:

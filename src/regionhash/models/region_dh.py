@@ -16,44 +16,41 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from regionhash.codes import binarize, pack_bits
 from regionhash.losses import (
     MultiLabelForm,
     Reduction,
     balance_bits,
+    box_loss,
     multi_label_loss,
     multi_label_probs,
     push_from_half,
     reduce_per_image,
+    region_class_loss,
 )
 from regionhash.parts.backbones import BACKBONES, Backbone, build_backbone, stack_images
 from regionhash.parts.coco import load_coco_detector
 from regionhash.parts.fusion import FusionForm, fuse_proposals
-from regionhash.parts.heads import LatentLayer, RegionHead, centre
+from regionhash.parts.heads import LatentLayer, RegionHead, SemanticHead, centre
 from regionhash.parts.pooling import RegionPooling
 from regionhash.parts.proposals import ScoredRPN, Targets, build_rpn, pad_regions
 from regionhash.structures import Codes, EncodedImage, Regions
 
-GAMMA_H1 = 0.05  # Sec. IV-C
-GAMMA_H2 = 10.0
-
 
 class Instances(NamedTuple):
-    """What the network says of M boxes, image after image.
+    """What module 3 says of the regions of B images.
 
     Attributes:
-        activations: (M, K1) in [0, 1], of the instance hashing layer H1.
-        logits: (M, C + 1), background first.
-        deltas: (M, 4), class-agnostic box regression.
+        activations: (B, R, K1) in [0, 1], of the instance hashing layer H1.
+        logits: (B, R, C + 1), background first.
     """
 
     activations: Tensor
     logits: Tensor
-    deltas: Tensor
 
 
 class RegionDH(nn.Module):
@@ -66,13 +63,16 @@ class RegionDH(nn.Module):
         n_bits: K2, bits of the image code.
         n_region_bits: K1, bits of a region's code.
         n_hidden: width of FC6 and FC7.
-        semantic: whether regions also read the backbone's last stage (see `RegionPooling`).
+        semantic: whether instances are hashed and classified from the backbone's last stage (see
+            `RegionPooling`) rather than, as printed, from FC7.
         fusion: see `fuse_proposals`.
         normalise_fused: brings every fused matrix to mean 0 and variance 1 before H2.
         centred: whether the layers behind H1 and H2 read 2a - 1 or, as printed, a.
         multi_label: L_cls3, see `multi_label_loss`.
+        gamma_h1, gamma_h2: weights of E1 and E2 of H1 and of H2 (eq. 6).
         reduction: of E1 and E2, see `reduce_per_image`.
         latent_std: see `LatentLayer`.
+        dropout: before H1.
         max_regions: how many instances of a picture are kept.
         min_score: the least probability of a kept instance.
     """
@@ -94,6 +94,8 @@ class RegionDH(nn.Module):
         normalise_fused: bool,
         centred: bool,
         multi_label: MultiLabelForm,
+        gamma_h1: float,
+        gamma_h2: float,
         reduction: Reduction,
         latent_std: float | None,
         dropout: float,
@@ -107,8 +109,11 @@ class RegionDH(nn.Module):
         self.pooling = RegionPooling(
             names, backbone.out_channels, backbone.top_channels if semantic else 0
         )
-        self.head = RegionHead(self.pooling.n_spatial, self.pooling.n_semantic, n_hidden, dropout)
+        self.head = RegionHead(self.pooling.n_spatial, n_hidden)
         self.regress = nn.Linear(n_hidden, 4)
+        self.instance: nn.Module = nn.Dropout(dropout)
+        if semantic:
+            self.instance = SemanticHead(self.pooling.n_semantic, n_hidden, dropout)
         self.h1 = LatentLayer(n_hidden, n_region_bits, latent_std)
         self.classify = nn.Linear(n_region_bits, n_classes + 1)
         self.normalise: nn.Module = nn.Identity()
@@ -123,11 +128,14 @@ class RegionDH(nn.Module):
         self.fusion: FusionForm = fusion
         self.centred = centred
         self.multi_label: MultiLabelForm = multi_label
+        self.gamma_h1 = gamma_h1
+        self.gamma_h2 = gamma_h2
         self.reduction: Reduction = reduction
         self.max_regions = max_regions
         self.min_score = min_score
-        # Matching and sampling of proposals with Faster R-CNN's numbers; it has no weights.
-        self.sampler = RoIHeads(None, None, None, 0.5, 0.5, 64, 0.25, None, 0.05, 0.5, max_regions)
+        # As in Faster R-CNN; boxes are coded with its weights.
+        self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=False)
+        self.box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
     # -- training ---------------------------------------------------------------------------------
 
@@ -142,125 +150,121 @@ class RegionDH(nn.Module):
         batch, sizes = stack_images(images)
         maps, top = self.backbone(batch)
         proposals, objectness, losses = self.rpn(ImageList(batch, sizes), maps, targets)
-        # Known objects join the proposals for the losses of regions alone: they stand behind the
-        # RPN's own, and the fusion sees only those, as it will when there is no one to tell.
-        boxes = self.sampler.add_gt_proposals(proposals, [t["boxes"] for t in targets])
-        found = self._describe(maps, top, boxes, sizes, batch.shape[3])
-        losses |= self._region_losses(boxes, found, targets)
-        n_boxes = [len(own) for own in boxes]
-        of_rpn = [len(own) for own in proposals]
-        split = zip(
-            found.activations.split(n_boxes), found.logits.split(n_boxes), of_rpn, strict=True
-        )
-        own = [(a[:n], logits[:n].softmax(1)[:, 1:]) for a, logits, n in split]
-        activations = torch.cat([a for a, _ in own])
-        losses["h1_e1"] = GAMMA_H1 * self._reduce(push_from_half(activations), len(images))
-        losses["h1_e2"] = GAMMA_H1 * self._reduce(balance_bits(activations), len(images))
-        features = {
-            "objectness": pad_regions(objectness),
-            "probs": pad_regions([probs for _, probs in own]),
-            "activations": pad_regions([a for a, _ in own]),
-        }
+        boxes = [torch.cat([own, t["boxes"]]) for own, t in zip(proposals, targets, strict=True)]
+        labels, wanted = self._match(boxes, targets)
+        x, deltas = self._pool(maps, top, boxes, sizes, batch.shape[3])
+        losses["reg2"] = box_loss(deltas, torch.cat(wanted), torch.cat(labels) > 0)
+        features = _pack(x, objectness, labels, [len(own) for own in boxes])
         image_labels = torch.stack([t["image_labels"] for t in targets])
         return losses | self.head_losses(features, image_labels)
 
     @torch.no_grad()
-    def frozen_features(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """What the fusion reads, for training the image hash alone on regions that stay.
+    def frozen_features(
+        self, images: list[Tensor], targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """What modules 3 and 4 read, for training them alone on proposals that stay.
 
         Returns:
-            "objectness" (B, R), "probs" (B, R, C), "activations" (B, R, K1), padded with zeros to
-            the RPN's number of proposals.
+            "regions" (B, R, D), "objectness" (B, R), "present" (B, R) bool, and, with targets,
+            "labels" (B, R): 0 background, 1 to C, or -1 for regions that are neither. With targets
+            known objects stand behind the proposals. Their objectness is 0, so that the fusion
+            does not see them: it must not, or labels would leak into the image code.
         """
-        _, objectness, found = self._propose(images)
-        n_boxes = [len(own) for own in objectness]
-        features = {
-            "objectness": pad_regions(objectness),
-            "probs": pad_regions(list(found.logits.softmax(1)[:, 1:].split(n_boxes))),
-            "activations": pad_regions(list(found.activations.split(n_boxes))),
-        }
-        missing = self.rpn.post_nms_top_n() - features["objectness"].shape[1]
-        pad = (0, 0, 0, missing)
-        return {name: F.pad(x, pad if x.ndim == 3 else pad[2:]) for name, x in features.items()}
+        batch, sizes = stack_images(images)
+        maps, top = self.backbone(batch)
+        boxes, objectness, _ = self.rpn(ImageList(batch, sizes), maps)
+        labels = None
+        if targets is not None:
+            boxes = [torch.cat([own, t["boxes"]]) for own, t in zip(boxes, targets, strict=True)]
+            labels, _ = self._match(boxes, targets)
+        x, _ = self._pool(maps, top, boxes, sizes, batch.shape[3])
+        return _pack(x, objectness, labels, [len(own) for own in boxes])
 
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
-        """The terms of the image hash: L_cls3, and E1 and E2 of H2 (eqs. 5 to 9).
+        """The terms of modules 3 and 4: L_cls2, L_cls3, and E1 and E2 of H1 and H2 (eqs. 5 to 9).
 
         Args:
-            features: as `frozen_features` gives them.
+            features: as `frozen_features` gives them with targets.
             image_labels: (B, C) float32, 0 or 1.
         """
-        activations = self.hash_features(features)
-        logits = self.classify_image(centre(activations, self.centred))
+        found = self._describe(features)
+        own = found.activations[features["objectness"] > 0]  # of the RPN's proposals
+        of_images = self._fuse(features, found)
+        logits = self.classify_image(centre(of_images, self.centred)).float()
         n_images = len(image_labels)
+        h1, h2 = self.gamma_h1, self.gamma_h2
+        present = features["present"]
         return {
+            "cls2": region_class_loss(found.logits[present], features["labels"][present]),
+            "h1_e1": h1 * self._reduce(push_from_half(own), n_images),
+            "h1_e2": h1 * self._reduce(balance_bits(own), n_images),
             "cls3": multi_label_loss(logits, image_labels, self.multi_label),
-            "h2_e1": GAMMA_H2 * self._reduce(push_from_half(activations), n_images),
-            "h2_e2": GAMMA_H2 * self._reduce(balance_bits(activations), n_images),
+            "h2_e1": h2 * self._reduce(push_from_half(of_images), n_images),
+            "h2_e2": h2 * self._reduce(balance_bits(of_images), n_images),
         }
 
     def head_parameters(self) -> list[nn.Parameter]:
         """The weights that `head_losses` trains."""
-        return [*self.h2.parameters(), *self.classify_image.parameters()]
+        modules = (self.instance, self.h1, self.classify, self.h2, self.classify_image)
+        return [weight for module in modules for weight in module.parameters()]
 
-    def _region_losses(
-        self, boxes: list[Tensor], found: Instances, targets: Targets
-    ) -> dict[str, Tensor]:
-        """L_cls2 and L_reg2 on sampled regions, foreground and background (eqs. 4 and 5)."""
-        gt_boxes = [t["boxes"] for t in targets]
-        gt_labels = [t["labels"] + 1 for t in targets]
-        matched, labels = self.sampler.assign_targets_to_proposals(boxes, gt_boxes, gt_labels)
-        chosen = self.sampler.subsample(labels)
-        n_boxes = [len(own) for own in boxes]
-        wanted = [
-            own[index] if len(own) else box.new_zeros(len(index), 4)
-            for own, index, box in zip(gt_boxes, matched, boxes, strict=True)
-        ]
-        deltas = self.sampler.box_coder.encode(wanted, boxes)
-        rows = torch.cat(
-            [pick + start for pick, start in zip(chosen, _starts(n_boxes), strict=True)]
-        )
-        # The same four numbers for every class: the paper's N x 4 (Sec. III-A, module 2).
-        per_class = found.deltas[rows].repeat(1, self.n_classes + 1)
-        picked = [own[pick] for own, pick in zip(labels, chosen, strict=True)]
-        picked_deltas = [own[pick] for own, pick in zip(deltas, chosen, strict=True)]
-        cls2, reg2 = fastrcnn_loss(found.logits[rows], per_class, picked, picked_deltas)
-        return {"cls2": cls2, "reg2": reg2}
+    def _match(self, boxes: list[Tensor], targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
+        """Labels (R,) of each image's boxes and the deltas (R, 4) to their objects."""
+        labels, wanted = [], []
+        for own, target in zip(boxes, targets, strict=True):
+            if not len(target["boxes"]):
+                labels.append(own.new_zeros(len(own), dtype=torch.int64))
+                wanted.append(own.new_zeros(len(own), 4))
+                continue
+            match = self.matcher(box_iou(target["boxes"], own))  # -1 below 0.4, -2 up to 0.5
+            label = target["labels"][match.clamp(min=0)] + 1
+            label[match == Matcher.BELOW_LOW_THRESHOLD] = 0
+            label[match == Matcher.BETWEEN_THRESHOLDS] = -1
+            labels.append(label)
+            matched = target["boxes"][match.clamp(min=0)]
+            wanted.append(self.box_coder.encode_single(matched, own))
+        return labels, wanted
 
     def _reduce(self, values: Tensor, n_images: int) -> Tensor:
         return reduce_per_image(values, n_images, self.reduction)
 
     # -- shared -----------------------------------------------------------------------------------
 
-    def _describe(
+    def _pool(
         self,
         maps: dict[str, Tensor],
         top: Tensor,
         boxes: list[Tensor],
         sizes: list[tuple[int, int]],
         batch_width: int,
-    ) -> Instances:
-        x = self.head(*self.pooling(maps, top, boxes, sizes, batch_width))  # (M, n_hidden)
-        activations = self.h1(x)  # (M, K1)
-        logits = self.classify(centre(activations, self.centred)).float()  # (M, C + 1)
-        return Instances(activations, logits, self.regress(x).float())
+    ) -> tuple[Tensor, Tensor]:
+        """What the instance layers read of M boxes, (M, D), and box deltas (M, 4)."""
+        spatial, semantic = self.pooling(maps, top, boxes, sizes, batch_width)
+        x = self.head(spatial)  # (M, n_hidden)
+        return x if semantic is None else semantic, self.regress(x).float()
 
-    def _propose(self, images: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Instances]:
-        """Proposals of the RPN, their objectness, and what the network says of them."""
-        batch, sizes = stack_images(images)
-        maps, top = self.backbone(batch)
-        boxes, objectness, _ = self.rpn(ImageList(batch, sizes), maps)
-        return boxes, objectness, self._describe(maps, top, boxes, sizes, batch.shape[3])
+    def _describe(self, features: dict[str, Tensor]) -> Instances:
+        present = features["present"]
+        a = self.h1(self.instance(features["regions"][present]))  # (M, K1)
+        logits = self.classify(centre(a, self.centred)).float()  # (M, C + 1)
+        activations = a.new_zeros(*present.shape, a.shape[1])
+        all_logits = logits.new_zeros(*present.shape, logits.shape[1])
+        activations[present], all_logits[present] = a, logits
+        return Instances(activations, all_logits)
 
-    def hash_features(self, features: dict[str, Tensor]) -> Tensor:
-        """Activations (B, K2) of H2, of what `frozen_features` gives."""
+    def _fuse(self, features: dict[str, Tensor], found: Instances) -> Tensor:
+        """Activations (B, K2) of H2."""
         fused = fuse_proposals(
             features["objectness"],
-            features["probs"],
-            centre(features["activations"], self.centred),
+            found.logits.softmax(2)[:, :, 1:],
+            centre(found.activations, self.centred),
             self.fusion,
         )
         return self.h2(self.normalise(fused.flatten(1)))
+
+    def hash_features(self, features: dict[str, Tensor]) -> Tensor:
+        """Activations (B, K2) of the image hash, of what `frozen_features` gives."""
+        return self._fuse(features, self._describe(features))
 
     # -- use --------------------------------------------------------------------------------------
 
@@ -270,28 +274,29 @@ class RegionDH(nn.Module):
 
         Boxes are in pixels of the images given. All comes from one forward pass.
         """
-        boxes, objectness, found = self._propose(images)
+        batch, sizes = stack_images(images)
+        maps, top = self.backbone(batch)
+        boxes, objectness, _ = self.rpn(ImageList(batch, sizes), maps)
+        x, deltas = self._pool(maps, top, boxes, sizes, batch.shape[3])
         n_boxes = [len(own) for own in boxes]
-        probs = found.logits.softmax(1).split(n_boxes)
-        activations = found.activations.split(n_boxes)
-        of_images = self.hash_features(
-            {
-                "objectness": pad_regions(objectness),
-                "probs": pad_regions([own[:, 1:] for own in probs]),
-                "activations": pad_regions(list(activations)),
-            }
-        )
-        image_probs = multi_label_probs(
-            self.classify_image(centre(of_images, self.centred)).float(), self.multi_label
-        )
-        decoded = self.sampler.box_coder.decode(found.deltas, boxes)[:, 0].split(n_boxes)
+        features = _pack(x, objectness, None, n_boxes)
+        found = self._describe(features)
+        of_images = self._fuse(features, found)
+        logits = self.classify_image(centre(of_images, self.centred)).float()
+        image_probs = multi_label_probs(logits, self.multi_label).cpu().numpy()
         codes = codes_of(of_images)
+        decoded = self.box_coder.decode(deltas, boxes)[:, 0].split(n_boxes)
         return [
             EncodedImage(
                 size=(image.shape[1], image.shape[2]),
                 image_code=codes[n],
-                class_probs=image_probs[n].cpu().numpy(),
-                regions=self._keep(image, decoded[n], probs[n], activations[n]),
+                class_probs=image_probs[n],
+                regions=self._keep(
+                    image,
+                    decoded[n],
+                    found.logits[n, : n_boxes[n]].softmax(1),
+                    found.activations[n, : n_boxes[n]],
+                ),
             )
             for n, image in enumerate(images)
         ]
@@ -301,10 +306,11 @@ class RegionDH(nn.Module):
         """Codes, labels and scores of given boxes: B times (R, 4), xyxy in input pixels."""
         batch, sizes = stack_images(images)
         maps, top = self.backbone(batch)
-        found = self._describe(maps, top, boxes, sizes, batch.shape[3])
+        x, _ = self._pool(maps, top, boxes, sizes, batch.shape[3])
+        a = self.h1(self.instance(x))
+        scores, labels = self.classify(centre(a, self.centred)).float().softmax(1)[:, 1:].max(1)
         n_boxes = [len(own) for own in boxes]
-        scores, labels = found.logits.softmax(1)[:, 1:].max(1)
-        parts = (x.split(n_boxes) for x in (scores, labels, found.activations))
+        parts = (y.split(n_boxes) for y in (scores, labels, a))
         return [_regions(*own) for own in zip(boxes, *parts, strict=True)]
 
     def _keep(self, image: Tensor, boxes: Tensor, probs: Tensor, activations: Tensor) -> Regions:
@@ -317,8 +323,18 @@ class RegionDH(nn.Module):
         return _regions(boxes[rows], scores[rows], labels[rows], activations[rows])
 
 
-def _starts(lengths: list[int]) -> list[int]:
-    return [sum(lengths[:n]) for n in range(len(lengths))]
+def _pack(
+    x: Tensor, objectness: list[Tensor], labels: list[Tensor] | None, n_boxes: list[int]
+) -> dict[str, Tensor]:
+    """Features (M, D) of all boxes as one padded batch; see `RegionDH.frozen_features`."""
+    behind = [n - len(own) for n, own in zip(n_boxes, objectness, strict=True)]
+    padded = [F.pad(own, (0, more)) for own, more in zip(objectness, behind, strict=True)]
+    features = {
+        "regions": pad_regions(list(x.split(n_boxes))),
+        "objectness": pad_regions(padded),
+        "present": pad_regions([x.new_ones(n, dtype=torch.bool) for n in n_boxes]),
+    }
+    return features if labels is None else features | {"labels": pad_regions(labels)}
 
 
 def codes_of(activations: Tensor) -> Codes:
@@ -352,9 +368,11 @@ def region_dh(
     normalise_fused: bool = True,
     centred: bool = True,
     multi_label: MultiLabelForm = "softmax",
+    gamma_h1: float = 0.05,  # Sec. IV-C
+    gamma_h2: float = 10.0,
     reduction: Reduction = "sum",
     latent_std: float | None = None,
-    dropout: float = 0.2,
+    dropout: float = 0.5,
     max_regions: int = 40,
     min_score: float = 0.05,
 ) -> RegionDH:
@@ -373,7 +391,6 @@ def region_dh(
     body = build_backbone(
         backbone,
         weights=weights if init == "imagenet" else "none",
-        trained_stages=trained_stages,
         fpn_channels=fpn_channels,
     )
     rpn = build_rpn(body.out_channels, BACKBONES[backbone].anchor_sizes, n_proposals=n_proposals)
@@ -389,6 +406,8 @@ def region_dh(
         normalise_fused=normalise_fused,
         centred=centred,
         multi_label=multi_label,
+        gamma_h1=gamma_h1,
+        gamma_h2=gamma_h2,
         reduction=reduction,
         latent_std=latent_std,
         dropout=dropout,
@@ -397,4 +416,5 @@ def region_dh(
     )
     if init == "coco" and weights != "none":  # "none": a checkpoint's weights follow
         load_coco_detector(model, weights)
+    model.backbone.freeze_all_but(trained_stages)
     return model

@@ -135,7 +135,6 @@ class Backbone(nn.Module):
         out_channels: channels of every feature map of `forward`.
         top_channels: channels of the last stage, which `forward` gives under "top" as well where
             a pyramid stands between the stages and the maps.
-        n_maps: number of feature maps.
     """
 
     mean: Tensor
@@ -148,11 +147,8 @@ class Backbone(nn.Module):
         *,
         n_levels: int,
         fpn_channels: int | None,
-        trained_stages: int,
     ) -> None:
         super().__init__()
-        if not 0 <= trained_stages <= len(stages):
-            raise ValueError(f"trained_stages must be in [0, {len(stages)}], got {trained_stages}")
         self.stages = nn.ModuleList(stages)
         self.n_levels = n_levels
         self.top_channels = channels[-1]
@@ -162,10 +158,21 @@ class Backbone(nn.Module):
                 channels[-n_levels:], fpn_channels, extra_blocks=LastLevelMaxPool()
             )
         self.out_channels = fpn_channels or channels[-1]
-        self.n_maps = n_levels + 1 if self.fpn else n_levels
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        for stage in stages[: len(stages) - trained_stages]:
+
+    def freeze_all_but(self, trained_stages: int) -> None:
+        """Freezes all stages but the last `trained_stages`, for good: their batch norm is folded.
+
+        Raises:
+            ValueError: there are not as many stages.
+        """
+        n_frozen = len(self.stages) - trained_stages
+        if not 0 <= n_frozen <= len(self.stages):
+            raise ValueError(
+                f"trained_stages must be in [0, {len(self.stages)}], got {trained_stages}"
+            )
+        for stage in self.stages[:n_frozen]:
             stage.requires_grad_(False)
             fold_batch_norm(stage)
 
@@ -235,7 +242,7 @@ def build_backbone(
     name: str,
     *,
     weights: str | Path = "default",
-    trained_stages: int = 3,
+    trained_stages: int | None = None,
     fpn_channels: int | None = 256,
 ) -> Backbone:
     """A backbone of BACKBONES.
@@ -244,8 +251,8 @@ def build_backbone(
         name: a key of BACKBONES.
         weights: "default" (torchvision's ImageNet weights, fetched once from the internet), "none"
             (random), or a local file: the state dict of the whole torchvision network.
-        trained_stages: how many of the last stages are trained; 0 freezes the network. The feature
-            pyramid is always trained.
+        trained_stages: how many of the last stages are trained; 0 freezes the network, None nothing
+            yet. The feature pyramid is always trained.
         fpn_channels: channels of the feature pyramid; None leaves it out.
 
     Raises:
@@ -255,13 +262,15 @@ def build_backbone(
         raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
     spec = BACKBONES[name]
     stages, channels = spec.stages(_network(spec.network, str(weights)))
-    return Backbone(
+    backbone = Backbone(
         stages,
         channels,
         n_levels=spec.n_levels,
         fpn_channels=fpn_channels if spec.fpn else None,
-        trained_stages=trained_stages,
     )
+    if trained_stages is not None:
+        backbone.freeze_all_but(trained_stages)
+    return backbone
 
 
 def _network(name: str | None, weights: str) -> nn.Module | None:

@@ -8,21 +8,69 @@ from torch import Tensor, nn
 
 
 class RegionHead(nn.Module):
-    """FC6 and FC7, each with a ReLU; FC6 has a second part for the semantic features."""
+    """FC6 and FC7, each with a ReLU."""
 
-    def __init__(self, n_spatial: int, n_semantic: int, n_hidden: int, dropout: float) -> None:
+    def __init__(self, n_in: int, n_hidden: int) -> None:
         super().__init__()
-        self.fc6 = nn.Linear(n_spatial, n_hidden)
-        self.fc6_semantic = nn.Linear(n_semantic, n_hidden) if n_semantic else None
-        self.fc7 = nn.Linear(n_hidden * (2 if n_semantic else 1), n_hidden)
+        self.fc6 = nn.Linear(n_in, n_hidden)
+        self.fc7 = nn.Linear(n_hidden, n_hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """FC7's activations (M, n_hidden) of features (M, n_in)."""
+        return F.relu(self.fc7(F.relu(self.fc6(x))))
+
+
+class RunningScale(nn.Module):
+    """Brings each feature to mean 0 and variance 1 by what was seen in earlier steps of training.
+
+    Unlike batch normalisation, what it does to a region does not depend on the regions beside it:
+    known objects of a training batch must not touch what the fusion reads.
+    """
+
+    mean: Tensor
+    var: Tensor
+    steps: Tensor
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("var", torch.ones(n_features))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, D) scaled features of (M, D) features."""
+        if self.training and len(x) and not self.steps:
+            self._update(x)
+        scaled = (x - self.mean) / (self.var + 1e-5).sqrt()
+        if self.training and len(x):
+            self._update(x)
+        return scaled
+
+    @torch.no_grad()
+    def _update(self, x: Tensor) -> None:
+        self.steps += 1
+        rate = 1 / self.steps.clamp(max=100)  # the plain average at first, then a running one
+        self.mean += rate * (x.mean(0) - self.mean)
+        self.var += rate * (x.var(0, correction=0) - self.var)
+
+
+class SemanticHead(nn.Module):
+    """One hidden layer on semantic features, which are brought to one scale first.
+
+    Averages and maxima of different channels differ in scale by orders of magnitude.
+    """
+
+    def __init__(self, n_in: int, n_hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.scale = RunningScale(n_in)
+        self.dropout_in = nn.Dropout(min(dropout, 0.2))
+        self.linear = nn.Linear(n_in, n_hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, spatial: Tensor, semantic: Tensor | None) -> Tensor:
-        """FC7's activations (M, n_hidden) of features (M, n_spatial) and (M, n_semantic)."""
-        x = F.relu(self.fc6(spatial))
-        if self.fc6_semantic is not None and semantic is not None:
-            x = torch.cat([x, F.relu(self.fc6_semantic(self.dropout(semantic)))], dim=1)
-        return F.relu(self.fc7(self.dropout(x)))
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, n_hidden) of features (M, n_in)."""
+        x = self.dropout_in(self.scale(x.float()))
+        return self.dropout(F.relu(self.linear(x)))
 
 
 class LatentLayer(nn.Module):

@@ -1,0 +1,25 @@
+"""Trains the checkpoints of the demonstration that come with the package.
+
+Run from the repository root: python scripts/train_demo.py [FOLDER]. It goes on where it was
+interrupted; the logs stay in FOLDER, by default runs/demo.
+"""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from regionhash.checkpoints import load_checkpoint, save_checkpoint
+from regionhash.demo import METHODS, SHIPPED, train_models
+
+
+def main() -> None:
+    runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
+    train_models(runs, console=Console())
+    for name in METHODS:
+        model, checkpoint = load_checkpoint(runs / name)
+        save_checkpoint(SHIPPED / name, model.half(), checkpoint)  # few bits change
+
+
+if __name__ == "__main__":
+    main()

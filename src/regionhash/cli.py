@@ -1,0 +1,773 @@
+"""The command `regionhash`: each command parses, calls the package, and prints.
+
+Modules that load torch are imported where they are used: help and lists come at once.
+"""
+# ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from regionhash.querying import Answer, QueryPicture
+    from regionhash.store import CodeFile
+    from regionhash.structures import Hit, Match
+    from regionhash.training import EpochReport
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+DEFAULT_BITS = 64
+
+_PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
+
+
+class _Commands(TyperGroup):
+    """The group of commands; what a user can set right ends in one line instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # the reader has seen enough
+        except (ValueError, OSError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(BAD_INPUT) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
+            if ctx.invoked_subcommand in ("train", "encode", "reproduce"):
+                typer.echo("the same command goes on where this one stopped", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+
+
+# Plain help, without frames and colours: it reads the same on a screen, in a pipe and in docs/.
+app = typer.Typer(
+    cls=_Commands,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def _about() -> None:
+    """Find the pictures that contain an object, with a few bytes per region.
+
+    The way of a collection: `train` a model on labelled pictures, `encode` a folder with it, and
+    `search` the codes by a picture, a box, or several objects.
+    """
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Where the model runs; auto takes the GPU where there is one."),
+]
+
+
+@app.command()
+def train(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="One of those that `regionhash models` lists.")
+    ],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="Labelled pictures, in a form that `regionhash datasets` lists."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the run; the model is left there.")
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with the tables [model] and [training]."),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any argument of the model or of the training; may be repeated.",
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help=f"Bits of a picture's code, a multiple of 8.  [default: {DEFAULT_BITS}]"),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="One of those that `regionhash models` lists.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the backbone: default (ImageNet, fetched once from the internet), none, or a "
+            "file with a torchvision state dict."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak of the learning rate.")] = None,
+    short: Annotated[
+        int | None, typer.Option(help="Short side of the network's input in pixels.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT|coco",
+            help="Start from the weights of another model, as far as they fit, or from "
+            "torchvision's detector trained on COCO.",
+        ),
+    ] = None,
+    cached_views: Annotated[
+        int | None,
+        typer.Option(help="Train the image hash alone, on so many views of each picture."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on labelled pictures.
+
+    The best epoch on held-out pictures is kept. A run that was killed goes on from its last whole
+    epoch when the same command is given again. What is not given by a flag comes from --set, then
+    from the file of --config, then from the model's defaults.
+
+    \b
+    Example:
+      regionhash train region-dh voc:VOCdevkit/VOC2007:trainval -o runs/voc --bits 48
+    """
+    from regionhash.checkpoints import load_checkpoint, read_checkpoint
+    from regionhash.config import training_settings
+    from regionhash.data import open_dataset
+    from regionhash.training import train as train_model
+
+    flags = {
+        "n_bits": bits,
+        "backbone": backbone,
+        "weights": weights,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": lr,
+        "short": short,
+        "seed": seed,
+        "cached_views": cached_views,
+        "init": "coco" if init == "coco" else None,
+    }
+    arguments, settings = training_settings(
+        model, file=config, assignments=assignments or (), flags=flags
+    )
+    image_set = open_dataset(data)
+    start = load_checkpoint(Path(init))[0] if init not in (None, "coco") else None
+    reports: list[EpochReport] = []
+    with _progress("training") as (show, note):
+
+        def on_epoch(report: EpochReport) -> None:
+            reports.append(report)
+            note(_epoch_line(report, settings.epochs))
+
+        train_model(
+            model,
+            {"n_bits": DEFAULT_BITS} | arguments,
+            image_set,
+            output,
+            settings,
+            start=start,
+            on_step=show,
+            on_epoch=on_epoch,
+        )
+    checkpoint = read_checkpoint(output)
+    if as_json:
+        _print_json(
+            {
+                "checkpoint": str(output),
+                "model": checkpoint.name,
+                "model_hash": checkpoint.model_hash,
+                "epochs": [report.row() for report in reports],
+            }
+        )
+    else:
+        typer.echo(f"{output}: {checkpoint.name}, model {checkpoint.model_hash}")
+        typer.echo(f"next: regionhash encode {output} YOUR_PICTURES -o codes.h5")
+
+
+@app.command()
+def encode(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a trained model.")
+    ],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES",
+            help="Files, folders, patterns such as 'photos/**/*.jpg', @LIST with one path a line; "
+            "or one data set in a form that `regionhash datasets` lists, whose labels are stored "
+            "as well.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The code file.")],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if a picture could not be read.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Pictures that the model takes at a time.")] = 8,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that read pictures.  [default: half of the processor's cores, 8 at "
+            "most]"
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed"],
+        typer.Option(help="Of the network; queries then have the same."),
+    ] = "32-true",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Hash pictures into a code file.
+
+    Pictures that the file has already are left out, so an interrupted command is simply given
+    again, and new pictures are added in the same way. Files that cannot be read are reported and
+    skipped.
+
+    \b
+    Example:
+      regionhash encode runs/voc photos -o codes.h5
+    """
+    from regionhash.checkpoints import load_checkpoint
+    from regionhash.encoding import code_file_writer, encode_images, pick_device
+    from regionhash.sources import open_inputs
+
+    model, loaded = load_checkpoint(checkpoint)
+    model.to(pick_device(device))
+    image_set, source = open_inputs(images)
+    if workers is None:
+        workers = min(8, max(1, (os.cpu_count() or 1) // 2))
+    writer = code_file_writer(
+        output, model, loaded, checkpoint_path=checkpoint, precision=precision, source=source
+    )
+    with writer, _progress("encoding") as (show, note):
+        report = encode_images(
+            model,
+            loaded,
+            image_set,
+            writer,
+            batch_size=batch_size,
+            workers=workers,
+            precision=precision,
+            on_skip=lambda _, reason: note(f"skipped: {reason}"),
+            on_progress=show,
+        )
+        writer.finish()
+    if as_json:
+        _print_json(
+            {
+                "codes": str(output),
+                "encoded": report.n_encoded,
+                "stored_before": report.n_stored_before,
+                "skipped": report.skipped,
+                "seconds": round(report.seconds, 3),
+                "model_seconds": round(report.model_seconds, 3),
+            }
+        )
+    else:
+        typer.echo(
+            f"{output}: {report.n_encoded} encoded in {report.seconds:.1f} s, "
+            f"{report.n_stored_before} stored before, {len(report.skipped)} skipped"
+        )
+        typer.echo(f"next: regionhash search {output} --query PICTURE")
+    if strict and report.skipped:
+        raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    codes: Annotated[
+        Path, typer.Argument(metavar="CODES", help="Code file of `regionhash encode`.")
+    ],
+    query: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PICTURE[@x0,y0,x1,y1]",
+            help="Picture to search by, with a box in it or without; may be repeated.",
+        ),
+    ],
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="x0,y0,x1,y1",
+            help="An object in the first query picture, in its pixels; may be repeated.",
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many pictures to show.")] = 20,
+    mode: Annotated[
+        Literal["image", "region", "objects"] | None,
+        typer.Option(
+            help="Compare whole pictures, one object, or several objects that are all wanted.  "
+            "[default: image for one picture, region for one box, objects for more of either]"
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the model that made the codes.  [default: as recorded]"),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Write a contact sheet of the answer, a .png or .html file."),
+    ] = None,
+    images_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the pictures lie, if they were moved since; for --sheet."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS",
+            help="Class that a right result shows: the sheet frames right ones green and others "
+            "red, where the code file has labels. May be repeated; then all are wanted.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Find the pictures that look like a picture, or that contain an object or several.
+
+    Distances are numbers of differing bits; equal ones are ranked in the order of the code file. A
+    query picture without a box stands in mode region for the best detection in it, and in mode
+    objects for the best detection of each class.
+
+    \b
+    Examples:
+      regionhash search codes.h5 --query cat.jpg
+      regionhash search codes.h5 --query cat.jpg --box 10,20,200,220 --sheet found.html
+      regionhash search codes.h5 --query cat.jpg@10,20,200,220 --query dog.jpg
+    """
+    from regionhash.checkpoints import load_checkpoint
+    from regionhash.encoding import pick_device
+    from regionhash.querying import find, write_answer
+    from regionhash.sources import Pictures
+    from regionhash.store import CodeFile
+
+    file = CodeFile.open(codes)
+    wanted = [_class_index(name, file.classes) for name in label or ()]
+    if wanted and file.labels is None:
+        raise ValueError(f"{codes}: has no labels, so --label cannot tell what is right")
+    if sheet is None and (wanted or images_dir):
+        raise ValueError("--label and --images-dir are of use only with --sheet")
+    queries = _query_pictures(query, box or [])
+    folder = model or Path(file.meta["checkpoint"])
+    if not folder.exists():
+        raise ValueError(f"{folder}: the model of these codes is not there; name it with --model")
+    network, checkpoint = load_checkpoint(folder)
+    network.to(pick_device(device))
+    answer = find(network, checkpoint, file, queries, mode=mode, top=top)
+    if sheet:
+        pictures = Pictures(file.meta["sources"], images_dir)
+        title = f"{len(answer.hits)} nearest of {len(file.table)} pictures, by {answer.mode}"
+        write_answer(sheet, answer, file, pictures, title=title, wanted=wanted)
+    if as_json:
+        _print_json(_answer_record(answer, file))
+    elif not answer.hits:
+        typer.echo("no picture of these codes has a region")
+    else:
+        _print_table(_hit_table(answer.hits, file))
+
+
+@app.command()
+def evaluate(
+    queries: Annotated[
+        Path, typer.Argument(metavar="QUERIES", help="Code file of labelled queries.")
+    ],
+    database: Annotated[
+        Path, typer.Argument(metavar="DATABASE", help="Code file of labelled pictures.")
+    ],
+    k: Annotated[int, typer.Option(help="Cut of the ranking.")] = 1000,
+    ties: Annotated[
+        Literal["expected", "stable"],
+        typer.Option(
+            help="Equal distances: the expectation over their random orders, or the order of the "
+            "file."
+        ),
+    ] = "expected",
+    denominator: Annotated[
+        Literal["retrieved", "total", "min"],
+        typer.Option(
+            help="What average precision is divided by: the relevant pictures among the top k, all "
+            "of them, or the smaller of k and all."
+        ),
+    ] = "retrieved",
+    detection: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Also measure the detections of the queries against the boxes of this data set.",
+        ),
+    ] = None,
+    curves: Annotated[
+        Path | None,
+        typer.Option(help="Folder for curves over k: curves.csv and three plots."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how well codes rank a database: MAP, ACG, NDCG, WMAP, precision and recall.
+
+    Both files must come from the same model and have labels, that is, be encoded from a labelled
+    data set. A picture is relevant if it shares a label with the query.
+
+    \b
+    Example:
+      regionhash encode runs/voc voc:VOCdevkit/VOC2007:trainval -o database.h5
+      regionhash encode runs/voc voc:VOCdevkit/VOC2007:test -o queries.h5
+      regionhash evaluate queries.h5 database.h5 --detection voc:VOCdevkit/VOC2007:test
+    """
+    from regionhash.data import open_dataset
+    from regionhash.evaluation import (
+        HammingMatrix,
+        SharedLabels,
+        evaluate_ranking,
+        ranking_curves,
+    )
+    from regionhash.evaluation.code_files import detections_of_file, labelled_codes, write_curves
+    from regionhash.store import CodeFile
+
+    asked, searched = CodeFile.open(queries), CodeFile.open(database)
+    codes = labelled_codes(asked, searched)
+    metrics = evaluate_ranking(*codes, k=k, ties=ties, denominator=denominator)
+    n_queries, n_pictures = len(codes.query_codes), len(codes.database_codes)
+    record: dict[str, Any] = {
+        "queries": n_queries,
+        "database": n_pictures,
+        "k": min(k, n_pictures),
+        "ties": ties,
+        "denominator": denominator,
+        "metrics": metrics,
+    }
+    if detection:
+        measured, missing = detections_of_file(asked, open_dataset(detection))
+        record["detection"] = {"map": measured["map"], "missing": missing}
+    if curves:
+        distances = HammingMatrix(codes.query_codes, codes.database_codes)
+        similarities = SharedLabels(codes.query_labels, codes.database_labels)
+        write_curves(curves, asked.model, ranking_curves(distances, similarities, ties=ties))
+    if as_json:
+        _print_json(record)
+        return
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    if detection:
+        table.add_row("detection mAP@0.5", f"{measured['map']:.4f}")
+    typer.echo(
+        f"{n_queries} queries, {n_pictures} pictures, k = {record['k']}, "
+        f"ties {ties}, denominator {denominator}"
+    )
+    _print_table(table)
+
+
+@app.command()
+def info(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A code file, or the folder of a trained model.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Say what a code file or a model is.
+
+    \b
+    Example:
+      regionhash info codes.h5
+    """
+    record: dict[str, Any]
+    if path.is_file() and path.suffix not in (".json", ".safetensors"):
+        from regionhash.store import CodeFile
+
+        file = CodeFile.open(path)
+        codes = file.table.region_codes
+        record = {
+            "pictures": len(file.table),
+            "regions": 0 if codes is None else len(codes),
+            "bits": file.n_bits,
+            "region_bits": file.n_region_bits,
+            "labels": file.labels is not None,
+            "classes": list(file.classes),
+            "model": file.model,
+            "model_hash": file.model_hash,
+            **file.meta,
+        }
+    else:
+        from regionhash.checkpoints import read_checkpoint
+
+        checkpoint = read_checkpoint(path)
+        record = {
+            "model": checkpoint.name,
+            "model_hash": checkpoint.model_hash,
+            "arguments": checkpoint.arguments,
+            "short": checkpoint.short,
+            "classes": list(checkpoint.classes),
+            "provenance": checkpoint.provenance,
+        }
+    if as_json:
+        _print_json(record)
+        return
+    table = Table("what", "value")
+    for name, value in record.items():
+        table.add_row(name, value if isinstance(value, str) else json.dumps(value))
+    _print_table(table)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models and the backbones that `regionhash train` can build.
+
+    \b
+    Example:
+      regionhash models
+    """
+    from regionhash.models import MODELS
+    from regionhash.parts.backbones import BACKBONES
+
+    builders = {name: (build.__doc__ or "").partition("\n")[0] for name, build in MODELS.items()}
+    backbones = {name: spec.summary for name, spec in BACKBONES.items()}
+    if as_json:
+        _print_json({"models": builders, "backbones": backbones})
+        return
+    for title, lines in (("model", builders), ("backbone", backbones)):
+        _print_lines(title, lines)
+
+
+@app.command()
+def datasets(as_json: Json = False) -> None:
+    """List the forms in which a command takes a data set.
+
+    \b
+    Example:
+      regionhash datasets
+    """
+    from regionhash.data import DATASETS
+
+    if as_json:
+        _print_json(DATASETS)
+    else:
+        _print_lines("form", DATASETS)
+
+
+@app.command()
+def reproduce(
+    preset: Annotated[
+        str, typer.Argument(metavar="PRESET", help="region-dh/voc2007 or region-dh/voc2012.")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Folder that holds VOC2007 or VOC2012, as VOCdevkit does.")
+    ] = Path("VOCdevkit"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the report and all that leads to it.")
+    ] = Path("runs/reproduce"),
+    backbone: Annotated[str, typer.Option(help="See `regionhash models`.")] = "mobilenet_v2_fpn",
+    weights: Annotated[
+        str, typer.Option(metavar="default|none|FILE", help="Of the backbone, see `train`.")
+    ] = "default",
+    short: Annotated[int, typer.Option(help="Short side of the network's input, in pixels.")] = 384,
+    seeds: Annotated[int, typer.Option(help="How often each hash is trained.")] = 2,
+    detector_epochs: Annotated[int, typer.Option(help="Passes of the detector's training.")] = 4,
+    head_epochs: Annotated[int, typer.Option(help="Passes of each hash's training.")] = 8,
+    processes: Annotated[
+        int, typer.Option(help="Processes that train the detector; one per core on a CPU.")
+    ] = 1,
+    ablations: Annotated[bool, typer.Option(help="Also run the variants of Region-DH.")] = True,
+) -> None:
+    """Run a paper's experiment and write a report with its figures beside the measured ones.
+
+    Trains every method at every length, ranks the database for the queries, and writes report.md,
+    results.csv and plots. What was done before in the same folder is not done again.
+
+    \b
+    Example:
+      regionhash reproduce region-dh/voc2012 --data VOCdevkit -o runs/voc2012 --processes 2
+    """
+    from regionhash.reproduce import Options
+    from regionhash.reproduce import reproduce as run
+
+    options = Options(
+        backbone=backbone,
+        weights=weights,
+        short=short,
+        seeds=tuple(range(seeds)),
+        detector_epochs=detector_epochs,
+        head_epochs=head_epochs,
+        processes=processes,
+        ablations=ablations,
+    )
+    report = run(preset, data, out, options, lambda line: typer.echo(line, err=True))
+    typer.echo(f"wrote {report}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Folder for what it makes.")] = Path("demo"),
+    train: Annotated[
+        bool, typer.Option("--train", help="Train the models anew instead of taking those shipped.")
+    ] = False,
+) -> None:
+    """See it work on built-in pictures: scenes of handwritten digits.
+
+    Encodes 2,000 scenes, measures Region-DH beside whole-image hashing, runs a search of each mode
+    and writes its contact sheet, and says what to type for pictures of one's own.
+
+    \b
+    Example:
+      regionhash demo
+    """
+    from regionhash.demo import run_demo
+
+    run_demo(folder, train=train, console=Console())
+
+
+def main() -> None:
+    """The command line."""
+    app(prog_name="regionhash")
+
+
+# -- input ----------------------------------------------------------------------------------------
+
+
+def _query_pictures(queries: list[str], boxes: list[str]) -> list[QueryPicture]:
+    """The pictures of --query, the first of them with the boxes of --box as well."""
+    from regionhash.data.images import read_image
+    from regionhash.querying import QueryPicture
+
+    pictures: list[QueryPicture] = []
+    for given in queries:
+        name, own = given, list(boxes) if not pictures else []
+        if not Path(given).exists() and "," in given.rpartition("@")[2]:
+            name, _, text = given.rpartition("@")
+            own.append(text)
+        parsed = tuple(_parse_box(text) for text in own)
+        pictures.append(QueryPicture(Path(name).name, read_image(name), parsed))
+    return pictures
+
+
+def _parse_box(text: str) -> tuple[float, float, float, float]:
+    try:
+        x0, y0, x1, y1 = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"box {text!r}: must be four numbers x0,y0,x1,y1") from None
+    return x0, y0, x1, y1
+
+
+def _class_index(name: str, classes: tuple[str, ...]) -> int:
+    if name not in classes:
+        raise ValueError(f"label {name!r}: no class of the model, which knows {', '.join(classes)}")
+    return classes.index(name)
+
+
+# -- output ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+    """A bar on stderr, and lines above it: called with (done, total), and with the text.
+
+    Where stderr is no terminal there are only the lines; of several processes only the first talks.
+    """
+    console = Console(stderr=True, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+    bar = Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task(what, total=None)
+    with bar:
+        yield (
+            lambda done, total: bar.update(task, completed=done, total=total),
+            lambda text: console.print(text, markup=False, highlight=False),
+        )
+
+
+def _epoch_line(report: EpochReport, n_epochs: int) -> str:
+    terms = "  ".join(f"{name} {value:.4g}" for name, value in report.terms.items())
+    held_out = "" if report.held_out is None else f"  held-out {report.held_out:.4g}"
+    best = "  best" if report.best else ""
+    return f"epoch {report.epoch + 1}/{n_epochs}  {terms}{held_out}  {report.seconds:.0f} s{best}"
+
+
+def _hit_table(hits: list[Hit], file: CodeFile) -> Table:
+    """One row per hit; of several objects one line each in the columns of the matches."""
+    table = Table("rank", "distance", "picture", "box", "class", "score")
+    for rank, hit in enumerate(hits, 1):
+        table.add_row(
+            str(rank),
+            str(hit.distance),
+            hit.image_id,
+            "\n".join(",".join(f"{edge:.0f}" for edge in match.box) for match in hit.matches),
+            "\n".join(_class_name(match, file) or "" for match in hit.matches),
+            "\n".join(f"{match.score:.2f}" for match in hit.matches),
+        )
+    return table
+
+
+def _class_name(match: Match, file: CodeFile) -> str | None:
+    """None where the model knows no classes."""
+    return file.classes[match.label] if match.label >= 0 else None
+
+
+def _answer_record(answer: Answer, file: CodeFile) -> dict[str, Any]:
+    return {
+        "mode": answer.mode,
+        "queries": [{"picture": own.name, "boxes": own.boxes} for own in answer.queries],
+        "hits": [
+            {
+                "rank": rank,
+                "picture": hit.image_id,
+                "distance": hit.distance,
+                "matches": [
+                    {
+                        "box": match.box,
+                        "distance": match.distance,
+                        "class": _class_name(match, file),
+                        "score": match.score,
+                    }
+                    for match in hit.matches
+                ],
+            }
+            for rank, hit in enumerate(answer.hits, 1)
+        ],
+    }
+
+
+def _print_json(record: object) -> None:
+    typer.echo(json.dumps(record, indent=2))
+
+
+def _print_table(table: Table) -> None:
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console.print(table, markup=False)
+
+
+def _print_lines(title: str, lines: dict[str, str]) -> None:
+    width = max(map(len, (title, *lines)))
+    typer.echo(f"{title:{width}}  description")
+    for name, line in lines.items():
+        typer.echo(f"{name:{width}}  {line}")

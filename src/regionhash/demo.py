@@ -1,0 +1,308 @@
+"""The demonstration: four methods side by side on built-in scenes, and a search of each mode.
+
+The models are trained on scenes of handwritten digits (`regionhash.data.digits`). The database
+holds other scenes of the same handwriting, much as the paper searches the pictures that it trained
+on. The queries are of handwriting that no model has seen.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from regionhash.checkpoints import Checkpoint, load_checkpoint
+from regionhash.data import open_dataset
+from regionhash.data.image_set import Image, ImageSet
+from regionhash.encoding import code_file_writer, encode_images, pick_device
+from regionhash.evaluation import SharedLabels, evaluate_ranking, per_query
+from regionhash.evaluation.code_files import LabelledCodes, labelled_codes
+from regionhash.querying import Box, Mode, QueryPicture, find, write_answer
+from regionhash.sources import Pictures, Source, open_inputs
+from regionhash.store import CodeFile
+from regionhash.training import EpochReport, TrainingConfig
+from regionhash.training import train as train_model
+
+SHIPPED = Path(__file__).parent / "demo_model"
+"""Checkpoints of all `METHODS`, made by scripts/train_demo.py."""
+
+TRAINING_SCENES = "digits:train:3000:0"
+DATABASE_SCENES = "digits:train:{n}:1"
+QUERY_SCENES = "digits:test:{n}:2"
+
+K = 1000
+"""Where the rankings are cut."""
+
+SHOWN = 10
+"""Results on a contact sheet."""
+
+MEASURES = ("map", "acg")
+
+Measures = dict[str, float]
+"""Of a ranking, by the names of `MEASURES`."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table, and how its model is trained.
+
+    Attributes:
+        title: what the table calls it.
+        arguments: of the model's builder.
+        training: see `TrainingConfig`.
+        start: the method whose weights it starts from, as far as they fit.
+    """
+
+    title: str
+    arguments: dict[str, Any]
+    training: TrainingConfig
+    start: str | None = None
+
+
+_ARGUMENTS: dict[str, Any] = {"n_bits": 48, "backbone": "tiny_fpn", "weights": "none"}
+_TRAINING = TrainingConfig(
+    epochs=12,
+    batch_size=4,
+    optimizer="adamw",
+    learning_rate=1e-3,
+    backbone_rate=1.0,  # nothing in it was trained before
+    ramp_start=0.5,
+    ramp_end=0.8,
+    short=160,
+    flip=False,  # a mirrored digit is none
+    precision="bf16-mixed",
+)
+
+METHODS = {
+    "region-dh": Method(
+        "Region-DH",
+        _ARGUMENTS | {"n_hidden": 128, "fpn_channels": 48, "n_proposals": 24, "semantic": False},
+        _TRAINING,
+    ),
+    "ssdh": Method("SSDH", _ARGUMENTS, _TRAINING),
+    "dlbhc": Method("DLBHC", _ARGUMENTS, _TRAINING),
+    # A backbone that was never trained at all would say nothing. Region-DH's own says what its
+    # features are worth without regions.
+    "control": Method(
+        "control",
+        _ARGUMENTS | {"n_hidden": 128},
+        replace(_TRAINING, epochs=40, batch_size=64, cached_views=4),
+        start="region-dh",
+    ),
+}
+"""By the model's name in `MODELS`; a method stands behind the one that it starts from."""
+
+
+def train_models(folder: Path, *, console: Console) -> None:
+    """Trains the models of all methods into subfolders of `folder`.
+
+    A training that was interrupted goes on from its last whole epoch.
+
+    Raises:
+        ValueError: `folder` holds trainings with other settings.
+    """
+    scenes = open_dataset(TRAINING_SCENES)
+    for name, method in METHODS.items():
+        start = load_checkpoint(folder / method.start)[0] if method.start else None
+        with _progress(f"training {method.title}", console) as show:
+
+            def tell(report: EpochReport, method: Method = method) -> None:
+                terms = "  ".join(f"{term} {value:.3g}" for term, value in report.terms.items())
+                epoch = f"epoch {report.epoch + 1}/{method.training.epochs}"
+                console.print(f"{method.title}, {epoch}: {terms}", highlight=False)
+
+            train_model(
+                name,
+                method.arguments,
+                scenes,
+                folder / name,
+                method.training,
+                start=start,
+                on_step=show,
+                on_epoch=tell,
+            )
+
+
+def run_demo(
+    folder: Path,
+    *,
+    train: bool = False,
+    n_database: int = 2000,
+    n_queries: int = 300,
+    console: Console,
+) -> dict[str, Measures]:
+    """Compares the methods, searches in each mode, and says what to type next.
+
+    Leaves in `folder` the code files, a query picture, and a contact sheet of each search.
+
+    Args:
+        folder: made where it is missing; files of an earlier demonstration are replaced.
+        train: trains the models anew, in `folder`, instead of taking those of the package.
+        n_database: scenes to search.
+        n_queries: scenes to measure the methods with.
+        console: where it tells of all this.
+
+    Returns:
+        MAP@1000 and ACG@1000 of each method, tie-aware, by its name in `MODELS`.
+
+    Raises:
+        ValueError: a number of scenes is not positive.
+        OSError: `folder` cannot be written.
+    """
+    scenes = {
+        "database": open_inputs([DATABASE_SCENES.format(n=n_database)]),
+        "queries": open_inputs([QUERY_SCENES.format(n=n_queries)]),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    models = folder / "models" if train else SHIPPED
+    if train:
+        train_models(models, console=console)
+    results: dict[str, Measures] = {}
+    for name, method in METHODS.items():
+        files = {}
+        for part, own in scenes.items():
+            with _progress(f"{method.title}: {part}", console) as show:
+                files[part] = _encode(models / name, own, folder / f"{name}-{part}.h5", show)
+        codes = labelled_codes(files["queries"], files["database"])
+        measures = evaluate_ranking(*codes, k=K)
+        results[name] = {measure: measures[measure] for measure in MEASURES}
+    console.print(_table(results, codes))
+    console.print(
+        "Tie-aware. The control is a hash head on whole pictures, on Region-DH's own backbone.\n",
+        highlight=False,
+    )
+    example = _choose(scenes["queries"][0])
+    query, database = folder / "query.png", folder / "region-dh-database.h5"
+    PILImage.fromarray(example.image).save(query)
+    _write_sheets(models / "region-dh", CodeFile.open(database), example, console)
+    _tell_next(query, database, example, console)
+    return results
+
+
+def _encode(
+    checkpoint_folder: Path,
+    scenes: tuple[ImageSet, Source],
+    path: Path,
+    show: Callable[[int, int], None],
+) -> CodeFile:
+    """The code file `path` of `scenes`, in place of what an earlier demonstration left there."""
+    for left in (path, path.with_name(f"{path.name}.part")):
+        left.unlink(missing_ok=True)
+    model, checkpoint = _load(checkpoint_folder)
+    image_set, source = scenes
+    writer = code_file_writer(
+        path, model, checkpoint, checkpoint_path=checkpoint_folder, source=source
+    )
+    with writer:
+        encode_images(model, checkpoint, image_set, writer, on_progress=show)
+        writer.finish()
+    return CodeFile.open(path)
+
+
+def _load(checkpoint_folder: Path) -> tuple[Any, Checkpoint]:
+    """A model, on the GPU where there is one, and what is known of it."""
+    model, checkpoint = load_checkpoint(checkpoint_folder)
+    return model.to(pick_device("auto")), checkpoint
+
+
+def _table(results: dict[str, Measures], codes: LabelledCodes) -> Table:
+    """The methods between the random order and the best one."""
+    n_queries, n_database = len(codes.query_codes), len(codes.database_codes)
+    k = min(K, n_database)
+    table = Table(
+        "ranked by",
+        *(Column(f"{measure.upper()}@{k}", justify="right") for measure in MEASURES),
+        title=f"{n_queries} queries, {n_database} scenes, {8 * codes.query_codes.shape[1]} bits",
+    )
+    similarities = SharedLabels(codes.query_labels, codes.database_labels)[:]  # (Q, N)
+    rows = {METHODS[name].title: measures for name, measures in results.items()}
+    for title, distances in (
+        ("nothing (random order)", np.zeros_like(similarities)),
+        ("the labels (best order)", similarities.max() - similarities),
+    ):
+        values = per_query(distances, similarities, k=k)
+        rows[title] = {measure: float(values[measure].mean()) for measure in MEASURES}
+    for title, measures in rows.items():
+        table.add_row(title, *(f"{measures[measure]:.3f}" for measure in MEASURES))
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class _Example:
+    """A scene to search by, and one digit of each class in it: its box and its class."""
+
+    image: Image
+    boxes: tuple[Box, ...]
+    labels: tuple[int, ...]
+
+
+def _choose(scenes: ImageSet) -> _Example:
+    """The first scene with three different digits, or as close to three as there is."""
+    firsts = [np.unique(target.labels, return_index=True)[1] for target in scenes.targets]
+    row = min(range(len(scenes)), key=lambda n: abs(len(firsts[n]) - 3))
+    target = scenes.targets[row]
+    boxes = target.boxes[firsts[row]].tolist()
+    return _Example(
+        scenes.images[row],
+        tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in boxes),
+        tuple(target.labels[firsts[row]].tolist()),
+    )
+
+
+def _write_sheets(
+    checkpoint_folder: Path, file: CodeFile, example: _Example, console: Console
+) -> None:
+    """Searches `file` by the whole example, by one digit of it, and by two."""
+    model, checkpoint = _load(checkpoint_folder)
+    pictures = Pictures(file.meta["sources"])
+    searches: dict[Mode, int] = {"image": 0, "region": 1, "objects": 2}  # boxes of the query
+    for mode, n_boxes in searches.items():
+        query = QueryPicture("query", example.image, example.boxes[:n_boxes])
+        answer = find(model, checkpoint, file, [query], mode=mode, top=SHOWN)
+        wanted = example.labels[: n_boxes or None]
+        digits = " and ".join(file.classes[label] for label in wanted)
+        title = f"{SHOWN} nearest of {len(file.table)} scenes, by {mode}; right: with {digits}"
+        path = file.path.with_name(f"{mode}.png")
+        write_answer(path, answer, file, pictures, title=title, wanted=wanted)
+        console.print(f"{path}: {title}", soft_wrap=True, highlight=False)
+
+
+def _tell_next(query: Path, database: Path, example: _Example, console: Console) -> None:
+    """Commands that search the demonstration's scenes, and one's own pictures."""
+    box = ",".join(f"{edge:.0f}" for edge in example.boxes[0])
+    codes, picture, sheet = (
+        shlex.quote(str(path)) for path in (database, query, query.with_name("hits.html"))
+    )
+    console.print(
+        f"""
+Search these scenes yourself:
+  regionhash search {codes} --query {picture} --box {box} --sheet {sheet}
+
+Your own pictures, labelled with boxes (regionhash datasets lists the layouts):
+  regionhash train region-dh voc:VOCdevkit/VOC2012:train -o runs/mine --backbone mobilenet_v2_fpn
+  regionhash encode runs/mine photos -o photos.h5
+  regionhash search photos.h5 --query cat.jpg --box 40,30,220,200 --sheet hits.html""",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def _progress(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar, where the console is a terminal: called with what is done and what is to be done."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,399 @@
+"""Runs a preset: trains every method at every length, ranks, and writes the report.
+
+Whole-image methods read a backbone that is not trained, and Region-DH is trained with all its
+losses at one length. What either gives for a picture is then computed once, and for each length and
+seed only the layers of the hash are trained on it: for Region-DH its modules 3 and 4, on the
+proposals of modules 1 and 2. That is the same code as any other training with `cached_views`, and
+makes the difference between days and an hour on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from regionhash.checkpoints import (
+    Checkpoint,
+    build_model,
+    load_checkpoint,
+    provenance,
+    read_checkpoint,
+)
+from regionhash.data import open_dataset
+from regionhash.data.image_set import ImageSet
+from regionhash.encoding import code_file_writer, encode_images
+from regionhash.evaluation import paper_figures
+from regionhash.evaluation.code_files import detections_of_file
+from regionhash.evaluation.protocols import Preset, find_preset
+from regionhash.evaluation.report import Comparison, Result, best_acg, hash_ids, score, write_report
+from regionhash.models.region_dh import codes_of
+from regionhash.store import CodeFile
+from regionhash.structures import Codes
+from regionhash.training import Cache, TrainingConfig, cache_features, train
+
+BASELINES = ("control", "ssdh", "dlbhc")
+_NAMES = {"control": "control", "ssdh": "SSDH", "dlbhc": "DLBHC", "region-dh": "Region-DH"}
+_DETECTOR_BITS = 48
+_PRECISION: Literal["bf16-mixed"] = "bf16-mixed"
+_ABLATION_BITS = 48
+_E_TERMS = {"reduction": "mean", "gamma_h2": 1.0}  # as printed they cost more than they give
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a preset is run; the defaults are those of the report in docs/results.
+
+    Attributes:
+        backbone, weights: see `build_backbone`.
+        short: short side of the network's input in pixels.
+        seeds: of the layers behind what is cached; the detector has seed 0.
+        detector_epochs: of the detector.
+        head_epochs: of the layers behind what is cached.
+        views: of every training picture that are cached.
+        processes: that train the detector together; on a CPU one per core is fastest.
+        ablations: whether the variants of Region-DH are run, with the first seed.
+    """
+
+    backbone: str = "mobilenet_v2_fpn"
+    weights: str = "default"
+    short: int = 384
+    seeds: tuple[int, ...] = (0, 1)
+    detector_epochs: int = 4
+    head_epochs: int = 8
+    views: int = 2
+    processes: int = 1
+    ablations: bool = True
+
+    def detector_arguments(self) -> dict[str, Any]:
+        """Of the Region-DH whose modules 1 and 2 all lengths share."""
+        return {
+            "n_bits": _DETECTOR_BITS,
+            "backbone": self.backbone,
+            "weights": self.weights,
+            "trained_stages": 0,
+            "fpn_channels": 128,
+            "n_proposals": 48,
+        }
+
+    def detector_training(self) -> TrainingConfig:
+        """AdamW learns layers that start from nothing in fewer steps than the paper's SGD."""
+        return TrainingConfig(
+            epochs=self.detector_epochs,
+            batch_size=4,
+            optimizer="adamw",
+            learning_rate=4e-4,
+            weight_decay=1e-3,
+            warmup=0.03,
+            ramp_start=0.3,
+            ramp_end=0.5,
+            short=self.short,
+            held_out=0.0,
+            precision=_PRECISION,
+        )
+
+    def head_training(self, seed: int) -> TrainingConfig:
+        """Of the layers behind what is cached, for all methods the same."""
+        return TrainingConfig(
+            epochs=self.head_epochs,
+            batch_size=32,
+            optimizer="adamw",
+            learning_rate=1e-3,
+            weight_decay=1e-2,
+            warmup=0.1,
+            ramp_start=0.2,
+            ramp_end=0.5,
+            short=self.short,
+            held_out=0.0,
+            cached_views=self.views,
+            precision=_PRECISION,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Both sides of a preset, and what a frozen network says of them."""
+
+    database: ImageSet
+    queries: ImageSet
+
+
+@dataclass(frozen=True)
+class _Trunk:
+    """What a network without its image hash says of all pictures.
+
+    Attributes:
+        model: the network.
+        database: one entry per view; the first is the pictures as they are.
+        queries: of the pictures as they are.
+        seconds: of making it, training included.
+    """
+
+    model: Any
+    database: Cache
+    queries: Cache
+    seconds: float
+
+
+def reproduce(name: str, root: Path, out: Path, options: Options, say: Say) -> Path:
+    """Runs the preset `name` on the data below `root`; returns the report's path in `out`.
+
+    What was done before in the same folder with the same options is not done again.
+
+    Raises:
+        ValueError: unknown preset, missing data (the message says what to put where), or pictures
+            that are on both sides.
+    """
+    preset = find_preset(name)
+    data = _open(preset, root)
+    labels = data.queries.labels(), data.database.labels()
+    results: list[Result] = []
+    curves: dict[str, tuple[Any, ...]] = {}
+
+    def run(method: str, trunk: _Trunk, n_bits: int, seed: int, **changes: Any) -> Result:
+        label = changes.pop("label", _NAMES[method])
+        arguments = _head_arguments(method, options, n_bits) | changes
+        folder = out / "runs" / f"{label.lower().replace(' ', '-')}-{n_bits}-{seed}"
+        began = time.perf_counter()
+        codes = _hash(method, arguments, data.database, trunk, folder, options.head_training(seed))
+        seconds = time.perf_counter() - began + trunk.seconds
+        queries, database = codes
+        own = (queries, labels[0]), (database, labels[1])
+        result = score(label, n_bits, seed, *own, k=preset.k, seconds=seconds)
+        say(f"{label} {n_bits} bits, seed {seed}: MAP@{preset.k} {result.mean('map'):.4f}")
+        if label in _NAMES.values() and n_bits == _ABLATION_BITS and seed == options.seeds[0]:
+            curves[label] = (queries, database, *labels)
+        return result
+
+    pictures = _picture_trunk(data, options, out / "features", say)
+    for method in BASELINES:
+        for n_bits in preset.bits:
+            results += [run(method, pictures, n_bits, seed) for seed in options.seeds]
+    del pictures
+    detector = _train_detector(preset, root, data, out / "runs" / "detector", options, say)
+    regions = _region_trunk(detector, data, options, out / "features", say)
+    for n_bits in preset.bits:
+        results += [run("region-dh", regions, n_bits, seed) for seed in options.seeds]
+    ablations: list[Result] = []
+    if options.ablations:
+        for label, changes, trunk in _ablations(regions):
+            seed = options.seeds[0]
+            ablations.append(run("region-dh", trunk, _ABLATION_BITS, seed, label=label, **changes))
+    comparison = Comparison(
+        title=f"{name}: Region-DH and whole-image hashing",
+        facts=_facts(name, preset, data, options, detector),
+        results=results,
+        ours="Region-DH",
+        k=preset.k,
+        ceiling_acg=best_acg(*labels, preset.k),
+        published=paper_figures(preset.paper, preset.dataset),
+        ablations=ablations,
+        detection={"Region-DH": _detect(detector, data.queries, out / "detections.h5")},
+    )
+    return write_report(out, comparison, curves)
+
+
+def _open(preset: Preset, root: Path) -> _Data:
+    try:
+        database = open_dataset(preset.database.format(root=root))
+        queries = open_dataset(preset.queries.format(root=root))
+    except ValueError as error:
+        raise ValueError(f"{error}\nthis preset needs, below {root}: {preset.layout}") from error
+    common = set(database.ids) & set(queries.ids)
+    if common:
+        raise ValueError(f"{len(common)} pictures are queries and database at once: {min(common)}")
+    return _Data(database, queries)
+
+
+def _head_arguments(method: str, options: Options, n_bits: int) -> dict[str, Any]:
+    if method == "region-dh":
+        return options.detector_arguments() | {"n_bits": n_bits} | _E_TERMS
+    arguments = {"n_bits": n_bits, "backbone": options.backbone, "weights": options.weights}
+    return arguments if method == "control" else arguments | {"trained_stages": 0}
+
+
+def _hash(
+    method: str,
+    arguments: dict[str, Any],
+    database: ImageSet,
+    trunk: _Trunk,
+    folder: Path,
+    config: TrainingConfig,
+) -> tuple[Codes, Codes]:
+    """Trains the image hash; codes of the queries and of the database."""
+    train(method, arguments, database, folder, config, start=trunk.model, cache=trunk.database)
+    model, _ = load_checkpoint(folder)
+    with torch.no_grad():
+        queries = codes_of(model.hash_features(trunk.queries[0][0]))
+        return queries, codes_of(model.hash_features(trunk.database[0][0]))
+
+
+def _picture_trunk(data: _Data, options: Options, folder: Path, say: Say) -> _Trunk:
+    """The pretrained backbone as the whole-image methods read it."""
+    arguments = _head_arguments("control", options, 48)
+    model = build_model("control", arguments | {"n_classes": len(data.database.classes)})
+    return _features(model, f"pictures-{options.backbone}", data, options, folder, 0.0, say)
+
+
+def _region_trunk(detector: Path, data: _Data, options: Options, folder: Path, say: Say) -> _Trunk:
+    """The trained detector as the fusion reads it."""
+    model, checkpoint = load_checkpoint(detector)
+    seconds = sum(row["seconds"] for row in checkpoint.provenance["epochs"])
+    name = f"regions-{checkpoint.model_hash}"
+    return _features(model, name, data, options, folder, seconds, say)
+
+
+def _features(
+    model: Any, name: str, data: _Data, options: Options, folder: Path, seconds: float, say: Say
+) -> _Trunk:
+    began = time.perf_counter()
+    config = options.head_training(0)
+
+    def cached(image_set: ImageSet, n_views: int) -> Cache:
+        key = f"{name}-{options.short}-{n_views}-{image_set.fingerprint()}.safetensors"
+        path = folder / key
+        if not path.exists():
+            say(f"{image_set.name}: computing the features of {n_views} views")
+            found = cache_features(model, image_set, config, n_views)
+            if len(found[0][1]) != len(image_set):
+                raise ValueError(f"{image_set.name}: some pictures cannot be read, see above")
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(_flat(found), path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
+        return _nested(load_file(path), n_views)
+
+    database, queries = cached(data.database, options.views), cached(data.queries, 1)
+    return _Trunk(model, database, queries, seconds + time.perf_counter() - began)
+
+
+def _flat(cache: Cache) -> dict[str, Tensor]:
+    tensors = {}
+    for view, (features, labels) in enumerate(cache):
+        tensors[f"{view}/labels"] = labels
+        tensors |= {f"{view}/{name}": value.contiguous() for name, value in features.items()}
+    return tensors
+
+
+def _nested(tensors: dict[str, Tensor], n_views: int) -> Cache:
+    cache: Cache = []
+    for view in range(n_views):
+        own = {name.split("/")[1]: x for name, x in tensors.items() if name.startswith(f"{view}/")}
+        labels = own.pop("labels")
+        cache.append((own, labels))
+    return cache
+
+
+def _train_detector(
+    preset: Preset, root: Path, data: _Data, folder: Path, options: Options, say: Say
+) -> Path:
+    """Trains all of Region-DH; several processes are started by torchrun, as a user would."""
+    say("training the detector")
+    arguments, config = options.detector_arguments(), options.detector_training()
+    if options.processes == 1:
+        train("region-dh", arguments, data.database, folder, config, on_epoch=lambda r: say(str(r)))
+        return folder
+    spec = preset.database.format(root=root)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(options.processes), "-m", "regionhash"]
+    command += ["train", "region-dh", spec, "-o", str(folder)]
+    for name, value in (arguments | asdict(config)).items():
+        command += ["--set", f"{name}={json.dumps(value)}"]  # JSON is TOML here
+    say(shlex.join(command))
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return folder
+
+
+def _ablations(regions: _Trunk) -> list[tuple[str, dict[str, Any], _Trunk]]:
+    """Variants of Region-DH: name, arguments that differ, and the features they read."""
+    return [
+        ("fusion without objectness (IAH)", {"fusion": "plain"}, regions),
+        ("fusion normalised", {"fusion": "normalised"}, regions),
+        ("fused matrix not brought to one scale", {"normalise_fused": False}, regions),
+        ("L_cls3 with one sigmoid per class", {"multi_label": "bce"}, regions),
+        ("no E terms", {"gamma_h1": 0.0, "gamma_h2": 0.0}, regions),
+        ("E terms as printed", {"reduction": "sum", "gamma_h2": 10.0}, regions),
+        ("activations as printed, not centred", {"centred": False}, regions),
+        ("8 proposals", {}, _first_proposals(regions, 8)),
+        ("24 proposals", {}, _first_proposals(regions, 24)),
+    ]
+
+
+def _first_proposals(trunk: _Trunk, n: int) -> _Trunk:
+    """The features of the n proposals of highest objectness, and of known objects."""
+
+    def cut(own: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Proposals stand first, best first; known objects behind them have no objectness.
+        kept = torch.ones_like(own["present"])
+        kept[:, n:] = own["objectness"][:, n:] == 0
+        return own | {
+            "present": own["present"] & kept,
+            "objectness": own["objectness"] * kept,
+        }
+
+    return replace(
+        trunk,
+        database=[(cut(own), labels) for own, labels in trunk.database],
+        queries=[(cut(own), labels) for own, labels in trunk.queries],
+    )
+
+
+def _detect(folder: Path, queries: ImageSet, path: Path) -> float:
+    """Mean average precision at IoU 0.5 of the kept instances of the queries."""
+    model, checkpoint = load_checkpoint(folder)
+    with code_file_writer(
+        path, model, checkpoint, checkpoint_path=folder, precision=_PRECISION
+    ) as writer:
+        encode_images(model, checkpoint, queries, writer, precision=_PRECISION)
+        writer.finish()
+    found, _ = detections_of_file(CodeFile.open(path), queries)
+    return float(found["map"])
+
+
+def _command(name: str, options: Options) -> str:
+    """What a user types for the same report; folders are left to the user."""
+    weights = Path(options.weights).name
+    return (
+        f"regionhash reproduce {name} --data VOCdevkit --backbone {options.backbone} "
+        f"--weights {weights} --short {options.short} --seeds {len(options.seeds)} "
+        f"--detector-epochs {options.detector_epochs} --head-epochs {options.head_epochs} "
+        f"--processes {options.processes}"
+    )
+
+
+def _facts(name: str, preset: Preset, data: _Data, options: Options, detector: Path) -> list[str]:
+    """What a report must tell of how its figures came to be."""
+    facts = provenance()
+    checkpoint: Checkpoint = read_checkpoint(detector)
+    versions = ", ".join(f"{key} {value}" for key, value in facts["versions"].items())
+    lines = [f"Command: `{_command(name, options)}`"]
+    for side, image_set in (("Database and training", data.database), ("Queries", data.queries)):
+        lines.append(
+            f"{side}: {image_set.name}, {len(image_set)} pictures, "
+            f"hash of ids {hash_ids(image_set.ids)}"
+        )
+    labels = data.queries.labels().astype(np.int64) @ data.database.labels().T.astype(np.int64)
+    lines += [
+        f"Chance: {float((labels > 0).mean()):.3f} of the database shares a label with a query.",
+        f"Ties: exact expectation over random orders; denominator `retrieved`; k = {preset.k}.",
+        f"Backbone {options.backbone}, weights `{Path(options.weights).name}`, short side "
+        f"{options.short} pixels; seeds {', '.join(map(str, options.seeds))}.",
+        f"Detector: {options.detector_epochs} epochs, checkpoint {checkpoint.model_hash}.",
+        f"Versions: {versions}; Python {facts['python']}; git {facts['git']}.",
+        f"Machine: {facts['machine']}.",
+    ]
+    return lines

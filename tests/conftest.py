@@ -1,0 +1,83 @@
+"""What several tests share. Environment variables come first: torch reads them when imported."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow shared cores tenfold
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regionhash.checkpoints import Checkpoint, build_model, save_checkpoint
+from regionhash.data import open_dataset
+
+torch.set_num_threads(1)
+
+TINY: dict[str, Any] = {
+    "n_bits": 32,
+    "n_classes": 10,
+    "backbone": "tiny_fpn",
+    "weights": "none",
+    "n_proposals": 8,
+    "n_hidden": 32,
+    "fpn_channels": 16,
+    "n_region_bits": 16,
+    "max_regions": 5,
+}
+"""Arguments of a Region-DH model that takes milliseconds a picture."""
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A checkpoint folder with what is in it."""
+
+    folder: Path
+    model: Any
+    checkpoint: Checkpoint
+
+
+def save_tiny(folder: Path, *, seed: int = 0, **changes: Any) -> SavedModel:
+    """A checkpoint of an untrained model for the classes of the digits."""
+    arguments = TINY | changes
+    torch.manual_seed(seed)
+    model = build_model("region-dh", arguments)
+    with torch.no_grad():  # spread around 0.5, so that codes of untrained weights differ
+        for layer in (model.h1, model.h2):
+            for parameter in layer.parameters():
+                parameter.mul_(20)
+    bare = Checkpoint("region-dh", arguments, tuple("0123456789"), short=64)
+    checkpoint = save_checkpoint(folder, model, bare)
+    return SavedModel(folder, model.eval(), checkpoint)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> SavedModel:
+    """The tiny model."""
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def other_saved(tmp_path_factory: pytest.TempPathFactory) -> SavedModel:
+    """The tiny model with other weights."""
+    return save_tiny(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six scenes of three shapes."""
+    folder = tmp_path_factory.mktemp("photos")
+    scenes = open_dataset("digits:test:6")
+    for n, image in enumerate(scenes.images):
+        write_picture(folder / f"{n}.png", image[: 160 if n % 3 else 100, : 120 if n % 2 else 160])
+    return folder
+
+
+def write_picture(path: Path, image: Any) -> None:
+    """Writes (H, W, 3) pixels to a file."""
+    Image.fromarray(np.asarray(image, np.uint8)).save(path)

@@ -1,0 +1,57 @@
+import pytest
+
+from regionhash.config import training_settings
+from regionhash.training import TrainingConfig
+
+
+def test_nothing_given_leaves_all_to_the_defaults():
+    assert training_settings("region-dh") == ({}, TrainingConfig())
+
+
+def test_values_go_to_the_table_that_knows_their_name(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text("[model]\nn_bits = 48\nlatent_std = 1\n[training]\nlearning_rate = 1\n")
+    arguments, config = training_settings(
+        "region-dh",
+        file=file,
+        assignments=["fusion=plain", "semantic=false", "epochs=3", "n_bits=32"],
+        flags={"epochs": 4, "seed": None},
+    )
+    assert arguments == {"n_bits": 32, "latent_std": 1.0, "fusion": "plain", "semantic": False}
+    assert config == TrainingConfig(learning_rate=1.0, epochs=4)
+    assert type(arguments["latent_std"]) is type(config.learning_rate) is float
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]\nbits = 3", r"a.toml: \[model\] bits: unknown; known are n_bits, backbone,"),
+        ("[training]\nn_bits = 8", r"a.toml: \[training\] n_bits: unknown; known are epochs,"),
+        ("[model]\nn_classes = 3", r"a.toml: \[model\] n_classes: unknown"),
+        ("[modle]", r"a.toml: unknown key 'modle'; known are \[model\] and \[training\]"),
+        ("epochs = 3", "a.toml: unknown key 'epochs'"),
+        ("[training]\nepochs = 'many'", r"\[training\] epochs: must be int, got 'many'"),
+        ("[training]\nepochs = 1.5", r"\[training\] epochs: must be int, got 1.5"),
+        ("[training]\nepochs = true", r"\[training\] epochs: must be int, got True"),
+        ("[training]\nflip = 1", r"\[training\] flip: must be bool, got 1"),
+        ("[training]\nschedule = 'x'", r"schedule: must be one of cosine, step, constant, got 'x'"),
+        ("[model]\nlatent_std = 'x'", r"\[model\] latent_std: must be float, got 'x'"),
+        ("[model]\nlatent_std =", "a.toml: broken TOML"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_its_place(tmp_path, text, message):
+    file = tmp_path / "a.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        training_settings("region-dh", file=file)
+
+
+def test_wrong_assignments_and_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="--set epochs: must be name=value"):
+        training_settings("ssdh", assignments=["epochs"])
+    with pytest.raises(ValueError, match="--set epochs: must be int, got 'x'"):
+        training_settings("ssdh", assignments=["epochs=x"])
+    with pytest.raises(ValueError, match=r"a\.toml: cannot read the settings: No such file"):
+        training_settings("ssdh", file=tmp_path / "a.toml")
+    with pytest.raises(ValueError, match="unknown model 'x'"):
+        training_settings("x")

@@ -1,0 +1,305 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+
+from regionhash.checkpoints import (
+    CheckpointError,
+    build_model,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
+from regionhash.data import open_dataset
+from regionhash.training import TrainingConfig, TrainingError, cache_features, take_over, train
+
+TINY = {"n_bits": 16, "backbone": "tiny_fpn", "weights": "none"}
+REGION = TINY | {"n_region_bits": 16, "n_hidden": 16, "fpn_channels": 16, "n_proposals": 8}
+QUICK = {"epochs": 2, "batch_size": 4, "short": 64, "workers": 0, "held_out": 0.25, "flip": False}
+
+
+def _config(**changes) -> TrainingConfig:
+    return TrainingConfig(**(QUICK | changes))
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder)[0].state_dict()
+
+
+def _assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], rtol=0, atol=0)
+
+
+SCENES = open_dataset("digits:train:16")
+
+
+def test_a_run_leaves_a_checkpoint_a_log_and_its_provenance(tmp_path):
+    steps, reports = [], []
+    checkpoint = train(
+        "region-dh",
+        REGION,
+        SCENES,
+        tmp_path,
+        _config(),
+        on_step=lambda done, total: steps.append((done, total)),
+        on_epoch=reports.append,
+    )
+    assert steps[-1] == (24, 24) and len(reports) == 2  # 12 of 16 pictures, two epochs
+    model, stored = load_checkpoint(tmp_path)
+    assert stored.model_hash == read_checkpoint(tmp_path / "model.json").model_hash
+    assert checkpoint.classes == stored.classes == SCENES.classes
+    assert stored.arguments == REGION | {"n_classes": 10}
+    assert not model.training
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {"cls1", "reg1", "cls2", "reg2", "cls3", "h1_e1", "h2_e2", "held_out"} <= set(rows[0])
+    assert stored.provenance["data"]["hash"] == SCENES.fingerprint()
+    assert {"versions", "git", "training"} <= set(stored.provenance)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train("ssdh", TINY, SCENES, tmp_path / name, _config(epochs=1, seed=seed, held_out=0.0))
+    _assert_same(_weights(tmp_path / "a"), _weights(tmp_path / "b"))
+    first, other = _weights(tmp_path / "a"), _weights(tmp_path / "c")
+    assert not torch.equal(first["latent.linear.weight"], other["latent.linear.weight"])
+
+
+RUN = """
+import sys
+from pathlib import Path
+from regionhash.data import open_dataset
+from regionhash.training import TrainingConfig, train
+config = TrainingConfig(epochs=3, batch_size=4, short=64, workers=0, held_out=0.0, flip=False)
+arguments = {arguments}
+train("region-dh", arguments, open_dataset("digits:train:16"), Path(sys.argv[1]), config,
+      on_epoch=lambda report: print(report.epoch, flush=True))
+"""
+
+
+def test_a_killed_run_ends_as_if_never_killed(tmp_path):
+    command = [sys.executable, "-c", RUN.format(arguments=REGION)]
+    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [*command, tmp_path / "killed"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env=environment,
+    )  # fmt: skip
+    assert process.stdout.readline() == b"0\n"
+    time.sleep(0.05)  # somewhere in the second epoch
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    again = subprocess.run(
+        [*command, tmp_path / "killed"], check=True, capture_output=True, text=True
+    )
+    assert "0" not in again.stdout.split()  # the first epoch is not done twice
+    _assert_same(_weights(tmp_path / "whole"), _weights(tmp_path / "killed"))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    train("ssdh", TINY, SCENES, tmp_path, _config())
+    reports = []
+    train("ssdh", TINY, SCENES, tmp_path, _config(), on_epoch=reports.append)
+    assert reports == []
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    train("ssdh", TINY, SCENES, tmp_path, _config())
+    with pytest.raises(ValueError, match="a run with other training; choose another folder"):
+        train("ssdh", TINY, SCENES, tmp_path, _config(epochs=5))
+    with pytest.raises(ValueError, match="a run with other data"):
+        train("ssdh", TINY, open_dataset("digits:train:17"), tmp_path, _config())
+
+
+def test_the_best_epoch_is_that_of_the_least_loss_on_held_out_pictures(tmp_path):
+    reports = []
+    config = _config(epochs=4, learning_rate=0.5, schedule="constant", held_out=0.5)
+    train("ssdh", TINY, SCENES, tmp_path, config, on_epoch=reports.append)
+    losses = [report.held_out for report in reports]
+    best = int(np.argmin(losses))
+    assert reports[best].best and not any(report.best for report in reports[best + 1 :])
+    kept = read_checkpoint(tmp_path).provenance["epochs"]
+    assert len(kept) == best + 1
+
+
+def test_ramp_and_rate_follow_the_progress():
+    config = _config(warmup=0.1, ramp_start=0.2, ramp_end=0.6)
+    assert [config.ramp(x) for x in (0, 0.2, 0.4, 0.6, 1)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert config.rate(0.05) == pytest.approx(0.5)
+    assert config.rate(0.55) == pytest.approx(0.5)
+    assert config.rate(1.0) == pytest.approx(0.0)
+    step = _config(schedule="step", warmup=0.0)
+    assert [step.rate(x) for x in (0.5, 0.7, 0.9)] == pytest.approx([1, 0.1, 0.01])
+    assert _config(schedule="constant", warmup=0.0).rate(0.9) == 1
+    assert _config().ramp(0) == 1  # no ramp unless asked for
+
+
+def test_ramped_terms_do_not_train_before_their_time(tmp_path):
+    """With a ramp that starts after the end, the image hash of Region-DH stays as it was made."""
+    config = _config(epochs=1, held_out=0.0, ramp_start=0.98, ramp_end=0.99, weight_decay=0.0)
+    train("region-dh", REGION, SCENES, tmp_path, config)
+    torch.manual_seed(0)
+    start = build_model("region-dh", REGION | {"n_classes": 10}).state_dict()
+    trained = _weights(tmp_path)
+    assert torch.equal(start["h2.linear.weight"], trained["h2.linear.weight"])
+    assert not torch.equal(start["classify.weight"], trained["classify.weight"])
+
+
+def test_cached_views_train_the_image_hash_alone(tmp_path):
+    config = _config(cached_views=2, epochs=3, learning_rate=0.1)
+    train("region-dh", REGION, SCENES, tmp_path, config)
+    torch.manual_seed(0)
+    start = build_model("region-dh", REGION | {"n_classes": 10}).state_dict()
+    changed = {name for name, x in _weights(tmp_path).items() if not torch.equal(x, start[name])}
+    modules = {name.split(".")[0] for name in changed}
+    assert modules == {"instance", "h1", "classify", "h2", "classify_image"}
+
+
+def test_a_given_cache_trains_what_a_computed_one_does(tmp_path):
+    config = _config(cached_views=2, held_out=0.0)
+    torch.manual_seed(0)
+    start = build_model("control", TINY | {"n_classes": 10})
+    cache = cache_features(start, SCENES, config, 2)
+    assert cache[0][0]["pooled"].shape == (16, 256)
+    assert torch.equal(cache[0][1], torch.from_numpy(SCENES.labels()).float())
+    train("control", TINY, SCENES, tmp_path / "own", config, start=start)
+    train("control", TINY, SCENES, tmp_path / "given", config, start=start, cache=cache)
+    _assert_same(_weights(tmp_path / "own"), _weights(tmp_path / "given"))
+    with pytest.raises(ValueError, match="held_out = 0 and as many cached_views"):
+        train("control", TINY, SCENES, tmp_path / "x", _config(cached_views=3), cache=cache)
+
+
+def test_a_model_takes_over_a_detector_with_another_length_of_code():
+    old = build_model("region-dh", REGION | {"n_classes": 10})
+    new = build_model("region-dh", REGION | {"n_classes": 10, "n_bits": 32})
+    left = take_over(new, old)
+    assert set(left) == {"h2.linear.weight", "h2.linear.bias", "classify_image.weight"}
+    assert torch.equal(new.h1.linear.weight, old.h1.linear.weight)
+    other = build_model("region-dh", REGION | {"n_classes": 10, "n_region_bits": 24})
+    with pytest.raises(
+        ValueError, match=r"differ in h1.linear.weight: \(16, 16\) here, \(24, 16\)"
+    ):
+        take_over(new, other)
+    with pytest.raises(ValueError, match="no weights in common"):
+        take_over(new, torch.nn.ParameterDict({"w": torch.zeros(1)}))
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name(tmp_path, monkeypatch):
+    from regionhash.models import image_level
+
+    monkeypatch.setattr(image_level, "balance_bits", lambda a: a.mean(-1) * torch.nan)
+    with pytest.raises(TrainingError, match="the loss e2 is nan in epoch 1, step 1"):
+        train("ssdh", TINY, SCENES, tmp_path, _config())
+
+
+def test_unreadable_pictures_are_skipped_and_named(tmp_path, caplog):
+    rows = ["image,label"]
+    for n in range(5):
+        PILImage.fromarray(np.full((40, 40, 3), 50 * n, np.uint8)).save(tmp_path / f"{n}.png")
+        rows.append(f"{n}.png,{'ab'[n % 2]}")
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    images = open_dataset(f"csv:{tmp_path / 'list.csv'}")
+    train("ssdh", TINY, images, tmp_path / "run", _config(held_out=0.0))
+    named = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
+    assert len(named) == 1 and "2.png" in named[0]
+    assert "2.png" in read_checkpoint(tmp_path / "run").provenance["skipped"][0]
+
+
+def test_data_without_labels_is_refused(tmp_path):
+    PILImage.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    with pytest.raises(TrainingError, match="no classes; training needs labelled pictures"):
+        train("ssdh", TINY, open_dataset(f"folder:{tmp_path}"), tmp_path / "run", _config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"held_out": 1.0}, r"held_out must be in \[0, 1\), got 1.0"),
+        ({"optimizer": "adam"}, "optimizer must be one of sgd, adamw, got 'adam'"),
+        ({"learning_rate": 0.0}, "must be positive"),
+    ],
+)
+def test_unusable_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        _config(**changes)
+
+
+# -- checkpoints ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    train("ssdh", TINY, SCENES, tmp_path / "run", _config(epochs=1, held_out=0.0))
+    return tmp_path / "run"
+
+
+def test_a_checkpoint_is_read_from_its_folder_or_either_file(checkpoint):
+    hashes = {
+        load_checkpoint(path)[1].model_hash
+        for path in (checkpoint, checkpoint / "model.json", checkpoint / "model.safetensors")
+    }
+    assert len(hashes) == 1
+
+
+def test_the_hash_depends_on_weights_and_settings(checkpoint, tmp_path):
+    model, first = load_checkpoint(checkpoint)
+    same = save_checkpoint(tmp_path / "same", model, first)
+    assert same.model_hash == first.model_hash
+    with torch.no_grad():
+        model.latent.linear.bias += 1
+    assert save_checkpoint(tmp_path / "other", model, first).model_hash != first.model_hash
+
+
+def test_damaged_weights_are_refused(checkpoint):
+    weights = checkpoint / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+        load_checkpoint(checkpoint)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: no such file"):
+        load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "checkpoint format 99, this version of regionhash reads 1"),
+        ({"model": "resnet"}, "unknown model 'resnet'"),
+        ({"classes": None}, "not a checkpoint, 'classes' is missing"),
+    ],
+)
+def test_a_foreign_json_is_refused(checkpoint, change, message):
+    config = checkpoint / "model.json"
+    record = json.loads(config.read_text()) | change
+    config.write_text(json.dumps({k: v for k, v in record.items() if v is not None}))
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(checkpoint)
+    config.write_text("{")
+    with pytest.raises(CheckpointError, match="not readable as JSON"):
+        read_checkpoint(checkpoint)
+    config.unlink()
+    with pytest.raises(CheckpointError, match="a checkpoint is a folder with it"):
+        read_checkpoint(checkpoint)
+
+
+def test_a_damaged_state_is_named(checkpoint):
+    (checkpoint / "state.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"state\.pt: damaged"):
+        train("ssdh", TINY, SCENES, checkpoint, _config(epochs=1, held_out=0.0))
