@@ -105,7 +105,7 @@ def test_known_objects_stand_behind_the_proposals_without_objectness():
     for n, target in enumerate(targets):
         n_proposals = int((alone["objectness"][n] > 0).sum())
         own = slice(n_proposals, n_proposals + len(target["labels"]))
-        assert features["labels"][n, own].tolist() == (target["labels"] + 1).tolist()
+        assert features["region_labels"][n, own].tolist() == (target["labels"] + 1).tolist()
         assert (features["objectness"][n, own] == 0).all()
         assert features["present"][n].sum() == own.stop
     torch.testing.assert_close(model.hash_features(features), model.hash_features(alone))

@@ -166,7 +166,7 @@ class RegionDH(nn.Module):
 
         Returns:
             "regions" (B, R, D), "objectness" (B, R), "present" (B, R) bool, and, with targets,
-            "labels" (B, R): 0 background, 1 to C, or -1 for regions that are neither. With targets
+            "region_labels" (B, R): 0 background, 1 to C, or -1 for what is neither. With targets
             known objects stand behind the proposals. Their objectness is 0, so that the fusion
             does not see them: it must not, or labels would leak into the image code.
         """
@@ -195,7 +195,7 @@ class RegionDH(nn.Module):
         h1, h2 = self.gamma_h1, self.gamma_h2
         present = features["present"]
         return {
-            "cls2": region_class_loss(found.logits[present], features["labels"][present]),
+            "cls2": region_class_loss(found.logits[present], features["region_labels"][present]),
             "h1_e1": h1 * self._reduce(push_from_half(own), n_images),
             "h1_e2": h1 * self._reduce(balance_bits(own), n_images),
             "cls3": multi_label_loss(logits, image_labels, self.multi_label),
@@ -334,7 +334,7 @@ def _pack(
         "objectness": pad_regions(padded),
         "present": pad_regions([x.new_ones(n, dtype=torch.bool) for n in n_boxes]),
     }
-    return features if labels is None else features | {"labels": pad_regions(labels)}
+    return features if labels is None else features | {"region_labels": pad_regions(labels)}
 
 
 def codes_of(activations: Tensor) -> Codes:

@@ -1,0 +1,162 @@
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+
+from regionhash.data import open_dataset
+from regionhash.data.voc import VOC_CLASSES
+from regionhash.evaluation.protocols import PRESETS, find_preset
+from regionhash.evaluation.report import Comparison, Result, best_acg, score, write_report
+from regionhash.reproduce import Options, _first_proposals, _Trunk, reproduce
+
+OBJECT = (
+    "<object><name>{}</name><difficult>0</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin>"
+    "<xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+)
+
+
+def _write_voc(root: Path, split: str, n: int) -> None:
+    """Scenes of digits in VOC's layout, under the names of its first ten classes."""
+    scenes = open_dataset(f"digits:{'train' if split == 'train' else 'test'}:{n}")
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    names = [f"{split}{n}" for n in range(n)]
+    for name, image, target in zip(names, scenes.images, scenes.targets, strict=True):
+        PILImage.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg")
+        objects = [
+            OBJECT.format(VOC_CLASSES[label], *np.round(box).astype(int) + [1, 1, 0, 0])
+            for box, label in zip(target.boxes, target.labels, strict=True)
+        ]
+        size = "<size><width>160</width><height>160</height><depth>3</depth></size>"
+        text = f"<annotation>{size}{''.join(objects)}</annotation>"
+        (root / "Annotations" / f"{name}.xml").write_text(text)
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    root = tmp_path_factory.mktemp("VOCdevkit")
+    _write_voc(root / "VOC2012", "train", 12)
+    _write_voc(root / "VOC2012", "val", 5)
+    return root
+
+
+TINY = {
+    "backbone": "tiny_fpn",
+    "weights": "none",
+    "short": 64,
+    "seeds": (0,),
+    "detector_epochs": 1,
+    "head_epochs": 1,
+}
+
+
+@pytest.mark.slow
+def test_a_preset_runs_from_pictures_to_the_report_and_goes_on_where_it_was(voc, tmp_path):
+    said = []
+    options = Options(**TINY, ablations=False)
+    page = reproduce("region-dh/voc2012", voc, tmp_path, options, said.append)
+    text = page.read_text()
+    assert "| Region-DH |" in text and "0.9041" in text  # measured, and the paper's beside it
+    assert "Database and training: " in text and "12 pictures, hash of ids" in text
+    assert "mAP at IoU 0.5" in text and "paired bootstrap" in text
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    methods = {row["method"] for row in rows}
+    assert methods == {"control", "SSDH", "DLBHC", "Region-DH"}
+    assert len(rows) == 12 and {row["bits"] for row in rows} == {"32", "48", "64"}
+    assert all(0 < float(row["map"]) <= 1 for row in rows)
+    for plot in ("map.png", "acg.png", "precision.png", "precision_recall.png"):
+        assert PILImage.open(tmp_path / plot).size[0] > 300
+    said.clear()
+    again = reproduce("region-dh/voc2012", voc, tmp_path, options, said.append)
+    assert not any("computing the features" in line for line in said)
+    assert _rows(again.read_text()) == _rows(text)
+
+
+def _rows(text: str) -> list[list[str]]:
+    """The figures of Region-DH; the times behind them differ."""
+    lines = [line for line in text.splitlines() if line.startswith("| Region-DH |")]
+    return [line.split("|")[2:5] for line in lines]
+
+
+def test_missing_data_says_what_to_put_where(tmp_path):
+    with pytest.raises(ValueError, match=r"this preset needs, below .*VOC2007 with JPEGImages"):
+        reproduce("region-dh/voc2007", tmp_path, tmp_path / "out", Options(), print)
+
+
+def test_pictures_on_both_sides_are_refused(tmp_path):
+    root = tmp_path / "VOC2012"
+    _write_voc(root, "train", 3)
+    main = root / "ImageSets" / "Main"
+    (main / "val.txt").write_text((main / "train.txt").read_text())
+    with pytest.raises(ValueError, match="3 pictures are queries and database at once: train0"):
+        reproduce("region-dh/voc2012", tmp_path, tmp_path / "out", Options(**TINY), print)
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="region-dh/voc2007, region-dh/voc2012"):
+        find_preset("voc")
+
+
+def test_presets_are_those_of_the_paper():
+    assert PRESETS["region-dh/voc2007"].database.endswith("VOC2007:trainval")
+    assert PRESETS["region-dh/voc2012"].queries.endswith("VOC2012:val")
+    assert all(p.k == 1000 and p.bits == (32, 48, 64) for p in PRESETS.values())
+
+
+def test_fewer_proposals_keep_the_best_and_the_known_objects():
+    features = {
+        "regions": torch.zeros(1, 5, 2),
+        "objectness": torch.tensor([[0.9, 0.8, 0.7, 0.0, 0.0]]),
+        "present": torch.tensor([[True, True, True, True, False]]),
+    }
+    trunk = _Trunk(None, [(features, torch.zeros(1, 3))], [(features, torch.zeros(1, 3))], 0.0)
+    cut = _first_proposals(trunk, 2).database[0][0]
+    assert cut["present"].tolist() == [[True, True, False, True, False]]
+    assert cut["objectness"][0].tolist() == pytest.approx([0.9, 0.8, 0, 0, 0])
+
+
+def test_best_acg_is_that_of_the_ranking_by_shared_labels():
+    queries = np.array([[1, 1, 0], [0, 0, 1]], np.uint8)
+    database = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]], np.uint8)
+    assert best_acg(queries, database, 2) == pytest.approx(((2 + 1) / 2 + 1 / 2) / 2)
+    assert best_acg(queries, database, 100) == pytest.approx(((2 + 1 + 1) / 4 + 1 / 4) / 2)
+
+
+def test_a_report_tells_the_difference_from_the_strongest_other(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.eye(4, dtype=np.uint8)[rng.integers(4, size=40)]
+    good = np.packbits(np.repeat(labels.astype(bool), 4, axis=1), axis=1)
+    bad = rng.integers(256, size=good.shape, dtype=np.uint8)
+    half = np.where(np.arange(40)[:, None] % 2, good, bad)
+    results: list[Result] = []
+    curves = {}
+    for method, codes in (("random", bad), ("half", half), ("ours", good)):
+        side = (codes[:10], labels[:10]), (codes[10:], labels[10:])
+        results.append(score(method, 16, 0, *side, k=20, seconds=5))
+        curves[method] = (codes[:10], codes[10:], labels[:10], labels[10:])
+    comparison = Comparison(
+        "test", ["a fact"], results, "ours", 20, best_acg(labels[:10], labels[10:], 20), []
+    )
+    assert comparison.strongest_other(16, "map") == "half"
+    assert comparison.mean("ours", 16, "map") == 1.0
+    text = write_report(tmp_path, comparison, curves).read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("| 16 | MAP |"))
+    assert "| half |" in line and "100.0%" in line
+    (line,) = (line for line in text.splitlines() if line.startswith("| 16 | ACG |"))
+    assert "100.0% of best" in line
+
+
+def test_the_command_names_what_is_missing(tmp_path):
+    command = [sys.executable, "-m", "regionhash", "reproduce", "region-dh/voc2012"]
+    command += ["--data", tmp_path, "-o", tmp_path / "out"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ") and "VOC2012" in found.stderr
+    assert "Traceback" not in found.stderr
