@@ -28,9 +28,10 @@ def _write_voc(root: Path, split: str, n: int) -> None:
     names = [f"{split}{n}" for n in range(n)]
     for name, image, target in zip(names, scenes.images, scenes.targets, strict=True):
         PILImage.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg")
+        one_based = np.round(target.boxes).astype(int) + np.array([1, 1, 0, 0])
         objects = [
-            OBJECT.format(VOC_CLASSES[label], *np.round(box).astype(int) + [1, 1, 0, 0])
-            for box, label in zip(target.boxes, target.labels, strict=True)
+            OBJECT.format(VOC_CLASSES[label], *box)
+            for box, label in zip(one_based, target.labels, strict=True)
         ]
         size = "<size><width>160</width><height>160</height><depth>3</depth></size>"
         text = f"<annotation>{size}{''.join(objects)}</annotation>"

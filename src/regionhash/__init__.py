@@ -1,3 +1,3 @@
-"""Region-based deep hashing: find the pictures that contain an object, with a few bytes per region."""
+"""Region-based deep hashing: find pictures by the objects in them, with a few bytes per region."""
 
 __version__ = "0.1.0"
