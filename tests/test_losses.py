@@ -6,11 +6,13 @@ from torch.autograd import gradcheck
 
 from regionhash.losses import (
     balance_bits,
+    box_loss,
     multi_label_loss,
     multi_label_probs,
     nan_term,
     push_from_half,
     reduce_per_image,
+    region_class_loss,
 )
 
 
@@ -78,3 +80,39 @@ def test_nan_term_names_the_first_term_that_is_not_finite():
     fine = torch.tensor(1.0)
     assert nan_term({"a": fine, "b": fine}) is None
     assert nan_term({"a": fine, "b": fine / 0, "c": fine * torch.nan}) == "b"
+
+
+def test_the_surplus_of_background_counts_as_three_times_foreground():
+    logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([1, 2] + [0] * 9 + [-1])
+    each = -logits.log_softmax(1)
+    foreground = each[0, 1] + each[1, 2]
+    background = each[2:11, 0].sum() * (6 / 9)
+    expected = (foreground + background) / (2 + 6)
+    assert region_class_loss(logits, labels).item() == pytest.approx(expected.item())
+
+
+def test_little_background_counts_in_full():
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([1, 2, 0])
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    assert region_class_loss(logits, labels).item() == pytest.approx(expected.item())
+
+
+def test_regions_without_objects_have_a_class_loss_and_no_box_loss():
+    logits = torch.zeros(4, 3)
+    assert region_class_loss(logits, torch.zeros(4, dtype=torch.int64)).item() == pytest.approx(
+        math.log(3)
+    )
+    assert region_class_loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)).item() == 0.0
+    nothing = torch.zeros(4, dtype=torch.bool)
+    assert box_loss(torch.ones(4, 4), torch.zeros(4, 4), nothing).item() == 0.0
+
+
+def test_boxes_have_fast_rcnns_smooth_l1():
+    deltas = torch.tensor([[0.0, 0.05, 1.0, -2.0], [9.0, 9.0, 9.0, 9.0]])
+    beta = 1 / 9
+    expected = 0.5 * 0.05**2 / beta + (1 - beta / 2) + (2 - beta / 2)
+    foreground = torch.tensor([True, False])
+    loss = box_loss(deltas, torch.zeros(2, 4), foreground)
+    assert loss.item() == pytest.approx(expected / 4)

@@ -192,8 +192,8 @@ def run_demo(
         results[name] = {measure: measures[measure] for measure in MEASURES}
     console.print(_table(results, codes))
     console.print(
-        "Tie-aware. All start from the backbone that Region-DH has trained with boxes; SSDH and DLBHC "
-        "train it on, the control does not.\n",
+        "Tie-aware. The others start from the backbone that Region-DH has trained with boxes; SSDH "
+        "and DLBHC train it further, the control does not.\n",
         highlight=False,
     )
     example = _choose(scenes["queries"][0])
