@@ -322,14 +322,9 @@ def _ablations(regions: _Trunk) -> list[tuple[str, dict[str, Any], _Trunk]]:
     """Variants of Region-DH: name, arguments that differ, and the features they read."""
     return [
         ("fusion without objectness (IAH)", {"fusion": "plain"}, regions),
-        ("fusion normalised", {"fusion": "normalised"}, regions),
-        ("fused matrix not brought to one scale", {"normalise_fused": False}, regions),
         ("L_cls3 with one sigmoid per class", {"multi_label": "bce"}, regions),
         ("no E terms", {"gamma_h1": 0.0, "gamma_h2": 0.0}, regions),
-        ("E terms as printed", {"reduction": "sum", "gamma_h2": 10.0}, regions),
-        ("activations as printed, not centred", {"centred": False}, regions),
         ("8 proposals", {}, _first_proposals(regions, 8)),
-        ("24 proposals", {}, _first_proposals(regions, 24)),
     ]
 
 

@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
-from regionhash.checkpoints import Checkpoint, build_model, provenance, save_checkpoint
+from regionhash.checkpoints import (
+    Checkpoint,
+    build_model,
+    provenance,
+    read_checkpoint,
+    save_checkpoint,
+)
 from regionhash.data.batches import batches_of_one_shape, shuffled_batches
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import ImageError
@@ -295,7 +301,8 @@ class _Run:
                     writer.add_scalar(name, value, epoch)
             on_epoch(report)
         writer.close()
-        return replace(self.checkpoint, provenance=self._provenance())
+        self.fabric.barrier()  # the first process has written the best epoch
+        return read_checkpoint(self.folder)
 
     # -- one epoch --------------------------------------------------------------------------------
 
@@ -356,13 +363,17 @@ class _Run:
                 name: pad_regions([cache[picked[row]][0][name][row] for row in rows])
                 for name in cache[0][0]
             }
-            yield len(rows), partial(self.bare.head_losses, features, cache[0][1][rows])
+            yield len(rows), partial(self._head_losses, features, cache[0][1][rows])
+
+    def _head_losses(self, features: Losses, image_labels: Tensor) -> Losses:
+        with self.fabric.autocast():
+            return self.bare.head_losses(features, image_labels)
 
     def _held_out_loss(self) -> float:
         """The image's classification loss on held-out pictures, as they are."""
         features, labels = self.reader.features(self.model, self.held, self.reader.plain, 0)
         with torch.no_grad():
-            return self.bare.head_losses(features, labels)["cls3"].item()
+            return self._head_losses(features, labels)["cls3"].item()
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -393,9 +404,8 @@ class _Run:
             "reports": [asdict(report) for report in self.reports],
         }
         if best:
-            self.checkpoint = save_checkpoint(
-                self.folder, self.bare, replace(self.checkpoint, provenance=self._provenance())
-            )
+            made = replace(self.checkpoint, provenance=self._provenance())
+            save_checkpoint(self.folder, self.bare, made)
         new = self.folder / "state.new"
         torch.save(state, new)
         new.replace(self.folder / "state.pt")
