@@ -56,7 +56,6 @@ def test_region_dh_ranks_far_better_than_chance_and_before_the_others(shown):
     assert error < 0.5 * (1 - random["map"])
     for name in ("ssdh", "dlbhc", "control"):
         assert error < 0.8 * (1 - results[name]["map"])
-        assert results["region-dh"]["acg"] > results[name]["acg"]
 
 
 def test_the_table_has_a_row_for_each_method_with_its_figures(shown):

@@ -117,7 +117,7 @@ def test_fewer_proposals_keep_the_best_and_the_known_objects():
         "objectness": torch.tensor([[0.9, 0.8, 0.7, 0.0, 0.0]]),
         "present": torch.tensor([[True, True, True, True, False]]),
     }
-    trunk = _Trunk(None, [(features, torch.zeros(1, 3))], [(features, torch.zeros(1, 3))], 0.0)
+    trunk = _Trunk(None, [(features, torch.zeros(1, 3))], [(features, torch.zeros(1, 3))])
     cut = _first_proposals(trunk, 2).database[0][0]
     assert cut["present"].tolist() == [[True, True, False, True, False]]
     assert cut["objectness"][0].tolist() == pytest.approx([0.9, 0.8, 0, 0, 0])

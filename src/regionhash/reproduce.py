@@ -14,7 +14,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -141,13 +140,13 @@ class _Trunk:
         model: the network.
         database: one entry per view; the first is the pictures as they are.
         queries: of the pictures as they are.
-        seconds: of making it, training included.
+        seconds: of its training; making the features takes some minutes more.
     """
 
     model: Any
     database: Cache
     queries: Cache
-    seconds: float
+    seconds: float = 0.0
 
 
 def reproduce(name: str, root: Path, out: Path, options: Options, say: Say) -> Path:
@@ -168,11 +167,10 @@ def reproduce(name: str, root: Path, out: Path, options: Options, say: Say) -> P
     def run(method: str, trunk: _Trunk, n_bits: int, seed: int, **changes: Any) -> Result:
         label = changes.pop("label", _NAMES[method])
         arguments = _head_arguments(method, options, n_bits) | changes
-        folder = out / "runs" / f"{label.lower().replace(' ', '-')}-{n_bits}-{seed}"
-        began = time.perf_counter()
-        codes = _hash(method, arguments, data.database, trunk, folder, options.head_training(seed))
-        seconds = time.perf_counter() - began + trunk.seconds
-        queries, database = codes
+        folder = _run_folder(out, label, n_bits, seed)
+        config = options.head_training(seed)
+        queries, database = _hash(method, arguments, data.database, trunk, folder, config)
+        seconds = trunk.seconds + _training_seconds(folder)
         own = (queries, labels[0]), (database, labels[1])
         result = score(label, n_bits, seed, *own, k=preset.k, seconds=seconds)
         say(f"{label} {n_bits} bits, seed {seed}: MAP@{preset.k} {result.mean('map'):.4f}")
@@ -203,7 +201,7 @@ def reproduce(name: str, root: Path, out: Path, options: Options, say: Say) -> P
         ceiling_acg=best_acg(*labels, preset.k),
         published=paper_figures(preset.paper, preset.dataset),
         ablations=ablations,
-        detection={"Region-DH": _detect(detector, data.queries, out / "detections.h5")},
+        detection=_detect(out, data.queries, options),
     )
     return write_report(out, comparison, curves)
 
@@ -247,21 +245,23 @@ def _picture_trunk(data: _Data, options: Options, folder: Path, say: Say) -> _Tr
     """The pretrained backbone as the whole-image methods read it."""
     arguments = _head_arguments("control", options, 48)
     model = build_model("control", arguments | {"n_classes": len(data.database.classes)})
-    return _features(model, f"pictures-{options.backbone}", data, options, folder, 0.0, say)
+    return _features(model, f"pictures-{options.backbone}", data, options, folder, say)
 
 
 def _region_trunk(detector: Path, data: _Data, options: Options, folder: Path, say: Say) -> _Trunk:
     """The trained detector as the fusion reads it."""
     model, checkpoint = load_checkpoint(detector)
-    seconds = sum(row["seconds"] for row in checkpoint.provenance["epochs"])
-    name = f"regions-{checkpoint.model_hash}"
-    return _features(model, name, data, options, folder, seconds, say)
+    trunk = _features(model, f"regions-{checkpoint.model_hash}", data, options, folder, say)
+    return replace(trunk, seconds=_training_seconds(detector))
+
+
+def _training_seconds(folder: Path) -> float:
+    return sum(row["seconds"] for row in read_checkpoint(folder).provenance["epochs"])
 
 
 def _features(
-    model: Any, name: str, data: _Data, options: Options, folder: Path, seconds: float, say: Say
+    model: Any, name: str, data: _Data, options: Options, folder: Path, say: Say
 ) -> _Trunk:
-    began = time.perf_counter()
     config = options.head_training(0)
 
     def cached(image_set: ImageSet, n_views: int) -> Cache:
@@ -278,7 +278,7 @@ def _features(
         return _nested(load_file(path), n_views)
 
     database, queries = cached(data.database, options.views), cached(data.queries, 1)
-    return _Trunk(model, database, queries, seconds + time.perf_counter() - began)
+    return _Trunk(model, database, queries)
 
 
 def _flat(cache: Cache) -> dict[str, Tensor]:
@@ -347,16 +347,22 @@ def _first_proposals(trunk: _Trunk, n: int) -> _Trunk:
     )
 
 
-def _detect(folder: Path, queries: ImageSet, path: Path) -> float:
+def _detect(out: Path, queries: ImageSet, options: Options) -> dict[str, float]:
     """Mean average precision at IoU 0.5 of the kept instances of the queries."""
+    folder = _run_folder(out, _NAMES["region-dh"], _ABLATION_BITS, options.seeds[0])
     model, checkpoint = load_checkpoint(folder)
+    path = out / f"detections-{checkpoint.model_hash}.h5"
     with code_file_writer(
         path, model, checkpoint, checkpoint_path=folder, precision=_PRECISION
     ) as writer:
         encode_images(model, checkpoint, queries, writer, precision=_PRECISION)
         writer.finish()
     found, _ = detections_of_file(CodeFile.open(path), queries)
-    return float(found["map"])
+    return {f"Region-DH, {_ABLATION_BITS} bits": float(found["map"])}
+
+
+def _run_folder(out: Path, label: str, n_bits: int, seed: int) -> Path:
+    return out / "runs" / f"{label.lower().replace(' ', '-')}-{n_bits}-{seed}"
 
 
 def _command(name: str, options: Options) -> str:

@@ -155,8 +155,9 @@ def write_report(
         parts += ["## Detection on the queries", "", *_table(header, rows), ""]
     if comparison.ablations:
         parts += ["## Ablations", "", *_ablation_table(comparison), ""]
-    parts += [f"![{m} against bits]({m}.png)" for m in ("map", "acg")]
-    parts += ["![precision at k](precision.png)", "![precision and recall](precision_recall.png)"]
+    parts += [f"![{m.upper()} against bits]({m}.png)" for m in ("map", "acg")]
+    parts += ["![precision at k](precision.png)", "![ACG at k](acg_at_k.png)"]
+    parts += ["![precision and recall](precision_recall.png)"]
     page = folder / "report.md"
     page.write_text("\n".join(parts) + "\n")
     return page
