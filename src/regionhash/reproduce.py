@@ -256,7 +256,8 @@ def _region_trunk(detector: Path, data: _Data, options: Options, folder: Path, s
 
 
 def _training_seconds(folder: Path) -> float:
-    return sum(row["seconds"] for row in read_checkpoint(folder).provenance["epochs"])
+    epochs = read_checkpoint(folder).provenance["epochs"]
+    return float(sum(row["seconds"] for row in epochs))
 
 
 def _features(
