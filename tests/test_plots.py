@@ -103,9 +103,10 @@ def test_a_method_looks_the_same_whatever_the_case_of_its_name() -> None:
 
 def test_the_methods_of_the_package_are_told_apart() -> None:
     names = ["region-dh", "iah", "ssdh", "dlbhc", "itq", "itq-cca", "one-stage"]
+    names.append("control")
     names += ["drh", "dmih", "dsrh", "sh", "lsh", "pmh", "dmih-ind", "l2-scan"]
     assert len({method_style(name) for name in names}) == len(names)
-    assert len({method_style(name)[0] for name in names[:7]}) == 7
+    assert len({method_style(name)[0] for name in names[:8]}) == 8
 
 
 def test_a_plot_of_nothing_is_an_empty_plot(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from regionhash.evaluation.metrics import RankingCurves
 from regionhash.evaluation.papers import PaperFigure
 
-# Okabe and Ito, "Color Universal Design", 2008, less yellow, which is too pale for lines on white.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito, "Color Universal Design", 2008; grey for yellow, which is too pale on white.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#888888")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-# The first seven differ in colour, and so do the methods that a paper compares.
+# The first eight differ in colour, and so do the methods that a paper compares.
 _METHODS = (
     "region-dh",
     "iah",
@@ -28,6 +28,7 @@ _METHODS = (
     "itq",
     "itq-cca",
     "one-stage",
+    "control",
     "drh",
     "dmih",
     "dsrh",
