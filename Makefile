@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 # Threads of each process that computes in the tests.
-THREADS ?= 2
+THREADS ?= 1
 
 BIN := .venv/bin
 READY := .venv/ready

@@ -124,7 +124,7 @@ def test_init_coco_takes_over_torchvisions_detector(tmp_path):
     torch.save(detector.state_dict(), tmp_path / "coco.pth")
     arguments = {"n_bits": 16, "n_classes": 3, "backbone": "resnet50_fpn", "init": "coco"}
     arguments |= {"weights": str(tmp_path / "coco.pth")}
-    model = build_model("region-dh", arguments | {"semantic": False}).eval()
+    model = build_model("region-dh", arguments).eval()
     images = torch.rand(1, 3, 64, 64)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.inference_mode():
@@ -135,5 +135,5 @@ def test_init_coco_takes_over_torchvisions_detector(tmp_path):
     for ours, theirs in ((model.rpn, detector.rpn), (model.head, detector.roi_heads.box_head)):
         for name, value in theirs.state_dict().items():
             torch.testing.assert_close(ours.state_dict()[name], value)
-    with pytest.raises(ValueError, match="semantic=False"):
-        build_model("region-dh", arguments)
+    with pytest.raises(ValueError, match=r"default sizes: head\.fc6\.weight should be"):
+        build_model("region-dh", arguments | {"n_hidden": 64})

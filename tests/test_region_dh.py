@@ -239,7 +239,8 @@ def test_it_overfits_four_pictures():
     floor = sum(np.log(n) for n in wanted.sum(1).tolist()) / 4  # entropy of the uniform labels
     assert losses["cls3"].item() - floor < 0.3
     for encoded, target in zip(model.eval().encode(images), targets, strict=True):
-        assert set(encoded.regions.labels.tolist()) == set(target["labels"].tolist())
+        assert set(target["labels"].tolist()) <= set(encoded.regions.labels.tolist())
+        assert encoded.regions.labels[0] in target["labels"]
 
 
 def test_unusable_arguments_are_refused_with_words():

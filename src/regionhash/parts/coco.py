@@ -31,8 +31,8 @@ def load_coco_detector(model: nn.Module, weights: str) -> None:
     """Puts the backbone, pyramid, RPN, FC6 and FC7 of a COCO detector into `model`.
 
     Args:
-        model: with the parts of Region-DH on `resnet50_fpn`, 256 pyramid channels, 1,024 hidden
-            units and no semantic features.
+        model: with the parts of Region-DH on `resnet50_fpn`, 256 pyramid channels and 1,024 hidden
+            units.
         weights: "default" (fetched once from the internet) or a local state dict of torchvision's
             `fasterrcnn_resnet50_fpn`.
 
@@ -67,7 +67,7 @@ def _fit(model: nn.Module, found: dict[str, Tensor]) -> None:
         if name not in own or own[name].shape != value.shape:
             got = tuple(own[name].shape) if name in own else "nothing"
             raise ValueError(
-                f"init='coco' needs backbone={BACKBONE!r}, semantic=False and the default sizes: "
+                f"init='coco' needs backbone={BACKBONE!r} and the default sizes: "
                 f"{name} should be {tuple(value.shape)}, this model has {got}"
             )
     model.load_state_dict(own | found)
