@@ -73,7 +73,8 @@ def test_a_preset_runs_from_pictures_to_the_report_and_goes_on_where_it_was(voc,
     assert len(rows) == 12 and {row["bits"] for row in rows} == {"32", "48", "64"}
     assert all(0 < float(row["map"]) <= 1 for row in rows)
     for plot in ("map.png", "acg.png", "precision.png", "precision_recall.png"):
-        assert PILImage.open(tmp_path / plot).size[0] > 300
+        with PILImage.open(tmp_path / plot) as image:
+            assert image.size[0] > 300
     said.clear()
     again = reproduce("region-dh/voc2012", voc, tmp_path, options, said.append)
     assert not any("computing the features" in line for line in said)
