@@ -1,4 +1,4 @@
-"""PCA whitening: against the published formula and NumPy, and where a covariance has nothing to say."""
+"""PCA whitening: against the published formula and NumPy, and where nothing varies."""
 
 import numpy as np
 import pytest

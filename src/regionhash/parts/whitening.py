@@ -69,19 +69,16 @@ class Whitening(nn.Module):
         """
         if isinstance(batches, Iterator):
             raise ValueError("batches must allow two passes (a list, say), got an iterator")
-        n, total, products = 0, 0.0, 0.0
-        shift: Tensor | None = None  # near the mean, so that no digits are lost in the products
+        n = 0
+        shift = total = torch.zeros_like(self.mean, dtype=torch.float64)
+        products = shift.outer(shift)
         for batch in batches:
             x = self._checked(batch)
-            if shift is None and len(x):
-                shift = x.mean(0)
-            if shift is not None:
-                n, total, products = (
-                    n + len(x),
-                    total + (x - shift).sum(0),
-                    products + _gram(x - shift),
-                )
-        if shift is None:
+            if not n and len(x):
+                shift = x.mean(0)  # near the mean: the products then lose no digits
+            x = x - shift
+            n, total, products = n + len(x), total + x.sum(0), products + x.T @ x
+        if not n:
             raise ValueError("whitening needs at least one feature, got none")
         offset = total / n
         values, vectors = torch.linalg.eigh(_shrunk(products / n - offset.outer(offset), n))
@@ -102,10 +99,6 @@ class Whitening(nn.Module):
         if not torch.isfinite(batch).all():
             raise ValueError("features must be finite")
         return batch.to(self.mean.device).double()
-
-
-def _gram(x: Tensor) -> Tensor:
-    return x.T @ x
 
 
 def _shrunk(covariance: Tensor, n: int) -> Tensor:
