@@ -130,8 +130,8 @@ def build_index(
     if (output / CONFIG_FILE).exists():
         _check_same(output, settings)
     elif settings.model:
-        output.mkdir(parents=True, exist_ok=True)
         load_checkpoint(settings.model)  # refuses one that cannot be used
+        output.mkdir(parents=True, exist_ok=True)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             shutil.copy(_folder(settings.model) / name, output / name)
     else:
