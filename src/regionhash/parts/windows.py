@@ -1,0 +1,120 @@
+"""Windows on a feature map, and the maximum of the map in each of many of them at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regionhash.structures import Ints
+
+MAX_ASPECT = 3.0
+"""Windows longer than that are dropped (DRH's public code; the paper gives no number)."""
+
+_SLACK = 1e-9  # 2 / (1 - 0.6) is 5 windows more, not 4.999...
+
+
+def sliding_windows(height: int, width: int, overlap: float) -> Ints:
+    """Windows (R, 4) on a map, x0, y0, x1, y1 in cells; the first is the whole map.
+
+    Widths W, W/2, W/3 with heights H, H/2, H/3 (DRH, "Sliding window"), read as follows:
+
+    - A map that is wider than high has no windows of height H/3, one that is higher than wide none
+      of width W/3 (the paper's threshold is not given; square maps keep all).
+    - Neighbours overlap by at most `overlap` of their width: between two of width w lie at least
+      (1 - overlap) w cells, so 1 + floor((W - w) / ((1 - overlap) w)) of them fit. On a map of
+      4 : 3 that makes 21, 36, 40 and 60 windows at an overlap of 0.4, 0.5, 0.6 and 0.7, which are
+      the paper's numbers. They are spread from edge to edge, so that all of the map is covered.
+    - Windows with an aspect above `MAX_ASPECT` are dropped. Sides and places are rounded to
+      cells; windows that this makes equal are given once.
+
+    Args:
+        height: H, in cells.
+        width: W, in cells.
+        overlap: lambda, in [0, 1).
+
+    Raises:
+        ValueError: a length below 1, or an overlap out of range.
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"a map has at least one cell, got {height} x {width}")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap must be in [0, 1), got {overlap}")
+    windows = []
+    for across in (1, 2, 3) if width >= height else (1, 2):
+        for down in (1, 2, 3) if height >= width else (1, 2):
+            aspect = (width / across) / (height / down)
+            if across == down == 1 or 1 / MAX_ASPECT - _SLACK <= aspect <= MAX_ASPECT + _SLACK:
+                rows, columns = _spans(height, down, overlap), _spans(width, across, overlap)
+                windows += [(x0, y0, x1, y1) for y0, y1 in rows for x0, x1 in columns]
+    return np.array(list(dict.fromkeys(windows)), np.int64)
+
+
+def _spans(length: int, parts: int, overlap: float) -> list[tuple[int, int]]:
+    """Where spans of length / parts lie, spread from one end to the other."""
+    span = max(1, round(length / parts))
+    n = 1 + int((parts - 1) / (1 - overlap) + _SLACK)
+    starts = np.round(np.linspace(0, length - span, n)).astype(int).tolist()
+    return [(start, start + span) for start in starts]
+
+
+def snap_boxes(boxes: Tensor, stride: float, height: int, width: int) -> Ints:
+    """The cells (R, 4) of a map that boxes cover: x0, y0, x1, y1.
+
+    Edges are rounded to the nearest border of a cell. A box has one cell at least, the one that its
+    centre lies in, however small it is and wherever it lies.
+
+    Args:
+        boxes: (R, 4), xyxy in input pixels.
+        stride: input pixels per cell.
+        height: of the map, in cells.
+        width: as well.
+    """
+    cells = boxes.double().cpu().numpy() / stride
+    limits = np.array([width, height])
+    low = np.clip(np.round(cells[:, :2]), 0, limits)
+    high = np.clip(np.round(cells[:, 2:]), 0, limits)
+    centre = np.clip(np.floor((cells[:, :2] + cells[:, 2:]) / 2), 0, limits - 1)
+    none = low >= high
+    low, high = np.where(none, centre, low), np.where(none, centre + 1, high)
+    return np.concatenate([low, high], axis=1).astype(np.int64)
+
+
+def max_pool_windows(maps: Tensor, windows: Ints) -> Tensor:
+    """The maximum (B, R, D) of each channel in each window.
+
+    A rectangle is the union of four others whose sides are powers of two, one in each corner. So
+    the map of maxima over rectangles of 2^i x 2^j cells answers all windows of that class of size,
+    and each such map is made from one of half the size: the work does not grow with the area of the
+    windows, and no loop runs over them.
+
+    Args:
+        maps: (B, D, h, w).
+        windows: (R, 4), x0, y0, x1, y1 in cells, at least one cell each, within the map.
+
+    Raises:
+        ValueError: a window that is empty or leaves the map.
+    """
+    height, width = maps.shape[2:]
+    low, high = windows[:, :2], windows[:, 2:]
+    if (low < 0).any() or (high <= low).any() or (high > (width, height)).any():
+        raise ValueError(f"windows must hold cells of a map of {height} x {width}")
+    levels = np.frexp(high - low)[1] - 1  # (R, 2): floor(log2(side)), exact
+    pooled = maps.new_empty(len(maps), len(windows), maps.shape[1])
+    rows = maps.permute(0, 2, 3, 1)  # (B, h, w, D)
+    for j in range(levels[:, 1].max(initial=-1) + 1):
+        rows = rows if j == 0 else _maxima_of_two(rows, 1, 2 ** (j - 1))
+        cells = rows
+        for i in range(levels[levels[:, 1] == j, 0].max(initial=-1) + 1):
+            cells = cells if i == 0 else _maxima_of_two(cells, 2, 2 ** (i - 1))
+            own = np.flatnonzero((levels == (i, j)).all(axis=1))
+            (x0, y0), (x1, y1) = low[own].T, (high[own] - (2**i, 2**j)).T
+            corners = cells[:, np.stack([y0, y0, y1, y1]), np.stack([x0, x1, x0, x1])]
+            pooled[:, own] = corners.amax(1)  # of (B, 4, R, D)
+    return pooled
+
+
+def _maxima_of_two(cells: Tensor, dim: int, apart: int) -> Tensor:
+    """The larger of each cell and the one `apart` cells on."""
+    n = cells.shape[dim] - apart
+    return torch.maximum(cells.narrow(dim, 0, n), cells.narrow(dim, apart, n))

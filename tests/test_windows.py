@@ -1,0 +1,107 @@
+"""Windows on a map: the paper's numbers, the whole map covered, and maxima against a loop."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regionhash.parts.windows import max_pool_windows, sliding_windows, snap_boxes
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (12, 16), (24, 32), (38, 50)])
+def test_maps_of_the_papers_aspect_have_the_papers_numbers_of_windows(shape):
+    counts = [len(sliding_windows(*shape, overlap)) for overlap in (0.4, 0.5, 0.6, 0.7)]
+    assert counts == [21, 36, 40, 60]  # DRH, Table 2
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 0.9))
+def test_windows_lie_in_the_map_cover_it_and_come_once(height, width, overlap):
+    windows = sliding_windows(height, width, overlap)
+    assert windows.dtype == np.int64
+    assert windows[0].tolist() == [0, 0, width, height]
+    assert len(np.unique(windows, axis=0)) == len(windows)
+    x0, y0, x1, y1 = windows.T
+    assert (x0 >= 0).all() and (x1 <= width).all() and (x0 < x1).all()
+    assert (y0 >= 0).all() and (y1 <= height).all() and (y0 < y1).all()
+    # Each corner belongs to a small window as well, wherever there is one.
+    if min(height, width) > 1 and len(windows) > 1:
+        small = windows[1:]
+        assert small[:, :2].min() == 0
+        assert small[:, 2].max() == width
+        assert small[:, 3].max() == height
+
+
+def test_halves_at_an_overlap_of_a_half_lie_a_quarter_apart():
+    windows = sliding_windows(8, 16, 0.5)
+    halves = [own for own in windows.tolist() if own[2] - own[0] == 8 and own[3] - own[1] == 8]
+    assert halves == [[0, 0, 8, 8], [4, 0, 12, 8], [8, 0, 16, 8]]
+
+
+def test_wide_maps_have_no_third_of_the_height_and_long_windows_are_dropped():
+    windows = sliding_windows(30, 60, 0.6)
+    heights = set((windows[:, 3] - windows[:, 1]).tolist())
+    assert heights == {30, 15}
+    sides = windows[1:, 2:] - windows[1:, :2]
+    assert (sides.max(1) <= 3 * sides.min(1)).all()
+    tall = sliding_windows(60, 30, 0.6)
+    np.testing.assert_array_equal(
+        np.unique(tall[:, [1, 0, 3, 2]], axis=0), np.unique(windows, axis=0)
+    )
+
+
+@pytest.mark.parametrize(("shape", "overlap"), [((0, 4), 0.5), ((4, 4), 1.0), ((4, 4), -0.1)])
+def test_what_has_no_windows_is_refused(shape, overlap):
+    with pytest.raises(ValueError, match=r"at least one cell|overlap must be in"):
+        sliding_windows(*shape, overlap)
+
+
+@st.composite
+def maps_and_windows(draw):
+    height, width = draw(st.integers(1, 20)), draw(st.integers(1, 20))
+    n = draw(st.integers(0, 30))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    x = np.sort(rng.permuted(np.tile(np.arange(width + 1), (n, 1)), axis=1)[:, :2], axis=1)
+    y = np.sort(rng.permuted(np.tile(np.arange(height + 1), (n, 1)), axis=1)[:, :2], axis=1)
+    windows = np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).reshape(-1, 4)
+    maps = torch.from_numpy(rng.standard_normal((2, 3, height, width)).astype(np.float32))
+    return maps, windows
+
+
+@given(maps_and_windows())
+def test_maxima_are_those_of_a_loop(case):
+    maps, windows = case
+    pooled = max_pool_windows(maps, windows)
+    assert pooled.shape == (2, len(windows), 3)
+    for n, (x0, y0, x1, y1) in enumerate(windows):
+        assert torch.equal(pooled[:, n], maps[:, :, y0:y1, x0:x1].amax((2, 3)))
+
+
+@pytest.mark.parametrize("window", [[0, 0, 5, 1], [-1, 0, 1, 1], [1, 1, 1, 2], [0, 0, 1, 4]])
+def test_a_window_that_is_empty_or_leaves_the_map_is_refused(window):
+    with pytest.raises(ValueError, match="windows must hold cells of a map of 3 x 4"):
+        max_pool_windows(torch.zeros(1, 1, 3, 4), np.array([window]))
+
+
+@pytest.mark.parametrize(
+    ("box", "cells"),
+    [
+        ([0, 0, 128, 96], [0, 0, 4, 3]),
+        ([33, 30, 70, 66], [1, 1, 2, 2]),
+        ([40, 40, 42, 41], [1, 1, 2, 2]),  # a few pixels: the cell they lie in
+        ([31, 0, 33, 20], [1, 0, 2, 1]),
+        ([-50, -50, -10, -10], [0, 0, 1, 1]),
+        ([500, 500, 900, 900], [3, 2, 4, 3]),
+        ([-50, 10, 900, 80], [0, 0, 4, 2]),
+    ],
+)
+def test_boxes_take_the_cells_that_they_cover(box, cells):
+    own = snap_boxes(torch.tensor([box], dtype=torch.float32), 32, 3, 4)
+    assert own.dtype == np.int64
+    assert own.tolist() == [cells]
+
+
+def test_no_box_covers_no_cell():
+    own = snap_boxes(torch.zeros(0, 4), 16, 3, 4)
+    assert own.shape == (0, 4)
+    assert max_pool_windows(torch.zeros(1, 2, 3, 4), own).shape == (1, 0, 2)
