@@ -95,6 +95,12 @@ class InstanceRelevance:
         """(Q, N)."""
         return len(self.positives), self.n_database
 
+    def of_queries(self, rows: slice) -> InstanceRelevance:
+        """The same of some of the queries."""
+        return InstanceRelevance(
+            self.positives[rows], self.junk[rows], self.n_positives[rows], self.n_database
+        )
+
     def __getitem__(self, rows: slice, /) -> Ints:
         """Kinds (q, N) of a slice of the queries: 0 irrelevant, 1 positive, 2 junk."""
         positives, junk = self.positives[rows], self.junk[rows]
