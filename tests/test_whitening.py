@@ -117,3 +117,15 @@ def test_what_cannot_be_fitted_is_refused(batches, message):
 def test_more_dimensions_out_than_in_are_refused():
     with pytest.raises(ValueError, match=r"n_out must be in \[1, 4\]"):
         Whitening(4, 5)
+
+
+def test_half_the_power_leaves_the_square_root_of_each_variance():
+    x = features(20_000, 6)
+    variances = []
+    for power in (0.0, 0.5):
+        whitening = Whitening(6, 6, power=power).fit([x])
+        variances.append(((x - whitening.mean) @ whitening.projection).double().var(0).numpy())
+    # The shrinkage shows in the least of them.
+    np.testing.assert_allclose(variances[1][:4], np.sqrt(variances[0][:4]), rtol=0.02)
+    with pytest.raises(ValueError, match=r"power must be in \[0, 1\], got 2"):
+        Whitening(6, 6, power=2)

@@ -87,15 +87,16 @@ def test_a_window_that_is_empty_or_leaves_the_map_is_refused(window):
     ("box", "cells"),
     [
         ([0, 0, 128, 96], [0, 0, 4, 3]),
-        ([33, 30, 70, 66], [1, 1, 2, 2]),
+        ([33, 30, 70, 66], [1, 0, 3, 3]),
+        ([32.001, 31.999, 64.001, 64], [1, 1, 2, 2]),  # borders, but for rounding
         ([40, 40, 42, 41], [1, 1, 2, 2]),  # a few pixels: the cell they lie in
-        ([31, 0, 33, 20], [1, 0, 2, 1]),
+        ([31, 0, 33, 20], [0, 0, 2, 1]),
         ([-50, -50, -10, -10], [0, 0, 1, 1]),
         ([500, 500, 900, 900], [3, 2, 4, 3]),
-        ([-50, 10, 900, 80], [0, 0, 4, 2]),
+        ([-50, 10, 900, 80], [0, 0, 4, 3]),
     ],
 )
-def test_boxes_take_the_cells_that_they_cover(box, cells):
+def test_boxes_take_the_cells_that_they_touch(box, cells):
     own = snap_boxes(torch.tensor([box], dtype=torch.float32), 32, 3, 4)
     assert own.dtype == np.int64
     assert own.tolist() == [cells]

@@ -28,6 +28,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from regionhash.encoding import EncodingReport
+    from regionhash.models.drh import FitReport
     from regionhash.querying import Answer, QueryPicture
     from regionhash.store import CodeFile
     from regionhash.structures import Hit, Match
@@ -53,7 +55,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(BAD_INPUT) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
-            if ctx.invoked_subcommand in ("train", "encode", "reproduce"):
+            if ctx.invoked_subcommand in ("train", "encode", "index", "reproduce"):
                 typer.echo("the same command goes on where this one stopped", err=True)
             raise typer.Exit(INTERRUPTED) from error
 
@@ -73,7 +75,8 @@ def _about() -> None:
     """Find the pictures that contain an object, with a few bytes per region.
 
     The way of a collection: `train` a model on labelled pictures, `encode` a folder with it, and
-    `search` the codes by a picture, a box, or several objects.
+    `search` the codes by a picture, a box, or several objects. Without labels: `index` a folder,
+    and `search` it.
     """
 
 
@@ -259,8 +262,6 @@ def encode(
     model, loaded = load_checkpoint(checkpoint)
     model.to(pick_device(device))
     image_set, source = open_inputs(images)
-    if workers is None:
-        workers = min(8, max(1, (os.cpu_count() or 1) // 2))
     writer = code_file_writer(
         output, model, loaded, checkpoint_path=checkpoint, precision=precision, source=source
     )
@@ -271,37 +272,139 @@ def encode(
             image_set,
             writer,
             batch_size=batch_size,
-            workers=workers,
+            workers=_n_workers(workers),
             precision=precision,
             on_skip=lambda _, reason: note(f"skipped: {reason}"),
             on_progress=show,
         )
         writer.finish()
     if as_json:
-        _print_json(
-            {
-                "codes": str(output),
-                "encoded": report.n_encoded,
-                "stored_before": report.n_stored_before,
-                "skipped": report.skipped,
-                "seconds": round(report.seconds, 3),
-                "model_seconds": round(report.model_seconds, 3),
-            }
-        )
+        _print_json({"codes": str(output), **_encoding_record(report)})
     else:
-        typer.echo(
-            f"{output}: {report.n_encoded} encoded in {report.seconds:.1f} s, "
-            f"{report.n_stored_before} stored before, {len(report.skipped)} skipped"
-        )
+        typer.echo(_encoding_line(output, report))
         typer.echo(f"next: regionhash search {output} --query PICTURE")
     if strict and report.skipped:
         raise typer.Exit(1)
 
 
 @app.command()
+def index(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES",
+            help="A folder, or what else `regionhash encode` takes. Labels are not needed.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the index: a model and its codes.")
+    ],
+    bits: Annotated[
+        int | None, typer.Option(help="Bits of every code, a multiple of 8.  [default: 1024]")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="One of those that `regionhash models` lists.  [default: mobilenet_v2_fpn]"
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="default|none|FILE", help="Of the backbone, see `train`.  [default: default]"
+        ),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the windows that are the regions, in [0, 1): 0.4, 0.5, 0.6 and 0.7 give 21, "
+            "36, 40 and 60 windows.  [default: 0.6]"
+        ),
+    ] = None,
+    proposals: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Folder of a trained region-dh whose 300 best proposals are the regions instead.",
+        ),
+    ] = None,
+    short: Annotated[
+        int | None,
+        typer.Option(help="Short side of the network's input in pixels.  [default: 384]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT", help="Take this trained model, of any kind, and fit nothing."
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if a picture could not be read.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Pictures that the model takes at a time.")] = 8,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that read pictures.  [default: half of the processor's cores, 8 at "
+            "most]"
+        ),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make pictures without labels searchable: fit a model on them, and hash them.
+
+    Leaves one folder to search, to move and to copy. The model (DRH) is fitted once, on at most
+    2,000 of the pictures. Given again, the command goes on where it was interrupted and adds
+    pictures that are new. Files that cannot be read are reported and skipped.
+
+    \b
+    Example:
+      regionhash index photos -o photos.index
+      regionhash search photos.index --query photos/cat.jpg --box 40,30,220,200
+    """
+    from dataclasses import asdict
+
+    from regionhash.indexing import IndexSettings, build_index
+
+    given = {"n_bits": bits, "backbone": backbone, "weights": weights, "overlap": overlap}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    settings = IndexSettings(arguments, short, seed, proposals, model)
+    report = build_index(
+        images,
+        output,
+        settings,
+        stage=_progress,
+        device=device,
+        batch_size=batch_size,
+        workers=_n_workers(workers),
+    )
+    if as_json:
+        record = {
+            "index": str(output),
+            "model": report.checkpoint.name,
+            "model_hash": report.checkpoint.model_hash,
+            "fit": None if report.fit is None else asdict(report.fit),
+        }
+        _print_json(record | _encoding_record(report.encoding))
+    else:
+        if report.fit:
+            typer.echo(_fit_line(report.fit))
+        typer.echo(_encoding_line(output, report.encoding))
+        typer.echo(f"next: regionhash search {output} --query PICTURE --box x0,y0,x1,y1")
+    if strict and report.encoding.skipped:
+        raise typer.Exit(1)
+
+
+@app.command()
 def search(
     codes: Annotated[
-        Path, typer.Argument(metavar="CODES", help="Code file of `regionhash encode`.")
+        Path,
+        typer.Argument(
+            metavar="CODES",
+            help="Code file of `regionhash encode`, or folder of `regionhash index`.",
+        ),
     ],
     query: Annotated[
         list[str],
@@ -325,9 +428,33 @@ def search(
             "[default: image for one picture, region for one box, objects for more of either]"
         ),
     ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEP,...",
+            help="Of a search for one object. First exact (all regions of all pictures) or global "
+            "(whole pictures). After global: global-expand, then local (regions of the "
+            "candidates). After exact or local: local-expand. An expansion searches again with "
+            "the best results as queries.  [default: exact, or global,local where exact would "
+            "take more than about 100 ms]",
+        ),
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            help="Pictures that the first of several steps leaves for the others.  [default: 400]"
+        ),
+    ] = None,
+    expand: Annotated[
+        int | None,
+        typer.Option(help="Results that an expansion takes as queries.  [default: 6]"),
+    ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="Folder of the model that made the codes.  [default: as recorded]"),
+        typer.Option(
+            help="Folder of the model that made the codes.  [default: beside the codes, or as "
+            "recorded]"
+        ),
     ] = None,
     sheet: Annotated[
         Path | None,
@@ -359,10 +486,12 @@ def search(
       regionhash search codes.h5 --query cat.jpg
       regionhash search codes.h5 --query cat.jpg --box 10,20,200,220 --sheet found.html
       regionhash search codes.h5 --query cat.jpg@10,20,200,220 --query dog.jpg
+      regionhash search photos.index --query cat.jpg --box 10,20,200,220 --steps exact,local-expand
     """
     from regionhash.checkpoints import load_checkpoint
     from regionhash.encoding import pick_device
-    from regionhash.querying import find, write_answer
+    from regionhash.querying import find, model_folder, write_answer
+    from regionhash.reranking import CANDIDATES, EXPANSION
     from regionhash.sources import Pictures
     from regionhash.store import CodeFile
 
@@ -373,12 +502,27 @@ def search(
     if sheet is None and (wanted or images_dir):
         raise ValueError("--label and --images-dir are of use only with --sheet")
     queries = _query_pictures(query, box or [])
-    folder = model or Path(file.meta["checkpoint"])
+    chosen = [step.strip() for step in steps.split(",")] if steps is not None else []
+    if candidates is not None and len(chosen) < 2:
+        raise ValueError("--candidates is of use only with --steps of more than one step")
+    if expand is not None and not any(step.endswith("-expand") for step in chosen):
+        raise ValueError("--expand is of use only with a step of --steps that expands")
+    folder = model or model_folder(file)
     if not folder.exists():
         raise ValueError(f"{folder}: the model of these codes is not there; name it with --model")
     network, checkpoint = load_checkpoint(folder)
     network.to(pick_device(device))
-    answer = find(network, checkpoint, file, queries, mode=mode, top=top)
+    answer = find(
+        network,
+        checkpoint,
+        file,
+        queries,
+        mode=mode,
+        top=top,
+        steps=chosen,
+        candidates=CANDIDATES if candidates is None else candidates,
+        expand=EXPANSION if expand is None else expand,
+    )
     if sheet:
         pictures = Pictures(file.meta["sources"], images_dir)
         title = f"{len(answer.hits)} nearest of {len(file.table)} pictures, by {answer.mode}"
@@ -394,10 +538,12 @@ def search(
 @app.command()
 def evaluate(
     queries: Annotated[
-        Path, typer.Argument(metavar="QUERIES", help="Code file of labelled queries.")
+        Path,
+        typer.Argument(metavar="QUERIES", help="Code file, or index, of labelled queries."),
     ],
     database: Annotated[
-        Path, typer.Argument(metavar="DATABASE", help="Code file of labelled pictures.")
+        Path,
+        typer.Argument(metavar="DATABASE", help="Code file, or index, of labelled pictures."),
     ],
     k: Annotated[int, typer.Option(help="Cut of the ranking.")] = 1000,
     ties: Annotated[
@@ -485,7 +631,10 @@ def evaluate(
 @app.command()
 def info(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A code file, or the folder of a trained model.")
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A code file, an index, or the folder of a trained model."
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -496,7 +645,10 @@ def info(
       regionhash info codes.h5
     """
     record: dict[str, Any]
-    if path.is_file() and path.suffix not in (".json", ".safetensors"):
+    from regionhash.store import CODES_FILE
+
+    is_file = path.is_file() and path.suffix not in (".json", ".safetensors")
+    if is_file or (path / CODES_FILE).exists():
         from regionhash.store import CodeFile
 
         file = CodeFile.open(path)
@@ -535,7 +687,9 @@ def info(
 
 @app.command()
 def models(as_json: Json = False) -> None:
-    """List the models and the backbones that `regionhash train` can build.
+    """List the models that `regionhash train` or, of drh, `regionhash index` can build.
+
+    The backbones stand below them.
 
     \b
     Example:
@@ -678,6 +832,11 @@ def _class_index(name: str, classes: tuple[str, ...]) -> int:
     return classes.index(name)
 
 
+def _n_workers(given: int | None) -> int:
+    """Processes that read pictures."""
+    return min(8, max(1, (os.cpu_count() or 1) // 2)) if given is None else given
+
+
 # -- output ---------------------------------------------------------------------------------------
 
 
@@ -713,6 +872,33 @@ def _epoch_line(report: EpochReport, n_epochs: int) -> str:
     return f"epoch {report.epoch + 1}/{n_epochs}  {terms}{held_out}  {report.seconds:.0f} s{best}"
 
 
+def _encoding_record(report: EncodingReport) -> dict[str, Any]:
+    return {
+        "encoded": report.n_encoded,
+        "stored_before": report.n_stored_before,
+        "skipped": report.skipped,
+        "seconds": round(report.seconds, 3),
+        "model_seconds": round(report.model_seconds, 3),
+    }
+
+
+def _encoding_line(output: Path, report: EncodingReport) -> str:
+    return (
+        f"{output}: {report.n_encoded} encoded in {report.seconds:.1f} s, "
+        f"{report.n_stored_before} stored before, {len(report.skipped)} skipped"
+    )
+
+
+def _fit_line(fit: FitReport) -> str:
+    def change(name: str) -> str:
+        return f"{name} {getattr(fit.before, name):.3f} -> {getattr(fit.after, name):.3f}"
+
+    return (
+        f"fitted: loss per bit {fit.losses[0]:.3f} -> {fit.losses[-1]:.3f}, "
+        f"{change('balance')}, {change('correlation')}"
+    )
+
+
 def _hit_table(hits: list[Hit], file: CodeFile) -> Table:
     """One row per hit; of several objects one line each in the columns of the matches."""
     table = Table("rank", "distance", "picture", "box", "class", "score")
@@ -736,6 +922,7 @@ def _class_name(match: Match, file: CodeFile) -> str | None:
 def _answer_record(answer: Answer, file: CodeFile) -> dict[str, Any]:
     return {
         "mode": answer.mode,
+        "steps": answer.steps,
         "queries": [{"picture": own.name, "boxes": own.boxes} for own in answer.queries],
         "hits": [
             {

@@ -160,9 +160,9 @@ def encode_images(
     skipped: dict[str, str] = {}
     n_encoded, model_seconds = 0, 0.0
 
-    def readable() -> Iterator[tuple[int, _Input]]:
-        for row, item in _read(image_set, rows, checkpoint.short, workers):
-            if isinstance(item, _Input):
+    def readable() -> Iterator[tuple[int, Input]]:
+        for row, item in read_inputs(image_set, rows, checkpoint.short, workers):
+            if isinstance(item, Input):
                 # A copy, so that the shared memory is free for the next picture.
                 yield row, item._replace(image=item.image.to(device, copy=True))
                 continue
@@ -277,36 +277,36 @@ def _in_original(encoded: EncodedImage, frame: Frame) -> EncodedImage:
     return replace(encoded, size=frame.size, regions=replace(encoded.regions, boxes=boxes.numpy()))
 
 
-class _Input(NamedTuple):
+class Input(NamedTuple):
     """A picture as the network takes it: (3, h, w) uint8, and the frame of its boxes."""
 
     image: Tensor
     frame: Frame
 
 
-def _image_of(item: tuple[int, _Input]) -> Tensor:
+def _image_of(item: tuple[int, Input]) -> Tensor:
     return item[1].image
 
 
-class _Inputs(Dataset["_Input | str"]):
+class _Inputs(Dataset["Input | str"]):
     """The network's input of each picture; of one that cannot be read, the reason."""
 
     def __init__(self, image_set: ImageSet, short: int) -> None:
         self.image_set = image_set
         self.short = short
 
-    def __getitem__(self, row: int) -> _Input | str:
+    def __getitem__(self, row: int) -> Input | str:
         try:
             image = self.image_set.images[row]
         except ImageError as error:
             return str(error)
-        return _Input(*to_input(image, self.short))
+        return Input(*to_input(image, self.short))
 
 
-def _read(
+def read_inputs(
     image_set: ImageSet, rows: list[int], short: int, workers: int
-) -> Iterator[tuple[int, _Input | str]]:
-    """Row and input of each picture of `rows`, in order."""
+) -> Iterator[tuple[int, Input | str]]:
+    """Row and input of each picture of `rows`, in order; of one that cannot be read, the reason."""
     picture_bytes = 3 * short * (3 * short // 2)
     ahead = max(2, _AHEAD_BYTES // picture_bytes)
     loader = DataLoader(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,17 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from regionhash.checkpoints import Checkpoint
+from regionhash.checkpoints import CONFIG_FILE, Checkpoint, read_checkpoint
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError
 from regionhash.encoding import Precision, encode_boxes, encode_picture
+from regionhash.reranking import (
+    CANDIDATES,
+    EXPANSION,
+    check_steps,
+    default_steps,
+    search_in_steps,
+)
 from regionhash.search import search_images, search_objects, search_regions
 from regionhash.sheet import THUMBNAIL, Tile, write_sheet
 from regionhash.sources import Pictures
@@ -47,12 +55,15 @@ class Answer:
     Attributes:
         mode: see `Mode`.
         queries: the pictures, with the boxes that were searched for.
-        hits: best first; one match per box of the queries, picture after picture.
+        hits: best first; one match per box of the queries, picture after picture. None where the
+            last step of a search compared whole pictures.
+        steps: of the search for one object, see `regionhash.reranking`; none in the other modes.
     """
 
     mode: Mode
     queries: tuple[QueryPicture, ...]
     hits: list[Hit]
+    steps: tuple[str, ...] = ()
 
 
 def default_mode(queries: Sequence[QueryPicture]) -> Mode:
@@ -63,6 +74,17 @@ def default_mode(queries: Sequence[QueryPicture]) -> Mode:
     return "region" if n_boxes else "image"
 
 
+def model_folder(file: CodeFile) -> Path:
+    """Where the model of a code file is: beside it, as `regionhash index` leaves it, or recorded.
+
+    A directory that holds both can be moved and copied.
+    """
+    beside = file.path.parent
+    if (beside / CONFIG_FILE).exists() and read_checkpoint(beside).model_hash == file.model_hash:
+        return beside
+    return Path(file.meta["checkpoint"])
+
+
 def find(
     model: Any,
     checkpoint: Checkpoint,
@@ -71,30 +93,46 @@ def find(
     *,
     mode: Mode | None = None,
     top: int = 20,
+    steps: Sequence[str] = (),
+    candidates: int = CANDIDATES,
+    expand: int = EXPANSION,
 ) -> Answer:
     """Searches a code file by pictures and boxes.
 
     A query picture without a box stands, in mode "region", for its best-scored detection and, in
     mode "objects", for the best-scored detection of each class in it.
 
+    Where a step compares whole pictures, the query is the box's own code if the model's codes of
+    boxes and pictures can be compared (`HashModel`), and else the image code of the picture that is
+    cut out along the box.
+
     Args:
         model: the model that made the codes.
         checkpoint: as well.
         file: the codes to search.
         queries: at least one picture.
-        mode: see `Mode`; None takes `default_mode`.
+        mode: see `Mode`; None takes `default_mode`, and "region" where steps are given.
         top: how many pictures to return, at most.
+        steps: of the search for one object, see `regionhash.reranking`; none takes `default_steps`.
+        candidates: how many pictures the first step leaves for the next ones.
+        expand: how many pictures give their codes to an expansion.
 
     Raises:
-        ValueError: codes of another model, pictures or boxes that do not fit the mode, a box that
-            has no area in its picture, a picture in which nothing is detected, or `top` < 1.
+        ValueError: codes of another model, pictures, boxes or steps that do not fit the mode, a box
+            that has no area in its picture, a picture in which nothing is detected, or a number
+            below 1.
     """
     if file.model_hash != checkpoint.model_hash:
         raise ValueError(
             f"{file.path}: made by the model {file.model_hash} ({file.model}), which cannot be "
             f"searched with {checkpoint.model_hash} ({checkpoint.name})"
         )
-    mode = default_mode(queries) if mode is None else mode
+    if steps:
+        check_steps(steps)
+    if mode is None:
+        mode = "region" if steps and len(queries) == 1 else default_mode(queries)
+    if steps and mode != "region":
+        raise ValueError(f"steps are for a search of one object (mode region), got mode {mode}")
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     n_boxes = sum(len(query.boxes) for query in queries)
@@ -116,7 +154,25 @@ def find(
         codes.append(regions.codes)
     objects: Codes = np.concatenate(codes)
     if mode == "region":
-        return Answer(mode, tuple(asked), search_regions(objects[0], file.table, top=top))
+        one_space = getattr(model, "one_space", False)
+        chosen = tuple(steps) or default_steps(file.table, one_space=one_space)
+        if chosen == ("exact",):
+            hits = search_regions(objects[0], file.table, top=top)
+        else:
+            code = objects[0] if one_space else None
+            if chosen[0] == "global" and code is None:
+                image = _cut_out(asked[0])
+                code = encode_picture(model, checkpoint, image, precision=precision).image_code
+            hits = search_in_steps(
+                file.table,
+                chosen,
+                image_query=code,
+                region_query=objects[0],
+                top=top,
+                candidates=candidates,
+                expand=expand,
+            )
+        return Answer(mode, tuple(asked), hits, chosen)
     return Answer(mode, tuple(asked), search_objects(objects, file.table, top=top))
 
 
@@ -137,6 +193,14 @@ def _objects(
     if mode == "objects":  # regions are best first, so the first of each label is its best
         rows = np.sort(np.unique(found.labels, return_index=True)[1])
     return Regions(found.boxes[rows], found.scores[rows], found.labels[rows], found.codes[rows])
+
+
+def _cut_out(query: QueryPicture) -> Image:
+    """The part of a picture that its one box touches."""
+    ((x0, y0, x1, y1),) = query.boxes
+    height, width = query.image.shape[:2]
+    left, upper = min(math.floor(x0), width - 1), min(math.floor(y0), height - 1)
+    return np.ascontiguousarray(query.image[upper : math.ceil(y1), left : math.ceil(x1)])
 
 
 def _boxes(regions: Regions) -> tuple[Box, ...]:

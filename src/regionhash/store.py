@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from regionhash.structures import Codes, CodeTable, EncodedImage, Ints
 
+CODES_FILE = "codes.h5"  # in a folder of `regionhash index`
 FORMAT = "regionhash codes"
 VERSION = 1
 
@@ -141,10 +142,15 @@ class CodeFile:
     def open(cls, path: str | Path) -> CodeFile:
         """Opens a code file; arrays are read from the disk when used.
 
+        Args:
+            path: the file, or a folder of `regionhash index` with codes.h5 in it.
+
         Raises:
             StoreError: the file is missing, damaged, of another format or of another version.
         """
         path = Path(path)
+        if path.is_dir():
+            path = path / CODES_FILE
         header, arrays = _read(path)
         try:
             return cls(

@@ -196,6 +196,8 @@ def train(
     torch.manual_seed(config.seed)
     built = arguments | {"n_classes": len(image_set.classes)}
     model = build_model(model_name, built)
+    if not hasattr(model, "losses"):
+        raise TrainingError(f"{model_name} learns without labels; `regionhash index` fits it")
     if start is not None:
         take_over(model, start)
     if cache is not None and (config.held_out or len(cache) != config.cached_views):
@@ -469,7 +471,7 @@ class _Reader:
     def to_device(
         self, samples: list[TrainingSample]
     ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        """Images and targets as `HashModel.losses` takes them."""
+        """Images and targets as `TrainedHashModel.losses` takes them."""
         targets = []
         for sample in samples:
             image_labels = torch.zeros(self.n_classes, device=self.device)

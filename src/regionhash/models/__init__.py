@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from regionhash.models.drh import drh
 from regionhash.models.image_level import control, dlbhc, ssdh
 from regionhash.models.region_dh import region_dh
 from regionhash.parts.proposals import Targets
@@ -14,25 +15,36 @@ from regionhash.structures import EncodedImage, Regions
 
 
 class HashModel(Protocol):
-    """What training, encoding and search need of a model; every model is a `torch.nn.Module` too.
+    """What encoding and search need of a model; every model is a `torch.nn.Module` too.
+
+    A model whose codes of boxes and of whole pictures can be compared with each other says so with
+    an attribute `one_space = True`.
 
     Attributes:
         n_bits: of the image code; n_region_bits: of a region's code.
-        ramped_terms: names of the losses that training may bring in slowly.
     """
 
     n_bits: int
     n_region_bits: int
-    ramped_terms: tuple[str, ...]
-
-    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
-        """Weighted loss terms by name."""
 
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
         """Codes of pictures; boxes in pixels of the pictures given."""
 
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
         """Codes of given boxes of pictures."""
+
+
+class TrainedHashModel(HashModel, Protocol):
+    """What `regionhash train` needs besides, of a model that learns from labels.
+
+    Attributes:
+        ramped_terms: names of the losses that training may bring in slowly.
+    """
+
+    ramped_terms: tuple[str, ...]
+
+    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+        """Weighted loss terms by name."""
 
     def frozen_features(
         self, images: list[Tensor], targets: Targets | None = None
@@ -54,4 +66,5 @@ MODELS: dict[str, Callable[..., Any]] = {
     "ssdh": ssdh,
     "dlbhc": dlbhc,
     "control": control,
+    "drh": drh,
 }

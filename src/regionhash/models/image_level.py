@@ -48,6 +48,7 @@ class ImageLevelHash(nn.Module):
     """
 
     ramped_terms = ("e1", "e2")
+    one_space = True
 
     def __init__(
         self,

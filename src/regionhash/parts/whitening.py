@@ -16,7 +16,7 @@ varies are stretched at most some 30 times as much as an average one."""
 class Whitening(nn.Module):
     """PCA whitening, L2 normalisation, then the mean of the normalised features taken away.
 
-        y = normalise(P^T (x - m)) - c,   P = V diag(l)^(-1/2)
+        y = normalise(P^T (x - m)) - c,   P = V diag(l)^(-power/2)
 
     m and (l, V) are the mean and the eigenvalues and vectors of the covariance of the features that
     `fit` saw, c the mean of the normalised ones (systems without the last step leave the bits of a
@@ -31,19 +31,24 @@ class Whitening(nn.Module):
     Args:
         n_in: D, features in.
         n_out: P, features out, at most D: the directions of most variance.
+        power: 1 is whitening in full, 0 a PCA alone. Between them directions of little variance,
+            which are more noise than the others, keep a smaller part; docs/drh.md has figures.
 
     Raises:
-        ValueError: `n_out` is not in [1, n_in].
+        ValueError: `n_out` is not in [1, n_in], or `power` not in [0, 1].
     """
 
     mean: Tensor
     projection: Tensor
     post_mean: Tensor
 
-    def __init__(self, n_in: int, n_out: int) -> None:
+    def __init__(self, n_in: int, n_out: int, *, power: float = 1.0) -> None:
         super().__init__()
         if not 1 <= n_out <= n_in:
             raise ValueError(f"n_out must be in [1, {n_in}], the number of features, got {n_out}")
+        if not 0 <= power <= 1:
+            raise ValueError(f"power must be in [0, 1], got {power}")
+        self.power = power
         self.register_buffer("mean", torch.zeros(n_in))
         self.register_buffer("projection", torch.eye(n_in, n_out))
         self.register_buffer("post_mean", torch.zeros(n_out))
@@ -85,7 +90,7 @@ class Whitening(nn.Module):
         n_out = len(self.post_mean)
         values, vectors = values.flip(0)[:n_out], vectors.flip(1)[:, :n_out]  # largest first
         self.mean.copy_(shift + offset)
-        self.projection.copy_(vectors / values.sqrt())
+        self.projection.copy_(vectors * values.pow(-self.power / 2))
         after = torch.zeros_like(self.post_mean, dtype=torch.float64)
         for batch in batches:
             after += self._normalised(batch.to(self.mean.device)).double().sum(0)

@@ -12,6 +12,7 @@ MAX_ASPECT = 3.0
 """Windows longer than that are dropped (DRH's public code; the paper gives no number)."""
 
 _SLACK = 1e-9  # 2 / (1 - 0.6) is 5 windows more, not 4.999...
+_TOUCH = 1e-3  # of a cell: a box that ends at its border, but for rounding, does not touch the next
 
 
 def sliding_windows(height: int, width: int, overlap: float) -> Ints:
@@ -59,24 +60,18 @@ def _spans(length: int, parts: int, overlap: float) -> list[tuple[int, int]]:
 
 
 def snap_boxes(boxes: Tensor, stride: float, height: int, width: int) -> Ints:
-    """The cells (R, 4) of a map that boxes cover: x0, y0, x1, y1.
-
-    Edges are rounded to the nearest border of a cell. A box has one cell at least, the one that its
-    centre lies in, however small it is and wherever it lies.
+    """The cells (R, 4) of a map that boxes touch: x0, y0, x1, y1, one cell at least.
 
     Args:
-        boxes: (R, 4), xyxy in input pixels.
+        boxes: (R, 4), xyxy in input pixels; of what lies outside, the nearest cell is taken.
         stride: input pixels per cell.
         height: of the map, in cells.
         width: as well.
     """
     cells = boxes.double().cpu().numpy() / stride
     limits = np.array([width, height])
-    low = np.clip(np.round(cells[:, :2]), 0, limits)
-    high = np.clip(np.round(cells[:, 2:]), 0, limits)
-    centre = np.clip(np.floor((cells[:, :2] + cells[:, 2:]) / 2), 0, limits - 1)
-    none = low >= high
-    low, high = np.where(none, centre, low), np.where(none, centre + 1, high)
+    low = np.clip(np.floor(cells[:, :2] + _TOUCH), 0, limits - 1)
+    high = np.clip(np.ceil(cells[:, 2:] - _TOUCH), low + 1, limits)
     return np.concatenate([low, high], axis=1).astype(np.int64)
 
 

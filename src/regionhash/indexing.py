@@ -1,0 +1,277 @@
+"""One folder of pictures without labels made searchable: a model fitted on it, and its codes.
+
+The result is one directory to copy: model.safetensors and model.json, an ordinary checkpoint, and
+codes.h5 beside them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regionhash.checkpoints import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Checkpoint,
+    build_model,
+    load_checkpoint,
+    provenance,
+    read_checkpoint,
+    save_checkpoint,
+)
+from regionhash.data.image_set import ImageSet
+from regionhash.encoding import (
+    EncodingReport,
+    Input,
+    code_file_writer,
+    encode_images,
+    pick_device,
+    read_inputs,
+)
+from regionhash.models.drh import DRH, FitReport, drh, fit_drh
+from regionhash.models.region_dh import region_dh
+from regionhash.sources import open_inputs
+from regionhash.store import CODES_FILE
+
+MAX_PICTURES = 2_000
+"""Pictures that a model is fitted on, at most: some minutes on a CPU."""
+
+MAX_REGIONS = 40_000
+"""Regions of these, at most: 205 MB of features of 1,280 dimensions."""
+
+DEFAULT_SHORT = 384
+"""Short side of the network's input; docs/drh.md has figures for others."""
+
+Progress = Callable[[int, int], None]
+Stage = Callable[[str], AbstractContextManager[tuple[Progress, Callable[[str], None]]]]
+"""Opens the progress of a stage by name: what is called with (done, total), and with a line."""
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How a folder becomes an index. None takes the model's default or what is there already.
+
+    Attributes:
+        arguments: for the builder of DRH; see `regionhash.models.drh.drh`.
+        short: short side of the network's input in pixels.
+        seed: of the sample of regions and of the fitting.
+        detector: folder of a Region-DH checkpoint whose RPN proposes the regions.
+        model: folder of a checkpoint that is taken as it is; nothing is fitted then.
+    """
+
+    arguments: dict[str, Any]
+    short: int | None = None
+    seed: int = 0
+    detector: Path | None = None
+    model: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.model and (self.arguments or self.short or self.detector):
+            given = [*self.arguments, *["short"] * bool(self.short)]
+            given += ["proposals"] * bool(self.detector)
+            raise ValueError(f"a model that is given is not fitted: leave out {', '.join(given)}")
+        if self.short is not None and self.short < 32:
+            raise ValueError(f"short must be at least 32, got {self.short}")
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What came of it: the model, how it was fitted if it was now, and the pictures encoded."""
+
+    checkpoint: Checkpoint
+    fit: FitReport | None
+    encoding: EncodingReport
+
+
+def build_index(
+    inputs: Sequence[str],
+    output: Path,
+    settings: IndexSettings,
+    *,
+    stage: Stage,
+    device: str = "auto",
+    batch_size: int = 8,
+    workers: int = 1,
+) -> IndexReport:
+    """Makes `output` the index of some pictures, or adds to it those that it does not hold yet.
+
+    The model is fitted once, on a sample of the pictures that are there at the first call, and is
+    written before the first picture is encoded. A run that was killed goes on there: it fits again
+    only if it was killed before.
+
+    Args:
+        inputs: see `open_inputs`. Labels are stored with the codes and used for nothing.
+        output: the directory.
+        settings: see `IndexSettings`.
+        stage: progress, of "fitting" and of "encoding".
+        device: see `pick_device`.
+        batch_size: pictures that the model takes at a time.
+        workers: processes that read pictures.
+
+    Raises:
+        ValueError: no picture there or none that can be read, or settings that are unusable or not
+            those of the index that is there.
+    """
+    where = pick_device(device)
+    image_set, source = open_inputs(inputs)
+    fit = None
+    if (output / CONFIG_FILE).exists():
+        _check_same(output, settings)
+    elif settings.model:
+        output.mkdir(parents=True, exist_ok=True)
+        load_checkpoint(settings.model)  # refuses one that cannot be used
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            shutil.copy(_folder(settings.model) / name, output / name)
+    else:
+        with stage("fitting") as (show, _):
+            fit = _fit(image_set, output, settings, where, workers, show)
+    model, checkpoint = load_checkpoint(output)
+    model.to(where)
+    writer = code_file_writer(
+        output / CODES_FILE, model, checkpoint, checkpoint_path=output, source=source
+    )
+    with writer, stage("encoding") as (show, note):
+        encoding = encode_images(
+            model,
+            checkpoint,
+            image_set,
+            writer,
+            batch_size=batch_size,
+            workers=workers,
+            on_skip=lambda _, reason: note(f"skipped: {reason}"),
+            on_progress=show,
+        )
+        writer.finish()
+    return IndexReport(checkpoint, fit, encoding)
+
+
+def take_detector(model: DRH, path: Path) -> None:
+    """Gives a DRH with an RPN the backbone, the pyramid and the RPN of a Region-DH checkpoint.
+
+    Raises:
+        ValueError: no checkpoint, or one with another backbone or pyramid.
+    """
+    detector, _ = load_checkpoint(path)
+    detector.backbone.freeze_all_but(0)  # folds what was still trainable, as DRH's own is
+    if model.rpn is None:
+        raise ValueError("the model has no RPN; build it with proposals='rpn'")
+    try:
+        model.backbone.load_state_dict(detector.backbone.state_dict())
+        model.rpn.load_state_dict(detector.rpn.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its detector does not fit this model: {error}") from error
+
+
+def sample_features(
+    model: DRH,
+    image_set: ImageSet,
+    *,
+    short: int,
+    seed: int,
+    workers: int,
+    on_progress: Progress | None = None,
+) -> Tensor:
+    """Features (N, D) of regions of some pictures, the whole picture always among them.
+
+    At most `MAX_PICTURES` pictures and about `MAX_REGIONS` regions, drawn at random; the same for
+    the same seed. What cannot be read is left out.
+
+    Raises:
+        ValueError: no picture can be read.
+    """
+    rng = np.random.default_rng(seed)
+    rows = sorted(rng.permutation(len(image_set))[:MAX_PICTURES].tolist())
+    per_picture = max(1, MAX_REGIONS // len(rows))
+    device = next(model.parameters()).device
+    found: list[Tensor] = []
+    reason = ""
+    for n, (_, item) in enumerate(read_inputs(image_set, rows, short, workers), 1):
+        if isinstance(item, Input):
+            (regions,) = model.region_features([item.image.to(device)])
+            chosen = 1 + rng.permutation(len(regions.features) - 1)[: per_picture - 1]
+            found.append(regions.features[[0, *chosen.tolist()]].cpu())
+        else:
+            reason = item
+        if on_progress:
+            on_progress(n, len(rows))
+    if not found:
+        raise ValueError(f"no picture of {image_set.name} can be read: {reason}")
+    return torch.cat(found)
+
+
+def _fit(
+    image_set: ImageSet,
+    output: Path,
+    settings: IndexSettings,
+    device: torch.device,
+    workers: int,
+    show: Progress,
+) -> FitReport:
+    """Fits a DRH on the pictures and leaves it in `output`."""
+    arguments = _defaults(drh) | settings.arguments
+    short = settings.short or DEFAULT_SHORT
+    if settings.detector:
+        theirs = read_checkpoint(settings.detector)
+        if theirs.name != "region-dh":
+            raise ValueError(f"{settings.detector}: a {theirs.name} proposes no regions")
+        built = _defaults(region_dh) | theirs.arguments
+        arguments |= {"backbone": built["backbone"], "fpn_channels": built["fpn_channels"]}
+        arguments |= {"weights": "none", "proposals": "rpn"}  # the detector's weights follow
+    torch.manual_seed(settings.seed)
+    model: DRH = build_model("drh", arguments).eval()
+    if settings.detector:
+        take_detector(model, settings.detector)
+    model.to(device)
+    features = sample_features(
+        model, image_set, short=short, seed=settings.seed, workers=workers, on_progress=show
+    )
+    report = fit_drh(model, features, seed=settings.seed)
+    record = provenance() | {
+        "data": image_set.fingerprint(),
+        "fit": asdict(report) | {"regions": len(features), "seed": settings.seed},
+    }
+    save_checkpoint(
+        output,
+        model,
+        Checkpoint("drh", arguments, image_set.classes, short, provenance=record),
+    )
+    return report
+
+
+def _defaults(builder: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of a builder that have a default, and these."""
+    parameters = inspect.signature(builder).parameters.values()
+    return {own.name: own.default for own in parameters if own.default is not own.empty}
+
+
+def _check_same(output: Path, settings: IndexSettings) -> None:
+    """Raises ValueError unless the index in `output` was made with these settings."""
+    there = read_checkpoint(output)
+    if settings.model:
+        if read_checkpoint(settings.model).model_hash != there.model_hash:
+            raise ValueError(f"{output}: is an index of another model than {settings.model}")
+        return
+    wanted = dict(settings.arguments)
+    if settings.short:
+        wanted["short"] = settings.short
+    if settings.detector:
+        wanted["proposals"] = "rpn"
+    known = there.arguments | {"short": there.short}
+    for name, value in wanted.items():
+        if name in known and known[name] != value:
+            raise ValueError(
+                f"{output}: is an index with {name} {known[name]}, got {value}; give another folder"
+            )
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent

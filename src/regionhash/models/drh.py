@@ -1,0 +1,340 @@
+"""DRH: Deep Region Hashing for generic instance search, without labels.
+
+Song, He, Gao, Xu, Shen, "Deep Region Hashing for Generic Instance Search from Images", AAAI 2018.
+
+    image -> backbone -> last map -> windows or RPN proposals -> maximum in each region
+                                       -> L2, whitening -> hash layer -> code of each region
+
+The whole map is a region as well; its code is the picture's. The backbone is never trained, and
+whitening and hash are fitted on features of the collection itself (`fit_drh`). docs/drh.md tells
+how the paper is read where it is open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from regionhash.codes import binarize, pack_bits
+from regionhash.losses import drh_losses
+from regionhash.parts.backbones import BACKBONES, Backbone, build_backbone, stack_images
+from regionhash.parts.proposals import ScoredRPN, build_rpn
+from regionhash.parts.whitening import Whitening
+from regionhash.parts.windows import max_pool_windows, sliding_windows, snap_boxes
+from regionhash.structures import EncodedImage, Regions
+
+Proposals = Literal["windows", "rpn"]
+
+ALPHA, BETA, ETA = 100.0, 0.001, 0.001  # "Network Training"
+_GAIN = 0.3  # spread of the first activations, where tanh is nearly linear: bits can still move
+_STATISTICS = 4096  # regions that the statistics of the bits are taken over
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RegionFeatures:
+    """The regions of one image before hashing, the whole image first.
+
+    Attributes:
+        boxes: (R, 4), xyxy in input pixels.
+        scores: (R,), objectness of proposals, 1 for windows and for the whole image.
+        features: (R, D), the maximum of each channel in the region, of unit length.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    features: Tensor
+
+
+class DRH(nn.Module):
+    """Codes of regions and, as one of them, of the whole picture, all comparable with each other.
+
+    Args:
+        backbone: its last stage is read.
+        n_bits: K, bits of every code, a multiple of 8.
+        n_dims: P, features after whitening, at most the channels of the last stage.
+        whitening: how much of the whitening is done, in [0, 1]; see `Whitening`.
+        overlap: lambda, of the sliding windows.
+        rpn: proposes regions instead of the windows; it reads the maps of `backbone`.
+    """
+
+    one_space = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        n_bits: int,
+        n_dims: int,
+        whitening: float,
+        overlap: float,
+        rpn: ScoredRPN | None = None,
+    ) -> None:
+        super().__init__()
+        if n_bits < 8 or n_bits % 8:
+            raise ValueError(f"the number of bits must be a positive multiple of 8, got {n_bits}")
+        sliding_windows(1, 1, overlap)  # refuses an overlap out of range
+        self.backbone = backbone
+        self.rpn = rpn
+        self.whitening = Whitening(backbone.top_channels, n_dims, power=whitening)
+        self.hash = nn.Linear(n_dims, n_bits)
+        with torch.no_grad():
+            self.hash.weight.copy_(orthogonal_frame(n_bits, n_dims))
+            self.hash.bias.zero_()
+        self.n_bits = n_bits
+        self.n_region_bits = n_bits
+        self.overlap = overlap
+
+    @torch.no_grad()
+    def region_features(self, images: list[Tensor]) -> list[RegionFeatures]:
+        """The regions of B images (3, h, w) uint8 and what the hash reads of each."""
+        batch, sizes = stack_images(images)
+        if self.rpn is None:
+            top = self.backbone.top(batch)
+            return [self._windows(own, size) for own, size in _cut(top, sizes, batch)]
+        maps, top = self.backbone(batch)
+        proposals, objectness, _ = self.rpn(ImageList(batch, sizes), maps)
+        found = []
+        for (own, size), boxes, scores in zip(
+            _cut(top, sizes, batch), proposals, objectness, strict=True
+        ):
+            whole = boxes.new_tensor([[0, 0, size[1], size[0]]])
+            boxes, scores = torch.cat([whole, boxes]), torch.cat([scores.new_ones(1), scores])
+            found.append(RegionFeatures(boxes, scores, self._pool(own, boxes, size)))
+        return found
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Activations (N, K) in [-1, 1] of whitened features (N, P)."""
+        return torch.tanh(self.hash(features).float())
+
+    @torch.no_grad()
+    def encode(self, images: list[Tensor]) -> list[EncodedImage]:
+        """Codes of B images (3, h, w) uint8 and of their regions, the whole image first."""
+        encoded = []
+        for image, own in zip(images, self.region_features(images), strict=True):
+            regions = self._hashed(own.boxes, own.scores, own.features)
+            size = (image.shape[1], image.shape[2])
+            encoded.append(EncodedImage(size, image_code=regions.codes[0], regions=regions))
+        return encoded
+
+    @torch.no_grad()
+    def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
+        """Codes of given boxes: B times (R, 4), xyxy in input pixels."""
+        batch, sizes = stack_images(images)
+        maps = _cut(self.backbone.top(batch), sizes, batch)
+        return [
+            self._hashed(own, own.new_ones(len(own)), self._pool(top, own, size))
+            for own, (top, size) in zip(boxes, maps, strict=True)
+        ]
+
+    def _windows(self, top: Tensor, size: tuple[int, int]) -> RegionFeatures:
+        """The sliding windows on the map (1, D, h, w) of an image of `size`."""
+        height, width = top.shape[2:]
+        windows = sliding_windows(height, width, self.overlap)
+        pixels = top.new_tensor([size[1] / width, size[0] / height] * 2, dtype=torch.float32)
+        boxes = torch.from_numpy(windows).to(pixels) * pixels
+        return RegionFeatures(boxes, boxes.new_ones(len(boxes)), _maxima(top, windows))
+
+    def _pool(self, top: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Features (R, D) of boxes on the map (1, D, h, w) of an image of `size`."""
+        height, width = top.shape[2:]
+        return _maxima(top, snap_boxes(boxes, size[1] / width, height, width))
+
+    def _hashed(self, boxes: Tensor, scores: Tensor, features: Tensor) -> Regions:
+        activations = self(self.whitening(features)).cpu().numpy()
+        return Regions(
+            boxes.float().cpu().numpy(),
+            scores.float().cpu().numpy(),
+            np.full(len(boxes), -1, np.int64),
+            pack_bits(binarize(activations, 0.0)),
+        )
+
+
+def _cut(
+    top: Tensor, sizes: list[tuple[int, int]], batch: Tensor
+) -> list[tuple[Tensor, tuple[int, int]]]:
+    """Each image's own part (1, D, h, w) of the maps, without the batch's padding, and its size."""
+    stride = batch.shape[3] / top.shape[3]
+    return [
+        (own[None, :, : math.ceil(height / stride), : math.ceil(width / stride)], (height, width))
+        for own, (height, width) in zip(top, sizes, strict=True)
+    ]
+
+
+def _maxima(top: Tensor, windows: np.ndarray) -> Tensor:
+    """Max-pooled features (R, D) of unit length of windows on one map (1, D, h, w)."""
+    return F.normalize(max_pool_windows(top.float(), windows)[0], dim=1)
+
+
+def orthogonal_frame(n: int, d: int, generator: torch.Generator | None = None) -> Tensor:
+    """Random directions (n, d) in blocks of d that are orthonormal.
+
+    Orthogonal directions tell more together than independent ones (Ji et al., "Super-Bit
+    Locality-Sensitive Hashing", NIPS 2012). With more bits than dimensions the blocks are
+    independent of each other, so that each bit is still another cut through the features.
+    """
+    blocks = [torch.linalg.qr(torch.randn(d, d, generator=generator))[0] for _ in range(-(-n // d))]
+    return torch.cat(blocks)[:n]
+
+
+# -- fitting --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BitStatistics:
+    """How evenly bits are used.
+
+    Attributes:
+        balance: mean over the bits of |share of ones - 1/2|: 0 is best, 1/2 a bit that never
+            changes.
+        correlation: mean over the pairs of bits of |correlation|; a bit that never changes counts
+            as uncorrelated.
+    """
+
+    balance: float
+    correlation: float
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What fitting came to: the mean loss per bit in each tenth of it, and the bits at both ends."""
+
+    losses: tuple[float, ...]
+    before: BitStatistics
+    after: BitStatistics
+
+
+def bit_statistics(activations: Tensor) -> BitStatistics:
+    """Balance and correlation of the bits [a >= 0] of activations (N, K), N and K at least 1."""
+    bits = (activations >= 0).float()
+    centred = bits - bits.mean(0)
+    scaled = F.normalize(centred, dim=0)  # a constant bit stays zero
+    n_bits = bits.shape[1]
+    correlations = (scaled.T @ scaled).abs()
+    pairs = max(n_bits * (n_bits - 1), 1)
+    return BitStatistics(
+        balance=float((bits.mean(0) - 0.5).abs().mean()),
+        correlation=float((correlations.sum() - correlations.diagonal().sum()) / pairs),
+    )
+
+
+def fit_drh(
+    model: DRH,
+    features: Tensor,
+    *,
+    n_steps: int = 400,
+    batch_size: int = 512,
+    learning_rate: float = 0.01,
+    seed: int = 0,
+    on_step: Callable[[int, int], None] | None = None,
+) -> FitReport:
+    """Fits the whitening on features of regions, then trains the hash layer on them (eqs. 1 to 3).
+
+    The layer starts from orthogonal directions rather than from N(0, 0.01), and with activations
+    of a spread of 0.3: from there, the printed loss moves each cut to where fewer regions lie,
+    without making the cuts alike. The loss is divided by 1 + alpha, so that the rate of the paper
+    does for any alpha.
+
+    Args:
+        model: a `DRH`, changed in place.
+        features: (N, D), N at least 1, as `DRH.region_features` gives them.
+        n_steps: of the training; as many for a small collection as for a large one.
+        batch_size: features per step.
+        learning_rate: of SGD with momentum 0.9 (the paper's rate).
+        seed: of the first directions and of the order.
+        on_step: called with the steps done and the steps in all.
+
+    Raises:
+        ValueError: see `Whitening.fit`.
+    """
+    device = model.hash.weight.device
+    generator = torch.Generator().manual_seed(seed)
+    chunks = features.split(8192)
+    model.whitening.fit(chunks)
+    with torch.no_grad():
+        x = torch.cat([model.whitening(chunk.to(device)) for chunk in chunks])  # (N, P)
+        frame = orthogonal_frame(model.n_bits, x.shape[1], generator).to(device)
+        spread = x.square().mean().sqrt()  # of the projections: the frame's rows have length 1
+        model.hash.weight.copy_(frame * (_GAIN / spread.clamp(min=1e-3)))
+        model.hash.bias.zero_()
+        shown = x[torch.randperm(len(x), generator=generator)[:_STATISTICS].to(device)]
+        before = bit_statistics(model(shown))
+    optimizer = torch.optim.SGD(model.hash.parameters(), lr=learning_rate, momentum=0.9)
+    losses = []
+    for step, rows in enumerate(islice(_batches(len(x), batch_size, generator), n_steps), 1):
+        terms = drh_losses(
+            model(x[rows.to(device)]),
+            model.hash.weight,
+            model.hash.bias,
+            alpha=ALPHA,
+            beta=BETA,
+            eta=ETA,
+        )
+        loss = torch.stack(list(terms.values())).sum()
+        optimizer.zero_grad()
+        (loss / (1 + ALPHA)).backward()
+        optimizer.step()
+        losses.append(loss.item() / model.n_bits)
+        if on_step:
+            on_step(step, n_steps)
+    with torch.no_grad():
+        after = bit_statistics(model(shown))
+    tenths = np.array_split(losses, min(10, n_steps))
+    return FitReport(tuple(float(tenth.mean()) for tenth in tenths), before, after)
+
+
+def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows of `n`, in random order again and again, without end."""
+    while True:
+        yield from torch.randperm(n, generator=generator).split(size)
+
+
+def drh(
+    n_bits: int = 1024,
+    n_classes: int = 0,
+    *,
+    backbone: str = "mobilenet_v2_fpn",
+    weights: str = "default",
+    n_dims: int = 128,
+    whitening: float = 0.5,
+    overlap: float = 0.6,
+    proposals: Proposals = "windows",
+    n_proposals: int = 300,
+    fpn_channels: int = 256,
+) -> DRH:
+    """DRH: codes of windows or proposals, fitted by `regionhash index` without labels.
+
+    The paper's form is `backbone="vgg16", n_dims=512, whitening=1.0`. `n_dims` is cut to the
+    channels of the last stage. With `proposals="rpn"` the `n_proposals` best of an RPN are the
+    regions; it needs the feature pyramid and the RPN of a trained Region-DH, which `weights` does
+    not bring: `regionhash.indexing.take_detector` does. `n_classes` is not read. For `weights` see
+    `build_backbone`, for the others `DRH`.
+    """
+    if proposals not in ("windows", "rpn"):
+        raise ValueError(f"proposals must be windows or rpn, got {proposals!r}")
+    rpn = None
+    body = build_backbone(
+        backbone,
+        weights=weights,
+        trained_stages=0,
+        fpn_channels=fpn_channels if proposals == "rpn" else None,
+    )
+    if proposals == "rpn":
+        sizes = BACKBONES[backbone].anchor_sizes
+        rpn = build_rpn(body.out_channels, sizes, n_proposals=n_proposals)
+    return DRH(
+        body,
+        n_bits=n_bits,
+        n_dims=min(n_dims, body.top_channels),
+        whitening=whitening,
+        overlap=overlap,
+        rpn=rpn,
+    )

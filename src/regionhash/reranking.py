@@ -1,0 +1,240 @@
+"""Search in steps: whole pictures first, regions of the best of them, and query expansion (DRH).
+
+    step             what it ranks                          by the least distance between
+    global           all pictures                           query, and code of the picture (gDRH)
+    global-expand    what is ranked so far                  codes of the q best pictures, and code
+                                                            of the picture (gQE)
+    local            what is ranked so far                  query, and codes of its regions (lDRH)
+    local-expand     what is ranked so far                  best regions of the q best pictures, and
+                                                            codes of its regions (lQE)
+    exact            all pictures                           query, and codes of their regions
+
+Song et al., "Deep Region Hashing for Generic Instance Search from Images", AAAI 2018, "Instance
+Search using DRH"; `exact` is what the local step approximates. Each step is a function of a
+`Ranking`; `search_in_steps` runs several. Pictures of equal distance keep the order they had, and
+at first that of the table. A picture without regions drops out where regions are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionhash.codes import hamming_distances
+from regionhash.search import united_hamming
+from regionhash.structures import Codes, CodeTable, Hit, Ints, Match
+
+Step = Literal["exact", "global", "global-expand", "local", "local-expand"]
+
+CANDIDATES, EXPANSION = 400, 6  # M and q (DRH, "Performance using Different Settings")
+
+EXACT_SECONDS = 0.1
+"""Up to which the exact search is the default."""
+
+_SECONDS_PER_CODE, _SECONDS_PER_BYTE = 4e-9, 0.125e-9
+"""Of `united_hamming` for one query: on one core of a Xeon server 5, 11 and 20 ns a code of 8, 64
+and 128 bytes (`benchmarks/bench_steps.py`). A collection of 100,000 pictures of 40 regions, 1024
+bits each, is just below `EXACT_SECONDS`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """Some pictures, best first.
+
+    Attributes:
+        rows: (M,) int64, rows of the table.
+        distances: (M,) int64, of the step that ranked them, in bits; they never fall.
+        objects: (Q, B) uint8, the codes that the regions of each picture were compared with; None
+            where whole pictures were compared.
+    """
+
+    rows: Ints
+    distances: Ints
+    objects: Codes | None = None
+
+    def first(self, m: int) -> Ranking:
+        """The `m` best."""
+        return replace(self, rows=self.rows[:m], distances=self.distances[:m])
+
+
+def default_steps(table: CodeTable, *, one_space: bool) -> tuple[Step, ...]:
+    """The steps that a search for one object takes: exact where that takes about 100 ms at most.
+
+    Args:
+        table: what is searched.
+        one_space: whether codes of boxes and of whole pictures can be compared; where they cannot,
+            the first step of the two has no code of the query and all regions are searched.
+    """
+    if table.region_codes is None or table.image_codes is None or not one_space:
+        return ("exact",)
+    n, n_bytes = table.region_codes.shape
+    seconds = n * (_SECONDS_PER_CODE + n_bytes * _SECONDS_PER_BYTE)
+    return ("exact",) if seconds <= EXACT_SECONDS else ("global", "local")
+
+
+def check_steps(steps: Sequence[str]) -> tuple[Step, ...]:
+    """The steps, if they make a search.
+
+    Raises:
+        ValueError: an unknown step, or an order in which a step has nothing to work on.
+    """
+    known = get_args(Step)
+    for step in steps:
+        if step not in known:
+            raise ValueError(f"unknown step {step!r}; known: {', '.join(known)}")
+    if not steps or steps[0] not in ("exact", "global"):
+        raise ValueError(f"steps must begin with exact or global, got {', '.join(steps) or 'none'}")
+    previous = steps[0]
+    for step in steps[1:]:
+        after = {
+            "global-expand": ("global",),
+            "local": ("global", "global-expand"),
+            "local-expand": ("local", "exact"),
+        }.get(step, ())
+        if previous not in after:
+            raise ValueError(
+                f"step {step} cannot follow {previous}"
+                + (f"; it follows {' or '.join(after)}" if after else "; it can only be the first")
+            )
+        previous = step
+    return tuple(steps)  # type: ignore[arg-type]
+
+
+def search_in_steps(
+    table: CodeTable,
+    steps: Sequence[str],
+    *,
+    image_query: Codes | None = None,
+    region_query: Codes | None = None,
+    top: int = 20,
+    candidates: int = CANDIDATES,
+    expand: int = EXPANSION,
+) -> list[Hit]:
+    """The `top` pictures that some steps rank first.
+
+    A hit's distance is that of the last step. Where that compared regions, the hit has one match:
+    the region that gave the distance.
+
+    Args:
+        table: N pictures.
+        steps: see the module; in an order that `check_steps` allows.
+        image_query: (K2/8,) uint8, for the step "global".
+        region_query: (K1/8,) uint8, for the steps "exact" and "local".
+        top: how many pictures to return.
+        candidates: M, how many pictures the first step leaves for the next ones.
+        expand: q, how many pictures give their codes to an expansion.
+
+    Raises:
+        ValueError: steps in another order, codes or a query that a step needs and that are not
+            there, or a number below 1.
+    """
+    steps = check_steps(steps)
+    for name, value in (("top", top), ("candidates", candidates), ("expand", expand)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if steps[0] == "global":
+        ranking = rank_images(_given(image_query, steps[0]), table)
+    else:
+        ranking = rank_regions(_given(region_query, steps[0]), table)
+    if len(steps) > 1:
+        ranking = ranking.first(candidates)
+    for step in steps[1:]:
+        if step == "local":
+            ranking = rank_regions(_given(region_query, step), table, ranking)
+        elif step == "global-expand":
+            ranking = expand_images(ranking, table, expand)
+        else:
+            ranking = expand_regions(ranking, table, expand)
+    return hits_of(ranking.first(top), table)
+
+
+def rank_images(query: Codes, table: CodeTable) -> Ranking:
+    """gDRH: all pictures by the distance of their code to `query` (B,)."""
+    distances = hamming_distances(query[None], _image_codes(table))[0]
+    return _sorted(np.arange(len(table)), distances.astype(np.int64))
+
+
+def expand_images(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
+    """gQE: ranked pictures anew, by the least distance to the codes of the `q` best of them."""
+    codes = _image_codes(table)[ranking.rows]
+    distances = hamming_distances(codes[:q], codes).min(axis=0, initial=8 * codes.shape[1])
+    return _sorted(ranking.rows, distances)
+
+
+def rank_regions(query: Codes, table: CodeTable, among: Ranking | None = None) -> Ranking:
+    """lDRH: ranked pictures anew, or all, by the least distance of a region to `query` (B,)."""
+    return _rank_by_regions(query[None], table, among)
+
+
+def expand_regions(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
+    """lQE: ranked pictures anew, by the least distance of a region to the best of the `q` first.
+
+    Raises:
+        ValueError: the ranking does not come from regions.
+    """
+    if not len(ranking.rows):
+        return ranking
+    best = [table.regions(row).codes[_nearest(ranking, table, row)] for row in ranking.rows[:q]]
+    return _rank_by_regions(np.stack(best), table, ranking)
+
+
+def hits_of(ranking: Ranking, table: CodeTable) -> list[Hit]:
+    """A ranking as records, with the matched region where regions were compared."""
+    hits = []
+    for row, distance in zip(ranking.rows.tolist(), ranking.distances.tolist(), strict=True):
+        matches: tuple[Match, ...] = ()
+        if ranking.objects is not None:
+            own, at = table.regions(row), _nearest(ranking, table, row)
+            x0, y0, x1, y1 = own.boxes[at].tolist()
+            label, score = int(own.labels[at]), float(own.scores[at])
+            matches = (Match((x0, y0, x1, y1), distance, label, score),)
+        hits.append(Hit(row, table.ids[row], distance, matches))
+    return hits
+
+
+def _nearest(ranking: Ranking, table: CodeTable, row: int) -> int:
+    """Which region of a picture gave it its distance, among equals the first."""
+    if ranking.objects is None:
+        raise ValueError("a ranking of whole pictures has no matched regions")
+    distances = hamming_distances(ranking.objects, table.regions(row).codes)  # (Q, R)
+    return int(distances.min(axis=0).argmin())
+
+
+def _rank_by_regions(objects: Codes, table: CodeTable, among: Ranking | None) -> Ranking:
+    """Pictures by the least distance of any of their regions to any of Q codes."""
+    if table.offsets is None or table.region_codes is None:
+        raise ValueError("these codes have no regions")
+    offsets, codes = np.asarray(table.offsets), table.region_codes
+    rows = np.arange(len(table)) if among is None else among.rows
+    lengths = np.diff(offsets)[rows]
+    rows, lengths = rows[lengths > 0], lengths[lengths > 0]
+    bags = np.concatenate([[0], np.cumsum(lengths)])
+    if among is not None:  # only the codes of these pictures, in their order
+        own = np.repeat(offsets[rows] - bags[:-1], lengths) + np.arange(bags[-1])
+        codes = codes[own]
+    distances = [united_hamming(code[None], codes, bags) for code in objects]  # Q times (M,)
+    return replace(_sorted(rows, np.min(distances, axis=0)), objects=objects)
+
+
+def _sorted(rows: Ints, distances: NDArray[np.signedinteger[Any]]) -> Ranking:
+    """Pictures by distance, equal ones in the order they came in."""
+    # NumPy sorts 16 bits by radix, which is several times faster than its stable sort of more.
+    short = distances.max(initial=0) <= np.iinfo(np.uint16).max
+    order = np.argsort(distances.astype(np.uint16) if short else distances, kind="stable")
+    return Ranking(rows[order], distances[order].astype(np.int64))
+
+
+def _image_codes(table: CodeTable) -> Codes:
+    if table.image_codes is None:
+        raise ValueError("these codes have no image codes")
+    return table.image_codes
+
+
+def _given(query: Codes | None, step: str) -> Codes:
+    if query is None:
+        raise ValueError(f"step {step} needs a code of the query")
+    return query
