@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import doctest
 from collections.abc import Collection, Sequence
 from itertools import chain, permutations, product
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -186,3 +188,9 @@ def test_rows_outside_of_the_database_are_refused() -> None:
         relevance_of(4, [0], junk=[4])
     with pytest.raises(ValueError, match="of as many queries, got 1, 0 and"):
         InstanceRelevance((np.array([0]),), (), np.array([1]), 4)
+
+
+def test_the_examples_of_the_documentation_are_right() -> None:
+    page = Path(__file__).parents[1] / "docs/instance-search.md"
+    failed, attempted = doctest.testfile(str(page), module_relative=False)
+    assert attempted and not failed
