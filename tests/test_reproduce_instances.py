@@ -173,7 +173,7 @@ def slow_levels(query, table, m, q, steps):
         if step == "gQE":
             best = [table.image_codes[n] for n in first[:q]]
             new = {
-                n: min(int(hamming_distances(b[None], table.image_codes[n : n + 1])) for b in best)
+                n: min(hamming_distances(b[None], table.image_codes)[0, n].item() for b in best)
                 for n in first
             }
         elif step == "lDRH":
