@@ -39,7 +39,9 @@ def table(**changes):
     return CodeTable(**(fields | changes))
 
 
-@pytest.mark.parametrize("module", ["structures", "codes", "store", "search", "evaluation"])
+@pytest.mark.parametrize(
+    "module", ["structures", "codes", "classical", "store", "search", "reranking", "evaluation"]
+)
 def test_what_needs_no_model_imports_no_torch(module):
     code = f"import sys, regionhash.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.covariance import OAS
 
@@ -58,6 +58,7 @@ def test_the_result_is_of_unit_length_before_its_mean_is_taken_away():
     assert whitening(x.view(3, 100, 8)).shape == (3, 100, 6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 60), max_size=4), st.integers(0, 9))
 def test_how_features_are_cut_into_batches_does_not_matter(cuts, seed):
     x = features(60, 4, seed)

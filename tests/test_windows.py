@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regionhash.parts.windows import max_pool_windows, sliding_windows, snap_boxes
@@ -15,6 +15,7 @@ def test_maps_of_the_papers_aspect_have_the_papers_numbers_of_windows(shape):
     assert counts == [21, 36, 40, 60]  # DRH, Table 2
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 0.9))
 def test_windows_lie_in_the_map_cover_it_and_come_once(height, width, overlap):
     windows = sliding_windows(height, width, overlap)
@@ -68,6 +69,7 @@ def maps_and_windows(draw):
     return maps, windows
 
 
+@settings(deadline=None)
 @given(maps_and_windows())
 def test_maxima_are_those_of_a_loop(case):
     maps, windows = case

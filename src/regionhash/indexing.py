@@ -79,6 +79,9 @@ class IndexSettings:
             given = [*self.arguments, *["short"] * bool(self.short)]
             given += ["proposals"] * bool(self.detector)
             raise ValueError(f"a model that is given is not fitted: leave out {', '.join(given)}")
+        own = [name for name in ("backbone", "weights") if name in self.arguments]
+        if self.detector and own:
+            raise ValueError(f"the detector brings its backbone: leave out {', '.join(own)}")
         if self.short is not None and self.short < 32:
             raise ValueError(f"short must be at least 32, got {self.short}")
 
@@ -127,8 +130,8 @@ def build_index(
     if (output / CONFIG_FILE).exists():
         _check_same(output, settings)
     elif settings.model:
-        output.mkdir(parents=True, exist_ok=True)
         load_checkpoint(settings.model)  # refuses one that cannot be used
+        output.mkdir(parents=True, exist_ok=True)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             shutil.copy(_folder(settings.model) / name, output / name)
     else:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from regionhash.checkpoints import CONFIG_FILE, Checkpoint, read_checkpoint
+from regionhash.checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError
 from regionhash.encoding import Precision, encode_boxes, encode_picture
@@ -79,10 +79,11 @@ def model_folder(file: CodeFile) -> Path:
 
     A directory that holds both can be moved and copied.
     """
-    beside = file.path.parent
-    if (beside / CONFIG_FILE).exists() and read_checkpoint(beside).model_hash == file.model_hash:
-        return beside
-    return Path(file.meta["checkpoint"])
+    beside, recorded = file.path.parent, Path(file.meta["checkpoint"])
+    try:
+        return beside if read_checkpoint(beside).model_hash == file.model_hash else recorded
+    except CheckpointError:
+        return recorded
 
 
 def find(

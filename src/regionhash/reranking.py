@@ -35,10 +35,10 @@ CANDIDATES, EXPANSION = 400, 6  # M and q (DRH, "Performance using Different Set
 EXACT_SECONDS = 0.1
 """Up to which the exact search is the default."""
 
-_SECONDS_PER_CODE, _SECONDS_PER_BYTE = 4e-9, 0.125e-9
-"""Of `united_hamming` for one query: on one core of a Xeon server 5, 11 and 20 ns a code of 8, 64
-and 128 bytes (`benchmarks/bench_steps.py`). A collection of 100,000 pictures of 40 regions, 1024
-bits each, is just below `EXACT_SECONDS`."""
+_SECONDS_PER_CODE, _SECONDS_PER_BYTE = 3e-9, 0.1e-9
+"""Of the exact search on one core of a server: 3 ns a code and a memory of 10 GB a second
+(`benchmarks/bench_steps.py` compares with what it measures). At 1024 bits and 40 regions a picture,
+`EXACT_SECONDS` are reached at some 160,000 pictures."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,9 +71,13 @@ def default_steps(table: CodeTable, *, one_space: bool) -> tuple[Step, ...]:
     """
     if table.region_codes is None or table.image_codes is None or not one_space:
         return ("exact",)
-    n, n_bytes = table.region_codes.shape
-    seconds = n * (_SECONDS_PER_CODE + n_bytes * _SECONDS_PER_BYTE)
-    return ("exact",) if seconds <= EXACT_SECONDS else ("global", "local")
+    quick = predicted_seconds(*table.region_codes.shape) <= EXACT_SECONDS
+    return ("exact",) if quick else ("global", "local")
+
+
+def predicted_seconds(n_codes: int, n_bytes: int) -> float:
+    """About how long one core searches so many codes of so many bytes exactly."""
+    return n_codes * (_SECONDS_PER_CODE + n_bytes * _SECONDS_PER_BYTE)
 
 
 def check_steps(steps: Sequence[str]) -> tuple[Step, ...]:

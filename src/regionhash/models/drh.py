@@ -205,7 +205,7 @@ class BitStatistics:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What fitting came to: the mean loss per bit in each tenth of it, and the bits at both ends."""
+    """The mean loss per bit in each tenth of the training, and the bits before and after it."""
 
     losses: tuple[float, ...]
     before: BitStatistics
@@ -230,7 +230,7 @@ def fit_drh(
     model: DRH,
     features: Tensor,
     *,
-    n_steps: int = 400,
+    n_steps: int = 200,
     batch_size: int = 512,
     learning_rate: float = 0.01,
     seed: int = 0,

@@ -1,0 +1,250 @@
+"""DRH: codes of windows and boxes, and a hash that learns without labels."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from regionhash.checkpoints import build_model
+from regionhash.codes import hamming_distances, unpack_bits
+from regionhash.data import open_dataset
+from regionhash.losses import drh_losses
+from regionhash.models.drh import bit_statistics, fit_drh, orthogonal_frame
+from regionhash.parts.windows import sliding_windows
+from regionhash.training import TrainingConfig, TrainingError, train
+
+
+def build(n_bits=64, seed=0, **arguments):
+    torch.manual_seed(seed)
+    arguments = {"backbone": "tiny_fpn", "weights": "none", "n_dims": 16} | arguments
+    return build_model("drh", {"n_bits": n_bits} | arguments).eval()
+
+
+def pictures(*shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator)
+        for shape in shapes
+    ]
+
+
+def clusters(n=2000, d=128, n_clusters=30, seed=0):
+    """Features of unit length around a few directions."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(n_clusters, d, generator=generator)
+    x = centres[torch.arange(n) % n_clusters] + 0.7 * torch.randn(n, d, generator=generator)
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+# What it gives
+
+
+def test_the_regions_are_the_windows_and_the_first_is_the_picture():
+    (encoded,) = build().encode(pictures((96, 128)))
+    regions = encoded.regions
+    windows = sliding_windows(6, 8, 0.6)  # the tiny network's last stage has stride 16
+    np.testing.assert_allclose(regions.boxes, 16.0 * windows)
+    assert regions.boxes[0].tolist() == [0, 0, 128, 96]
+    np.testing.assert_array_equal(encoded.image_code, regions.codes[0])
+    assert (regions.labels == -1).all()
+    assert (regions.scores == 1).all()
+    assert encoded.size == (96, 128)
+    assert regions.codes.shape == (len(windows), 8)
+    assert len(np.unique(regions.codes, axis=0)) > 10
+
+
+def test_features_are_the_maxima_of_the_map_of_unit_length():
+    model, images = build(), pictures((64, 96))
+    top = model.backbone.top(images[0][None].float() / 255)
+    (own,) = model.region_features(images)
+    for box, feature in zip(own.boxes.int().tolist(), own.features, strict=True):
+        x0, y0, x1, y1 = (edge // 16 for edge in box)
+        wanted = top[0, :, y0:y1, x0:x1].amax((1, 2))
+        torch.testing.assert_close(feature, wanted / wanted.norm())
+
+
+def test_a_box_on_a_window_has_the_windows_code():
+    model, images = build(), pictures((96, 128))
+    (encoded,) = model.encode(images)
+    (boxes,) = model.encode_boxes(images, [torch.from_numpy(encoded.regions.boxes)])
+    np.testing.assert_array_equal(boxes.codes, encoded.regions.codes)
+
+
+def test_a_box_of_few_pixels_or_at_the_edge_has_a_code():
+    model, images = build(), pictures((96, 128))
+    boxes = torch.tensor([[50.0, 40, 51, 41], [127.5, 95.5, 128, 96], [0, 0, 128, 1]])
+    (regions,) = model.encode_boxes(images, [boxes])
+    assert regions.codes.shape == (3, 8)
+    (none,) = model.encode_boxes(images, [torch.zeros(0, 4)])
+    assert none.codes.shape == (0, 8)
+
+
+def test_pictures_of_several_shapes_in_one_batch_have_the_windows_of_their_own():
+    model, images = build(), pictures((64, 96), (96, 64), (96, 128))
+    together = model.encode(images)
+    for image, own in zip(images, together, strict=True):
+        (alone,) = model.encode([image])
+        np.testing.assert_array_equal(own.regions.boxes, alone.regions.boxes)
+    same = model.encode([images[0], images[0]])
+    np.testing.assert_array_equal(same[0].regions.codes, same[1].regions.codes)
+
+
+def test_proposals_of_an_rpn_stand_behind_the_whole_picture():
+    model = build(proposals="rpn", n_proposals=7, fpn_channels=16)
+    (encoded,) = model.encode(pictures((96, 128)))
+    regions = encoded.regions
+    assert 1 < len(regions) <= 8
+    assert regions.boxes[0].tolist() == [0, 0, 128, 96]
+    assert regions.scores[0] == 1
+    assert (np.diff(regions.scores) <= 0).all()
+    assert (regions.scores[1:] < 1).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_bits": 12}, "positive multiple of 8, got 12"),
+        ({"overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
+        ({"n_dims": 0}, r"n_out must be in \[1, 128\]"),
+        ({"whitening": 2.0}, r"power must be in \[0, 1\]"),
+        ({"proposals": "selective"}, "proposals must be windows or rpn, got 'selective'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(**arguments)
+
+
+def test_training_on_labels_is_refused_with_what_to_do(tmp_path):
+    arguments = {"n_bits": 8, "backbone": "tiny_fpn", "weights": "none"}
+    with pytest.raises(TrainingError, match="drh learns without labels; `regionhash index` fits"):
+        train("drh", arguments, open_dataset("digits:train:4"), tmp_path / "run", TrainingConfig())
+
+
+# The loss
+
+
+def test_the_loss_is_that_of_the_paper_with_the_mean_taken_away():
+    rng = np.random.default_rng(0)
+    h = rng.uniform(-1, 1, (7, 5))
+    weight, bias = rng.standard_normal((5, 3)), rng.standard_normal(5)
+    quantisation = variance = 0.0
+    for row in h:
+        for k, value in enumerate(row):
+            quantisation += (np.sign(value) - value) ** 2 / 2 / len(h)
+            variance += (value - h[:, k].mean()) ** 2 / len(h)
+    terms = drh_losses(*map(torch.from_numpy, (h, weight, bias)), alpha=3.0, beta=0.5, eta=0.25)
+    assert terms["quantisation"].item() == pytest.approx(quantisation)
+    assert terms["variance"].item() == pytest.approx(-3 / 2 * variance)
+    assert terms["weight"].item() == pytest.approx(0.25 * (weight**2).sum())
+    assert terms["bias"].item() == pytest.approx(0.125 * (bias**2).sum())
+
+
+def test_bits_that_are_all_one_are_not_the_optimum():
+    ones, half = torch.ones(6, 4), torch.ones(6, 4)
+    half[::2] = -1
+
+    def loss(h):
+        nothing = torch.zeros(4, 2), torch.zeros(4)
+        return sum(drh_losses(h, *nothing, alpha=100.0, beta=0.0, eta=0.0).values())
+
+    assert loss(half) < loss(ones) == 0
+
+
+def test_the_gradient_of_the_loss_is_right():
+    generator = torch.Generator().manual_seed(0)
+    h = (torch.rand(4, 3, dtype=torch.float64, generator=generator) - 0.5).requires_grad_()
+    weight = torch.randn(3, 2, dtype=torch.float64, generator=generator).requires_grad_()
+    bias = torch.randn(3, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def loss(*x):
+        return torch.stack(list(drh_losses(*x, alpha=2.0, beta=0.1, eta=0.2).values())).sum()
+
+    assert torch.autograd.gradcheck(loss, (h, weight, bias))
+
+
+# Fitting
+
+
+def test_the_frame_is_orthonormal_in_blocks_and_the_blocks_differ():
+    frame = orthogonal_frame(20, 8, torch.Generator().manual_seed(0))
+    for block in frame.split(8):
+        torch.testing.assert_close(block @ block.T, torch.eye(len(block)), atol=1e-5, rtol=0)
+    assert (frame[:8] - frame[8:16]).abs().max() > 0.1
+
+
+def test_the_statistics_of_bits_are_those_of_a_loop():
+    activations = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    activations[:, 3] = 1.0  # never changes
+    activations[:, 5] = -activations[:, 4]
+    bits = (activations >= 0).double().numpy()
+    correlations = []
+    for i in range(6):
+        for j in range(i):
+            constant = bits[:, i].std() == 0 or bits[:, j].std() == 0
+            correlations.append(0 if constant else np.corrcoef(bits[:, i], bits[:, j])[0, 1])
+    found = bit_statistics(activations)
+    assert found.balance == pytest.approx(np.abs(bits.mean(0) - 0.5).mean(), abs=1e-6)
+    assert found.correlation == pytest.approx(np.abs(correlations).mean(), abs=1e-6)
+
+
+def test_fitting_lowers_the_loss_moves_the_hash_and_keeps_the_bits_apart():
+    model, untrained = build(256), build(256)
+    features = clusters()
+    report = fit_drh(model, features, n_steps=100)
+    fit_drh(untrained, features, n_steps=1, learning_rate=1e-12)
+    assert len(report.losses) == 10
+    assert all(later < earlier for earlier, later in pairwise(report.losses))
+    assert report.after.balance < 0.1
+    assert report.after.correlation < 0.3
+    x = model.whitening(features)
+    moved = (model(x) >= 0) != (untrained(x) >= 0)
+    assert 0.01 < moved.float().mean() < 0.5
+
+
+def test_trained_bits_find_neighbours_better_than_they_did_before():
+    model, untrained = build(64), build(64)
+    features = clusters()
+    fit_drh(model, features, n_steps=200)
+    fit_drh(untrained, features, n_steps=1, learning_rate=1e-12)
+    same = np.arange(300)[:, None] % 30 == np.arange(300) % 30
+
+    def separation(fitted):
+        with torch.no_grad():
+            activations = fitted(fitted.whitening(features[:300]))
+        distances = hamming_distances(*2 * [np.packbits(activations.numpy() >= 0, axis=1)])
+        return distances[~same].mean() - distances[same].mean()
+
+    assert separation(model) > separation(untrained) + 1
+
+
+def test_fitting_is_the_same_for_the_same_seed():
+    first, again, other = build(), build(), build()
+    for model, seed in ((first, 0), (again, 0), (other, 1)):
+        fit_drh(model, clusters(300), n_steps=5, seed=seed)
+    assert torch.equal(first.hash.weight, again.hash.weight)
+    assert not torch.equal(first.hash.weight, other.hash.weight)
+
+
+def test_more_bits_than_dimensions_are_still_different_bits():
+    model = build(512)  # of 16 dimensions
+    fit_drh(model, clusters(), n_steps=50)
+    with torch.no_grad():
+        bits = (model(model.whitening(clusters())) >= 0).numpy()
+    assert len(np.unique(bits, axis=1).T) == 512
+
+
+@pytest.mark.parametrize(
+    "features",
+    [clusters(1), clusters(1).repeat(60, 1), torch.zeros(40, 128)],
+    ids=["one", "identical", "zero"],
+)
+def test_a_collection_without_variance_can_be_fitted(features):
+    model = build()
+    report = fit_drh(model, features, n_steps=20)
+    assert all(np.isfinite(report.losses))
+    for name, value in model.state_dict().items():
+        assert torch.isfinite(value).all(), name
+    (encoded,) = model.encode(pictures((64, 64)))
+    assert len(np.unique(unpack_bits(encoded.regions.codes), axis=0)) > 1

@@ -1,0 +1,330 @@
+"""A folder without labels made searchable, as a user does it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.detection.image_list import ImageList
+
+from conftest import write_picture
+from regionhash.checkpoints import load_checkpoint
+from regionhash.data import open_dataset
+from regionhash.data.images import read_image
+from regionhash.encoding import encode_boxes
+from regionhash.indexing import sample_features
+from regionhash.parts.backbones import stack_images
+from regionhash.sources import open_inputs
+from regionhash.store import CodeFile
+from test_cli import error_of, run
+
+SMALL = ("--backbone", "tiny_fpn", "--weights", "none", "--bits", 64, "--short", 64)
+
+
+def index(inputs, output, *options):
+    return run("index", inputs, "-o", output, "--workers", 0, *(options or SMALL))
+
+
+def record_of(result):
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def made(photos, tmp_path_factory):
+    """The index of the six photos, and what the command said."""
+    folder = tmp_path_factory.mktemp("indexed") / "photos.index"
+    return folder, index(photos, folder)
+
+
+def search(codes, *options):
+    return record_of(run("search", codes, *options, "--json"))
+
+
+# Making
+
+
+def test_an_index_is_one_folder_and_says_what_was_fitted_and_what_comes_next(made):
+    folder, result = made
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "codes.h5",
+        "model.json",
+        "model.safetensors",
+    ]
+    fitted, encoded, following = result.stdout.splitlines()
+    assert fitted.startswith("fitted: loss per bit -")
+    assert encoded.startswith(f"{folder}: 6 encoded in ")
+    assert encoded.endswith(" s, 0 stored before, 0 skipped")
+    assert following == f"next: regionhash search {folder} --query PICTURE --box x0,y0,x1,y1"
+    fit = json.loads((folder / "model.json").read_text())["provenance"]["fit"]
+    assert fit["losses"][-1] < fit["losses"][0]
+
+
+def test_the_codes_are_those_of_the_model_that_lies_beside_them(made, photos):
+    folder, _ = made
+    model, checkpoint = load_checkpoint(folder)
+    table = CodeFile.open(folder).table
+    for n in range(6):
+        own = table.regions(n)
+        again = encode_boxes(model, checkpoint, read_image(photos / table.ids[n]), own.boxes.copy())
+        differing = np.unpackbits(again.codes ^ own.codes, axis=1)
+        assert differing.mean() < 0.01  # boxes go through pixels of the picture and back
+        np.testing.assert_array_equal(table.image_codes[n], own.codes[0])
+
+
+def test_given_again_the_command_adds_new_pictures_to_the_same_model(photos, tmp_path):
+    pictures, folder = tmp_path / "pictures", tmp_path / "index"
+    pictures.mkdir()
+    for n in range(3):
+        shutil.copy(photos / f"{n}.png", pictures)
+    first = record_of(index(pictures, folder, *SMALL, "--json"))
+    assert (first["encoded"], first["model"]) == (3, "drh")
+    assert len(first["fit"]["losses"]) == 10
+    shutil.copy(photos / "3.png", pictures)
+    second = record_of(run("index", pictures, "-o", folder, "--workers", 0, "--json"))
+    assert second["fit"] is None
+    assert (second["encoded"], second["stored_before"]) == (1, 3)
+    assert second["model_hash"] == first["model_hash"]
+
+
+def test_an_interrupted_index_goes_on_without_fitting_again(photos, tmp_path, monkeypatch):
+    from regionhash import indexing
+
+    def interrupted(*_, on_progress, **__):
+        on_progress(0, 6)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing, "encode_images", interrupted)
+        result = run("index", photos, "-o", tmp_path, "--workers", 0, *SMALL, code=130)
+    assert result.stderr == "interrupted\nthe same command goes on where this one stopped\n"
+    before = (tmp_path / "model.safetensors").read_bytes()
+    again = record_of(index(photos, tmp_path, *SMALL, "--json"))
+    assert (again["fit"], again["encoded"]) == (None, 6)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_the_same_folder_and_seed_give_the_same_index(made, photos, tmp_path):
+    index(photos, tmp_path)
+    hashes = [CodeFile.open(folder).model_hash for folder in (made[0], tmp_path)]
+    assert hashes[0] == hashes[1]
+    tables = [CodeFile.open(folder).table for folder in (made[0], tmp_path)]
+    np.testing.assert_array_equal(tables[0].region_codes, tables[1].region_codes)
+
+
+def test_labels_are_stored_and_do_not_matter(tmp_path):
+    index("digits:test:12", tmp_path / "labelled")
+    file = CodeFile.open(tmp_path / "labelled")
+    assert file.labels is not None and file.labels.any()
+    assert file.model_hash != ""
+    command = ["evaluate", tmp_path / "labelled", tmp_path / "labelled", "--json"]
+    assert 0 < record_of(run(*command))["metrics"]["map"] <= 1
+
+
+def test_a_trained_model_is_taken_as_it_is(saved, photos, tmp_path):
+    folder = tmp_path / "index"
+    result = record_of(index(photos, folder, "--model", saved.folder, "--json"))
+    assert (result["fit"], result["encoded"]) == (None, 6)
+    assert result["model_hash"] == saved.checkpoint.model_hash
+    hits = search(folder, "--query", photos / "2.png", "--box", "20,30,90,100")["hits"]
+    assert len(hits[0]["matches"]) == 1
+
+
+def test_the_proposals_are_those_of_the_given_detector(saved, photos, tmp_path):
+    index(photos, tmp_path, "--proposals", saved.folder, "--bits", 64, "--short", 64)
+    model, _ = load_checkpoint(tmp_path)
+    assert model.rpn is not None
+    image = torch.from_numpy(read_image(photos / "0.png")[:64, :96]).permute(2, 0, 1)
+    (own,) = model.region_features([image])
+    with torch.no_grad():
+        batch, sizes = stack_images([image])
+        maps, _ = saved.model.backbone(batch)
+        (boxes,), (scores,), _ = saved.model.rpn(ImageList(batch, sizes), maps)
+    # The detector keeps 8 proposals and the index 300; the best are the same.
+    torch.testing.assert_close(own.boxes[1 : 1 + len(boxes)], boxes, atol=1e-2, rtol=0)
+    torch.testing.assert_close(own.scores[1 : 1 + len(scores)], scores, atol=1e-4, rtol=0)
+    assert record_of(run("info", tmp_path, "--json"))["bits"] == 64
+
+
+def test_the_sample_of_regions_is_bounded_and_holds_the_whole_pictures(made, photos, monkeypatch):
+    from regionhash import indexing
+
+    model, _ = load_checkpoint(made[0])
+    image_set, _ = open_inputs([str(photos)])
+    monkeypatch.setattr(indexing, "MAX_PICTURES", 4)
+    monkeypatch.setattr(indexing, "MAX_REGIONS", 12)
+    sample = sample_features(model, image_set, short=64, seed=0, workers=0)
+    assert len(sample) == 12
+    again = sample_features(model, image_set, short=64, seed=0, workers=0)
+    assert torch.equal(sample, again)
+    other = sample_features(model, image_set, short=64, seed=1, workers=0)
+    assert not torch.equal(sample, other)
+    monkeypatch.setattr(indexing, "MAX_REGIONS", 1)
+    whole = sample_features(model, image_set, short=64, seed=0, workers=0)
+    assert torch.equal(whole, sample[::3])
+
+
+# Searching
+
+
+def test_a_search_by_box_answers_with_boxes(made, photos):
+    folder, _ = made
+    record = search(folder, "--query", photos / "2.png", "--box", "20,30,90,100")
+    assert (record["mode"], record["steps"]) == ("region", ["exact"])
+    assert len(record["hits"]) == 6
+    table = CodeFile.open(folder).table
+    for hit in record["hits"]:
+        (match,) = hit["matches"]
+        own = table.regions(list(table.ids).index(hit["picture"]))
+        assert match["box"] in own.boxes.tolist()
+        assert match["class"] is None
+
+
+def test_an_index_that_was_moved_brings_its_model_along(photos, tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    index(photos, before)
+    command = ["--query", photos / "1.png", "--box", "5,5,60,60"]
+    wanted = search(before, *command)
+    before.rename(after)
+    assert search(after, *command) == wanted
+    assert search(after / "codes.h5", *command) == wanted
+    (after / "model.json").write_text("[]")  # something else of that name
+    said = error_of("search", after, *command)
+    assert "the model of these codes is not there; name it with --model" in said
+
+
+def test_a_picture_without_a_box_is_compared_as_a_whole(made, photos):
+    record = search(made[0], "--query", photos / "2.png")
+    assert record["mode"] == "image"
+    assert record["hits"][0]["picture"] == "2.png"
+    assert record["hits"][0]["distance"] == 0
+
+
+def test_the_steps_of_the_paper_answer_with_boxes_of_the_candidates(made, photos):
+    command = ["--query", photos / "2.png", "--box", "20,30,90,100"]
+    first = search(made[0], *command, "--steps", "global")
+    assert [hit["matches"] for hit in first["hits"]] == [[]] * 6
+    steps = "global,global-expand,local,local-expand"
+    options = ["--candidates", 3, "--expand", 2]
+    record = search(made[0], *command, "--steps", steps, *options)
+    assert record["steps"] == steps.split(",")
+    assert {hit["picture"] for hit in record["hits"]} == {
+        hit["picture"] for hit in first["hits"][:3]
+    }
+    assert all(len(hit["matches"]) == 1 for hit in record["hits"])
+    assert [hit["distance"] for hit in record["hits"][:2]] == [0, 0]  # they are queries themselves
+
+
+def test_steps_work_with_a_model_whose_picture_codes_are_of_another_kind(saved, photos, tmp_path):
+    folder = tmp_path / "index"
+    index(photos, folder, "--model", saved.folder)  # 32 bits a picture, 16 a region
+    whole = search(folder, "--query", photos / "2.png")
+    height, width, _ = read_image(photos / "2.png").shape
+    box = f"0,0,{width},{height}"
+    first = search(folder, "--query", photos / "2.png", "--box", box, "--steps", "global")
+    # The box is the whole picture, so what is cut out along it is the picture.
+    assert [hit["distance"] for hit in first["hits"]] == [hit["distance"] for hit in whole["hits"]]
+    both = search(folder, "--query", photos / "2.png", "--box", box, "--steps", "global,local")
+    exact = search(folder, "--query", photos / "2.png", "--box", box)
+    assert {hit["picture"]: hit["matches"] for hit in both["hits"]} == {
+        hit["picture"]: hit["matches"] for hit in exact["hits"]
+    }
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "local"], "steps must begin with exact or global, got local"),
+        (["--steps", "global,nearest"], "unknown step 'nearest'; known: exact, global,"),
+        (["--steps", "global", "--candidates", 9], "--candidates is of use only with --steps of m"),
+        (["--steps", "global,local", "--expand", 2], "--expand is of use only with a step of"),
+        (["--steps", "global,local", "--candidates", 0], "candidates must be at least 1, got 0"),
+        (["--steps", "exact", "--mode", "objects"], "(mode region), got mode objects"),
+        (["--box", "500,500,600,600"], "lies outside of the picture, 160 x 100 pixels"),
+    ],
+)
+def test_bad_input_of_a_search_is_named(made, photos, options, message):
+    assert message in error_of("search", made[0], "--query", photos / "0.png", *options)
+
+
+@pytest.mark.parametrize("box", ["40,40,41,42", "158,98,500,500", "-9,-9,3,2", "0,50,160,50.5"])
+def test_a_box_of_a_few_pixels_or_over_the_edge_has_an_answer(made, photos, box):
+    for steps in ("exact", "global,local"):
+        options = ["--query", photos / "0.png", f"--box={box}", "--steps", steps]
+        assert len(search(made[0], *options)["hits"]) == 6
+
+
+@pytest.mark.parametrize(
+    "scenes",
+    [
+        lambda scene: [scene],
+        lambda scene: [scene] * 4,
+        lambda scene: [np.full_like(scene, 255)] * 3,
+        lambda scene: [np.full_like(scene, grey) for grey in (0, 90, 255)],
+        lambda scene: [scene[:1, :1], scene[:3]],
+    ],
+    ids=["one", "identical", "white", "constant", "tiny"],
+)
+def test_collections_with_nothing_to_tell_apart_can_be_searched(tmp_path, scenes):
+    pictures, folder = tmp_path / "pictures", tmp_path / "index"
+    pictures.mkdir()
+    made = scenes(open_dataset("digits:test:1").images[0])
+    for n, scene in enumerate(made):
+        write_picture(pictures / f"{n}.png", scene)
+    assert record_of(index(pictures, folder, *SMALL, "--json"))["encoded"] == len(made)
+    hits = search(folder, "--query", pictures / "0.png")["hits"]
+    assert (len(hits), hits[0]["distance"]) == (len(made), 0)
+    hits = search(folder, "--query", pictures / "0.png", "--box", "0,0,1,1")["hits"]
+    assert len(hits) == len(made)
+
+
+def test_a_bad_picture_is_named_and_left_out(photos, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    shutil.copy(photos / "0.png", pictures)
+    (pictures / "bad.jpg").write_bytes(b"no picture")
+    result = run("index", pictures, "-o", tmp_path / "a", "--workers", 0, *SMALL)
+    assert result.stderr.startswith(f"skipped: {pictures / 'bad.jpg'}: not a picture")
+    assert "1 encoded" in result.stdout and "1 skipped" in result.stdout
+    run("index", pictures, "-o", tmp_path / "a", "--workers", 0, "--strict", code=1)
+    (pictures / "0.png").unlink()
+    said = error_of("index", pictures, "-o", tmp_path / "b", "--workers", 0, *SMALL)
+    assert "can be read" in said and "bad.jpg" in said
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_index_of_other_settings_is_refused_and_kept(made, saved, photos, tmp_path):
+    folder = made[0]
+    before = (folder / "codes.h5").read_bytes()
+    for options, message in (
+        (["--bits", 128], f"{folder}: is an index with n_bits 64, got 128; give another folder"),
+        (["--short", 96], f"{folder}: is an index with short 64, got 96; give another folder"),
+        (["--proposals", saved.folder], "is an index with proposals windows, got rpn"),
+        (["--model", saved.folder], "is an index of another model than"),
+    ):
+        assert message in error_of("index", photos, "-o", folder, *options)
+    assert (folder / "codes.h5").read_bytes() == before
+
+
+def test_bad_settings_are_named(photos, saved, tmp_path):
+    for options, message in (
+        (["--model", saved.folder, "--bits", 64], "is not fitted: leave out n_bits"),
+        (["--model", tmp_path / "gone"], "no such file; a checkpoint is a folder with it"),
+        (["--proposals", tmp_path / "gone"], "no such file; a checkpoint is a folder with it"),
+        (["--proposals", saved.folder, "--backbone", "vgg16"], "leave out backbone"),
+        (["--bits", 12, *SMALL[:4]], "positive multiple of 8, got 12"),
+        (["--overlap", 1.5, *SMALL[:4]], "overlap must be in [0, 1), got 1.5"),
+        (["--short", 8], "short must be at least 32, got 8"),
+        (["--backbone", "vgg"], "unknown backbone 'vgg'; known: vgg16,"),
+    ):
+        assert message in error_of("index", photos, "-o", tmp_path / "run", *options)
+        assert not (tmp_path / "run").exists()
+    assert "no such file or folder" in error_of("index", tmp_path / "no", "-o", tmp_path / "run")
+
+
+def test_an_index_of_drh_proposes_nothing(made, photos, tmp_path):
+    said = error_of("index", photos, "-o", tmp_path / "run", "--proposals", made[0])
+    assert said == f"{made[0]}: a drh proposes no regions"
