@@ -725,11 +725,20 @@ def datasets(as_json: Json = False) -> None:
 
 @app.command()
 def reproduce(
+    context: typer.Context,
     preset: Annotated[
-        str, typer.Argument(metavar="PRESET", help="region-dh/voc2007 or region-dh/voc2012.")
+        str,
+        typer.Argument(
+            metavar="PRESET",
+            help="region-dh/voc2007, region-dh/voc2012, drh/oxford5k, drh/oxford105k, drh/paris6k, "
+            "drh/paris106k or drh/instances.",
+        ),
     ],
     data: Annotated[
-        Path, typer.Option(help="Folder that holds VOC2007 or VOC2012, as VOCdevkit does.")
+        Path,
+        typer.Option(
+            help="Folder that holds the preset's data, such as VOC2012, oxford5k or objects.csv."
+        ),
     ] = Path("VOCdevkit"),
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the report and all that leads to it.")
@@ -739,23 +748,58 @@ def reproduce(
         str, typer.Option(metavar="default|none|FILE", help="Of the backbone, see `train`.")
     ] = "default",
     short: Annotated[int, typer.Option(help="Short side of the network's input, in pixels.")] = 384,
-    seeds: Annotated[int, typer.Option(help="How often each hash is trained.")] = 2,
-    detector_epochs: Annotated[int, typer.Option(help="Passes of the detector's training.")] = 4,
-    head_epochs: Annotated[int, typer.Option(help="Passes of each hash's training.")] = 8,
+    seeds: Annotated[int, typer.Option(help="region-dh: how often each hash is trained.")] = 2,
+    detector_epochs: Annotated[
+        int, typer.Option(help="region-dh: passes of the detector's training.")
+    ] = 4,
+    head_epochs: Annotated[
+        int, typer.Option(help="region-dh: passes of each hash's training.")
+    ] = 8,
     processes: Annotated[
-        int, typer.Option(help="Processes that train the detector; one per core on a CPU.")
+        int,
+        typer.Option(help="region-dh: processes that train the detector; one per core on a CPU."),
     ] = 1,
-    ablations: Annotated[bool, typer.Option(help="Also run the variants of Region-DH.")] = True,
+    ablations: Annotated[
+        bool, typer.Option(help="region-dh: also run the variants of Region-DH.")
+    ] = True,
+    distractors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATA",
+            help="drh: more pictures for the database, in a form that `regionhash datasets` lists; "
+            "may be repeated.",
+        ),
+    ] = None,
+    rpn: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="drh: folder of a Region-DH model whose proposals Table 2 shall have, too.",
+        ),
+    ] = None,
 ) -> None:
     """Run a paper's experiment and write a report with its figures beside the measured ones.
 
     Trains every method at every length, ranks the database for the queries, and writes report.md,
-    results.csv and plots. What was done before in the same folder is not done again.
+    results.csv and plots. What was done before in the same folder is not done again: the runs of
+    region-dh, the features of drh. Options that begin with the name of a paper are for its presets
+    alone.
 
     \b
-    Example:
+    Examples:
       regionhash reproduce region-dh/voc2012 --data VOCdevkit -o runs/voc2012 --processes 2
+      regionhash reproduce drh/instances --data flat --distractors folder:photos -o runs/flat
     """
+    from regionhash.evaluation.protocols import INSTANCE_PRESETS
+
+    _refuse_options_of_others(context, "region-dh" if preset in INSTANCE_PRESETS else "drh", preset)
+    if preset in INSTANCE_PRESETS:
+        from regionhash.reproduce_instances import InstanceOptions, reproduce_instances
+
+        asked = InstanceOptions(backbone, weights, short, tuple(distractors or ()), rpn)
+        report = reproduce_instances(preset, data, out, asked, lambda s: typer.echo(s, err=True))
+        typer.echo(f"wrote {report}")
+        return
     from regionhash.reproduce import Options
     from regionhash.reproduce import reproduce as run
 
@@ -797,6 +841,15 @@ def demo(
 def main() -> None:
     """The command line."""
     app(prog_name="regionhash")
+
+
+def _refuse_options_of_others(context: typer.Context, paper: str, preset: str) -> None:
+    """Raises ValueError if an option was given whose help says that it is another paper's."""
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "")
+        others = (getattr(option, "help", None) or "").startswith(f"{paper}:")
+        if others and given is not None and given.name == "COMMANDLINE":
+            raise ValueError(f"{option.opts[0]} is of no use for {preset}")
 
 
 # -- input ----------------------------------------------------------------------------------------

@@ -7,6 +7,12 @@ from regionhash.evaluation.bootstrap import (
     paired_bootstrap,
 )
 from regionhash.evaluation.detection import detection_map
+from regionhash.evaluation.instance import (
+    CosineRanks,
+    InstanceRelevance,
+    dense_ranks,
+    instance_average_precision,
+)
 from regionhash.evaluation.metrics import (
     METRICS,
     ContainedLabels,
@@ -24,15 +30,19 @@ __all__ = [
     "METRICS",
     "BootstrapResult",
     "ContainedLabels",
+    "CosineRanks",
     "ErrorReduction",
     "HammingMatrix",
+    "InstanceRelevance",
     "PaperFigure",
     "RankingCurves",
     "SharedLabels",
     "class_means",
+    "dense_ranks",
     "detection_map",
     "error_reduction",
     "evaluate_ranking",
+    "instance_average_precision",
     "paired_bootstrap",
     "paper_figures",
     "per_query",

@@ -12,34 +12,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from regionhash.codes import hamming_distances, pack_bits
+from regionhash.evaluation.levels import (
+    IntegerMatrix,
+    Integers,
+    Ties,
+    Values,
+    before_each,
+    checked_integers,
+    level_table,
+    prefix_sums,
+    ratio,
+    stable_ranks,
+)
 from regionhash.structures import Codes, Ints
 
-Ties = Literal["expected", "stable"]
 Denominator = Literal["retrieved", "total", "min"]
-Integers = NDArray[np.integer[Any] | np.bool_]
-Values = NDArray[np.float64]
 
 METRICS = ("map", "acg", "ndcg", "wmap", "precision", "recall", "precision_radius_2")
 
 _BLOCK_ITEMS = 1 << 19  # distances at a time: arrays of a few MiB, many queries where N is small
-
-
-class IntegerMatrix(Protocol):
-    """Integers >= 0 or truth values (Q, N), read by slices of queries; an array is one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(Q, N)."""
-
-    def __getitem__(self, rows: slice, /) -> Integers:
-        """The rows (q, N) of a slice of the queries."""
 
 
 class HammingMatrix:
@@ -221,8 +219,8 @@ def per_query(
     n = distances.shape[1]
     k = min(_checked_cut(k), n)
     ranks = np.arange(1, k + 1)
-    harmonic = _prefix_sums(1 / ranks)  # (k + 1,)
-    discount = _prefix_sums(1 / np.log2(1 + ranks))  # (k + 1,)
+    harmonic = prefix_sums(1 / ranks)  # (k + 1,)
+    discount = prefix_sums(1 / np.log2(1 + ranks))  # (k + 1,)
     log_factorial = gammaln(np.arange(n + 1) + 1.0)  # (N + 1,)
 
     blocks = []
@@ -238,10 +236,10 @@ def per_query(
             {
                 "map": average,
                 "acg": levels.sums_at(levels.shared, [k])[:, 0] / k,
-                "ndcg": _ratio(_discounted_gains(levels, discount), ideal),
+                "ndcg": ratio(_discounted_gains(levels, discount), ideal),
                 "wmap": weighted,
                 "precision": found / k,
-                "recall": _ratio(found, relevant),
+                "recall": ratio(found, relevant),
                 "precision_radius_2": block.precision_radius_2,
                 "relevant": relevant.astype(np.float64),
             }
@@ -279,7 +277,7 @@ def ranking_curves(
         levels = block.levels
         found = levels.sums_at(levels.relevant, cuts)  # (q, P)
         sums[0] += (found / cuts).sum(0)
-        sums[1] += _ratio(found, levels.relevant.sum(1, keepdims=True)).sum(0)
+        sums[1] += ratio(found, levels.relevant.sum(1, keepdims=True)).sum(0)
         sums[2] += (levels.sums_at(levels.shared, cuts) / cuts).sum(0)
     precision, recall, acg = sums / distances.shape[0]
     return RankingCurves(cuts, precision, recall, acg)
@@ -320,7 +318,7 @@ class _Levels:
     def __init__(self, table: Ints) -> None:
         similarities = np.arange(table.shape[2])
         self.size: Ints = table.sum(2)
-        self.start = _before(self.size)
+        self.start = before_each(self.size)
         self.relevant = self.size - table[:, :, 0]
         self.shared: Ints = table @ similarities
         self.gain: Values = table @ (np.exp2(similarities) - 1)
@@ -331,7 +329,7 @@ class _Levels:
         Random order spreads a level's sum evenly over its ranks, so the expected sum is linear in k
         between the ends of the levels.
         """
-        knots = zip(_prefix_sums(self.size), _prefix_sums(values), strict=True)
+        knots = zip(prefix_sums(self.size), prefix_sums(values), strict=True)
         return np.stack([np.interp(ks, ranks, sums) for ranks, sums in knots])
 
 
@@ -364,36 +362,16 @@ def _blocks(
     step = max(1, _BLOCK_ITEMS // n)
     for first in range(0, n_queries, step):
         rows = slice(first, min(first + step, n_queries))
-        block = _checked_integers("distances", distances[rows])  # (q, N)
-        shared = _checked_integers("similarities", similarities[rows])  # (q, N)
-        table = _level_table(block, shared)
+        block = checked_integers("distances", distances[rows])  # (q, N)
+        shared = checked_integers("similarities", similarities[rows])  # (q, N)
+        table = level_table(block, shared)
         totals = table.sum(1)[:, ::-1]  # (q, S + 1), the most similar first
         ideal = totals[:, :, None] * np.eye(totals.shape[1], dtype=np.int64)[::-1]
         within = _Levels(table[:, :3])
-        radius_2 = _ratio(within.relevant.sum(1), within.size.sum(1))
+        radius_2 = ratio(within.relevant.sum(1), within.size.sum(1))
         if ties == "stable":
-            table = _level_table(np.minimum(_stable_ranks(block), depth), shared)
+            table = level_table(np.minimum(stable_ranks(block), depth), shared)
         yield _Block(_Levels(table), _Levels(ideal), radius_2)
-
-
-def _stable_ranks(distances: Integers) -> Ints:
-    """Ranks (q, N) from 0 by distance, equal distances by database row."""
-    # up to 16 bits the stable sort is a radix sort
-    keys = distances.astype(np.min_scalar_type(distances.max()), copy=False)
-    ranks = np.empty(distances.shape, np.int64)
-    order = np.argsort(keys, axis=1, kind="stable")
-    np.put_along_axis(ranks, order, np.arange(distances.shape[1])[None], axis=1)
-    return ranks
-
-
-def _level_table(levels: Integers, similarities: Integers) -> Ints:
-    """Counts (q, L, S + 1) of items at each level (q, N) with each similarity (q, N)."""
-    n_levels, n_similarities = int(levels.max()) + 1, int(similarities.max()) + 1
-    cells = np.multiply(levels, n_similarities, dtype=np.intp)
-    cells += np.arange(len(levels))[:, None] * (n_levels * n_similarities)
-    cells += similarities
-    counts = np.bincount(cells.ravel(), minlength=len(levels) * n_levels * n_similarities)
-    return counts.reshape(len(levels), n_levels, n_similarities)
 
 
 def _discounted_gains(levels: _Levels, discount: Values) -> Values:
@@ -401,7 +379,7 @@ def _discounted_gains(levels: _Levels, discount: Values) -> Values:
     k = len(discount) - 1
     size, start = levels.size, levels.start
     spread = discount[np.minimum(start + size, k)] - discount[np.minimum(start, k)]  # (q, L)
-    dcg: Values = _ratio(levels.gain * spread, size).sum(1)
+    dcg: Values = ratio(levels.gain * spread, size).sum(1)
     return dcg
 
 
@@ -425,17 +403,17 @@ def _average_precisions(
     """
     size, relevant, start = levels.size, levels.relevant, levels.start  # (q, L)
     values = np.stack([relevant, levels.shared])  # (2, q, L)
-    before = _before(values)
-    mean = _ratio(values, relevant)
+    before = before_each(values)
+    mean = ratio(values, relevant)
     slots = np.clip(k - start, 0, size)
     sums = _precision_sums(size, relevant, mean, before, np.minimum(start, k), slots, harmonic)
     if denominator != "retrieved":
         total = relevant.sum(1)
-        return _ratio(sums.sum(2), np.minimum(k, total) if denominator == "min" else total)
+        return ratio(sums.sum(2), np.minimum(k, total) if denominator == "min" else total)
 
     last = np.argmax(start + size >= k, axis=1)[:, None]  # (q, 1), the level of rank k
     n, r, m, c = (np.take_along_axis(x, last, 1) for x in (size, relevant, slots, start))
-    found = np.take_along_axis(_before(relevant), last, 1)
+    found = np.take_along_axis(before_each(relevant), last, 1)
     mean = np.take_along_axis(mean, last[None], 2)  # (2, q, 1)
     before = np.take_along_axis(before, last[None], 2)  # (2, q, 1)
     whole = (sums * (np.arange(size.shape[1]) < last)).sum(2, keepdims=True)
@@ -449,7 +427,7 @@ def _average_precisions(
         - _log_choose(n, m, log_factorial)
     )
     cut = _precision_sums(m, h, mean, before, c, m, harmonic)  # (2, q, H)
-    expected: Values = (probs * _ratio(whole + cut, found + h)).sum(2)
+    expected: Values = (probs * ratio(whole + cut, found + h)).sum(2)
     return expected
 
 
@@ -472,30 +450,12 @@ def _precision_sums(
     reciprocals = harmonic[start + slots] - harmonic[start]
     others = mean * (relevant - 1) / np.maximum(size - 1, 1)
     sums = (before + mean) * reciprocals + others * (slots - (start + 1) * reciprocals)
-    return _ratio(relevant * sums, size)
+    return ratio(relevant * sums, size)
 
 
 def _log_choose(n: Ints, m: Ints, log_factorial: Values) -> Values:
     logs: Values = log_factorial[n] - log_factorial[m] - log_factorial[n - m]
     return logs
-
-
-def _before(values: Ints) -> Ints:
-    """Sums along the last axis of what stands before each place."""
-    sums: Ints = np.cumsum(values, axis=-1) - values
-    return sums
-
-
-def _prefix_sums(values: NDArray[Any]) -> NDArray[Any]:
-    """Sums of the first 0, 1, 2, ... values along the last axis."""
-    sums = np.zeros((*values.shape[:-1], values.shape[-1] + 1), values.dtype)
-    np.cumsum(values, axis=-1, out=sums[..., 1:])
-    return sums
-
-
-def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> Values:
-    """Quotients by what is 0 or at least 1; 0 where it is 0, as the numerator is 0 there, too."""
-    return np.asarray(numerator / np.maximum(denominator, 1), np.float64)
 
 
 def _check_options(*, ties: Ties, denominator: Denominator = "retrieved") -> None:
@@ -521,10 +481,3 @@ def _checked_labels(name: str, labels: Integers) -> Integers:
     if len(wrong):
         raise ValueError(f"{name} must be 0 or 1, got {wrong[0]}")
     return labels
-
-
-def _checked_integers(name: str, block: Integers) -> Integers:
-    block = np.asarray(block)
-    if block.dtype.kind not in "biu" or block.min() < 0:
-        raise ValueError(f"{name} must be integers >= 0, got {block.dtype} from {block.min()}")
-    return block

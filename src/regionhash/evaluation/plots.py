@@ -40,6 +40,7 @@ _METHODS = (
 )
 _WIDTH, _HEIGHT, _DPI = 6.4, 4.4, 150  # inches, inches, dots per inch
 _MOST_MARKERS = 12  # on one curve
+_MOST_LINEAR = 8  # longest by shortest code; beyond that the axis is logarithmic
 
 
 def plot_against_bits(
@@ -68,6 +69,10 @@ def plot_against_bits(
             lengths.add(entry.bits)
     for method, values in papers.items():
         _line(axes, method, f"{method} (paper)", sorted(values.items()), published=True)
+    if lengths and max(lengths) > _MOST_LINEAR * min(lengths):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks(sorted(lengths))
     _write(figure, axes, path)
 

@@ -152,7 +152,7 @@ def write_report(
     if comparison.detection:
         header = ["detector", "mAP at IoU 0.5"]
         rows = [[name, f"{value:.3f}"] for name, value in comparison.detection.items()]
-        parts += ["## Detection on the queries", "", *_table(header, rows), ""]
+        parts += ["## Detection on the queries", "", *markdown_table(header, rows), ""]
     if comparison.ablations:
         parts += ["## Ablations", "", *_ablation_table(comparison), ""]
     parts += [f"![{m.upper()} against bits]({m}.png)" for m in ("map", "acg")]
@@ -183,7 +183,7 @@ def _main_table(comparison: Comparison, metric: str, name: str) -> list[str]:
             row.append("-" if figure is None else f"{figure:.4f}")
         seconds = np.mean([r.seconds for b in bits for r in comparison.of(method, b)])
         rows.append([*row, _duration(float(seconds))])
-    lines = _table(header, rows)
+    lines = markdown_table(header, rows)
     if metric == "acg":
         lines += ["", f"The best possible ranking has {comparison.ceiling_acg:.4f}."]
     else:
@@ -192,7 +192,7 @@ def _main_table(comparison: Comparison, metric: str, name: str) -> list[str]:
             [m, *(f"{np.mean([r.stable_map for r in comparison.of(m, b)]):.4f}" for b in bits)]
             for m in comparison.methods()
         ]
-        lines += _table(["method", *(f"{b} bits" for b in bits)], stable)
+        lines += markdown_table(["method", *(f"{b} bits" for b in bits)], stable)
     return lines
 
 
@@ -224,7 +224,7 @@ def _differences(comparison: Comparison) -> list[str]:
         f"over queries, 10,000 resamples. The error cut of MAP is 1 - (1 - ours) / (1 - other); of "
         f"ACG the share of the best possible is told."
     )
-    return [words, "", *_table(header, rows)]
+    return [words, "", *markdown_table(header, rows)]
 
 
 def _ablation_table(comparison: Comparison) -> list[str]:
@@ -240,10 +240,11 @@ def _ablation_table(comparison: Comparison) -> list[str]:
         rows.append(row)
     n_bits = comparison.ablations[0].n_bits
     header = [f"{comparison.ours}, {n_bits} bits", f"MAP@{comparison.k}", f"ACG@{comparison.k}"]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 

@@ -1,0 +1,130 @@
+"""Instance search: boxes to search with, and the pictures that show the same thing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from regionhash.data.csv_table import read_csv
+from regionhash.data.image_set import Image, ImageSet
+from regionhash.structures import Target
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceQuery:
+    """One thing that is searched for.
+
+    Attributes:
+        name: for reports.
+        image_id: the picture that it is marked in, which is one of the database.
+        box: x0, y0, x1, y1 in pixels of that picture.
+        positives: ids of the pictures that a search shall find.
+        junk: ids of the pictures that count neither as found nor as missed.
+    """
+
+    name: str
+    image_id: str
+    box: Box
+    positives: tuple[str, ...]
+    junk: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class InstanceSearch:
+    """A database and what is searched for in it.
+
+    Positives that the database lacks count as never found.
+
+    Attributes:
+        name: what reports call it.
+        database: all pictures, those of the queries among them; targets are not read.
+        queries: at least one.
+    """
+
+    name: str
+    database: ImageSet
+    queries: tuple[InstanceQuery, ...]
+
+    def __post_init__(self) -> None:
+        if not self.queries:
+            raise ValueError(f"{self.name}: there is nothing to search for")
+        known = set(self.database.ids)
+        for query in self.queries:
+            if query.image_id not in known:
+                raise ValueError(
+                    f"{self.name}: the picture {query.image_id} of query {query.name} is missing"
+                )
+
+
+def read_instances(path: str | Path, *, images_dir: str | Path | None = None) -> InstanceSearch:
+    """Instance search over the pictures of a table of boxes (see `read_csv`).
+
+    The queries are the boxes whose label occurs in at least one other picture. Positive are the
+    other pictures with that label, junk is the query's own one.
+
+    Raises:
+        ValueError: see `read_csv`; or no label of a box occurs in two pictures.
+    """
+    image_set = read_csv(path, images_dir=images_dir)
+    pictures_of: dict[int, list[str]] = defaultdict(list)
+    for image_id, target in zip(image_set.ids, image_set.targets, strict=True):
+        for label in target.all_labels():
+            pictures_of[label].append(image_id)
+    queries = [
+        InstanceQuery(
+            name=f"{image_set.classes[label]} {number} of {image_id}",
+            image_id=image_id,
+            box=(box[0], box[1], box[2], box[3]),
+            positives=tuple(other for other in pictures_of[label] if other != image_id),
+            junk=(image_id,),
+        )
+        for image_id, target in zip(image_set.ids, image_set.targets, strict=True)
+        for number, (box, label) in enumerate(
+            zip(target.boxes.tolist(), target.labels.tolist(), strict=True), 1
+        )
+        if len(pictures_of[label]) > 1
+    ]
+    if not queries:
+        raise ValueError(f"{path}: no label of a box occurs in two pictures")
+    return InstanceSearch(image_set.name, image_set, tuple(queries))
+
+
+def with_distractors(search: InstanceSearch, distractors: Sequence[ImageSet]) -> InstanceSearch:
+    """The same search among more pictures, none of which shows what is searched for.
+
+    Their ids get the name of their set in front.
+
+    Raises:
+        ValueError: two sets of distractors have the same name and an id in common.
+    """
+    database = search.database
+    ids = [*database.ids]
+    for image_set in distractors:
+        ids += [f"{image_set.name}/{image_id}" for image_id in image_set.ids]
+    joined = replace(
+        database,
+        name=" + ".join([database.name, *(image_set.name for image_set in distractors)]),
+        ids=tuple(ids),
+        images=_Joined([database.images, *(image_set.images for image_set in distractors)]),
+        targets=database.targets + (Target.empty(),) * (len(ids) - len(database)),
+    )
+    return replace(search, database=joined)
+
+
+class _Joined(Sequence[Image]):
+    """Sequences of pictures one after another, read when asked for."""
+
+    def __init__(self, parts: Sequence[Sequence[Image]]) -> None:
+        self._places = [(part, n) for part in parts for n in range(len(part))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, n: Any) -> Any:
+        part, row = self._places[n]
+        return part[row]

@@ -1,0 +1,99 @@
+"""The Oxford and Paris buildings: instance search with official lists of good, ok and junk.
+
+Philbin et al., "Object retrieval with large vocabularies and fast spatial matching", CVPR 2007, and
+"Lost in quantization", CVPR 2008. With 100,000 other pictures they are Oxford 105k and Paris 106k.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from regionhash.data.image_set import ImageSet
+from regionhash.data.images import FileImages, find_images
+from regionhash.data.instances import Box, InstanceQuery, InstanceSearch
+from regionhash.structures import Target
+
+logger = logging.getLogger(__name__)
+
+_QUERY = "_query.txt"
+_PREFIX = "oxc1_"  # stands before the pictures' names in Oxford's query files, and nowhere else
+
+
+def read_oxford(root: str | Path) -> InstanceSearch:
+    """The pictures below a folder, and the queries of the ground-truth files below it.
+
+    Ids are the names of the pictures without folder and ending, as in the ground truth: all
+    pictures may lie in one folder (Oxford) or in one per building (Paris). Of each query NAME there
+    are the files NAME_query.txt (picture, x0, y0, x1, y1), NAME_good.txt, NAME_ok.txt and
+    NAME_junk.txt (one picture a line). Positive are good and ok. The query's own picture is one of
+    the good ones and counts, as in the official evaluation.
+
+    Pictures are not opened: some of Paris are broken, and whoever reads them gets the reason.
+    Positives without a file are logged; they count as never found.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        ValueError: the folder, its pictures or ground truth are missing or broken; the message says
+            what has to be there.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"{root} is missing: it must hold pictures and ground truth\n{_layout()}")
+    files = sorted(root.rglob(f"*{_QUERY}"))
+    if not files:
+        raise ValueError(f"{root}: no *{_QUERY} below it\n{_layout()}")
+    try:
+        paths = [path for _, path in find_images([root])]
+    except ValueError as error:
+        raise ValueError(f"{error}\n{_layout()}") from error
+    ids = tuple(path.stem for path in paths)
+    database = ImageSet(
+        root.resolve().name, (), ids, FileImages(paths), (Target.empty(),) * len(ids)
+    )
+    queries = tuple(_read_query(path) for path in files)
+    missing = {own for query in queries for own in query.positives} - set(ids)
+    if missing:
+        logger.warning(
+            "%s: %d positive pictures have no file, such as %s; they count as never found",
+            root,
+            len(missing),
+            min(missing),
+        )
+    return InstanceSearch(database.name, database, queries)
+
+
+def _layout() -> str:
+    return (
+        "it takes, in any folders below: the pictures (NAME.jpg), and for each query the ground "
+        "truth QUERY_query.txt, QUERY_good.txt, QUERY_ok.txt and QUERY_junk.txt"
+    )
+
+
+def _read_query(path: Path) -> InstanceQuery:
+    name = path.name.removesuffix(_QUERY)
+    words = _text(path).split()
+    try:
+        image_id, edges = words[0], tuple(map(float, words[1:]))
+        box: Box = (edges[0], edges[1], edges[2], edges[3])
+        if len(edges) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+            raise ValueError
+    except (ValueError, IndexError):
+        raise ValueError(
+            f"{path}: must be a picture and a box x0 y0 x1 y1, got {' '.join(words)!r}"
+        ) from None
+    good, ok, junk = (
+        tuple(_text(path.with_name(f"{name}_{kind}.txt")).split())
+        for kind in ("good", "ok", "junk")
+    )
+    return InstanceQuery(name, image_id.removeprefix(_PREFIX), box, good + ok, junk)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: cannot read the ground truth: {reason}") from error
