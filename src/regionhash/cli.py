@@ -751,7 +751,10 @@ def reproduce(
     seeds: Annotated[int, typer.Option(help="region-dh: how often each hash is trained.")] = 2,
     detector_epochs: Annotated[
         int, typer.Option(help="region-dh: passes of the detector's training.")
-    ] = 4,
+    ] = 6,
+    trained_stages: Annotated[
+        int, typer.Option(help="region-dh: stages of the backbone that the detector trains.")
+    ] = 1,
     head_epochs: Annotated[
         int, typer.Option(help="region-dh: passes of each hash's training.")
     ] = 8,
@@ -809,6 +812,7 @@ def reproduce(
         short=short,
         seeds=tuple(range(seeds)),
         detector_epochs=detector_epochs,
+        trained_stages=trained_stages,
         head_epochs=head_epochs,
         processes=processes,
         ablations=ablations,

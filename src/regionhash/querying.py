@@ -155,12 +155,11 @@ def find(
         codes.append(regions.codes)
     objects: Codes = np.concatenate(codes)
     if mode == "region":
-        one_space = getattr(model, "one_space", False)
-        chosen = tuple(steps) or default_steps(file.table, one_space=one_space)
+        chosen = tuple(steps) or default_steps(file.table, one_space=model.one_space)
         if chosen == ("exact",):
             hits = search_regions(objects[0], file.table, top=top)
         else:
-            code = objects[0] if one_space else None
+            code = objects[0] if model.one_space else None
             if chosen[0] == "global" and code is None:
                 image = _cut_out(asked[0])
                 code = encode_picture(model, checkpoint, image, precision=precision).image_code

@@ -452,8 +452,8 @@ def _command(name: str, options: Options) -> str:
     return (
         f"regionhash reproduce {name} --data VOCdevkit --backbone {options.backbone} "
         f"--weights {weights} --short {options.short} --seeds {len(options.seeds)} "
-        f"--detector-epochs {options.detector_epochs} --head-epochs {options.head_epochs} "
-        f"--processes {options.processes}"
+        f"--detector-epochs {options.detector_epochs} --trained-stages {options.trained_stages} "
+        f"--head-epochs {options.head_epochs} --processes {options.processes}"
     )
 
 
@@ -474,7 +474,8 @@ def _facts(name: str, preset: Preset, data: _Data, options: Options, detector: P
         f"Ties: exact expectation over random orders; denominator `retrieved`; k = {preset.k}.",
         f"Backbone {options.backbone}, weights `{Path(options.weights).name}`, short side "
         f"{options.short} pixels; seeds {', '.join(map(str, options.seeds))}.",
-        f"Detector: {options.detector_epochs} epochs, checkpoint {checkpoint.model_hash}.",
+        f"Detector: {options.detector_epochs} epochs, the last {options.trained_stages} of the "
+        f"backbone's stages trained, checkpoint {checkpoint.model_hash}.",
         f"Versions: {versions}; Python {facts['python']}; git {facts['git']}.",
         f"Machine: {facts['machine']}.",
     ]

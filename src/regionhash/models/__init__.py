@@ -17,13 +17,12 @@ from regionhash.structures import EncodedImage, Regions
 class HashModel(Protocol):
     """What encoding and search need of a model; every model is a `torch.nn.Module` too.
 
-    A model whose codes of boxes and of whole pictures can be compared with each other says so with
-    an attribute `one_space = True`.
-
     Attributes:
+        one_space: whether codes of boxes and of whole pictures can be compared with each other.
         n_bits: of the image code; n_region_bits: of a region's code.
     """
 
+    one_space: bool
     n_bits: int
     n_region_bits: int
 

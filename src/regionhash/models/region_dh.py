@@ -80,6 +80,8 @@ class RegionDH(nn.Module):
     ramped_terms = ("cls3", "h1_e1", "h1_e2", "h2_e1", "h2_e2")
     """Terms that training may bring in slowly, after the region classifier has learned."""
 
+    one_space = False
+
     def __init__(
         self,
         backbone: Backbone,
