@@ -254,11 +254,12 @@ class _Run:
         yield score("all regions, floats", None, floats)
 
     def descriptors(self) -> Iterator[InstanceResult]:
-        """Table 4: the descriptors that are simple to have, and DRH beside them."""
-        n_dims = self.floats.shape[1]
+        """Table 4: the descriptors that are simple to have, whitened as DRH's features are."""
+        power = self.models[DEFAULT_BITS].whitening.power
         for kind in (*DESCRIPTORS, "R-MAC"):
             database, queries = self.features.database[kind], self.features.queries[kind]
-            whitening = Whitening(database.values.shape[1], n_dims).fit(database)
+            whitening = Whitening(database.values.shape[1], self.floats.shape[1], power=power)
+            whitening.fit(database)
             for method, function in ((f"{kind}, not whitened", _same), (kind, whitening)):
                 vectors = [_aggregated(own, function) for own in (queries, database)]
                 note = f"{vectors[0].shape[1]} floats"
