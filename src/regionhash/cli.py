@@ -757,7 +757,7 @@ def reproduce(
     ] = 1,
     head_epochs: Annotated[
         int, typer.Option(help="region-dh: passes of each hash's training.")
-    ] = 8,
+    ] = 4,
     processes: Annotated[
         int,
         typer.Option(help="region-dh: processes that train the detector; one per core on a CPU."),
