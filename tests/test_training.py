@@ -195,6 +195,16 @@ def test_a_model_takes_over_a_detector_with_another_length_of_code():
         take_over(new, torch.nn.ParameterDict({"w": torch.zeros(1)}))
 
 
+def test_a_backbone_of_which_other_stages_are_trained_is_not_taken_over_in_part():
+    mobile = REGION | {"n_classes": 10, "backbone": "mobilenet_v2_fpn", "weights": "none"}
+    trained = build_model("region-dh", mobile | {"trained_stages": 1})
+    frozen = build_model("region-dh", mobile | {"trained_stages": 0})
+    with pytest.raises(ValueError, match=r"same stages: backbone\.stages\.2\..*bias is here alone"):
+        take_over(frozen, trained)
+    trained.backbone.freeze_all_but(0)
+    assert take_over(frozen, trained) == []
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_name(tmp_path, monkeypatch):
     from regionhash.models import image_level
 

@@ -14,8 +14,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,13 +41,11 @@ from regionhash.evaluation.report import Comparison, Result, best_acg, hash_ids,
 from regionhash.models.region_dh import codes_of
 from regionhash.store import CodeFile
 from regionhash.structures import Codes
-from regionhash.training import Cache, TrainingConfig, cache_features, train
+from regionhash.training import Cache, TrainingConfig, cache_features, take_over, train
 
-BASELINES = ("control", "ssdh", "dlbhc")
-_NAMES = {"control": "control", "ssdh": "SSDH", "dlbhc": "DLBHC", "region-dh": "Region-DH"}
-_DETECTOR_BITS = 48
-_PRECISION: Literal["bf16-mixed"] = "bf16-mixed"
+_TRUNK_BITS = 48  # at which what all lengths share is trained
 _ABLATION_BITS = 48
+_PRECISION: Literal["bf16-mixed"] = "bf16-mixed"
 _E_TERMS = {"reduction": "mean", "gamma_h2": 1.0}  # as printed they cost more than they give
 
 Say = Callable[[str], None]
@@ -60,19 +58,21 @@ class Options:
     Attributes:
         backbone, weights: see `build_backbone`.
         short: short side of the network's input in pixels.
-        seeds: of the layers behind what is cached; the detector has seed 0.
-        detector_epochs: of the detector.
+        seeds: of the layers behind what is cached; what is cached has seed 0.
+        detector_epochs: of the detector, and of SSDH where it trains its backbone.
+        trained_stages: of the backbone, in these.
         head_epochs: of the layers behind what is cached.
         views: of every training picture that are cached.
         processes: that train the detector together; on a CPU one per core is fastest.
-        ablations: whether the variants of Region-DH are run, with the first seed.
+        ablations: whether the variants of Region-DH are run.
     """
 
     backbone: str = "mobilenet_v2_fpn"
     weights: str = "default"
     short: int = 384
     seeds: tuple[int, ...] = (0, 1)
-    detector_epochs: int = 4
+    detector_epochs: int = 6
+    trained_stages: int = 1
     head_epochs: int = 8
     views: int = 2
     processes: int = 1
@@ -81,10 +81,10 @@ class Options:
     def detector_arguments(self) -> dict[str, Any]:
         """Of the Region-DH whose modules 1 and 2 all lengths share."""
         return {
-            "n_bits": _DETECTOR_BITS,
+            "n_bits": _TRUNK_BITS,
             "backbone": self.backbone,
             "weights": self.weights,
-            "trained_stages": 0,
+            "trained_stages": self.trained_stages,
             "fpn_channels": 128,
             "n_proposals": 48,
         }
@@ -96,6 +96,7 @@ class Options:
             batch_size=4,
             optimizer="adamw",
             learning_rate=4e-4,
+            backbone_rate=0.25,
             weight_decay=1e-3,
             warmup=0.03,
             ramp_start=0.3,
@@ -104,6 +105,10 @@ class Options:
             held_out=0.0,
             precision=_PRECISION,
         )
+
+    def ssdh_training(self) -> TrainingConfig:
+        """Of SSDH with its backbone: as the detector, but for what counts from when."""
+        return replace(self.detector_training(), ramp_start=0.0, ramp_end=0.0)
 
     def head_training(self, seed: int) -> TrainingConfig:
         """Of the layers behind what is cached, for all methods the same."""
@@ -126,7 +131,7 @@ class Options:
 
 @dataclass(frozen=True)
 class _Data:
-    """Both sides of a preset, and what a frozen network says of them."""
+    """Both sides of a preset."""
 
     database: ImageSet
     queries: ImageSet
@@ -149,6 +154,40 @@ class _Trunk:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Variant:
+    """A row of a report: a method and what is different about it.
+
+    Attributes:
+        label: of the row.
+        method: a key of MODELS.
+        arguments: of the model, beyond `_head_arguments`.
+        ramped: whether the hashing terms come in slowly.
+    """
+
+    label: str
+    method: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    ramped: bool = True
+
+
+_OURS = _Variant("Region-DH", "region-dh")
+_ON_FROZEN = (
+    _Variant("control", "control"),
+    _Variant("SSDH", "ssdh"),
+    _Variant("DLBHC", "dlbhc"),
+)
+_ABLATIONS = (
+    _Variant("fusion without objectness (IAH)", "region-dh", {"fusion": "plain"}),
+    _Variant("fusion normalised by its weights", "region-dh", {"fusion": "normalised"}),
+    _Variant("L_cls3 with one sigmoid per class", "region-dh", {"multi_label": "bce"}),
+    _Variant("no E terms", "region-dh", {"gamma_h1": 0.0, "gamma_h2": 0.0}),
+    _Variant("E terms as printed", "region-dh", {"reduction": "sum", "gamma_h2": 10.0}),
+    _Variant("E terms and L_cls3 from the first step", "region-dh", ramped=False),
+    _Variant("activations as printed, not centred", "region-dh", {"centred": False}),
+)
+
+
 def reproduce(name: str, root: Path, out: Path, options: Options, say: Say) -> Path:
     """Runs the preset `name` on the data below `root`; returns the report's path in `out`.
 
@@ -161,49 +200,82 @@ def reproduce(name: str, root: Path, out: Path, options: Options, say: Say) -> P
     preset = find_preset(name)
     data = _open(preset, root)
     labels = data.queries.labels(), data.database.labels()
+    features = out / "features"
     results: list[Result] = []
+    ablations: list[Result] = []
     curves: dict[str, tuple[Any, ...]] = {}
 
-    def run(method: str, trunk: _Trunk, n_bits: int, seed: int, **changes: Any) -> Result:
-        label = changes.pop("label", _NAMES[method])
-        arguments = _head_arguments(method, options, n_bits) | changes
-        folder = _run_folder(out, label, n_bits, seed)
+    def run(variant: _Variant, trunk: _Trunk, n_bits: int, seed: int) -> Result:
+        arguments = _head_arguments(variant.method, options, n_bits) | dict(variant.arguments)
         config = options.head_training(seed)
-        queries, database = _hash(method, arguments, data.database, trunk, folder, config)
+        if not variant.ramped:
+            config = replace(config, ramp_start=0.0, ramp_end=0.0)
+        folder = _run_folder(out, variant.label, n_bits, seed)
+        queries, database = _hash(variant.method, arguments, data.database, trunk, folder, config)
         seconds = trunk.seconds + _training_seconds(folder)
         own = (queries, labels[0]), (database, labels[1])
-        result = score(label, n_bits, seed, *own, k=preset.k, seconds=seconds)
-        say(f"{label} {n_bits} bits, seed {seed}: MAP@{preset.k} {result.mean('map'):.4f}")
-        if label in _NAMES.values() and n_bits == _ABLATION_BITS and seed == options.seeds[0]:
-            curves[label] = (queries, database, *labels)
+        result = score(variant.label, n_bits, seed, *own, k=preset.k, seconds=seconds)
+        say(f"{variant.label} {n_bits} bits, seed {seed}: MAP@{preset.k} {result.mean('map'):.4f}")
+        if n_bits == _ABLATION_BITS and seed == options.seeds[0]:
+            curves[variant.label] = (queries, database, *labels)
         return result
 
-    pictures = _picture_trunk(data, options, out / "features", say)
-    for method in BASELINES:
+    def compare(variant: _Variant, trunk: _Trunk) -> None:
         for n_bits in preset.bits:
-            results += [run(method, pictures, n_bits, seed) for seed in options.seeds]
+            results.extend(run(variant, trunk, n_bits, seed) for seed in options.seeds)
+
+    def ablate(variant: _Variant, trunk: _Trunk) -> None:
+        ablations.extend(run(variant, trunk, _ABLATION_BITS, seed) for seed in options.seeds)
+
+    def trained(method: str, folder: str, **changes: Any) -> Path:
+        path = out / "runs" / folder
+        _train_trunk(method, replace(options, **changes), preset, root, data.database, path, say)
+        return path
+
+    pictures = _untrained(data, options, features, say)
+    for variant in _ON_FROZEN:
+        compare(variant, pictures)
     del pictures
-    detector = _train_detector(preset, root, data, out / "runs" / "detector", options, say)
-    regions = _region_trunk(detector, data, options, out / "features", say)
-    for n_bits in preset.bits:
-        results += [run("region-dh", regions, n_bits, seed) for seed in options.seeds]
-    ablations: list[Result] = []
+    compare(
+        _Variant("SSDH, fine-tuned", "ssdh", {"trained_stages": options.trained_stages}),
+        _trunk(trained("ssdh", "ssdh-trunk"), data, options, features, say),
+    )
+    detector = trained("region-dh", "detector")
+    regions = _trunk(detector, data, options, features, say)
+    compare(_OURS, regions)
+    measured = list(curves)
     if options.ablations:
-        for label, changes, trunk in _ablations(regions):
-            seed = options.seeds[0]
-            ablations.append(run("region-dh", trunk, _ABLATION_BITS, seed, label=label, **changes))
+        ablations += [
+            result
+            for result in results
+            if result.method == _OURS.label and result.n_bits == _ABLATION_BITS
+        ]
+        for variant in _ABLATIONS:
+            ablate(variant, regions)
+        for n in (8, 16, 32):
+            ablate(_Variant(f"{n} proposals", "region-dh"), _first_proposals(regions, n))
+        del regions
+        frozen = trained("region-dh", "detector-frozen", trained_stages=0)
+        ablate(
+            _Variant("backbone not trained", "region-dh", {"trained_stages": 0}),
+            _trunk(frozen, data, options, features, say),
+        )
+        ablate(
+            _Variant("the control, on the trained backbone", "control"),
+            _untrained(data, options, features, say, start=detector),
+        )
     comparison = Comparison(
         title=f"{name}: Region-DH and whole-image hashing",
         facts=_facts(name, preset, data, options, detector),
         results=results,
-        ours="Region-DH",
+        ours=_OURS.label,
         k=preset.k,
         ceiling_acg=best_acg(*labels, preset.k),
         published=paper_figures(preset.paper, preset.dataset),
         ablations=ablations,
         detection=_detect(out, data.queries, options),
     )
-    return write_report(out, comparison, curves)
+    return write_report(out, comparison, {label: curves[label] for label in measured})
 
 
 def _open(preset: Preset, root: Path) -> _Data:
@@ -241,18 +313,26 @@ def _hash(
         return queries, codes_of(model.hash_features(trunk.database[0][0]))
 
 
-def _picture_trunk(data: _Data, options: Options, folder: Path, say: Say) -> _Trunk:
-    """The pretrained backbone as the whole-image methods read it."""
-    arguments = _head_arguments("control", options, 48)
+def _untrained(
+    data: _Data, options: Options, folder: Path, say: Say, *, start: Path | None = None
+) -> _Trunk:
+    """The backbone as the whole-image methods read it: pretrained, or as `start` has it."""
+    arguments = _head_arguments("control", options, _TRUNK_BITS)
     model = build_model("control", arguments | {"n_classes": len(data.database.classes)})
-    return _features(model, f"pictures-{options.backbone}", data, options, folder, say)
+    if start is None:
+        return _features(model, f"pictures-{options.backbone}", data, options, folder, say)
+    other, checkpoint = load_checkpoint(start)
+    other.backbone.freeze_all_but(0)
+    take_over(model, other)
+    return _features(model, f"pictures-{checkpoint.model_hash}", data, options, folder, say)
 
 
-def _region_trunk(detector: Path, data: _Data, options: Options, folder: Path, say: Say) -> _Trunk:
-    """The trained detector as the fusion reads it."""
-    model, checkpoint = load_checkpoint(detector)
-    trunk = _features(model, f"regions-{checkpoint.model_hash}", data, options, folder, say)
-    return replace(trunk, seconds=_training_seconds(detector))
+def _trunk(path: Path, data: _Data, options: Options, folder: Path, say: Say) -> _Trunk:
+    """What a trained model says of all pictures."""
+    model, checkpoint = load_checkpoint(path)
+    name = f"{checkpoint.name}-{checkpoint.model_hash}"
+    trunk = _features(model, name, data, options, folder, say)
+    return replace(trunk, seconds=_training_seconds(path))
 
 
 def _training_seconds(folder: Path) -> float:
@@ -299,34 +379,34 @@ def _nested(tensors: dict[str, Tensor], n_views: int) -> Cache:
     return cache
 
 
-def _train_detector(
-    preset: Preset, root: Path, data: _Data, folder: Path, options: Options, say: Say
-) -> Path:
-    """Trains all of Region-DH; several processes are started by torchrun, as a user would."""
-    say("training the detector")
-    arguments, config = options.detector_arguments(), options.detector_training()
+def _train_trunk(
+    method: str,
+    options: Options,
+    preset: Preset,
+    root: Path,
+    database: ImageSet,
+    folder: Path,
+    say: Say,
+) -> None:
+    """Trains a whole network; several processes are started by torchrun, as a user would."""
+    say(f"training {method} in {folder}")
+    if method == "region-dh":
+        arguments, config = options.detector_arguments(), options.detector_training()
+    else:
+        arguments = _head_arguments(method, options, _TRUNK_BITS)
+        arguments |= {"trained_stages": options.trained_stages}
+        config = options.ssdh_training()
     if options.processes == 1:
-        train("region-dh", arguments, data.database, folder, config, on_epoch=lambda r: say(str(r)))
-        return folder
+        train(method, arguments, database, folder, config, on_epoch=lambda r: say(str(r)))
+        return
     spec = preset.database.format(root=root)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(options.processes), "-m", "regionhash"]
-    command += ["train", "region-dh", spec, "-o", str(folder)]
+    command += ["train", method, spec, "-o", str(folder)]
     for name, value in (arguments | asdict(config)).items():
         command += ["--set", f"{name}={json.dumps(value)}"]  # JSON is TOML here
     say(shlex.join(command))
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    return folder
-
-
-def _ablations(regions: _Trunk) -> list[tuple[str, dict[str, Any], _Trunk]]:
-    """Variants of Region-DH: name, arguments that differ, and the features they read."""
-    return [
-        ("fusion without objectness (IAH)", {"fusion": "plain"}, regions),
-        ("L_cls3 with one sigmoid per class", {"multi_label": "bce"}, regions),
-        ("no E terms", {"gamma_h1": 0.0, "gamma_h2": 0.0}, regions),
-        ("8 proposals", {}, _first_proposals(regions, 8)),
-    ]
 
 
 def _first_proposals(trunk: _Trunk, n: int) -> _Trunk:
@@ -350,7 +430,7 @@ def _first_proposals(trunk: _Trunk, n: int) -> _Trunk:
 
 def _detect(out: Path, queries: ImageSet, options: Options) -> dict[str, float]:
     """Mean average precision at IoU 0.5 of the kept instances of the queries."""
-    folder = _run_folder(out, _NAMES["region-dh"], _ABLATION_BITS, options.seeds[0])
+    folder = _run_folder(out, _OURS.label, _ABLATION_BITS, options.seeds[0])
     model, checkpoint = load_checkpoint(folder)
     path = out / f"detections-{checkpoint.model_hash}.h5"
     with code_file_writer(

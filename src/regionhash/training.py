@@ -33,6 +33,7 @@ from regionhash.data.image_set import ImageSet
 from regionhash.data.images import ImageError
 from regionhash.data.splits import split_off
 from regionhash.data.transforms import TrainingSample, TrainingTransform
+from regionhash.encoding import Precision
 from regionhash.losses import nan_term
 from regionhash.parts.proposals import pad_regions
 
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step", "constant"]
-Precision = Literal["32-true", "bf16-mixed"]
 Losses = dict[str, Tensor]
 Steps = Iterator[tuple[int, Callable[[], Losses]]]  # pictures in a batch, and their losses
 Cache = list[tuple[Losses, Tensor]]  # for each view: features (N, ...) by name, labels (N, C)
@@ -244,6 +244,10 @@ def take_over(model: nn.Module, start: nn.Module) -> list[str]:
     common = {name: value for name, value in other.items() if name in own and name not in differing}
     if not common:
         raise ValueError("the two models have no weights in common")
+    # Batch normalisation is folded into stages that are not trained, so half of one would be wrong.
+    stages = [name for name in own if name.startswith("backbone.stages.") and name not in common]
+    if stages:
+        raise ValueError(f"the backbones do not train the same stages: {stages[0]} is here alone")
     model.load_state_dict(own | common)
     return [name for name in own if name not in common]
 
