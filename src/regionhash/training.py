@@ -199,6 +199,7 @@ def train(
     if not hasattr(model, "losses"):
         raise TrainingError(f"{model_name} learns without labels; `regionhash index` fits it")
     if start is not None:
+        _fold_as(model, start)
         take_over(model, start)
     if cache is not None and (config.held_out or len(cache) != config.cached_views):
         raise ValueError("a given cache needs held_out = 0 and as many cached_views as it has")
@@ -250,6 +251,13 @@ def take_over(model: nn.Module, start: nn.Module) -> list[str]:
         raise ValueError(f"the backbones do not train the same stages: {stages[0]} is here alone")
     model.load_state_dict(own | common)
     return [name for name in own if name not in common]
+
+
+def _fold_as(model: Any, start: Any) -> None:
+    """Folds the stages of `start` that `model` does not train, so that they are of one form."""
+    frozen = [not any(p.requires_grad for p in s.parameters()) for s in model.backbone.stages]
+    if len(start.backbone.stages) == len(frozen):
+        start.backbone.freeze_all_but(len(frozen) - sum(frozen))
 
 
 class _Run:

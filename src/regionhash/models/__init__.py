@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from regionhash.models.drh import drh
+from regionhash.models.iah import iah
 from regionhash.models.image_level import control, dlbhc, ssdh
 from regionhash.models.region_dh import region_dh
 from regionhash.parts.proposals import Targets
@@ -66,5 +67,6 @@ MODELS: dict[str, Callable[..., Any]] = {
     "ssdh": ssdh,
     "dlbhc": dlbhc,
     "control": control,
+    "iah": iah,
     "drh": drh,
 }
