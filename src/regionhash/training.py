@@ -384,10 +384,11 @@ class _Run:
             return self.bare.head_losses(features, image_labels)
 
     def _held_out_loss(self) -> float:
-        """The image's classification loss on held-out pictures, as they are."""
+        """The image's classification loss on held-out pictures, as they are; else all losses."""
         features, labels = self.reader.features(self.model, self.held, self.reader.plain, 0)
         with torch.no_grad():
-            return self._head_losses(features, labels)["cls3"].item()
+            losses = self._head_losses(features, labels)
+        return losses["cls3"].item() if "cls3" in losses else sum(x.item() for x in losses.values())
 
     # -- files ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from regionhash.models.drh import drh
 from regionhash.models.iah import iah
-from regionhash.models.image_level import control, dlbhc, ssdh
+from regionhash.models.image_level import category_baseline, control, dlbhc, dsrh, one_stage, ssdh
 from regionhash.models.region_dh import region_dh
 from regionhash.parts.proposals import Targets
 from regionhash.structures import EncodedImage, Regions
@@ -68,5 +68,8 @@ MODELS: dict[str, Callable[..., Any]] = {
     "dlbhc": dlbhc,
     "control": control,
     "iah": iah,
+    "one-stage": one_stage,
+    "dsrh": dsrh,
+    "category-baseline": category_baseline,
     "drh": drh,
 }
