@@ -199,7 +199,7 @@ def train(
     if not hasattr(model, "losses"):
         raise TrainingError(f"{model_name} learns without labels; `regionhash index` fits it")
     if start is not None:
-        _fold_as(model, start)
+        fold_as(model, start)
         take_over(model, start)
     if cache is not None and (config.held_out or len(cache) != config.cached_views):
         raise ValueError("a given cache needs held_out = 0 and as many cached_views as it has")
@@ -236,7 +236,9 @@ def take_over(model: nn.Module, start: nn.Module) -> list[str]:
     differing = [name for name in own if name in other and own[name].shape != other[name].shape]
     head = {id(weight) for weight in model.head_parameters()}  # type: ignore[operator]
     of_head = {name for name, weight in model.named_parameters() if id(weight) in head}
-    wrong = [name for name in differing if name not in of_head]
+    # What a module of the hash counts besides its weights, such as running means, is of the hash.
+    places = tuple({name.rpartition(".")[0] + "." for name in of_head} - {"."})
+    wrong = [name for name in differing if name not in of_head and not name.startswith(places)]
     if wrong:
         raise ValueError(
             f"the two models differ in {wrong[0]}: {tuple(own[wrong[0]].shape)} here, "
@@ -253,7 +255,7 @@ def take_over(model: nn.Module, start: nn.Module) -> list[str]:
     return [name for name in own if name not in common]
 
 
-def _fold_as(model: Any, start: Any) -> None:
+def fold_as(model: Any, start: Any) -> None:
     """Folds the stages of `start` that `model` does not train, so that they are of one form."""
     frozen = [not any(p.requires_grad for p in s.parameters()) for s in model.backbone.stages]
     if len(start.backbone.stages) == len(frozen):

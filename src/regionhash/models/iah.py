@@ -231,15 +231,28 @@ class IAH(nn.Module):
             for own, image in zip(boxes, images, strict=True)
         ]
 
-    def _describe(self, features: dict[str, Tensor]) -> Described:
+    def pooled_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same features with "regions" (B, R, 960) for the map's cells.
+
+        The layers behind take either; on these they are trained in seconds, and `reduce` is not.
+        """
         present = features["present"]
+        if "regions" in features:
+            return features
         reduced = F.relu(self.reduce(features["cells"].float())).float()  # (B, h * w, 32)
         maps = _as_maps(reduced, features["grid"])
         boxes = [
             own[there] * grid.flip(0).repeat(2)  # in cells of the map
             for own, there, grid in zip(features["boxes"], present, features["grid"], strict=True)
         ]
-        x = self.dropout(pool_pyramid(maps, boxes))  # (M, 960)
+        x = pool_pyramid(maps, boxes)  # (M, 960)
+        regions = x.new_zeros(*present.shape, x.shape[1])
+        regions[present] = x
+        return {"regions": regions, "boxes": features["boxes"], "present": present}
+
+    def _describe(self, features: dict[str, Tensor]) -> Described:
+        present = features["present"]
+        x = self.dropout(self.pooled_features(features)["regions"][present].float())  # (M, 960)
         logits, h = self.label(x).float(), self.describe(x).float()
         all_logits = logits.new_full((*present.shape, self.n_classes), -torch.inf)
         all_features = h.new_zeros(*present.shape, self.n_category_bits)
