@@ -126,7 +126,7 @@ class IAH(nn.Module):
         self.max_regions = max_regions
         for frozen in (self.rpn, backbone.fpn):
             if frozen is not None:
-                frozen.requires_grad_(False)
+                frozen.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> IAH:
         """Sets the training mode of everything but the proposals."""
