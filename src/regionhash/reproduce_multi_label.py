@@ -302,7 +302,7 @@ class _Run:
 
     def categories(self) -> list[CategoryResult]:
         """Fig. 8, and what of it the tables alone and the codes alone do."""
-        results = []
+        results: list[CategoryResult] = []
         forms = {"": self.preset.multi_label} | _OTHER_FORM[self.preset.multi_label]
         for n_bits in self.preset.category_bits:
             first = len(results)
