@@ -210,8 +210,8 @@ def _categories(report: MultiLabelReport) -> list[str]:
     baseline = "Fig. 9 baseline"
     lines = [
         "MAP of the queries with a category, in that category's table. What a threshold keeps out "
-        "of a table is never found, and counts as relevant all the same. In brackets the ratio to the "
-        f"{baseline}, and p of a paired bootstrap over all pairs of a query and its category.",
+        "of a table is never found, and counts as relevant all the same. In brackets the ratio to "
+        f"the {baseline}, and p of a paired bootstrap over all pairs of a query and its category.",
         "",
     ]
     for words, mean in (
