@@ -487,6 +487,8 @@ def _facts(name: str, options: MultiLabelOptions, database: _Side, queries: _Sid
             f"Proposals: {options.n_proposals} at most, of the RPN of {checkpoint.name} "
             f"{checkpoint.model_hash}, whose backbone all methods read, not trained further."
         )
+    if not options.unseen:
+        command += " --no-unseen"
     chance = float((queries.labels.astype(int) @ database.labels.T.astype(int) > 0).mean())
     lines = [f"Command: `{command}`"]
     for words, side in (("Database and training", database), ("Queries", queries)):
