@@ -503,8 +503,11 @@ def _facts(name: str, options: MultiLabelOptions, database: _Side, queries: _Sid
         "by all relevant pictures (IAH, eqs. 12 and 13).",
         source,
         f"Trainings: {options.epochs} epochs of batches of 32, seed {options.seed}, short side "
-        f"{options.short} pixels; the same for all methods that are trained by gradients. Times "
-        "are of the layers behind what is computed once, on a machine with other work.",
+        f"{options.short} pixels. IAH has them twice: once for the convolution that all lengths "
+        "share, with all its losses, and once for each length; the other methods that are trained "
+        "by gradients have them once. One-Stage has 16 features per bit instead of 50. Classical "
+        "methods read averages over the last map, of unit length. Times are of the layers behind "
+        "what is computed once, on a machine with other work.",
         f"Versions: {versions}; Python {facts['python']}; git {facts['git']}.",
         f"Machine: {facts['machine']}.",
     ]
