@@ -3,7 +3,13 @@ import pytest
 import torch
 
 from regionhash.checkpoints import build_model
-from regionhash.losses import balance_bits, multi_label_loss, push_from_half
+from regionhash.losses import (
+    balance_bits,
+    category_triplet_loss,
+    multi_label_loss,
+    push_from_half,
+    triplet_loss,
+)
 from regionhash.parts.backbones import stack_images
 
 ARGUMENTS = {"n_bits": 16, "n_classes": 4, "backbone": "tiny_fpn", "weights": "none"}
@@ -89,3 +95,49 @@ def test_a_batch_of_one_gives_what_a_batch_of_three_gives():
     images = _images(*[(64, 96)] * 3)
     for image, expected in zip(images, model.encode(images), strict=True):
         np.testing.assert_array_equal(model.encode([image])[0].image_code, expected.image_code)
+
+
+@pytest.mark.parametrize("name", ["one-stage", "dsrh"])
+def test_triplet_hashes_have_the_weighted_triplet_loss_of_their_activations(name):
+    model = _model(name).eval()
+    images, targets = _images(*[(64, 64)] * 4), _targets(4)
+    targets[1]["image_labels"] = targets[0]["image_labels"]
+    labels = torch.stack([t["image_labels"] for t in targets])
+    losses = model.losses(images, targets)
+    a = model.hash_features(model.frozen_features(images)) - 0.5
+    torch.testing.assert_close(losses["triplet"], triplet_loss(a / 4, labels @ labels.T))
+    assert set(losses) == ({"triplet"} if name == "one-stage" else {"triplet", "balance"})
+    encoded = model.encode(images)
+    expected = np.packbits((a >= 0).numpy(), axis=1)
+    np.testing.assert_array_equal([own.image_code for own in encoded], expected)
+    assert encoded[0].regions.boxes.tolist() == [[0, 0, 64, 64]]
+
+
+def test_each_bit_of_one_stage_reads_its_own_slice():
+    model = _model("one-stage", n_hidden_per_bit=5)
+    hidden = torch.zeros(1, 80, requires_grad=True)
+    model.encode_bits(hidden[:, :, None])[0, 3].backward()
+    assert hidden.grad[0].nonzero().flatten().tolist() == [15, 16, 17, 18, 19]
+
+
+def test_the_category_baseline_has_a_code_of_every_category():
+    model = _model("category-baseline", n_bits=4).eval()
+    images, targets = _images(*[(64, 64)] * 4), _targets(4)
+    a = model.category_features(model.frozen_features(images))
+    assert a.shape == (4, 4, 4)
+    labels = torch.stack([t["image_labels"] for t in targets])
+    losses = model.losses(images, targets)
+    torch.testing.assert_close(losses["category"], category_triplet_loss(a / 2, labels))
+    (encoded,) = model.encode(images[:1])
+    assert encoded.image_code is None and encoded.categories.probs.tolist() == [1] * 4
+    bits = np.unpackbits(encoded.categories.codes, axis=1)
+    np.testing.assert_array_equal(bits[:, :4], (a[0] >= 0).numpy())
+    assert not bits[:, 4:].any()
+    with pytest.raises(ValueError, match="categories alone"):
+        model.encode_boxes(images, [])
+
+
+def test_bad_numbers_of_bits_are_refused():
+    for name, n_bits in (("one-stage", 12), ("dsrh", 0), ("category-baseline", 0)):
+        with pytest.raises(ValueError, match="the number of bits must be"):
+            _model(name, n_bits=n_bits)

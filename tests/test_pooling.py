@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
-from regionhash.parts.pooling import pool_top
+from regionhash.parts.pooling import pool_pyramid, pool_top
 
 
 def _by_torchvision(top, boxes, stride):
@@ -34,3 +34,16 @@ def test_gradients_reach_the_map():
     top = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     boxes = [torch.tensor([[0.0, 5, 60, 90]], dtype=torch.float64)]
     assert torch.autograd.gradcheck(lambda x: pool_top(x, boxes, 32), top)
+
+
+def test_pyramid_pooling_is_the_maximum_of_the_bins():
+    maps = torch.arange(2 * 8 * 8, dtype=torch.float32).view(1, 2, 8, 8)
+    boxes = [torch.tensor([[0.0, 0.0, 8.0, 8.0], [2.0, 4.0, 6.0, 8.0]])]
+    pooled = pool_pyramid(maps, boxes)
+    assert pooled.shape == (2, 2 * 30)
+    whole, part = maps[0], maps[0, :, 4:8, 2:6]
+    quarters = [whole[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2] for i in range(4) for j in range(4)]
+    expected = torch.stack([own.amax((1, 2)) for own in quarters], 1).flatten()
+    torch.testing.assert_close(pooled[0, :32], expected)
+    torch.testing.assert_close(pooled[:, -2:], torch.stack([whole.amax((1, 2)), part.amax((1, 2))]))
+    torch.testing.assert_close(pooled[1, :32], part.flatten(1).flatten())  # a cell in each bin

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from regionhash.sheet import Tile, write_sheet
+from regionhash.sheet import Tile, saliency_map, with_saliency, write_sheet
 
 ORANGE, BLUE = (ImageColor.getrgb(color) for color in ("#ffb000", "#38b6ff"))
 GREEN, RED, GREY = (ImageColor.getrgb(color) for color in ("#1a9850", "#d73027", "#9aa0a6"))
@@ -185,3 +185,20 @@ def test_other_suffixes_and_bad_tiles_are_refused(tmp_path):
         Tile(np.zeros((4, 4), np.uint8), [], "")
     with pytest.raises(ValueError, match=r"boxes must be \(x0, y0, x1, y1\), got"):
         Tile(np.zeros((4, 4, 3), np.uint8), [(1, 2, 3)], "")
+
+
+def test_a_saliency_map_is_the_sum_of_the_weights_that_cover_a_pixel():
+    boxes = np.array([[0, 0, 2, 2], [1, 1, 9, 3], [-5, -5, -1, -1]], np.float32)
+    found = saliency_map((3, 4), boxes, np.array([1, 3, 8], np.float32))
+    expected = np.zeros((3, 4))
+    expected[:2, :2] += 1
+    expected[1:3, 1:4] += 3
+    np.testing.assert_allclose(found, expected / 4)
+    assert not saliency_map((3, 4), np.zeros((0, 4), np.float32), np.zeros(0, np.float32)).any()
+
+
+def test_the_map_stands_to_the_right_of_the_picture():
+    image = np.full((3, 4, 3), 7, np.uint8)
+    shown = with_saliency(image, np.array([[0, 0, 2, 3]], np.float32), np.ones(1, np.float32))
+    np.testing.assert_array_equal(shown[:, :4], image)
+    assert (shown[:, 4:6] == 255).all() and (shown[:, 6:] == 0).all()

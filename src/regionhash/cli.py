@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from regionhash.models.drh import FitReport
     from regionhash.querying import Answer, QueryPicture
     from regionhash.store import CodeFile
-    from regionhash.structures import Hit, Match
+    from regionhash.structures import CategoryHits, Hit, Match
     from regionhash.training import EpochReport
 
 BAD_INPUT = 2
@@ -422,10 +422,20 @@ def search(
     ] = None,
     top: Annotated[int, typer.Option(help="How many pictures to show.")] = 20,
     mode: Annotated[
-        Literal["image", "region", "objects"] | None,
+        Literal["image", "region", "objects", "category"] | None,
         typer.Option(
-            help="Compare whole pictures, one object, or several objects that are all wanted.  "
-            "[default: image for one picture, region for one box, objects for more of either]"
+            help="Compare whole pictures, one object, or several objects that are all wanted; or "
+            "answer for each category in the query on its own, by a model that has codes of "
+            "categories (iah).  [default: image for one picture, region for one box, objects for "
+            "more of either]"
+        ),
+    ] = None,
+    min_prob: Annotated[
+        float | None,
+        typer.Option(
+            help="Of mode category: the least probability of a category, in the query and in the "
+            "pictures; what the model found less probable has no code.  [default: 0.2, the "
+            "model's]"
         ),
     ] = None,
     steps: Annotated[
@@ -487,6 +497,7 @@ def search(
       regionhash search codes.h5 --query cat.jpg --box 10,20,200,220 --sheet found.html
       regionhash search codes.h5 --query cat.jpg@10,20,200,220 --query dog.jpg
       regionhash search photos.index --query cat.jpg --box 10,20,200,220 --steps exact,local-expand
+      regionhash search iah.h5 --query cat_and_dog.jpg --mode category --sheet found.html
     """
     from regionhash.checkpoints import load_checkpoint
     from regionhash.encoding import pick_device
@@ -507,6 +518,8 @@ def search(
         raise ValueError("--candidates is of use only with --steps of more than one step")
     if expand is not None and not any(step.endswith("-expand") for step in chosen):
         raise ValueError("--expand is of use only with a step of --steps that expands")
+    if min_prob is not None and mode != "category":
+        raise ValueError("--min-prob is of use only with --mode category")
     folder = model or model_folder(file)
     if not folder.exists():
         raise ValueError(f"{folder}: the model of these codes is not there; name it with --model")
@@ -522,13 +535,17 @@ def search(
         steps=chosen,
         candidates=CANDIDATES if candidates is None else candidates,
         expand=EXPANSION if expand is None else expand,
+        min_prob=min_prob or 0.0,
     )
     if sheet:
         pictures = Pictures(file.meta["sources"], images_dir)
-        title = f"{len(answer.hits)} nearest of {len(file.table)} pictures, by {answer.mode}"
+        n_hits = len(answer.hits) + sum(len(group.hits) for group in answer.groups)
+        title = f"{n_hits} nearest of {len(file.table)} pictures, by {answer.mode}"
         write_answer(sheet, answer, file, pictures, title=title, wanted=wanted)
     if as_json:
         _print_json(_answer_record(answer, file))
+    elif answer.mode == "category":
+        _print_groups(answer.groups, file)
     elif not answer.hits:
         typer.echo("no picture of these codes has a region")
     else:
@@ -730,7 +747,8 @@ def reproduce(
         str,
         typer.Argument(
             metavar="PRESET",
-            help="region-dh/voc2007, region-dh/voc2012, drh/oxford5k, drh/oxford105k, drh/paris6k, "
+            help="region-dh/voc2007, region-dh/voc2012, iah/voc2007, iah/voc2012, "
+            "iah/voc2012-split, iah/mirflickr25k, drh/oxford5k, drh/oxford105k, drh/paris6k, "
             "drh/paris106k or drh/instances.",
         ),
     ],
@@ -757,7 +775,9 @@ def reproduce(
     ] = 1,
     head_epochs: Annotated[
         int,
-        typer.Option(help="region-dh: passes of each hash's training; Region-DH takes half of it."),
+        typer.Option(
+            help="region-dh, iah: passes of each hash's training; Region-DH takes half of it."
+        ),
     ] = 8,
     processes: Annotated[
         int,
@@ -778,30 +798,46 @@ def reproduce(
         Path | None,
         typer.Option(
             metavar="CHECKPOINT",
-            help="drh: folder of a Region-DH model whose proposals Table 2 shall have, too.",
+            help="drh, iah: folder of a Region-DH model. Its proposals are IAH's, in place of "
+            "selective search, and its backbone that of IAH and its peers; Table 2 of DRH has its "
+            "proposals, too.",
         ),
     ] = None,
+    unseen: Annotated[
+        bool, typer.Option(help="iah: also search for classes that training left out.")
+    ] = True,
 ) -> None:
     """Run a paper's experiment and write a report with its figures beside the measured ones.
 
     Trains every method at every length, ranks the database for the queries, and writes report.md,
     results.csv and plots. What was done before in the same folder is not done again: the runs of
-    region-dh, the features of drh. Options that begin with the name of a paper are for its presets
-    alone.
+    region-dh and iah, the features of drh. Options that begin with the names of papers are for
+    their presets alone.
 
     \b
     Examples:
       regionhash reproduce region-dh/voc2012 --data VOCdevkit -o runs/voc2012 --processes 2
+      regionhash reproduce iah/voc2012-split --rpn runs/voc2012/runs/detector -o runs/iah
       regionhash reproduce drh/instances --data flat --distractors folder:photos -o runs/flat
     """
-    from regionhash.evaluation.protocols import INSTANCE_PRESETS
+    from regionhash.evaluation.protocols import INSTANCE_PRESETS, MULTI_LABEL_PRESETS
 
-    _refuse_options_of_others(context, "region-dh" if preset in INSTANCE_PRESETS else "drh", preset)
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    _refuse_options_of_others(context, preset)
     if preset in INSTANCE_PRESETS:
         from regionhash.reproduce_instances import InstanceOptions, reproduce_instances
 
         asked = InstanceOptions(backbone, weights, short, tuple(distractors or ()), rpn)
-        report = reproduce_instances(preset, data, out, asked, lambda s: typer.echo(s, err=True))
+        report = reproduce_instances(preset, data, out, asked, say)
+        typer.echo(f"wrote {report}")
+        return
+    if preset in MULTI_LABEL_PRESETS:
+        from regionhash.reproduce_multi_label import MultiLabelOptions, reproduce_multi_label
+
+        chosen = MultiLabelOptions(backbone, weights, short, rpn, epochs=head_epochs, unseen=unseen)
+        report = reproduce_multi_label(preset, data, out, chosen, say)
         typer.echo(f"wrote {report}")
         return
     from regionhash.reproduce import Options
@@ -818,7 +854,7 @@ def reproduce(
         processes=processes,
         ablations=ablations,
     )
-    report = run(preset, data, out, options, lambda line: typer.echo(line, err=True))
+    report = run(preset, data, out, options, say)
     typer.echo(f"wrote {report}")
 
 
@@ -848,12 +884,14 @@ def main() -> None:
     app(prog_name="regionhash")
 
 
-def _refuse_options_of_others(context: typer.Context, paper: str, preset: str) -> None:
-    """Raises ValueError if an option was given whose help says that it is another paper's."""
+def _refuse_options_of_others(context: typer.Context, preset: str) -> None:
+    """Raises ValueError if an option was given whose help says that it is of other papers."""
+    papers = {"region-dh", "iah", "drh"}
     for option in context.command.params:
         given = context.get_parameter_source(option.name or "")
-        others = (getattr(option, "help", None) or "").startswith(f"{paper}:")
-        if others and given is not None and given.name == "COMMANDLINE":
+        of = set((getattr(option, "help", None) or "").partition(":")[0].split(", "))
+        of_others = of <= papers and preset.partition("/")[0] not in of
+        if of_others and given is not None and given.name == "COMMANDLINE":
             raise ValueError(f"{option.opts[0]} is of no use for {preset}")
 
 
@@ -972,6 +1010,15 @@ def _hit_table(hits: list[Hit], file: CodeFile) -> Table:
     return table
 
 
+def _print_groups(groups: Sequence[CategoryHits], file: CodeFile) -> None:
+    if not groups:
+        typer.echo("no category is probable enough in the query")
+    for group in groups:
+        name = file.classes[group.category]
+        typer.echo(f"{name}, probability {group.prob:.2f}, {len(group.hits)} pictures")
+        _print_table(_hit_table(list(group.hits), file))
+
+
 def _class_name(match: Match, file: CodeFile) -> str | None:
     """None where the model knows no classes."""
     return file.classes[match.label] if match.label >= 0 else None
@@ -982,6 +1029,17 @@ def _answer_record(answer: Answer, file: CodeFile) -> dict[str, Any]:
         "mode": answer.mode,
         "steps": answer.steps,
         "queries": [{"picture": own.name, "boxes": own.boxes} for own in answer.queries],
+        "groups": [
+            {
+                "category": file.classes[group.category],
+                "probability": group.prob,
+                "hits": [
+                    {"rank": rank, "picture": hit.image_id, "distance": hit.distance}
+                    for rank, hit in enumerate(group.hits, 1)
+                ],
+            }
+            for group in answer.groups
+        ],
         "hits": [
             {
                 "rank": rank,

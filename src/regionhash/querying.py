@@ -21,16 +21,22 @@ from regionhash.reranking import (
     default_steps,
     search_in_steps,
 )
-from regionhash.search import search_images, search_objects, search_regions
-from regionhash.sheet import THUMBNAIL, Tile, write_sheet
+from regionhash.search import (
+    search_categories,
+    search_images,
+    search_objects,
+    search_regions,
+)
+from regionhash.sheet import THUMBNAIL, Tile, with_saliency, write_sheet
 from regionhash.sources import Pictures
 from regionhash.store import CodeFile
-from regionhash.structures import Codes, Hit, Regions
+from regionhash.structures import CategoryHits, Codes, Hit, Regions
 
 Box = tuple[float, float, float, float]
 
-Mode = Literal["image", "region", "objects"]
-"""What is compared: whole pictures; one object; several objects, all of which are wanted."""
+Mode = Literal["image", "region", "objects", "category"]
+"""What is compared: whole pictures; one object; several objects, all of which are wanted; or one
+category after the other of those in a whole picture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +64,14 @@ class Answer:
         hits: best first; one match per box of the queries, picture after picture. None where the
             last step of a search compared whole pictures.
         steps: of the search for one object, see `regionhash.reranking`; none in the other modes.
+        groups: of mode category, what was found for each category of the query; `hits` is empty.
     """
 
     mode: Mode
     queries: tuple[QueryPicture, ...]
     hits: list[Hit]
     steps: tuple[str, ...] = ()
+    groups: tuple[CategoryHits, ...] = ()
 
 
 def default_mode(queries: Sequence[QueryPicture]) -> Mode:
@@ -97,6 +105,7 @@ def find(
     steps: Sequence[str] = (),
     candidates: int = CANDIDATES,
     expand: int = EXPANSION,
+    min_prob: float = 0.0,
 ) -> Answer:
     """Searches a code file by pictures and boxes.
 
@@ -117,6 +126,7 @@ def find(
         steps: of the search for one object, see `regionhash.reranking`; none takes `default_steps`.
         candidates: how many pictures the first step leaves for the next ones.
         expand: how many pictures give their codes to an expansion.
+        min_prob: of mode category, the least probability of a category in query and pictures.
 
     Raises:
         ValueError: codes of another model, pictures, boxes or steps that do not fit the mode, a box
@@ -138,7 +148,7 @@ def find(
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     n_boxes = sum(len(query.boxes) for query in queries)
     if mode != "objects" and (len(queries) != 1 or n_boxes > (mode == "region")):
-        wanted = "one picture without a box" if mode == "image" else "one picture, one box at most"
+        wanted = "one picture, one box at most" if mode == "region" else "one picture without a box"
         raise ValueError(
             f"mode {mode} takes {wanted}, got {len(queries)} pictures and {n_boxes} boxes"
         )
@@ -148,6 +158,12 @@ def find(
         if encoded.image_code is None:
             raise ValueError(f"the model {checkpoint.name} has no codes of whole pictures")
         return Answer(mode, tuple(queries), search_images(encoded.image_code, file.table, top=top))
+    if mode == "category":
+        encoded = encode_picture(model, checkpoint, queries[0].image, precision=precision)
+        if encoded.categories is None:
+            raise ValueError(f"the model {checkpoint.name} has no codes of categories")
+        groups = search_categories(encoded.categories, file.table, top=top, min_prob=min_prob)
+        return Answer(mode, tuple(queries), [], groups=tuple(groups))
     asked, codes = [], []
     for query in queries:
         regions = _objects(model, checkpoint, query, mode, precision)
@@ -218,6 +234,9 @@ def write_answer(
 ) -> None:
     """Writes an answer as a contact sheet; of a picture that is gone, the tile says so.
 
+    Of mode category, each picture has its saliency map beside it: where the kept proposals of the
+    category are, weighted by their probabilities (IAH, Fig. 5).
+
     Args:
         path: ends in .png or .html.
         answer: of `find`.
@@ -231,18 +250,50 @@ def write_answer(
         ValueError: another suffix.
         OSError: the sheet cannot be written.
     """
-    results = []
-    for rank, hit in enumerate(answer.hits, 1):
-        good = None
-        if wanted and file.labels is not None:
-            good = bool(file.labels[hit.index, list(wanted)].all())
-        caption = f"{rank}. {hit.image_id}\ndistance {hit.distance}"
-        boxes = [match.box for match in hit.matches]
-        try:
-            image = pictures[hit.image_id]
-        except ImageError:
-            image, boxes = np.full((THUMBNAIL, THUMBNAIL, 3), 200, np.uint8), []
-            caption += ", picture not found"
-        results.append(Tile(image, boxes, caption, good))
+    results = [
+        _tile(
+            hit, file, pictures, wanted, caption=f"{rank}. {hit.image_id}\ndistance {hit.distance}"
+        )
+        for rank, hit in enumerate(answer.hits, 1)
+    ]
+    for group in answer.groups:
+        name = f"{file.classes[group.category]} {group.prob:.2f}"
+        results += [
+            _tile(
+                hit,
+                file,
+                pictures,
+                wanted or [group.category] * (file.labels is not None),
+                caption=f"{name}: {rank}. {hit.image_id}\ndistance {hit.distance}",
+                category=group.category,
+            )
+            for rank, hit in enumerate(group.hits, 1)
+        ]
     queries = [Tile(query.image, query.boxes, query.name) for query in answer.queries]
     write_sheet(path, queries, results, title=title)
+
+
+def _tile(
+    hit: Hit,
+    file: CodeFile,
+    pictures: Pictures,
+    wanted: Sequence[int],
+    *,
+    caption: str,
+    category: int | None = None,
+) -> Tile:
+    """A result on the sheet; with a category, its saliency map stands beside the picture."""
+    good = None
+    if wanted and file.labels is not None:
+        good = bool(file.labels[hit.index, list(wanted)].all())
+    boxes = [match.box for match in hit.matches]
+    try:
+        image = pictures[hit.image_id]
+    except ImageError:
+        grey = np.full((THUMBNAIL, THUMBNAIL, 3), 200, np.uint8)
+        return Tile(grey, [], f"{caption}, picture not found", good)
+    if category is not None and file.table.offsets is not None:
+        regions = file.table.regions(hit.index)
+        own = regions.labels == category
+        image = with_saliency(image, regions.boxes[own], regions.scores[own])
+    return Tile(image, boxes, caption, good)

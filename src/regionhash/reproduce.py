@@ -41,7 +41,7 @@ from regionhash.evaluation.report import Comparison, Result, best_acg, hash_ids,
 from regionhash.models.region_dh import codes_of
 from regionhash.store import CodeFile
 from regionhash.structures import Codes
-from regionhash.training import Cache, TrainingConfig, cache_features, take_over, train
+from regionhash.training import Cache, TrainingConfig, cache_features, fold_as, take_over, train
 
 _TRUNK_BITS = 48  # at which what all lengths share is trained
 _ABLATION_BITS = 48
@@ -325,7 +325,7 @@ def _untrained(
     if start is None:
         return _features(model, f"pictures-{options.backbone}", data, options, folder, say)
     other, checkpoint = load_checkpoint(start)
-    other.backbone.freeze_all_but(0)
+    fold_as(model, other)
     take_over(model, other)
     return _features(model, f"pictures-{checkpoint.model_hash}", data, options, folder, say)
 

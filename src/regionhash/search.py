@@ -1,4 +1,4 @@
-"""Exact Hamming search: whole pictures, one region, several objects.
+"""Exact Hamming search: whole pictures, one region, several objects, category by category.
 
 Every search returns the pictures in the order (distance, row of the table), so that a ranking is
 the same on every machine; a `top` beyond the number of pictures returns them all.
@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.codes import hamming_distances
-from regionhash.structures import Codes, CodeTable, Hit, Ints, Match, Regions
+from regionhash.structures import (
+    CategoryCodes,
+    CategoryHits,
+    Codes,
+    CodeTable,
+    Hit,
+    Ints,
+    Match,
+    Regions,
+)
 
 _BLOCK = 1 << 17
 """Distances held at a time: 512 KiB of int32, which the second-level cache of one core holds."""
@@ -84,6 +93,41 @@ def search_objects(queries: Codes, table: CodeTable, *, top: int = 20) -> list[H
         )
         for row in with_regions[_nearest(distances[with_regions], top)]
     ]
+
+
+def search_categories(
+    query: CategoryCodes, table: CodeTable, *, top: int = 20, min_prob: float = 0.0
+) -> list[CategoryHits]:
+    """The `top` pictures of each category of a query, most probable category first (IAH, Sec. IV).
+
+    A category's pictures are those in whose codes it is, ranked by the distance of its codes. A
+    category that no picture has is in the answer, without hits.
+
+    Args:
+        query: the categories of the query picture and their codes.
+        table: N pictures with codes of categories.
+        top: how many pictures to return for each.
+        min_prob: the least probability of a category, in the query and in the table; the model
+            has left out what it finds improbable already.
+
+    Raises:
+        ValueError: the table has no codes of categories, the query does not fit them, `top` < 1,
+            or `min_prob` is outside of [0, 1].
+    """
+    if not 0 <= min_prob <= 1:
+        raise ValueError(f"the least probability must be in [0, 1], got {min_prob}")
+    table.category_table(-1)  # refuses a table without such codes, whatever the query holds
+    answers = []
+    for n in np.argsort(-query.probs, kind="stable"):
+        if query.probs[n] < np.float32(min_prob):
+            continue
+        category = int(query.categories[n])
+        pictures, codes = table.category_table(category, min_prob)
+        distances = hamming_distances(query.codes[n : n + 1], codes)[0]  # (T,)
+        rows = _nearest(distances, top)
+        hits = (Hit(int(pictures[r]), table.ids[int(pictures[r])], int(distances[r])) for r in rows)
+        answers.append(CategoryHits(category, float(query.probs[n]), tuple(hits)))
+    return answers
 
 
 def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:

@@ -58,6 +58,43 @@ class Tile:
             raise ValueError(f"boxes must be (x0, y0, x1, y1), got {list(self.boxes)}")
 
 
+def saliency_map(
+    size: tuple[int, int], boxes: NDArray[np.float32], weights: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """How much speaks for an object at each pixel: a map (H, W) in [0, 1] (IAH, Fig. 5).
+
+    The sum of the weights of the boxes that cover the pixel, divided by its maximum; zeros where no
+    box has a weight.
+
+    Args:
+        size: (H, W).
+        boxes: (R, 4), xyxy in pixels; R may be 0.
+        weights: (R,), at least 0.
+    """
+    height, width = size
+    sums = np.zeros((height + 1, width + 1))
+    low = np.clip(np.floor(boxes), 0, [width, height] * 2).astype(int)
+    high = np.clip(np.ceil(boxes), 0, [width, height] * 2).astype(int)
+    # A box is a step up at two of its corners and down at the others.
+    for (x0, y0), (x1, y1), weight in zip(low[:, :2], high[:, 2:], weights, strict=True):
+        sums[y0, x0] += weight
+        sums[y1, x1] += weight
+        sums[y0, x1] -= weight
+        sums[y1, x0] -= weight
+    covered = sums.cumsum(0).cumsum(1)[:height, :width]
+    most = covered.max(initial=0)
+    return (np.clip(covered, 0, None) / most if most > 0 else covered).astype(np.float32)
+
+
+def with_saliency(
+    image: NDArray[np.uint8], boxes: NDArray[np.float32], weights: NDArray[np.float32]
+) -> NDArray[np.uint8]:
+    """The picture (H, 2 W, 3) with its saliency map to its right; see `saliency_map`."""
+    grey = np.round(255 * saliency_map((image.shape[0], image.shape[1]), boxes, weights))
+    shown = np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    return np.concatenate([image, shown], axis=1)
+
+
 def write_sheet(
     path: str | Path, queries: Sequence[Tile], results: Sequence[Tile], *, title: str
 ) -> None:

@@ -213,6 +213,29 @@ class CodeTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def category_table(self, category: int, min_prob: float = 0.0) -> tuple[Ints, Codes]:
+        """Pictures (T,) with a code of a category, ascending, and these codes (T, B/8) uint8.
+
+        Args:
+            category: class index.
+            min_prob: the least probability of the category in a picture.
+
+        Raises:
+            ValueError: the table holds no codes of categories at all.
+        """
+        if (
+            self.category_offsets is None
+            or self.categories is None
+            or self.category_probs is None
+            or self.category_codes is None
+        ):
+            raise ValueError("these codes have no codes of categories")
+        rows = np.flatnonzero(
+            (self.categories == category) & (self.category_probs >= np.float32(min_prob))
+        )
+        pictures = np.searchsorted(self.category_offsets, rows, side="right") - 1
+        return pictures.astype(np.int64), np.asarray(self.category_codes[rows])
+
     def regions(self, n: int) -> Regions:
         """The regions of picture `n`. Raises ValueError where the table holds none at all."""
         if (
@@ -263,3 +286,18 @@ class Hit:
     image_id: str
     distance: int
     matches: tuple[Match, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryHits:
+    """What was found for one category of the query (IAH, Sec. IV).
+
+    Attributes:
+        category: class index.
+        prob: the probability that the query shows it.
+        hits: pictures that show it, most similar first; their distances are of its codes.
+    """
+
+    category: int
+    prob: float
+    hits: tuple[Hit, ...]

@@ -199,6 +199,7 @@ def train(
     if not hasattr(model, "losses"):
         raise TrainingError(f"{model_name} learns without labels; `regionhash index` fits it")
     if start is not None:
+        fold_as(model, start)
         take_over(model, start)
     if cache is not None and (config.held_out or len(cache) != config.cached_views):
         raise ValueError("a given cache needs held_out = 0 and as many cached_views as it has")
@@ -235,7 +236,9 @@ def take_over(model: nn.Module, start: nn.Module) -> list[str]:
     differing = [name for name in own if name in other and own[name].shape != other[name].shape]
     head = {id(weight) for weight in model.head_parameters()}  # type: ignore[operator]
     of_head = {name for name, weight in model.named_parameters() if id(weight) in head}
-    wrong = [name for name in differing if name not in of_head]
+    # What a module of the hash counts besides its weights, such as running means, is of the hash.
+    places = tuple({name.rpartition(".")[0] + "." for name in of_head} - {"."})
+    wrong = [name for name in differing if name not in of_head and not name.startswith(places)]
     if wrong:
         raise ValueError(
             f"the two models differ in {wrong[0]}: {tuple(own[wrong[0]].shape)} here, "
@@ -250,6 +253,13 @@ def take_over(model: nn.Module, start: nn.Module) -> list[str]:
         raise ValueError(f"the backbones do not train the same stages: {stages[0]} is here alone")
     model.load_state_dict(own | common)
     return [name for name in own if name not in common]
+
+
+def fold_as(model: Any, start: Any) -> None:
+    """Folds the stages of `start` that `model` does not train, so that they are of one form."""
+    frozen = [not any(p.requires_grad for p in s.parameters()) for s in model.backbone.stages]
+    if len(start.backbone.stages) == len(frozen):
+        start.backbone.freeze_all_but(len(frozen) - sum(frozen))
 
 
 class _Run:
@@ -376,10 +386,11 @@ class _Run:
             return self.bare.head_losses(features, image_labels)
 
     def _held_out_loss(self) -> float:
-        """The image's classification loss on held-out pictures, as they are."""
+        """The image's classification loss on held-out pictures, as they are; else all losses."""
         features, labels = self.reader.features(self.model, self.held, self.reader.plain, 0)
         with torch.no_grad():
-            return self._head_losses(features, labels)["cls3"].item()
+            losses = self._head_losses(features, labels)
+        return losses["cls3"].item() if "cls3" in losses else sum(x.item() for x in losses.values())
 
     # -- files ------------------------------------------------------------------------------------
 

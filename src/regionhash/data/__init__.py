@@ -7,12 +7,14 @@ from regionhash.data.csv_table import read_csv
 from regionhash.data.digits import digit_scenes
 from regionhash.data.folder import read_folder
 from regionhash.data.image_set import ImageSet
+from regionhash.data.mirflickr import read_mirflickr
 from regionhash.data.voc import read_voc
 
 DATASETS = {
     "voc:ROOT:SPLIT": "PASCAL VOC layout; ROOT holds JPEGImages, Annotations and ImageSets",
     "coco:IMAGES_DIR:ANNOTATIONS.json": "COCO layout; the JSON file holds the instances",
     "csv:FILE[:IMAGES_DIR]": "a table image,label[,x0,y0,x1,y1] with one row per object",
+    "mirflickr:ROOT": "MIRFLICKR-25K; ROOT holds im1.jpg, ... and the folder of annotations",
     "folder:DIR": "all pictures below a folder, without labels",
     "labelled-folder:DIR": "pictures in subfolders, whose names are the labels",
     "digits:SPLIT:N[:SEED]": "N built-in scenes of handwritten digits, train or test; no files",
@@ -36,6 +38,8 @@ def open_dataset(spec: str) -> ImageSet:
             return read_csv(path)
         case "csv", [path, images_dir] if path and images_dir:
             return read_csv(path, images_dir=images_dir)
+        case "mirflickr", [root] if root:
+            return read_mirflickr(root)
         case "folder", [folder] if folder:
             return read_folder(folder)
         case "labelled-folder", [folder] if folder:

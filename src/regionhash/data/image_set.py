@@ -86,3 +86,40 @@ class _Picked(Sequence[Image]):
 
     def __getitem__(self, n: Any) -> Any:
         return self._images[self._rows[n]]
+
+
+def joined(name: str, image_sets: Sequence[ImageSet]) -> ImageSet:
+    """The pictures of several sets of the same classes, one set after the other.
+
+    Raises:
+        ValueError: the classes differ, an id comes twice, or there is no set.
+    """
+    classes = {image_set.classes for image_set in image_sets}
+    if len(classes) != 1:
+        raise ValueError(f"{name}: the sets must have the same classes, got {len(classes)} lists")
+    return ImageSet(
+        name,
+        classes.pop(),
+        tuple(image_id for image_set in image_sets for image_id in image_set.ids),
+        joined_images([image_set.images for image_set in image_sets]),
+        tuple(target for image_set in image_sets for target in image_set.targets),
+    )
+
+
+def joined_images(parts: Sequence[Sequence[Image]]) -> Sequence[Image]:
+    """Sequences of pictures one after another, read when asked for."""
+    return _Joined(parts)
+
+
+class _Joined(Sequence[Image]):
+    """Sequences of pictures one after another, read when asked for."""
+
+    def __init__(self, parts: Sequence[Sequence[Image]]) -> None:
+        self._places = [(part, n) for part in parts for n in range(len(part))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, n: Any) -> Any:
+        part, row = self._places[n]
+        return part[row]

@@ -6,10 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from regionhash.data.csv_table import read_csv
-from regionhash.data.image_set import Image, ImageSet
+from regionhash.data.image_set import ImageSet, joined_images
 from regionhash.structures import Target
 
 Box = tuple[float, float, float, float]
@@ -110,21 +109,7 @@ def with_distractors(search: InstanceSearch, distractors: Sequence[ImageSet]) ->
         database,
         name=" + ".join([database.name, *(image_set.name for image_set in distractors)]),
         ids=tuple(ids),
-        images=_Joined([database.images, *(image_set.images for image_set in distractors)]),
+        images=joined_images([database.images, *(image_set.images for image_set in distractors)]),
         targets=database.targets + (Target.empty(),) * (len(ids) - len(database)),
     )
     return replace(search, database=joined)
-
-
-class _Joined(Sequence[Image]):
-    """Sequences of pictures one after another, read when asked for."""
-
-    def __init__(self, parts: Sequence[Sequence[Image]]) -> None:
-        self._places = [(part, n) for part in parts for n in range(len(part))]
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, n: Any) -> Any:
-        part, row = self._places[n]
-        return part[row]

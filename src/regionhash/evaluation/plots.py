@@ -94,6 +94,22 @@ def plot_at_k(
     _write(figure, axes, path)
 
 
+def plot_against_m(
+    path: str | Path, measured: Mapping[str, Mapping[int, float]], *, metric: str
+) -> None:
+    """Writes a metric of the top m against m, one curve per method (IAH, Figs. 6 and 7).
+
+    Args:
+        path: the PNG file.
+        measured: per method, the value at each m.
+        metric: its name, for the axis.
+    """
+    figure, axes = _blank(xlabel="m, top-ranked images", ylabel=metric)
+    for method, values in measured.items():
+        _line(axes, method, method, sorted(values.items()))
+    _write(figure, axes, path)
+
+
 def plot_precision_recall(path: str | Path, curves: Mapping[str, RankingCurves]) -> None:
     """Writes mean precision against mean recall at the same cuts, one curve per method."""
     figure, axes = _blank(xlabel="recall", ylabel="precision")

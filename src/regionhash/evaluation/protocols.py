@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from regionhash.data.instances import InstanceSearch, read_instances
 from regionhash.data.oxford import read_oxford
@@ -99,19 +100,82 @@ INSTANCE_PRESETS = {
 """DRH, Sec. "Experiments": the database is also what whitening and hash are fitted on."""
 
 
+@dataclass(frozen=True)
+class MultiLabelPreset:
+    """One experiment of IAH (Sec. V).
+
+    Attributes:
+        dataset: under which `paper_figures` finds what was published.
+        pictures: specs of the pictures, as `open_dataset` takes them; "{root}" stands for the
+            folder that the user names.
+        layout: what has to lie in that folder.
+        queries: spec of the queries; "" draws them from the pictures.
+        n_queries: how many are drawn, with a seed; of fewer than five times as many a fifth.
+        multi_label: the form of the label probabilities, see `multi_label_loss`.
+        bits: lengths of the pictures' codes; category_bits: of the categories' codes.
+        k: the cut of NDCG and ACG.
+    """
+
+    dataset: str
+    pictures: tuple[str, ...]
+    layout: str
+    queries: str = ""
+    n_queries: int = 2000
+    multi_label: Literal["softmax", "bce"] = "softmax"
+    bits: tuple[int, ...] = (16, 32, 48, 64)
+    category_bits: tuple[int, ...] = (4, 8, 12)
+    k: int = 1000
+
+
+_VOC_FOLDER = "with JPEGImages, Annotations and, in ImageSets/Main,"
+
+MULTI_LABEL_PRESETS = {
+    "iah/voc2007": MultiLabelPreset(
+        "voc2007",
+        ("voc:{root}/VOC2007:trainval", "voc:{root}/VOC2007:test"),
+        f"VOC2007 {_VOC_FOLDER} trainval.txt and test.txt",
+    ),
+    "iah/voc2012": MultiLabelPreset(
+        "voc2012", ("voc:{root}/VOC2012:trainval",), f"VOC2012 {_VOC_FOLDER} trainval.txt"
+    ),
+    "iah/voc2012-split": MultiLabelPreset(
+        "voc2012",
+        ("voc:{root}/VOC2012:train",),
+        f"VOC2012 {_VOC_FOLDER} train.txt and val.txt",
+        queries="voc:{root}/VOC2012:val",
+    ),
+    "iah/mirflickr25k": MultiLabelPreset(
+        "mirflickr25k",
+        ("mirflickr:{root}/mirflickr",),
+        "mirflickr with im1.jpg, im2.jpg, ... and the folder of annotations",
+        multi_label="bce",
+    ),
+}
+"""IAH, Sec. V-A: 2,000 random pictures are the queries, the rest is database and training set.
+`iah/voc2012-split` has the queries of `region-dh/voc2012`, for detectors that were trained on its
+database: queries drawn at random would be pictures that the detector has seen."""
+
+
+def find_multi_label_preset(name: str) -> MultiLabelPreset:
+    """The preset `name` of IAH. Raises ValueError with the known names."""
+    if name not in MULTI_LABEL_PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {_known()}")
+    return MULTI_LABEL_PRESETS[name]
+
+
 def find_preset(name: str) -> Preset:
     """The preset `name` of labelled pictures. Raises ValueError with the known names."""
     if name not in PRESETS:
-        raise ValueError(
-            f"unknown preset {name!r}; known: {', '.join([*PRESETS, *INSTANCE_PRESETS])}"
-        )
+        raise ValueError(f"unknown preset {name!r}; known: {_known()}")
     return PRESETS[name]
 
 
 def find_instance_preset(name: str) -> InstancePreset:
     """The preset `name` of instance search. Raises ValueError with the known names."""
     if name not in INSTANCE_PRESETS:
-        raise ValueError(
-            f"unknown preset {name!r}; known: {', '.join([*PRESETS, *INSTANCE_PRESETS])}"
-        )
+        raise ValueError(f"unknown preset {name!r}; known: {_known()}")
     return INSTANCE_PRESETS[name]
+
+
+def _known() -> str:
+    return ", ".join([*PRESETS, *MULTI_LABEL_PRESETS, *INSTANCE_PRESETS])

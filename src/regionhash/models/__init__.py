@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from regionhash.models.drh import drh
-from regionhash.models.image_level import control, dlbhc, ssdh
+from regionhash.models.iah import iah
+from regionhash.models.image_level import category_baseline, control, dlbhc, dsrh, one_stage, ssdh
 from regionhash.models.region_dh import region_dh
 from regionhash.parts.proposals import Targets
 from regionhash.structures import EncodedImage, Regions
@@ -65,5 +66,9 @@ MODELS: dict[str, Callable[..., Any]] = {
     "ssdh": ssdh,
     "dlbhc": dlbhc,
     "control": control,
+    "iah": iah,
+    "one-stage": one_stage,
+    "dsrh": dsrh,
+    "category-baseline": category_baseline,
     "drh": drh,
 }

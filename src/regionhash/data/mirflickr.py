@@ -1,0 +1,59 @@
+"""The layout of MIRFLICKR-25K (Huiskes and Lew, MIR 2008): one list of pictures per label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regionhash.data.image_set import ImageSet
+from regionhash.data.images import FileImages
+from regionhash.structures import Target
+
+ANNOTATIONS = ("annotations", "mirflickr25k_annotations_v080")
+
+
+def read_mirflickr(root: str | Path) -> ImageSet:
+    """The pictures im1.jpg, im2.jpg, ... of a folder with their labels, without boxes.
+
+    The annotations are files `<label>.txt` with one number of a picture a line, in a folder of one
+    of the names `ANNOTATIONS`, in `root` or beside it. A label's strict list, `<label>_r1.txt`, is
+    a label of its own: with 24 wide and 14 strict lists there are the papers' 38 classes. Pictures
+    without a label are part of the set; numbers of pictures that are not there are left out.
+
+    Raises:
+        ValueError: there is no picture or no annotation, or a line is no number.
+    """
+    root = Path(root)
+    numbers = sorted(
+        int(path.stem[2:]) for path in root.glob("im*.jpg") if path.stem[2:].isdecimal()
+    )
+    places = [base / name for base in (root, root.parent) for name in ANNOTATIONS]
+    folder = next((place for place in places if place.is_dir()), None)
+    if not numbers or folder is None:
+        raise ValueError(
+            f"{root} must hold im1.jpg, im2.jpg, ... and, in it or beside it, a folder "
+            f"{' or '.join(ANNOTATIONS)} with a file <label>.txt for every label"
+        )
+    lists = sorted(path for path in folder.glob("*.txt") if path.stem.lower() != "readme")
+    if not lists:
+        raise ValueError(f"{folder} holds no file <label>.txt")
+    labels: dict[int, list[int]] = {number: [] for number in numbers}
+    for label, path in enumerate(lists):
+        for number in _numbers(path):
+            if number in labels:
+                labels[number].append(label)
+    ids = [f"im{number}" for number in numbers]
+    return ImageSet(
+        name=root.name,
+        classes=tuple(path.stem for path in lists),
+        ids=tuple(ids),
+        images=FileImages([root / f"{image_id}.jpg" for image_id in ids]),
+        targets=tuple(Target.empty(labels[number]) for number in numbers),
+    )
+
+
+def _numbers(path: Path) -> list[int]:
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    for row, line in enumerate(lines, 1):
+        if line.strip() and not line.strip().isdecimal():
+            raise ValueError(f"{path}, line {row}: must be the number of a picture, got {line!r}")
+    return sorted({int(line) for line in lines if line.strip()})

@@ -1,0 +1,110 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import save_tiny
+from regionhash.data import open_dataset
+from regionhash.data.voc import VOC_CLASSES
+from regionhash.evaluation.categories import CategorySide, category_precision
+from regionhash.evaluation.multi_label_report import (
+    CategoryResult,
+    MultiLabelReport,
+    score_semantic,
+    write_multi_label_report,
+)
+from regionhash.evaluation.papers import paper_figures
+from regionhash.evaluation.protocols import MULTI_LABEL_PRESETS, MultiLabelPreset
+from regionhash.reproduce_multi_label import (
+    MultiLabelOptions,
+    _pooled,
+    open_sides,
+    reproduce_multi_label,
+)
+
+DIGITS = MultiLabelPreset(
+    "voc2012", ("digits:train:40",), "nothing", bits=(16, 32), category_bits=(4,), k=10
+)
+
+
+def test_queries_are_drawn_with_a_seed_and_the_rest_is_the_database(tmp_path):
+    database, queries = open_sides(DIGITS, tmp_path, 0)
+    assert (len(database), len(queries)) == (32, 8)  # a fifth of so few
+    assert not set(database.ids) & set(queries.ids)
+    assert open_sides(DIGITS, tmp_path, 0)[1].ids == queries.ids
+    assert open_sides(DIGITS, tmp_path, 1)[1].ids != queries.ids
+
+
+def test_the_presets_are_the_paper_s(tmp_path):
+    assert all(preset.bits == (16, 32, 48, 64) for preset in MULTI_LABEL_PRESETS.values())
+    assert MULTI_LABEL_PRESETS["iah/mirflickr25k"].multi_label == "bce"
+    with pytest.raises(ValueError, match=r"this preset needs, below .*VOC2007 with JPEGImages"):
+        open_sides(MULTI_LABEL_PRESETS["iah/voc2007"], tmp_path, 0)
+    with pytest.raises(ValueError, match="known: region-dh/voc2007"):
+        reproduce_multi_label("iah", tmp_path, tmp_path, MultiLabelOptions(), print)
+
+
+def test_pictures_are_pooled_over_their_own_cells():
+    cells = torch.tensor([[[1.0, -1], [3, -2], [9, 9]], [[1, 1], [2, 2], [6, 0]]])
+    pooled = _pooled(cells, torch.tensor([[1, 2], [3, 1]]))
+    assert pooled.tolist() == [[2, -1.5, 3, -1], [3, 1, 6, 2]]
+
+
+@pytest.mark.slow
+def test_a_preset_runs_from_pictures_to_the_report(tmp_path, monkeypatch):
+    monkeypatch.setitem(MULTI_LABEL_PRESETS, "iah/digits", DIGITS)
+    detector = save_tiny(tmp_path / "detector", trained_stages=0)
+    options = MultiLabelOptions(short=64, detector=detector.folder, n_proposals=4, epochs=1)
+    said = []
+    page = reproduce_multi_label("iah/digits", tmp_path, tmp_path / "out", options, said.append)
+    text = page.read_text()
+    for words in ("| IAH |", "| ITQ-CCA |", "Fig. 9 baseline", "IAH, sigmoids", "Unseen classes"):
+        assert words in text
+    with (tmp_path / "out" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8 * 2 + 8
+    assert all(0 <= float(row["MAP"]) <= 1 for row in rows)
+    said.clear()
+    reproduce_multi_label("iah/digits", tmp_path, tmp_path / "out", options, said.append)
+    assert not any("computing the features" in line for line in said)
+
+
+def test_the_report_has_the_paper_s_figures_and_the_differences(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.eye(20, dtype=np.uint8)[rng.integers(4, size=50)]
+    good = np.packbits(np.repeat(labels[:, :4].astype(bool), 8, axis=1), axis=1)
+    bad = rng.integers(256, size=good.shape, dtype=np.uint8)
+    results = [
+        score_semantic(
+            method, 32, (codes[:10], labels[:10]), (codes[10:], labels[10:]), k=20, seconds=3
+        )
+        for method, codes in (("IAH", good), ("One-Stage", bad))
+    ]
+    assert results[0].mean("MAP") == 1 and results[0].mean("NDCG@20") == 1
+    assert set(results[0].curves["acg"]) == set(range(2, 21, 2))
+    found = labels.astype(bool)
+    side = CategorySide(np.zeros((50, 20, 1), np.uint8), found, labels)
+    scores = category_precision(side, side)
+    report = MultiLabelReport(
+        "test",
+        ["a fact"],
+        VOC_CLASSES,
+        20,
+        results,
+        [CategoryResult(m, 4, scores, 1.0) for m in ("IAH", "Fig. 9 baseline")],
+        published=paper_figures("iah", "voc2012"),
+    )
+    text = write_multi_label_report(tmp_path, report).read_text()
+    assert "| IAH | 1.0000 | 0.8437 |" in text  # MAP measured, and the paper's at 32 bits
+    (line,) = (line for line in text.splitlines() if line.startswith("| 32 | One-Stage |"))
+    assert "100.0%" in line and f"{1 - (1 - 0.8437) / (1 - 0.7870):.1%}" in line
+    assert "| IAH | 1.0000 (1.00 x, p 1.0000) |" in text
+    assert "| aeroplane | " in text and "| tvmonitor | - | - |" in text
+    for plot in ("map.png", "ndcg_at_m.png", "acg_at_m.png"):
+        assert (tmp_path / plot).stat().st_size > 5000
+
+
+def test_open_dataset_knows_mirflickr():
+    with pytest.raises(ValueError, match=r"must hold im1.jpg"):
+        open_dataset("mirflickr:/nowhere")
