@@ -25,7 +25,7 @@ from regionhash.search import search_images, search_objects, search_regions
 from regionhash.sheet import THUMBNAIL, Tile, write_sheet
 from regionhash.sources import Pictures
 from regionhash.store import CodeFile
-from regionhash.structures import Codes, Hit, Regions
+from regionhash.structures import Codes, EncodedImage, Hit, Mask, Regions
 
 Box = tuple[float, float, float, float]
 
@@ -41,11 +41,14 @@ class QueryPicture:
         name: for messages and captions.
         image: (H, W, 3) uint8, RGB.
         boxes: xyxy in its pixels, one per object; none leaves it to the mode what is searched.
+        known: the codes of the picture, or of the boxes where there are some, if they need not be
+            computed; then `image` may be None.
     """
 
     name: str
-    image: Image
+    image: Image | None
     boxes: tuple[Box, ...] = ()
+    known: EncodedImage | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +100,7 @@ def find(
     steps: Sequence[str] = (),
     candidates: int = CANDIDATES,
     expand: int = EXPANSION,
+    among: Mask | None = None,
 ) -> Answer:
     """Searches a code file by pictures and boxes.
 
@@ -117,6 +121,7 @@ def find(
         steps: of the search for one object, see `regionhash.reranking`; none takes `default_steps`.
         candidates: how many pictures the first step leaves for the next ones.
         expand: how many pictures give their codes to an expansion.
+        among: (N,) bool, the pictures of the file that are searched; None searches all.
 
     Raises:
         ValueError: codes of another model, pictures, boxes or steps that do not fit the mode, a box
@@ -144,10 +149,11 @@ def find(
         )
     precision: Precision = file.meta["precision"]
     if mode == "image":
-        encoded = encode_picture(model, checkpoint, queries[0].image, precision=precision)
+        encoded = _encoded(model, checkpoint, queries[0], precision)
         if encoded.image_code is None:
             raise ValueError(f"the model {checkpoint.name} has no codes of whole pictures")
-        return Answer(mode, tuple(queries), search_images(encoded.image_code, file.table, top=top))
+        hits = search_images(encoded.image_code, file.table, top=top, among=among)
+        return Answer(mode, tuple(queries), hits)
     asked, codes = [], []
     for query in queries:
         regions = _objects(model, checkpoint, query, mode, precision)
@@ -158,7 +164,7 @@ def find(
         one_space = getattr(model, "one_space", False)
         chosen = tuple(steps) or default_steps(file.table, one_space=one_space)
         if chosen == ("exact",):
-            hits = search_regions(objects[0], file.table, top=top)
+            hits = search_regions(objects[0], file.table, top=top, among=among)
         else:
             code = objects[0] if one_space else None
             if chosen[0] == "global" and code is None:
@@ -172,22 +178,25 @@ def find(
                 top=top,
                 candidates=candidates,
                 expand=expand,
+                among=among,
             )
         return Answer(mode, tuple(asked), hits, chosen)
-    return Answer(mode, tuple(asked), search_objects(objects, file.table, top=top))
+    return Answer(mode, tuple(asked), search_objects(objects, file.table, top=top, among=among))
 
 
 def _objects(
     model: Any, checkpoint: Checkpoint, query: QueryPicture, mode: Mode, precision: Precision
 ) -> Regions:
     """What a query picture asks for, at least one region."""
+    if query.boxes and query.known is not None and query.known.regions is not None:
+        return query.known.regions
     if query.boxes:
         boxes = np.array(query.boxes, np.float32)
         try:
-            return encode_boxes(model, checkpoint, query.image, boxes, precision=precision)
+            return encode_boxes(model, checkpoint, _pixels(query), boxes, precision=precision)
         except ValueError as error:
             raise ValueError(f"{query.name}: {error}") from error
-    found = encode_picture(model, checkpoint, query.image, precision=precision).regions
+    found = _encoded(model, checkpoint, query, precision).regions
     if found is None or not len(found):
         raise ValueError(f"{query.name}: nothing was detected in it; mark the object with a box")
     rows = np.array([0])
@@ -196,12 +205,27 @@ def _objects(
     return Regions(found.boxes[rows], found.scores[rows], found.labels[rows], found.codes[rows])
 
 
+def _encoded(
+    model: Any, checkpoint: Checkpoint, query: QueryPicture, precision: Precision
+) -> EncodedImage:
+    if query.known is not None:
+        return query.known
+    return encode_picture(model, checkpoint, _pixels(query), precision=precision)
+
+
+def _pixels(query: QueryPicture) -> Image:
+    if query.image is None:
+        raise ValueError(f"{query.name}: this search needs the picture, which is not there")
+    return query.image
+
+
 def _cut_out(query: QueryPicture) -> Image:
     """The part of a picture that its one box touches."""
     ((x0, y0, x1, y1),) = query.boxes
-    height, width = query.image.shape[:2]
+    image = _pixels(query)
+    height, width = image.shape[:2]
     left, upper = min(math.floor(x0), width - 1), min(math.floor(y0), height - 1)
-    return np.ascontiguousarray(query.image[upper : math.ceil(y1), left : math.ceil(x1)])
+    return np.ascontiguousarray(image[upper : math.ceil(y1), left : math.ceil(x1)])
 
 
 def _boxes(regions: Regions) -> tuple[Box, ...]:
@@ -245,5 +269,5 @@ def write_answer(
             image, boxes = np.full((THUMBNAIL, THUMBNAIL, 3), 200, np.uint8), []
             caption += ", picture not found"
         results.append(Tile(image, boxes, caption, good))
-    queries = [Tile(query.image, query.boxes, query.name) for query in answer.queries]
+    queries = [Tile(_pixels(query), query.boxes, query.name) for query in answer.queries]
     write_sheet(path, queries, results, title=title)
