@@ -89,14 +89,14 @@ def distances_to_one(query: Codes, database: Codes) -> NDArray[np.unsignedintege
     """
     query, database = _packed("query", query[None]), np.asarray(database)
     hamming_distances(query, database[:0])  # refuses what does not fit
-    kind = np.uint8 if database.shape[1] < 32 else np.uint16
-    distances = np.zeros(len(database), kind)
+    kind = np.dtype(np.uint8 if database.shape[1] < 32 else np.uint16)
+    distances: NDArray[np.unsignedinteger[Any]] = np.zeros(len(database), kind)
     words = database.shape[1] // 8
     if not words or database.shape[1] % 8 or not database.flags.c_contiguous:
         block = max(1, _BLOCK_BYTES // max(1, database.shape[1]))
         for first in range(0, len(database), block):
-            own = slice(first, first + block)
-            distances[own] = hamming_distances(query, database[own])[0]
+            part = slice(first, first + block)
+            distances[part] = hamming_distances(query, database[part])[0]
         return distances
     wanted, codes = query.view(np.uint64)[0], database.view(np.uint64)  # (W,), (N, W)
     block = max(1, _BLOCK_BYTES // (8 * words))

@@ -76,7 +76,8 @@ class Snapshot:
         if not len(self.rows):
             return np.zeros(0, np.int64)
         at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
-        return at[self.rows[at] == rows]
+        found: Ints = at[self.rows[at] == rows]
+        return found
 
 
 class Arrays:
