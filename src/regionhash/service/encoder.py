@@ -1,4 +1,4 @@
-"""A model that several threads share: what they ask for at the same time is computed in one batch."""
+"""A model that several threads share: what they ask for at one time is computed in one batch."""
 
 from __future__ import annotations
 
