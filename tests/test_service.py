@@ -7,9 +7,12 @@ import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from PIL import Image
 
 from regionhash.collection import Collection
@@ -308,8 +311,6 @@ def test_a_picture_whose_file_is_gone_is_still_found(saved, photos, tmp_path):
 
 def test_no_request_that_the_description_allows_or_forbids_is_answered_with_500(own):
     schemathesis = pytest.importorskip("schemathesis")
-    from hypothesis import HealthCheck, Phase, settings
-
     _, client = own
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -330,11 +331,12 @@ def test_no_request_that_the_description_allows_or_forbids_is_answered_with_500(
                     phases=[Phase.generate],
                     suppress_health_check=list(HealthCheck),
                 )
-                @__import__("hypothesis").given(case=strategy)
+                @given(case=strategy)
                 def check(case):
                     answer = case.call(headers=TOKEN | HOST)
                     seen.append(answer.status_code)
                     assert answer.status_code < 500, (case, answer.text)
 
-                check()
+                with suppress(Unsatisfiable):  # an operation that takes nothing cannot be misused
+                    check()
     assert {200, 404, 422} <= set(seen)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ class Collection:
         self._device = device
         self._follow = follow
         self._local = threading.local()
-        self._databases: list[Database] = []
+        self._databases: WeakSet[Database] = WeakSet()  # one per thread that lives
         self._loading, self._following = threading.Lock(), threading.Lock()
         self._model: tuple[Any, Checkpoint] | None = None
         self._arrays = Arrays(folder)
@@ -182,7 +183,7 @@ class Collection:
 
     def close(self) -> None:
         """Lets go of the database."""
-        for database in self._databases:
+        for database in list(self._databases):
             database.close()
         self._databases.clear()
 
@@ -201,7 +202,7 @@ class Collection:
         """The connection of this thread."""
         if not hasattr(self._local, "database"):
             self._local.database = Database(self.folder / DATABASE_FILE)
-            self._databases.append(self._local.database)
+            self._databases.add(self._local.database)
         database: Database = self._local.database
         return database
 

@@ -171,6 +171,11 @@ class Database:
         """Lets go of the file."""
         self._connection.close()
 
+    def __del__(self) -> None:
+        """A thread that ends leaves its connection to nobody."""
+        if hasattr(self, "_connection"):
+            self._connection.close()
+
     def __enter__(self) -> Database:
         return self
 
