@@ -325,7 +325,7 @@ def test_no_request_that_the_description_allows_or_forbids_is_answered_with_500(
                 strategy = operation.as_strategy(generation_mode=mode)
 
                 @settings(
-                    max_examples=12,
+                    max_examples=6,
                     deadline=None,
                     derandomize=True,
                     phases=[Phase.generate],
