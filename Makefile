@@ -17,6 +17,7 @@ READY := .venv/ready
 
 demo: $(READY)
 	$(BIN)/regionhash demo
+	@echo "A page to search these scenes with: $(BIN)/regionhash demo --serve"
 
 # Threads that wait by spinning slow each other down where cores are shared.
 test: $(READY)

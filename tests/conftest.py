@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow shared cores tenfold
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from regionhash.checkpoints import Checkpoint, build_model, save_checkpoint
 from regionhash.data import open_dataset
+from regionhash.indexing import IndexSettings, build_index
 
 torch.set_num_threads(1)
 
@@ -81,3 +83,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_picture(path: Path, image: Any) -> None:
     """Writes (H, W, 3) pixels to a file."""
     Image.fromarray(np.asarray(image, np.uint8)).save(path)
+
+
+@pytest.fixture(scope="session")
+def photo_collection(
+    saved: SavedModel, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A collection of the six photos, not to be changed."""
+    folder = tmp_path_factory.mktemp("collected") / "photos.collection"
+    settings = IndexSettings({}, model=saved.folder)
+    stage = lambda _: nullcontext((lambda *_: None, lambda *_: None))  # noqa: E731
+    build_index([str(photos)], folder, settings, stage=stage, workers=0)
+    return folder

@@ -47,15 +47,17 @@ def search(codes, *options):
 def test_an_index_is_one_folder_and_says_what_was_fitted_and_what_comes_next(made):
     folder, result = made
     assert sorted(file.name for file in folder.iterdir()) == [
-        "codes.h5",
+        "arrays",
+        "collection.db",
         "model.json",
         "model.safetensors",
     ]
-    fitted, encoded, following = result.stdout.splitlines()
+    fitted, encoded, following, serving = result.stdout.splitlines()
     assert fitted.startswith("fitted: loss per bit -")
     assert encoded.startswith(f"{folder}: 6 encoded in ")
     assert encoded.endswith(" s, 0 stored before, 0 skipped")
     assert following == f"next: regionhash search {folder} --query PICTURE --box x0,y0,x1,y1"
+    assert serving == f"   or: regionhash serve {folder}"
     fit = json.loads((folder / "model.json").read_text())["provenance"]["fit"]
     assert fit["losses"][-1] < fit["losses"][0]
 
@@ -88,14 +90,14 @@ def test_given_again_the_command_adds_new_pictures_to_the_same_model(photos, tmp
 
 
 def test_an_interrupted_index_goes_on_without_fitting_again(photos, tmp_path, monkeypatch):
-    from regionhash import indexing
+    from regionhash.collection import adding
 
     def interrupted(*_, on_progress, **__):
         on_progress(0, 6)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexing, "encode_images", interrupted)
+        patch.setattr(adding, "encode_images", interrupted)
         result = run("index", photos, "-o", tmp_path, "--workers", 0, *SMALL, code=130)
     assert result.stderr == "interrupted\nthe same command goes on where this one stopped\n"
     before = (tmp_path / "model.safetensors").read_bytes()
@@ -187,10 +189,11 @@ def test_an_index_that_was_moved_brings_its_model_along(photos, tmp_path):
     wanted = search(before, *command)
     before.rename(after)
     assert search(after, *command) == wanted
-    assert search(after / "codes.h5", *command) == wanted
+    other = shutil.copytree(after, tmp_path / "other")
     (after / "model.json").write_text("[]")  # something else of that name
     said = error_of("search", after, *command)
-    assert "the model of these codes is not there; name it with --model" in said
+    assert said == f"{after / 'model.json'}: not a checkpoint"
+    assert search(after, *command, "--model", other) == wanted
 
 
 def test_a_picture_without_a_box_is_compared_as_a_whole(made, photos):
@@ -298,7 +301,7 @@ def test_a_bad_picture_is_named_and_left_out(photos, tmp_path):
 
 def test_an_index_of_other_settings_is_refused_and_kept(made, saved, photos, tmp_path):
     folder = made[0]
-    before = (folder / "codes.h5").read_bytes()
+    before = (folder / "collection.db").read_bytes()
     for options, message in (
         (["--bits", 128], f"{folder}: is an index with n_bits 64, got 128; give another folder"),
         (["--short", 96], f"{folder}: is an index with short 64, got 96; give another folder"),
@@ -306,7 +309,7 @@ def test_an_index_of_other_settings_is_refused_and_kept(made, saved, photos, tmp
         (["--model", saved.folder], "is an index of another model than"),
     ):
         assert message in error_of("index", photos, "-o", folder, *options)
-    assert (folder / "codes.h5").read_bytes() == before
+    assert (folder / "collection.db").read_bytes() == before
 
 
 def test_bad_settings_are_named(photos, saved, tmp_path):

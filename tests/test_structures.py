@@ -40,7 +40,17 @@ def table(**changes):
 
 
 @pytest.mark.parametrize(
-    "module", ["structures", "codes", "classical", "store", "search", "reranking", "evaluation"]
+    "module",
+    [
+        "structures",
+        "codes",
+        "classical",
+        "store",
+        "search",
+        "reranking",
+        "evaluation",
+        "collection",
+    ],
 )
 def test_what_needs_no_model_imports_no_torch(module):
     code = f"import sys, regionhash.{module}; sys.exit('torch' in sys.modules)"

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from regionhash.collection.adding import AddReport
     from regionhash.encoding import EncodingReport
     from regionhash.models.drh import FitReport
     from regionhash.querying import Answer, QueryPicture
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 BAD_INPUT = 2
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 DEFAULT_BITS = 64
+_RESUMED = ("train", "encode", "index", "add", "refresh", "import", "reproduce")
+_DATES = ["%Y-%m-%d"]
 
 _PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
 
@@ -55,7 +59,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(BAD_INPUT) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
-            if ctx.invoked_subcommand in ("train", "encode", "index", "reproduce"):
+            if ctx.invoked_subcommand in _RESUMED:
                 typer.echo("the same command goes on where this one stopped", err=True)
             raise typer.Exit(INTERRUPTED) from error
 
@@ -74,9 +78,10 @@ app = typer.Typer(
 def _about() -> None:
     """Find the pictures that contain an object, with a few bytes per region.
 
-    The way of a collection: `train` a model on labelled pictures, `encode` a folder with it, and
-    `search` the codes by a picture, a box, or several objects. Without labels: `index` a folder,
-    and `search` it.
+    With labelled pictures: `train` a model on them, `encode` a folder with it, and `search` the
+    codes by a picture, a box, or several objects. Without labels: `index` a folder, and `search`
+    it, or `serve` a page to search it with. An index is a collection: `add`, `remove` and `refresh`
+    its pictures.
     """
 
 
@@ -297,7 +302,7 @@ def index(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the index: a model and its codes.")
+        Path, typer.Option("--output", "-o", help="Folder of the collection that is made.")
     ],
     bits: Annotated[
         int | None, typer.Option(help="Bits of every code, a multiple of 8.  [default: 1024]")
@@ -355,14 +360,16 @@ def index(
 ) -> None:
     """Make pictures without labels searchable: fit a model on them, and hash them.
 
-    Leaves one folder to search, to move and to copy. The model (DRH) is fitted once, on at most
-    2,000 of the pictures. Given again, the command goes on where it was interrupted and adds
-    pictures that are new. Files that cannot be read are reported and skipped.
+    Leaves a collection: one folder to search, to change, to move and to copy. The model (DRH) is
+    fitted once, on at most 2,000 of the pictures. Given again, the command goes on where it was
+    interrupted, adds pictures that are new, and encodes again those that have changed. Files that
+    cannot be read are reported and skipped.
 
     \b
     Example:
-      regionhash index photos -o photos.index
-      regionhash search photos.index --query photos/cat.jpg --box 40,30,220,200
+      regionhash index photos -o photos.collection
+      regionhash search photos.collection --query photos/cat.jpg --box 40,30,220,200
+      regionhash serve photos.collection
     """
     from dataclasses import asdict
 
@@ -387,14 +394,271 @@ def index(
             "model_hash": report.checkpoint.model_hash,
             "fit": None if report.fit is None else asdict(report.fit),
         }
-        _print_json(record | _encoding_record(report.encoding))
+        _print_json(record | _added_record(report.added))
     else:
         if report.fit:
             typer.echo(_fit_line(report.fit))
-        typer.echo(_encoding_line(output, report.encoding))
+        typer.echo(_added_line(output, report.added))
         typer.echo(f"next: regionhash search {output} --query PICTURE --box x0,y0,x1,y1")
+        typer.echo(f"   or: regionhash serve {output}")
+    if strict and report.added.encoding.skipped:
+        raise typer.Exit(1)
+
+
+Folder = Annotated[Path, typer.Argument(metavar="COLLECTION", help="Of `regionhash index`.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with 1 if a picture could not be read.")
+]
+BatchSize = Annotated[int, typer.Option(help="Pictures that the model takes at a time.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that read pictures.  [default: half of the processor's cores, 8 at most]"
+    ),
+]
+
+
+@app.command()
+def add(
+    collection: Folder,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="See `regionhash encode`.")],
+    strict: Strict = False,
+    batch_size: BatchSize = 8,
+    workers: Workers = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Add pictures to a collection.
+
+    A picture is known by the content of its file: one that was moved is not encoded again, one that
+    has changed is. An interrupted command is simply given again. Files that cannot be read are
+    reported and skipped.
+
+    \b
+    Example:
+      regionhash add photos.collection holidays
+    """
+    from regionhash.collection import Collection
+
+    with (
+        Collection.open(collection, device=device) as opened,
+        _progress("encoding") as (show, note),
+    ):
+        report = opened.add(
+            images,
+            batch_size=batch_size,
+            workers=_n_workers(workers),
+            on_skip=lambda _, reason: note(f"skipped: {reason}"),
+            on_progress=show,
+        )
+    if as_json:
+        _print_json({"collection": str(collection), **_added_record(report)})
+    else:
+        typer.echo(_added_line(collection, report))
     if strict and report.encoding.skipped:
         raise typer.Exit(1)
+
+
+@app.command()
+def remove(
+    collection: Folder,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES", help="Names as a search shows them, files, or whole folders."
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Remove pictures from a collection; their files stay.
+
+    They are found no more from that moment on. Is one of the names not there, nothing is removed.
+
+    \b
+    Example:
+      regionhash remove photos.collection holidays/2019 cat.jpg
+    """
+    from regionhash.collection import Collection
+
+    with Collection.open(collection) as opened:
+        removed, left = opened.remove(images), len(opened)
+    if as_json:
+        _print_json({"collection": str(collection), "removed": removed, "pictures": left})
+    else:
+        typer.echo(f"{collection}: {removed} removed, {left} left")
+
+
+@app.command()
+def refresh(
+    collection: Folder,
+    strict: Strict = False,
+    batch_size: BatchSize = 8,
+    workers: Workers = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make a collection what its folders are now.
+
+    Goes through all that `index` and `add` were given: new pictures are added, changed ones encoded
+    again, moved ones found, and those whose file is gone removed. Where a whole folder is gone or
+    empty, as of a disk that is not there, its pictures are kept.
+
+    \b
+    Example:
+      regionhash refresh photos.collection
+    """
+    from regionhash.collection import Collection
+
+    with (
+        Collection.open(collection, device=device) as opened,
+        _progress("encoding") as (show, note),
+    ):
+        reports = opened.refresh(
+            batch_size=batch_size,
+            workers=_n_workers(workers),
+            on_skip=lambda _, reason: note(f"skipped: {reason}"),
+            on_progress=show,
+            on_lost=note,
+        )
+    if as_json:
+        _print_json({"collection": str(collection), "added": [*map(_added_record, reports)]})
+    for report in () if as_json else reports:
+        typer.echo(f"{_added_line(collection, report)}, {report.removed} removed")
+    if strict and any(report.encoding.skipped for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    collection: Folder,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Build the arrays anew where they are wrong.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare a collection's database, its arrays and the files of its pictures.
+
+    Ends with 1 if the collection itself is damaged. Files that are gone or have changed are listed,
+    and `refresh` sets them right.
+
+    \b
+    Example:
+      regionhash check photos.collection
+    """
+    from dataclasses import asdict
+
+    from regionhash.collection import Collection
+
+    with Collection.open(collection) as opened:
+        report = opened.check(repair=repair)
+    if as_json:
+        _print_json(asdict(report))
+    else:
+        for line in report.problems:
+            typer.echo(line)
+        for what, ids in (("gone", report.missing), ("changed", report.changed)):
+            for image_id in ids:
+                typer.echo(
+                    f"{image_id}: its file is {what}"
+                    if what == "gone"
+                    else f"{image_id}: its file has changed"
+                )
+        typer.echo(
+            f"{collection}: {report.n_images} pictures, {len(report.problems)} problems, "
+            f"{len(report.missing)} files gone, {len(report.changed)} changed"
+        )
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    collection: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The code file, which is made.")],
+    as_json: Json = False,
+) -> None:
+    """Write a code file (HDF5) of a collection.
+
+    \b
+    Example:
+      regionhash export photos.collection -o photos.h5
+    """
+    from regionhash.collection import Collection
+
+    with Collection.open(collection) as opened:
+        count = opened.export(output)
+    if as_json:
+        _print_json({"codes": str(output), "pictures": count})
+    else:
+        typer.echo(f"{output}: {count} pictures")
+
+
+@app.command(name="import")
+def import_codes(
+    collection: Annotated[
+        Path,
+        typer.Argument(
+            metavar="COLLECTION", help="Of `regionhash index`; made where there is none."
+        ),
+    ],
+    codes: Annotated[Path, typer.Argument(metavar="CODES", help="Code file of the same model.")],
+    as_json: Json = False,
+) -> None:
+    """Add the pictures of a code file to a collection, without encoding them.
+
+    A collection that is made takes a copy of the model that the code file names.
+
+    \b
+    Example:
+      regionhash import photos.collection photos.h5
+    """
+    from regionhash.collection import Collection, is_collection
+
+    if is_collection(collection):
+        with Collection.open(collection) as opened:
+            count = opened.import_codes(codes)
+    else:
+        with Collection.of_code_file(collection, codes) as opened:
+            count = len(opened)
+    if as_json:
+        _print_json({"collection": str(collection), "new": count})
+    else:
+        typer.echo(f"{collection}: {count} pictures of {codes} are new")
+
+
+@app.command()
+def serve(
+    collection: Folder,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Another than this machine's needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="REGIONHASH_TOKEN",
+            help="What clients must know to add and remove, and elsewhere than on this machine to "
+            "search; without one nothing can be added or removed.",
+        ),
+    ] = None,
+    max_megabytes: Annotated[float, typer.Option(help="Of an upload.")] = 20,
+    max_megapixels: Annotated[float, typer.Option(help="Of a picture.")] = 50,
+    timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.")] = 30,
+    device: Device = "auto",
+) -> None:
+    """Offer a collection to browsers and programs: a page to search it, and an interface.
+
+    \b
+    Examples:
+      regionhash serve photos.collection
+      regionhash serve photos.collection --host 0.0.0.0 --token "$(openssl rand -hex 16)"
+    """
+    from regionhash.service import Limits, run_server
+
+    limits = Limits(int(max_megabytes * 1e6), int(max_megapixels * 1e6), timeout)
+    run_server(
+        collection, host=host, port=port, token=token, limits=limits, device=device, tell=typer.echo
+    )
 
 
 @app.command()
@@ -403,7 +667,7 @@ def search(
         Path,
         typer.Argument(
             metavar="CODES",
-            help="Code file of `regionhash encode`, or folder of `regionhash index`.",
+            help="Code file of `regionhash encode`, or a collection.",
         ),
     ],
     query: Annotated[
@@ -421,6 +685,36 @@ def search(
         ),
     ] = None,
     top: Annotated[int, typer.Option(help="How many pictures to show.")] = 20,
+    offset: Annotated[int, typer.Option(help="How many to leave out before them.")] = 0,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS",
+            help="Collections: search pictures with this class alone, known or detected. May be "
+            "repeated; then all are wanted.",
+        ),
+    ] = None,
+    min_score: Annotated[
+        float, typer.Option(help="Collections: least score of a detection, of --only if given.")
+    ] = 0.0,
+    folder: Annotated[
+        str | None, typer.Option(help="Collections: search pictures below this folder alone.")
+    ] = None,
+    after: Annotated[
+        datetime | None,
+        typer.Option(formats=_DATES, help="Collections: taken on this day (UTC) or later."),
+    ] = None,
+    before: Annotated[
+        datetime | None, typer.Option(formats=_DATES, help="Collections: taken before this day.")
+    ] = None,
+    near: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BITS",
+            help="Collections: show pictures once that look nearly the same, their codes differing "
+            "in at most so many bits.",
+        ),
+    ] = None,
     mode: Annotated[
         Literal["image", "region", "objects", "category"] | None,
         typer.Option(
@@ -498,15 +792,24 @@ def search(
       regionhash search codes.h5 --query cat.jpg@10,20,200,220 --query dog.jpg
       regionhash search photos.index --query cat.jpg --box 10,20,200,220 --steps exact,local-expand
       regionhash search iah.h5 --query cat_and_dog.jpg --mode category --sheet found.html
+      regionhash search photos.collection --query cat.jpg --box 10,20,200,220 --near 4
     """
     from regionhash.checkpoints import load_checkpoint
+    from regionhash.collection import Collection, Filter, Query, is_collection
     from regionhash.encoding import pick_device
     from regionhash.querying import find, model_folder, write_answer
     from regionhash.reranking import CANDIDATES, EXPANSION
     from regionhash.sources import Pictures
     from regionhash.store import CodeFile
 
-    file = CodeFile.open(codes)
+    wanted_of_all = Filter(tuple(only or ()), min_score, folder, _seconds(after), _seconds(before))
+    if not is_collection(codes) and (wanted_of_all != Filter() or near is not None or offset):
+        raise ValueError(
+            f"{codes}: is a code file; --only, --min-score, --folder, --after, --before, --near "
+            "and --offset are for collections"
+        )
+    collection = Collection.open(codes, device=device) if is_collection(codes) else None
+    file = collection.code_file() if collection else CodeFile.open(codes)
     wanted = [_class_index(name, file.classes) for name in label or ()]
     if wanted and file.labels is None:
         raise ValueError(f"{codes}: has no labels, so --label cannot tell what is right")
@@ -520,47 +823,57 @@ def search(
         raise ValueError("--expand is of use only with a step of --steps that expands")
     if min_prob is not None and mode != "category":
         raise ValueError("--min-prob is of use only with --mode category")
-    folder = model or model_folder(file)
-    if not folder.exists():
-        raise ValueError(f"{folder}: the model of these codes is not there; name it with --model")
-    network, checkpoint = load_checkpoint(folder)
+    if mode == "category" and (wanted_of_all != Filter() or near is not None or offset):
+        raise ValueError("mode category takes no filter, no --near and no --offset")
+    origin = model or model_folder(file)
+    if not origin.exists():
+        raise ValueError(f"{origin}: the model of these codes is not there; name it with --model")
+    network, checkpoint = load_checkpoint(origin)
     network.to(pick_device(device))
-    answer = find(
-        network,
-        checkpoint,
-        file,
-        queries,
-        mode=mode,
-        top=top,
-        steps=chosen,
-        candidates=CANDIDATES if candidates is None else candidates,
-        expand=EXPANSION if expand is None else expand,
-        min_prob=min_prob or 0.0,
-    )
+    numbers: dict[str, Any] = {
+        "steps": chosen,
+        "candidates": CANDIDATES if candidates is None else candidates,
+        "expand": EXPANSION if expand is None else expand,
+    }
+    if collection and mode != "category":
+        collection.model = network, checkpoint
+        results = collection.search(
+            queries=[Query(own.image, boxes=own.boxes, name=own.name) for own in queries],
+            mode=mode,
+            filter=wanted_of_all,
+            limit=top,
+            offset=offset,
+            near=near,
+            **numbers,
+        )
+        answer = collection.answer(results, queries)
+    else:
+        numbers["min_prob"] = min_prob or 0.0
+        answer = find(network, checkpoint, file, queries, mode=mode, top=top, **numbers)
     if sheet:
         pictures = Pictures(file.meta["sources"], images_dir)
         n_hits = len(answer.hits) + sum(len(group.hits) for group in answer.groups)
         title = f"{n_hits} nearest of {len(file.table)} pictures, by {answer.mode}"
         write_answer(sheet, answer, file, pictures, title=title, wanted=wanted)
     if as_json:
-        _print_json(_answer_record(answer, file))
+        _print_json(_answer_record(answer, file, offset))
     elif answer.mode == "category":
         _print_groups(answer.groups, file)
     elif not answer.hits:
-        typer.echo("no picture of these codes has a region")
+        typer.echo("no picture of these codes has a region, or passes the filter")
     else:
-        _print_table(_hit_table(answer.hits, file))
+        _print_table(_hit_table(answer.hits, file, offset))
 
 
 @app.command()
 def evaluate(
     queries: Annotated[
         Path,
-        typer.Argument(metavar="QUERIES", help="Code file, or index, of labelled queries."),
+        typer.Argument(metavar="QUERIES", help="Code file, or collection, of labelled queries."),
     ],
     database: Annotated[
         Path,
-        typer.Argument(metavar="DATABASE", help="Code file, or index, of labelled pictures."),
+        typer.Argument(metavar="DATABASE", help="Code file, or collection, of labelled pictures."),
     ],
     k: Annotated[int, typer.Option(help="Cut of the ranking.")] = 1000,
     ties: Annotated[
@@ -650,22 +963,26 @@ def info(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="A code file, an index, or the folder of a trained model."
+            metavar="PATH", help="A code file, a collection, or the folder of a trained model."
         ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Say what a code file or a model is.
+    """Say what a collection, a code file or a model is.
 
     \b
     Example:
       regionhash info codes.h5
     """
     record: dict[str, Any]
+    from regionhash.collection import Collection, is_collection
     from regionhash.store import CODES_FILE
 
     is_file = path.is_file() and path.suffix not in (".json", ".safetensors")
-    if is_file or (path / CODES_FILE).exists():
+    if is_collection(path):
+        with Collection.open(path) as collection:
+            record = collection.info()
+    elif is_file or (path / CODES_FILE).exists():
         from regionhash.store import CodeFile
 
         file = CodeFile.open(path)
@@ -864,6 +1181,10 @@ def demo(
     train: Annotated[
         bool, typer.Option("--train", help="Train the models anew instead of taking those shipped.")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="At the end offer a page to search the scenes with.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Of the page; 0 takes a free one.")] = 8000,
 ) -> None:
     """See it work on built-in pictures: scenes of handwritten digits.
 
@@ -877,6 +1198,11 @@ def demo(
     from regionhash.demo import run_demo
 
     run_demo(folder, train=train, console=Console())
+    if serve:
+        from regionhash.demo import make_collection
+        from regionhash.service import run_server
+
+        run_server(make_collection(folder), port=port, tell=typer.echo)
 
 
 def main() -> None:
@@ -978,6 +1304,23 @@ def _encoding_record(report: EncodingReport) -> dict[str, Any]:
     }
 
 
+def _added_record(report: AddReport) -> dict[str, Any]:
+    counts = {"moved": report.moved, "copied": report.copied, "removed": report.removed}
+    return _encoding_record(report.encoding) | counts
+
+
+def _added_line(collection: Path, report: AddReport) -> str:
+    known = f", {report.moved} moved, {report.copied} copied"
+    return _encoding_line(collection, report.encoding) + (
+        known if report.moved or report.copied else ""
+    )
+
+
+def _seconds(day: datetime | None) -> float | None:
+    """A day as the time at which it begins, in seconds since 1970."""
+    return None if day is None else day.replace(tzinfo=UTC).timestamp()
+
+
 def _encoding_line(output: Path, report: EncodingReport) -> str:
     return (
         f"{output}: {report.n_encoded} encoded in {report.seconds:.1f} s, "
@@ -995,10 +1338,10 @@ def _fit_line(fit: FitReport) -> str:
     )
 
 
-def _hit_table(hits: list[Hit], file: CodeFile) -> Table:
+def _hit_table(hits: list[Hit], file: CodeFile, offset: int = 0) -> Table:
     """One row per hit; of several objects one line each in the columns of the matches."""
     table = Table("rank", "distance", "picture", "box", "class", "score")
-    for rank, hit in enumerate(hits, 1):
+    for rank, hit in enumerate(hits, 1 + offset):
         table.add_row(
             str(rank),
             str(hit.distance),
@@ -1024,7 +1367,7 @@ def _class_name(match: Match, file: CodeFile) -> str | None:
     return file.classes[match.label] if match.label >= 0 else None
 
 
-def _answer_record(answer: Answer, file: CodeFile) -> dict[str, Any]:
+def _answer_record(answer: Answer, file: CodeFile, offset: int = 0) -> dict[str, Any]:
     return {
         "mode": answer.mode,
         "steps": answer.steps,
@@ -1055,7 +1398,7 @@ def _answer_record(answer: Answer, file: CodeFile) -> dict[str, Any]:
                     for match in hit.matches
                 ],
             }
-            for rank, hit in enumerate(answer.hits, 1)
+            for rank, hit in enumerate(answer.hits, 1 + offset)
         ],
     }
 

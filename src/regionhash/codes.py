@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from regionhash.structures import Codes
 
+_BLOCK_BYTES = 1 << 20
+"""Of codes compared at a time: with their differences, what the second-level cache holds."""
+
 
 def binarize(activations: NDArray[np.floating[Any]], threshold: float = 0.5) -> NDArray[np.bool_]:
     """Bits of activations of any shape: a >= threshold (Region-DH, eqs. 1 and 2)."""
@@ -65,6 +68,49 @@ def hamming_distances(queries: Codes, database: Codes) -> NDArray[np.int32]:
             queries.shape[1],
             faiss.swig_ptr(distances),
         )
+    return distances
+
+
+def distances_to_one(query: Codes, database: Codes) -> NDArray[np.unsignedinteger[Any]]:
+    """Number of bits in which one query differs from each code of the database.
+
+    The same as a row of `hamming_distances`, several times faster on codes of whole 8-byte words:
+    NumPy counts the bits of many words at once, and the distances take less memory.
+
+    Args:
+        query: (B,) uint8, packed; up to 8,191 bytes.
+        database: (N, B) uint8, packed; may be memory-mapped.
+
+    Returns:
+        (N,) in bits; uint8 where a code has less than 256 of them, else uint16.
+
+    Raises:
+        ValueError: as `hamming_distances`.
+    """
+    query, database = _packed("query", query[None]), np.asarray(database)
+    hamming_distances(query, database[:0])  # refuses what does not fit
+    kind = np.dtype(np.uint8 if database.shape[1] < 32 else np.uint16)
+    distances: NDArray[np.unsignedinteger[Any]] = np.zeros(len(database), kind)
+    words = database.shape[1] // 8
+    if not words or database.shape[1] % 8 or not database.flags.c_contiguous:
+        block = max(1, _BLOCK_BYTES // max(1, database.shape[1]))
+        for first in range(0, len(database), block):
+            part = slice(first, first + block)
+            distances[part] = hamming_distances(query, database[part])[0]
+        return distances
+    wanted, codes = query.view(np.uint64)[0], database.view(np.uint64)  # (W,), (N, W)
+    block = max(1, _BLOCK_BYTES // (8 * words))
+    different = np.empty((block, words), np.uint64)
+    counts = np.empty((block, words), np.uint8)
+    for first in range(0, len(codes), block):
+        own = codes[first : first + block]
+        n = len(own)
+        np.bitwise_xor(own, wanted, out=different[:n])
+        if words == 1:
+            np.bitwise_count(different[:n, 0], out=distances[first : first + n])
+            continue
+        np.bitwise_count(different[:n], out=counts[:n])
+        np.add.reduce(counts[:n], axis=1, dtype=kind, out=distances[first : first + n])
     return distances
 
 

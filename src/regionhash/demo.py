@@ -8,6 +8,7 @@ on. The queries are of handwriting that no model has seen.
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from regionhash.checkpoints import Checkpoint, load_checkpoint
+from regionhash.collection import Collection
 from regionhash.data import open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.encoding import code_file_writer, encode_images, pick_device
@@ -207,6 +209,14 @@ def run_demo(
     return results
 
 
+def make_collection(folder: Path) -> Path:
+    """The collection of the scenes that `run_demo` has left in `folder`, made anew."""
+    path = folder / "scenes.collection"
+    shutil.rmtree(path, ignore_errors=True)
+    Collection.of_code_file(path, folder / "region-dh-database.h5").close()
+    return path
+
+
 def _draw(data: str) -> tuple[ImageSet, Source]:
     """The scenes that `data` names, drawn once for all methods, and what code files call them."""
     scenes, source = open_inputs([data])
@@ -311,6 +321,7 @@ def _tell_next(query: Path, database: Path, example: _Example, console: Console)
         f"""
 Search these scenes yourself:
   regionhash search {codes} --query {picture} --box {box} --sheet {sheet}
+  regionhash demo --serve
 
 Your own pictures, labelled with boxes (regionhash datasets lists the layouts):
   regionhash train region-dh voc:VOCdevkit/VOC2012:train -o runs/mine --backbone mobilenet_v2_fpn

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -32,6 +32,15 @@ _WINDOW = 8
 
 _AHEAD_BYTES = 32 << 20
 """Decoded pictures that wait in shared memory, of which containers often have only 64 MiB."""
+
+
+class ImageWriter(Protocol):
+    """What takes the codes of pictures: a `CodeFileWriter`, or a collection."""
+
+    done: set[str]
+
+    def add(self, image_id: str, encoded: EncodedImage, labels: Sequence[int] | None) -> None:
+        """Stores one picture that is not in `done`."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ def encode_images(
     model: Any,
     checkpoint: Checkpoint,
     image_set: ImageSet,
-    writer: CodeFileWriter,
+    writer: ImageWriter,
     *,
     batch_size: int = 8,
     workers: int = 1,
@@ -154,7 +163,7 @@ def encode_images(
             f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
         )
     began = time.perf_counter()
-    device = _device_of(model)
+    device = device_of(model)
     label_of = class_indices(image_set, checkpoint.classes)
     rows = [row for row, image_id in enumerate(image_set.ids) if image_id not in writer.done]
     skipped: dict[str, str] = {}
@@ -176,7 +185,7 @@ def encode_images(
         window = islice(pictures, _WINDOW * batch_size)
         for batch in batches_of_one_shape(window, _image_of, batch_size):
             started = time.perf_counter()
-            with _inference(device, precision):
+            with inference(device, precision):
                 results = model.encode([item.image for _, item in batch])
             model_seconds += time.perf_counter() - started
             for (row, item), result in zip(batch, results, strict=True):
@@ -205,9 +214,9 @@ def encode_picture(
 ) -> EncodedImage:
     """The codes of one picture, as `encode_images` gives them with a batch of one."""
     _check_precision(precision)
-    device = _device_of(model)
+    device = device_of(model)
     tensor, frame = to_input(image, checkpoint.short)
-    with _inference(device, precision):
+    with inference(device, precision):
         (encoded,) = model.encode([tensor.to(device)])
     return _in_original(encoded, frame)
 
@@ -233,7 +242,7 @@ def encode_boxes(
         ValueError: a box that has no area in the picture.
     """
     _check_precision(precision)
-    device = _device_of(model)
+    device = device_of(model)
     tensor, frame = to_input(image, checkpoint.short)
     inside = clip_boxes_to_image(torch.from_numpy(boxes), frame.size)
     for box, clipped in zip(boxes.tolist(), inside.tolist(), strict=True):
@@ -243,7 +252,7 @@ def encode_boxes(
         if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
             height, width = frame.size
             raise ValueError(f"box {shown}: lies outside of the picture, {width} x {height} pixels")
-    with _inference(device, precision):
+    with inference(device, precision):
         own = [frame.to_input(inside).to(device)]
         regions: list[Regions] = model.encode_boxes([tensor.to(device)], own)
     return replace(regions[0], boxes=inside.numpy())
@@ -255,13 +264,15 @@ def _check_precision(precision: str) -> None:
         raise ValueError(f"precision must be one of {known}, got {precision!r}")
 
 
-def _device_of(model: Any) -> torch.device:
+def device_of(model: Any) -> torch.device:
+    """Where a model runs."""
     device: torch.device = next(model.parameters()).device
     return device
 
 
 @contextmanager
-def _inference(device: torch.device, precision: Precision) -> Iterator[None]:
+def inference(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Inside, a model computes codes in this precision."""
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     with torch.inference_mode(), autocast:
         yield

@@ -1,7 +1,6 @@
 """One folder of pictures without labels made searchable: a model fitted on it, and its codes.
 
-The result is one directory to copy: model.safetensors and model.json, an ordinary checkpoint, and
-codes.h5 beside them.
+The result is one directory to copy: a collection (`regionhash.collection`) with the model in it.
 """
 
 from __future__ import annotations
@@ -28,19 +27,13 @@ from regionhash.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
+from regionhash.collection import Collection
+from regionhash.collection.adding import AddReport
 from regionhash.data.image_set import ImageSet
-from regionhash.encoding import (
-    EncodingReport,
-    Input,
-    code_file_writer,
-    encode_images,
-    pick_device,
-    read_inputs,
-)
+from regionhash.encoding import Input, pick_device, read_inputs
 from regionhash.models.drh import DRH, FitReport, drh, fit_drh
 from regionhash.models.region_dh import region_dh
-from regionhash.sources import open_inputs
-from regionhash.store import CODES_FILE
+from regionhash.sources import absolute_inputs, open_inputs
 
 MAX_PICTURES = 2_000
 """Pictures that a model is fitted on, at most: some minutes on a CPU."""
@@ -88,11 +81,11 @@ class IndexSettings:
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What came of it: the model, how it was fitted if it was now, and the pictures encoded."""
+    """What came of it: the model, how it was fitted if it was now, and the pictures added."""
 
     checkpoint: Checkpoint
     fit: FitReport | None
-    encoding: EncodingReport
+    added: AddReport
 
 
 def build_index(
@@ -137,24 +130,21 @@ def build_index(
     else:
         with stage("fitting") as (show, _):
             fit = _fit(image_set, output, settings, where, workers, show)
-    model, checkpoint = load_checkpoint(output)
-    model.to(where)
-    writer = code_file_writer(
-        output / CODES_FILE, model, checkpoint, checkpoint_path=output, source=source
-    )
-    with writer, stage("encoding") as (show, note):
-        encoding = encode_images(
-            model,
-            checkpoint,
+    with (
+        Collection.create(output, device=device) as collection,
+        stage("encoding") as (show, note),
+    ):
+        added = collection.add_set(
             image_set,
-            writer,
+            absolute_inputs(inputs),
+            source,
             batch_size=batch_size,
             workers=workers,
             on_skip=lambda _, reason: note(f"skipped: {reason}"),
             on_progress=show,
         )
-        writer.finish()
-    return IndexReport(checkpoint, fit, encoding)
+        checkpoint = collection.model[1]
+    return IndexReport(checkpoint, fit, added)
 
 
 def take_detector(model: DRH, path: Path) -> None:

@@ -30,7 +30,7 @@ from regionhash.search import (
 from regionhash.sheet import THUMBNAIL, Tile, with_saliency, write_sheet
 from regionhash.sources import Pictures
 from regionhash.store import CodeFile
-from regionhash.structures import CategoryHits, Codes, Hit, Regions
+from regionhash.structures import CategoryHits, Codes, EncodedImage, Hit, Mask, Regions
 
 Box = tuple[float, float, float, float]
 
@@ -47,11 +47,14 @@ class QueryPicture:
         name: for messages and captions.
         image: (H, W, 3) uint8, RGB.
         boxes: xyxy in its pixels, one per object; none leaves it to the mode what is searched.
+        known: the codes of the picture, or of the boxes where there are some, if they need not be
+            computed; then `image` may be None.
     """
 
     name: str
-    image: Image
+    image: Image | None
     boxes: tuple[Box, ...] = ()
+    known: EncodedImage | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +109,7 @@ def find(
     candidates: int = CANDIDATES,
     expand: int = EXPANSION,
     min_prob: float = 0.0,
+    among: Mask | None = None,
 ) -> Answer:
     """Searches a code file by pictures and boxes.
 
@@ -127,6 +131,7 @@ def find(
         candidates: how many pictures the first step leaves for the next ones.
         expand: how many pictures give their codes to an expansion.
         min_prob: of mode category, the least probability of a category in query and pictures.
+        among: (N,) bool, the pictures of the file that are searched; None searches all.
 
     Raises:
         ValueError: codes of another model, pictures, boxes or steps that do not fit the mode, a box
@@ -154,12 +159,13 @@ def find(
         )
     precision: Precision = file.meta["precision"]
     if mode == "image":
-        encoded = encode_picture(model, checkpoint, queries[0].image, precision=precision)
+        encoded = _encoded(model, checkpoint, queries[0], precision)
         if encoded.image_code is None:
             raise ValueError(f"the model {checkpoint.name} has no codes of whole pictures")
-        return Answer(mode, tuple(queries), search_images(encoded.image_code, file.table, top=top))
+        hits = search_images(encoded.image_code, file.table, top=top, among=among)
+        return Answer(mode, tuple(queries), hits)
     if mode == "category":
-        encoded = encode_picture(model, checkpoint, queries[0].image, precision=precision)
+        encoded = _encoded(model, checkpoint, queries[0], precision)
         if encoded.categories is None:
             raise ValueError(f"the model {checkpoint.name} has no codes of categories")
         groups = search_categories(encoded.categories, file.table, top=top, min_prob=min_prob)
@@ -173,7 +179,7 @@ def find(
     if mode == "region":
         chosen = tuple(steps) or default_steps(file.table, one_space=model.one_space)
         if chosen == ("exact",):
-            hits = search_regions(objects[0], file.table, top=top)
+            hits = search_regions(objects[0], file.table, top=top, among=among)
         else:
             code = objects[0] if model.one_space else None
             if chosen[0] == "global" and code is None:
@@ -187,22 +193,25 @@ def find(
                 top=top,
                 candidates=candidates,
                 expand=expand,
+                among=among,
             )
         return Answer(mode, tuple(asked), hits, chosen)
-    return Answer(mode, tuple(asked), search_objects(objects, file.table, top=top))
+    return Answer(mode, tuple(asked), search_objects(objects, file.table, top=top, among=among))
 
 
 def _objects(
     model: Any, checkpoint: Checkpoint, query: QueryPicture, mode: Mode, precision: Precision
 ) -> Regions:
     """What a query picture asks for, at least one region."""
+    if query.boxes and query.known is not None and query.known.regions is not None:
+        return query.known.regions
     if query.boxes:
         boxes = np.array(query.boxes, np.float32)
         try:
-            return encode_boxes(model, checkpoint, query.image, boxes, precision=precision)
+            return encode_boxes(model, checkpoint, _pixels(query), boxes, precision=precision)
         except ValueError as error:
             raise ValueError(f"{query.name}: {error}") from error
-    found = encode_picture(model, checkpoint, query.image, precision=precision).regions
+    found = _encoded(model, checkpoint, query, precision).regions
     if found is None or not len(found):
         raise ValueError(f"{query.name}: nothing was detected in it; mark the object with a box")
     rows = np.array([0])
@@ -211,12 +220,27 @@ def _objects(
     return Regions(found.boxes[rows], found.scores[rows], found.labels[rows], found.codes[rows])
 
 
+def _encoded(
+    model: Any, checkpoint: Checkpoint, query: QueryPicture, precision: Precision
+) -> EncodedImage:
+    if query.known is not None:
+        return query.known
+    return encode_picture(model, checkpoint, _pixels(query), precision=precision)
+
+
+def _pixels(query: QueryPicture) -> Image:
+    if query.image is None:
+        raise ValueError(f"{query.name}: this search needs the picture, which is not there")
+    return query.image
+
+
 def _cut_out(query: QueryPicture) -> Image:
     """The part of a picture that its one box touches."""
     ((x0, y0, x1, y1),) = query.boxes
-    height, width = query.image.shape[:2]
+    image = _pixels(query)
+    height, width = image.shape[:2]
     left, upper = min(math.floor(x0), width - 1), min(math.floor(y0), height - 1)
-    return np.ascontiguousarray(query.image[upper : math.ceil(y1), left : math.ceil(x1)])
+    return np.ascontiguousarray(image[upper : math.ceil(y1), left : math.ceil(x1)])
 
 
 def _boxes(regions: Regions) -> tuple[Box, ...]:
@@ -269,7 +293,7 @@ def write_answer(
             )
             for rank, hit in enumerate(group.hits, 1)
         ]
-    queries = [Tile(query.image, query.boxes, query.name) for query in answer.queries]
+    queries = [Tile(_pixels(query), query.boxes, query.name) for query in answer.queries]
     write_sheet(path, queries, results, title=title)
 
 

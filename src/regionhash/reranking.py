@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from regionhash.codes import hamming_distances
 from regionhash.search import united_hamming
-from regionhash.structures import Codes, CodeTable, Hit, Ints, Match
+from regionhash.structures import Codes, CodeTable, Hit, Ints, Mask, Match
 
 Step = Literal["exact", "global", "global-expand", "local", "local-expand"]
 
@@ -117,6 +117,7 @@ def search_in_steps(
     top: int = 20,
     candidates: int = CANDIDATES,
     expand: int = EXPANSION,
+    among: Mask | None = None,
 ) -> list[Hit]:
     """The `top` pictures that some steps rank first.
 
@@ -131,6 +132,7 @@ def search_in_steps(
         top: how many pictures to return.
         candidates: M, how many pictures the first step leaves for the next ones.
         expand: q, how many pictures give their codes to an expansion.
+        among: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
         ValueError: steps in another order, codes or a query that a step needs and that are not
@@ -144,6 +146,9 @@ def search_in_steps(
         ranking = rank_images(_given(image_query, steps[0]), table)
     else:
         ranking = rank_regions(_given(region_query, steps[0]), table)
+    if among is not None:
+        kept = among[ranking.rows]
+        ranking = replace(ranking, rows=ranking.rows[kept], distances=ranking.distances[kept])
     if len(steps) > 1:
         ranking = ranking.first(candidates)
     for step in steps[1:]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.codes import hamming_distances
+from regionhash.codes import distances_to_one, hamming_distances
 from regionhash.structures import (
     CategoryCodes,
     CategoryHits,
@@ -20,6 +20,7 @@ from regionhash.structures import (
     CodeTable,
     Hit,
     Ints,
+    Mask,
     Match,
     Regions,
 )
@@ -27,25 +28,41 @@ from regionhash.structures import (
 _BLOCK = 1 << 17
 """Distances held at a time: 512 KiB of int32, which the second-level cache of one core holds."""
 
+_FEW = 0.1
+"""Share of the bags up to which their codes are gathered instead of scanning all."""
 
-def search_images(query: Codes, table: CodeTable, *, top: int = 20) -> list[Hit]:
+_SAMPLE = 100_000
+"""Distances by which a search guesses the level that it will need."""
+
+
+def search_images(
+    query: Codes, table: CodeTable, *, top: int = 20, among: Mask | None = None
+) -> list[Hit]:
     """The `top` pictures whose image codes are nearest to a query.
 
     Args:
         query: (B,) uint8, packed.
         table: N pictures with image codes.
         top: how many pictures to return.
+        among: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
         ValueError: the table has no image codes, the query does not fit them, or `top` < 1.
     """
     if table.image_codes is None:
         raise ValueError("these codes have no image codes")
-    distances = hamming_distances(_one(query), table.image_codes)[0]  # (N,)
-    return [Hit(int(row), table.ids[row], int(distances[row])) for row in _nearest(distances, top)]
+    distances = distances_to_one(_one(query)[0], table.image_codes)  # (N,)
+    if among is None:
+        rows = _nearest(distances, top)
+    else:
+        own = np.flatnonzero(among)
+        rows = own[_nearest(distances[own], top)]
+    return [Hit(int(row), table.ids[row], int(distances[row])) for row in rows]
 
 
-def search_regions(query: Codes, table: CodeTable, *, top: int = 20) -> list[Hit]:
+def search_regions(
+    query: Codes, table: CodeTable, *, top: int = 20, among: Mask | None = None
+) -> list[Hit]:
     """The `top` pictures that have the regions nearest to a query.
 
     The distance of a picture is the least over its regions; its match is the region of that
@@ -56,14 +73,17 @@ def search_regions(query: Codes, table: CodeTable, *, top: int = 20) -> list[Hit
         query: (B,) uint8, packed.
         table: N pictures with regions.
         top: how many pictures to return.
+        among: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
         ValueError: the table has no regions, the query does not fit them, or `top` < 1.
     """
-    return search_objects(_one(query), table, top=top)
+    return search_objects(_one(query), table, top=top, among=among)
 
 
-def search_objects(queries: Codes, table: CodeTable, *, top: int = 20) -> list[Hit]:
+def search_objects(
+    queries: Codes, table: CodeTable, *, top: int = 20, among: Mask | None = None
+) -> list[Hit]:
     """The `top` pictures that have regions near to all query objects (DMIH, eq. 8).
 
     Ranked by `united_hamming`; each hit has one match per query object, in their order, chosen as
@@ -73,6 +93,7 @@ def search_objects(queries: Codes, table: CodeTable, *, top: int = 20) -> list[H
         queries: (Q, B) uint8, packed, Q >= 1.
         table: N pictures with regions.
         top: how many pictures to return.
+        among: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
         ValueError: the table has no regions, the queries do not fit them, there is no query, or
@@ -82,16 +103,19 @@ def search_objects(queries: Codes, table: CodeTable, *, top: int = 20) -> list[H
         raise ValueError("these codes have no regions")
     if not len(queries):
         raise ValueError("queries must hold at least one object, got none")
-    distances = united_hamming(queries, table.region_codes, table.offsets)  # (N,)
-    with_regions = np.flatnonzero(np.diff(table.offsets))
-    return [
-        Hit(
-            int(row),
-            table.ids[row],
-            int(distances[row]),
-            _best_matches(queries, table.regions(int(row))),
+    if len(queries) == 1:
+        rows, distances = nearest_bags(
+            queries[0], table.region_codes, table.offsets, top=top, among=among
         )
-        for row in with_regions[_nearest(distances[with_regions], top)]
+    else:
+        united = united_hamming(queries, table.region_codes, table.offsets)  # (N,)
+        searched = np.diff(table.offsets) > 0
+        own = np.flatnonzero(searched if among is None else searched & among)
+        rows = own[_nearest(united[own], top)]
+        distances = united[rows]
+    return [
+        Hit(row, table.ids[row], distance, _best_matches(queries, table.regions(row)))
+        for row, distance in zip(rows.tolist(), distances.tolist(), strict=True)
     ]
 
 
@@ -128,6 +152,59 @@ def search_categories(
         hits = (Hit(int(pictures[r]), table.ids[int(pictures[r])], int(distances[r])) for r in rows)
         answers.append(CategoryHits(category, float(query.probs[n]), tuple(hits)))
     return answers
+
+
+def nearest_bags(
+    query: Codes, codes: Codes, offsets: Ints, *, top: int, among: Mask | None = None
+) -> tuple[Ints, Ints]:
+    """The `top` bags that hold the codes nearest to a query, best first, equal ones in order.
+
+    What `united_hamming` and a sorting give, without the minimum of every bag: Hamming distances
+    have few levels, so the codes of the lowest levels are looked at, level by level, until they
+    belong to enough bags.
+
+    Args:
+        query: (B,) uint8, packed.
+        codes: (M, B) uint8, packed; may be memory-mapped.
+        offsets: (N + 1,) integers; bag n is `codes[offsets[n]:offsets[n + 1]]`.
+        top: how many bags to return; empty bags are never among them.
+        among: (N,) bool, the bags that are searched; None searches all.
+
+    Returns:
+        Their numbers (K,) int64 and distances (K,) int64, in bits.
+
+    Raises:
+        ValueError: the query does not fit, or `top` < 1.
+    """
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    names = None  # of the bags, where not all are looked at
+    if among is not None and _count(among) < _FEW * len(among):
+        names = np.flatnonzero(among)
+        lengths = offsets[names + 1] - offsets[names]
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        codes = codes[np.repeat(offsets[names] - bounds[:-1], lengths) + np.arange(bounds[-1])]
+        offsets, among = bounds, None
+    distances = distances_to_one(query, codes)  # (M,)
+    last = int(distances.max(initial=0))
+    sample = distances[:: 1 + len(distances) // _SAMPLE]  # guesses where to begin, and no more
+    level = bisect_left(
+        range(last), top * len(sample), key=lambda least: _count(sample <= least) * len(distances)
+    )
+    while True:
+        at = np.flatnonzero(distances <= level)
+        owners = np.searchsorted(offsets, at, side="right") - 1
+        if among is not None:
+            at, owners = at[among[owners]], owners[among[owners]]
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))  # of the codes of one bag
+        if len(starts) >= top or level >= last:
+            break
+        level += 1
+    bags = owners[starts]
+    least = np.minimum.reduceat(distances[at], starts) if len(starts) else distances[:0]
+    order = np.argsort(least, kind="stable")[:top]
+    bags = bags[order] if names is None else names[bags[order]]
+    return bags.astype(np.int64), least[order].astype(np.int64)
 
 
 def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:
@@ -176,6 +253,10 @@ def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:
     return united
 
 
+def _count(mask: Mask) -> int:
+    return int(np.count_nonzero(mask))
+
+
 def _one(query: Codes) -> Codes:
     """One query (B,) as (1, B)."""
     query = np.asarray(query)
@@ -184,7 +265,7 @@ def _one(query: Codes) -> Codes:
     return query[None]
 
 
-def _nearest(distances: NDArray[np.signedinteger[Any]], top: int) -> NDArray[np.intp]:
+def _nearest(distances: NDArray[np.integer[Any]], top: int) -> NDArray[np.intp]:
     """Rows of the `top` least distances, equal ones in the order of the rows.
 
     Bisects over the few levels that Hamming distances have for the level that the last place falls
@@ -194,7 +275,7 @@ def _nearest(distances: NDArray[np.signedinteger[Any]], top: int) -> NDArray[np.
         raise ValueError(f"top must be at least 1, got {top}")
     levels = range(int(distances.max(initial=0)) + 1)
     wanted = min(top, len(distances))
-    level = bisect_left(levels, wanted, key=lambda least: int(np.count_nonzero(distances <= least)))
+    level = bisect_left(levels, wanted, key=lambda least: _count(distances <= least))
     rows = np.flatnonzero(distances <= level)
     return rows[np.argsort(distances[rows], kind="stable")][:top]
 

@@ -39,6 +39,22 @@ def open_inputs(inputs: Sequence[str]) -> tuple[ImageSet, Source]:
     return image_set, _source(image_set, inputs[0])
 
 
+def absolute_inputs(inputs: Sequence[str]) -> list[str]:
+    """Inputs of `open_inputs` that mean the same in every working directory."""
+    return [_absolute(given) for given in inputs]
+
+
+def _absolute(given: str) -> str:
+    if given.startswith("@"):
+        return f"@{Path(given[1:]).absolute()}"
+    if not _names_data_set(given):
+        return str(Path(given).absolute())
+    layout, *parts = given.split(":")
+    if layout != "digits":  # which has no files
+        parts = [str(Path(part).absolute()) if Path(part).exists() else part for part in parts]
+    return ":".join([layout, *parts])
+
+
 def class_indices(image_set: ImageSet, classes: Sequence[str]) -> list[int]:
     """For each class of a set its index among the `classes` of a model.
 

@@ -12,7 +12,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from regionhash.structures import Codes, CodeTable, EncodedImage, Ints
 
-CODES_FILE = "codes.h5"  # in a folder of `regionhash index`
+CODES_FILE = "codes.h5"  # in a folder of `regionhash index` before it was a collection
 FORMAT = "regionhash codes"
 VERSION = 1
 
-_LAYOUT = {
+LAYOUT = {
     "id_bytes": ("id_byte", "<u1"),
     "sizes": ("image", "<i4"),
     "image_codes": ("image", "<u1"),
@@ -45,12 +45,12 @@ _LAYOUT = {
 }
 """Dataset: what one row of it describes, and its type. Also the order in a journal's record."""
 
-_OFFSETS = {"id_byte": "id_offsets", "region": "offsets", "category": "category_offsets"}
+OFFSETS = {"id_byte": "id_offsets", "region": "offsets", "category": "category_offsets"}
 """What an image owns any number of: the dataset of the offsets that divide it among the images."""
 
 _MAGIC = b"RHJOURN1"
 _RECORD = struct.Struct("<II")  # length and CRC-32 of the payload that follows
-_COUNTS = struct.Struct(f"<{len(_OFFSETS)}I")  # the image's rows of each kind in _OFFSETS
+_COUNTS = struct.Struct(f"<{len(OFFSETS)}I")  # the image's rows of each kind in OFFSETS
 _SYNC_SECONDS = 5.0  # of work that a power cut may take; a kill takes none
 _CHUNK_BYTES = 1 << 20  # of each dataset held in memory while packing
 _HDF5_ROOM = 1 << 20  # more than HDF5 needs for its own structures, which take some 10 KiB
@@ -59,9 +59,9 @@ _ALIGNMENT = 64  # of each dataset in the file, in bytes: a cache line
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def dtype_of(name: str) -> np.dtype[Any]:
     """Type of a dataset."""
-    return np.dtype(_LAYOUT[name][1] if name in _LAYOUT else "<i8")
+    return np.dtype(LAYOUT[name][1] if name in LAYOUT else "<i8")
 
 
 class StoreError(ValueError):
@@ -69,7 +69,7 @@ class StoreError(ValueError):
 
 
 @contextmanager
-def _reported(path: Path, what: str) -> Iterator[None]:
+def reported(path: Path, what: str) -> Iterator[None]:
     """Turns an error of the operating system into a StoreError about `path`."""
     try:
         yield
@@ -77,7 +77,7 @@ def _reported(path: Path, what: str) -> Iterator[None]:
         raise StoreError(f"{path}: {what}: {error.strerror or error}") from error
 
 
-class _Ids(Sequence[str]):
+class Ids(Sequence[str]):
     """N image ids, decoded when asked for: a million of them open at once."""
 
     def __init__(self, encoded: Codes, offsets: Ints) -> None:
@@ -98,20 +98,21 @@ class _Ids(Sequence[str]):
             return [self[row] for row in range(len(self))[n]]
         row = range(len(self))[n]
         start, end = self._offsets[row : row + 2]
-        return _decode_id(self._encoded[start:end].tobytes())
+        return decode_id(self._encoded[start:end].tobytes())
 
     def __iter__(self) -> Iterator[str]:
         encoded = self._encoded.tobytes()
         for start, end in pairwise(self._offsets.tolist()):
-            yield _decode_id(encoded[start:end])
+            yield decode_id(encoded[start:end])
 
 
-def _encode_id(image_id: str) -> bytes:
+def encode_id(image_id: str) -> bytes:
     """UTF-8; a file name that is none keeps its bytes, as `os.fsencode` has it."""
     return image_id.encode("utf-8", "surrogateescape")
 
 
-def _decode_id(encoded: bytes) -> str:
+def decode_id(encoded: bytes) -> str:
+    """The inverse of `encode_id`."""
     return encoded.decode("utf-8", "surrogateescape")
 
 
@@ -143,13 +144,18 @@ class CodeFile:
         """Opens a code file; arrays are read from the disk when used.
 
         Args:
-            path: the file, or a folder of `regionhash index` with codes.h5 in it.
+            path: the file, or the folder of a collection.
 
         Raises:
             StoreError: the file is missing, damaged, of another format or of another version.
         """
         path = Path(path)
         if path.is_dir():
+            from regionhash.collection import DATABASE_FILE, Collection  # they read code files
+
+            if (path / DATABASE_FILE).exists():
+                with Collection.open(path) as collection:
+                    return collection.code_file()
             path = path / CODES_FILE
         header, arrays = _read(path)
         try:
@@ -157,7 +163,7 @@ class CodeFile:
                 path=path,
                 labels=arrays.pop("image_labels", None),
                 table=CodeTable(
-                    ids=_Ids(arrays.pop("id_bytes"), arrays.pop("id_offsets")),
+                    ids=Ids(arrays.pop("id_bytes"), arrays.pop("id_offsets")),
                     sizes=arrays.pop("sizes"),
                     classes=tuple(header["classes"]),
                     **arrays,
@@ -186,7 +192,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             header = json.loads(file.attrs.get("header", "{}"))
             datasets = {
                 name: (file[name].shape, file[name].dtype, file[name].id.get_offset())
-                for name in (*_LAYOUT, *_OFFSETS.values())
+                for name in (*LAYOUT, *OFFSETS.values())
                 if name in file
             }
         # A plain array over the map: slices of numpy.memmap itself cost several times more.
@@ -199,7 +205,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     _check_fields(path, header, {"format": FORMAT, "version": VERSION})
     arrays = {}
     for name, (shape, dtype, offset) in datasets.items():
-        expected = _dtype(name)
+        expected = dtype_of(name)
         if dtype != expected:
             raise StoreError(f"{path}: {name} must be {expected}, got {dtype}")
         if not math.prod(shape):
@@ -232,7 +238,7 @@ class _Journal:
         self.path = path
         self._end = 0  # of the last whole record
         self._synced = time.monotonic()
-        with _reported(path, "cannot write"):
+        with reported(path, "cannot write"):
             self._file = path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -267,7 +273,7 @@ class _Journal:
         start = b"" if self._end else _MAGIC
         record = start + _RECORD.pack(len(payload), zlib.crc32(payload)) + payload
         rest = memoryview(record)
-        with _reported(self.path, "cannot write"):
+        with reported(self.path, "cannot write"):
             try:
                 while rest:
                     rest = rest[self._file.write(rest) :]
@@ -282,14 +288,14 @@ class _Journal:
     def clear(self) -> None:
         """Drops all records."""
         self._end = 0
-        with _reported(self.path, "cannot empty"):
+        with reported(self.path, "cannot empty"):
             self._file.truncate(0)
 
     def close(self) -> None:
         """Lets go of the file, which stays unless it is empty."""
         if self._file.closed:
             return
-        with _reported(self.path, "cannot write"), self._file:
+        with reported(self.path, "cannot write"), self._file:
             if self._end:
                 os.fsync(self._file.fileno())
             else:
@@ -320,7 +326,7 @@ class _NewFile:
     """
 
     def __init__(self, path: Path, header: str, shapes: Shapes) -> None:
-        types = {name: _dtype(name) for name in shapes}
+        types = {name: dtype_of(name) for name in shapes}
         room = _HDF5_ROOM + len(header)
         with path.open("wb") as file:
             file.write(bytes(room))
@@ -442,7 +448,7 @@ class CodeFileWriter:
         self._finished: dict[str, NDArray[Any]] = {}  # datasets of the file that is there
         self._packed_ids: frozenset[str] = frozenset()
         self._row_shapes: Shapes | None = None  # known from the first image on
-        self._n_new = dict.fromkeys(("image", *_OFFSETS), 0)  # rows in the journal
+        self._n_new = dict.fromkeys(("image", *OFFSETS), 0)  # rows in the journal
         self._journal = _Journal(self.path.with_name(self.path.name + ".part"))
         try:
             self._take_up_finished()
@@ -478,14 +484,14 @@ class CodeFileWriter:
         """
         if image_id in self.done:
             raise ValueError(f"{image_id}: is stored already")
-        rows = self._rows(image_id, encoded, labels)
+        rows = rows_of(image_id, encoded, labels, self._model)
         row_shapes = {name: array.shape[1:] for name, array in rows.items()}
         self._agree_on_rows(image_id, row_shapes)
         if not self._n_new["image"]:
             self._journal.clear()
             self._journal.append(json.dumps(self._model | {"rows": row_shapes}).encode())
-        counts = {unit: len(rows[name]) for name, (unit, _) in _LAYOUT.items() if name in rows}
-        payload = _COUNTS.pack(*(counts.get(unit, 0) for unit in _OFFSETS))
+        counts = {unit: len(rows[name]) for name, (unit, _) in LAYOUT.items() if name in rows}
+        payload = _COUNTS.pack(*(counts.get(unit, 0) for unit in OFFSETS))
         self._journal.append(payload + b"".join(array.tobytes() for array in rows.values()))
         self._count(image_id, counts)
 
@@ -502,10 +508,10 @@ class CodeFileWriter:
         if self._n_new["image"] or not self._finished:
             temporary = self.path.with_name(self.path.name + ".tmp")
             try:
-                with _reported(temporary, "cannot write"):
+                with reported(temporary, "cannot write"):
                     self._pack(temporary)
                     temporary.replace(self.path)
-                    _sync_directory(self.path.parent)
+                    sync_directory(self.path.parent)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -522,7 +528,7 @@ class CodeFileWriter:
         self.done |= self._packed_ids
         if self._packed_ids:
             self._row_shapes = {
-                name: self._finished[name].shape[1:] for name in _LAYOUT if name in self._finished
+                name: self._finished[name].shape[1:] for name in LAYOUT if name in self._finished
             }
 
     def _take_up_journal(self) -> None:
@@ -558,9 +564,9 @@ class CodeFileWriter:
         its place and before the journal was emptied.
         """
         for payload in islice(self._journal.records(), 1, None):  # the first tells of the model
-            counts = dict(zip(_OFFSETS, _COUNTS.unpack_from(payload), strict=True))
+            counts = dict(zip(OFFSETS, _COUNTS.unpack_from(payload), strict=True))
             rows = memoryview(payload)[_COUNTS.size :]
-            image_id = _decode_id(bytes(rows[: counts["id_byte"]]))
+            image_id = decode_id(bytes(rows[: counts["id_byte"]]))
             if image_id not in self._packed_ids:
                 yield image_id, counts, rows
 
@@ -569,61 +575,21 @@ class CodeFileWriter:
         for unit, count in (counts | {"image": 1}).items():
             self._n_new[unit] += count
 
-    def _rows(
-        self, image_id: str, encoded: EncodedImage, labels: Sequence[int] | None
-    ) -> dict[str, NDArray[Any]]:
-        """What one image adds to each dataset, checked, in the order and types of `_LAYOUT`."""
-        n_classes = len(self._model["classes"])
-        given: dict[str, NDArray[Any]] = {
-            "id_bytes": np.frombuffer(_encode_id(image_id), np.uint8),
-            "sizes": np.array([encoded.size]),
-        }
-        widths = {}
-        if encoded.image_code is not None:
-            given["image_codes"] = encoded.image_code[None]
-            widths["image_codes"] = self._model["n_bits"] // 8
-        if encoded.class_probs is not None:
-            given["class_probs"] = encoded.class_probs[None]
-            widths["class_probs"] = n_classes
-        if labels is not None:
-            if len(set(labels)) != len(labels) or not set(labels) <= set(range(n_classes)):
-                raise ValueError(
-                    f"{image_id}: labels must be distinct indices of {n_classes} classes, "
-                    f"got {list(labels)}"
-                )
-            given["image_labels"] = np.isin(np.arange(n_classes), labels)[None]
-        if (regions := encoded.regions) is not None:
-            given["boxes"] = regions.boxes
-            given["scores"] = regions.scores
-            given["labels"] = regions.labels
-            given["region_codes"] = regions.codes
-            widths["region_codes"] = self._model["n_region_bits"] // 8
-        if (categories := encoded.categories) is not None:
-            given["categories"] = categories.categories
-            given["category_probs"] = categories.probs
-            given["category_codes"] = categories.codes
-        for name, width in widths.items():
-            if given[name].shape[1] != width:
-                raise ValueError(
-                    f"{image_id}: {name} must have {width} columns, got {given[name].shape[1]}"
-                )
-        return {name: given[name].astype(_dtype(name)) for name in _LAYOUT if name in given}
-
     def _pack(self, path: Path) -> None:
         """Writes the rows of the finished file and of the journal as a new code file."""
         row_shapes = self._row_shapes or {"id_bytes": (), "sizes": (2,)}  # of no image at all
-        units = {_LAYOUT[name][0] for name in row_shapes}
-        offsets_names = {unit: name for unit, name in _OFFSETS.items() if unit in units}
-        start = {name: np.zeros(1, _dtype(name)) for name in offsets_names.values()}
+        units = {LAYOUT[name][0] for name in row_shapes}
+        offsets_names = {unit: name for unit, name in OFFSETS.items() if unit in units}
+        start = {name: np.zeros(1, dtype_of(name)) for name in offsets_names.values()}
         start |= self._finished
         shapes = {name: (len(rows), *rows.shape[1:]) for name, rows in start.items()}
         for name, row_shape in row_shapes.items():
-            n_rows = len(start.get(name, ())) + self._n_new[_LAYOUT[name][0]]
+            n_rows = len(start.get(name, ())) + self._n_new[LAYOUT[name][0]]
             shapes[name] = (n_rows, *row_shape)
         for name in offsets_names.values():
             shapes[name] = (len(start[name]) + self._n_new["image"],)
         row_bytes = {
-            name: math.prod(shape) * _dtype(name).itemsize for name, shape in row_shapes.items()
+            name: math.prod(shape) * dtype_of(name).itemsize for name, shape in row_shapes.items()
         }
         with _NewFile(path, self._header, shapes) as new:
             for name, rows in start.items():
@@ -632,7 +598,7 @@ class CodeFileWriter:
             for _, counts, content in self._journal_images():
                 at = 0
                 for name, width in row_bytes.items():
-                    until = at + width * counts.get(_LAYOUT[name][0], 1)
+                    until = at + width * counts.get(LAYOUT[name][0], 1)
                     new.append(name, content[at:until])
                     at = until
                 for unit, name in offsets_names.items():
@@ -641,13 +607,67 @@ class CodeFileWriter:
             new.finish()
 
 
+def rows_of(
+    image_id: str,
+    encoded: EncodedImage,
+    labels: Sequence[int] | None,
+    model: Mapping[str, Any],
+) -> dict[str, NDArray[Any]]:
+    """What one image adds to each dataset, checked, in the order and types of `LAYOUT`.
+
+    Args:
+        image_id: for the dataset of ids, and for messages.
+        encoded: what the model gave.
+        labels: distinct class indices known to be true of the image.
+        model: "classes", "n_bits" and "n_region_bits" of the model.
+
+    Raises:
+        ValueError: a code has not the promised number of bits, or a label is no class.
+    """
+    n_classes = len(model["classes"])
+    given: dict[str, NDArray[Any]] = {
+        "id_bytes": np.frombuffer(encode_id(image_id), np.uint8),
+        "sizes": np.array([encoded.size]),
+    }
+    widths = {}
+    if encoded.image_code is not None:
+        given["image_codes"] = encoded.image_code[None]
+        widths["image_codes"] = model["n_bits"] // 8
+    if encoded.class_probs is not None:
+        given["class_probs"] = encoded.class_probs[None]
+        widths["class_probs"] = n_classes
+    if labels is not None:
+        if len(set(labels)) != len(labels) or not set(labels) <= set(range(n_classes)):
+            raise ValueError(
+                f"{image_id}: labels must be distinct indices of {n_classes} classes, "
+                f"got {list(labels)}"
+            )
+        given["image_labels"] = np.isin(np.arange(n_classes), labels)[None]
+    if (regions := encoded.regions) is not None:
+        given["boxes"] = regions.boxes
+        given["scores"] = regions.scores
+        given["labels"] = regions.labels
+        given["region_codes"] = regions.codes
+        widths["region_codes"] = model["n_region_bits"] // 8
+    if (categories := encoded.categories) is not None:
+        given["categories"] = categories.categories
+        given["category_probs"] = categories.probs
+        given["category_codes"] = categories.codes
+    for name, width in widths.items():
+        if given[name].shape[1] != width:
+            raise ValueError(
+                f"{image_id}: {name} must have {width} columns, got {given[name].shape[1]}"
+            )
+    return {name: given[name].astype(dtype_of(name)) for name in LAYOUT if name in given}
+
+
 def _described(row_shapes: Shapes | None) -> str:
     return ", ".join(
         " x ".join((name, *map(str, shape))) for name, shape in (row_shapes or {}).items()
     )
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Makes a renaming in `path` outlast a power cut."""
     directory = os.open(path, os.O_RDONLY)
     try:

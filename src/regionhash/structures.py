@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Floats64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 def _shaped(name: str, array: NDArray[Any], *shape: int | None) -> None:

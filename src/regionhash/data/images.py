@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ MAX_PIXELS = 150_000_000
 largest camera sensors (100 Mpx), and below the 179 Mpx at which Pillow itself refuses."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_EXIF_IFD, _TAKEN = 0x8769, 0x9003  # the tags of the EXIF block and of DateTimeOriginal in it
 _SIDEWAYS = frozenset((5, 6, 7, 8))  # its values that swap height and width
 
 
@@ -68,13 +71,56 @@ def read_size(path: str | Path) -> tuple[int, int]:
         raise ImageError(f"{path}: {_reason(error, path)}") from error
 
 
-def _opened(path: str | Path) -> PILImage.Image:
+def read_image_bytes(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """The picture in the content of a file, as `read_image` gives it.
+
+    Args:
+        content: the bytes; what they are is told by them, not by a name or a type.
+        name: for messages.
+        max_pixels: larger pictures are refused before they are decoded.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            _opened(io.BytesIO(content), max_pixels) as image,
+        ):
+            return np.array(_rgb(ImageOps.exif_transpose(image)))
+    except UnidentifiedImageError as error:
+        reason = "not a picture of a known format, or broken" if content else "the file is empty"
+        raise ImageError(f"{name}: {reason}") from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
+        raise ImageError(f"{name}: {_reason(error, name)}") from error
+
+
+def read_taken(path: str | Path) -> datetime | None:
+    """When the camera took the picture in a file, if it has noted that (EXIF).
+
+    The camera's clock has no time zone; it is taken for UTC, so that the date stays the same.
+
+    Raises:
+        ImageError: as `read_size`.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), _opened(path) as image:
+            noted = image.getexif().get_ifd(_EXIF_IFD).get(_TAKEN)
+    except Exception as error:  # as above
+        raise ImageError(f"{path}: {_reason(error, path)}") from error
+    try:
+        return datetime.strptime(str(noted), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def _opened(file: str | Path | io.BytesIO, max_pixels: int = MAX_PIXELS) -> PILImage.Image:
     """The file with its header read."""
-    image = PILImage.open(path, formats=_FORMATS)
-    if image.width * image.height > MAX_PIXELS:
+    image = PILImage.open(file, formats=_FORMATS)
+    if image.width * image.height > max_pixels:
         image.close()
         raise ValueError(
-            f"{image.width} x {image.height} pixels are more than the limit of {MAX_PIXELS:,}"
+            f"{image.width} x {image.height} pixels are more than the limit of {max_pixels:,}"
         )
     return image
 

@@ -1,0 +1,103 @@
+"""Which pictures of a collection a search looks at: by class, folder, date and score."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from regionhash.collection.arrays import Snapshot
+from regionhash.collection.database import Database
+from regionhash.structures import Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What a picture must have to be searched; all that is given must hold.
+
+    Attributes:
+        labels: names of classes: each is known of the picture, or detected in it.
+        min_score: least score of a detection, in [0, 1]; with labels, of a detection of that class.
+        folder: the file lies in this folder or below it.
+        after: taken at or after this time, in seconds since 1970.
+        before: taken before this time.
+    """
+
+    labels: tuple[str, ...] = ()
+    min_score: float = 0.0
+    folder: str | None = None
+    after: float | None = None
+    before: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"min_score must be in [0, 1], got {self.min_score}")
+        if self.folder == "":
+            raise ValueError("folder must be a path, got an empty text")
+        if self.folder is not None and "\0" in self.folder:
+            raise ValueError("folder must be a path, got a NUL character")
+
+
+def mask_of(wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | None:
+    """The pictures of a snapshot that a filter lets through, (N,) bool; None for all.
+
+    Raises:
+        ValueError: a class that the model does not know, or scores of pictures without regions.
+    """
+    table = snapshot.table
+    unknown = [name for name in wanted.labels if name not in table.classes]
+    if unknown:
+        known = ", ".join(table.classes) or "none"
+        raise ValueError(f"label {unknown[0]!r}: no class of the model, which knows {known}")
+    mask = np.ones(len(table), bool) if snapshot.alive is None else snapshot.alive.copy()
+    if wanted == Filter():
+        return None if snapshot.alive is None else mask
+    if wanted.after is not None:
+        mask &= snapshot.taken >= wanted.after  # NaN, an unknown time, is in no span
+    if wanted.before is not None:
+        mask &= snapshot.taken < wanted.before
+    for name in wanted.labels:
+        label = table.classes.index(name)
+        found = _detected(snapshot, wanted.min_score, label)
+        if snapshot.labels is not None:
+            found |= snapshot.labels[:, label] > 0
+        mask &= found
+    if wanted.min_score and not wanted.labels:
+        if table.scores is None:
+            raise ValueError("min_score: these codes have no regions")
+        mask &= _detected(snapshot, wanted.min_score)
+    if wanted.folder is not None:
+        mask &= _below(snapshot, database, wanted.folder)
+    return mask
+
+
+def _detected(snapshot: Snapshot, min_score: float, label: int | None = None) -> Mask:
+    """Pictures with a region of at least this score, of one class or of any."""
+    table = snapshot.table
+    found = np.zeros(len(table), bool)
+    if table.offsets is None or table.scores is None or table.labels is None:
+        return found
+    good = np.asarray(table.scores) >= min_score
+    if label is not None:
+        good &= table.labels == label
+    at = np.flatnonzero(good)
+    found[np.searchsorted(table.offsets, at, side="right") - 1] = True
+    return found
+
+
+def _below(snapshot: Snapshot, database: Database, folder: str) -> Mask:
+    """Pictures whose file, or whose id if that is a relative path, is in a folder or below it."""
+    found = np.zeros(len(snapshot.table), bool)
+    start = os.fsencode(Path(folder).absolute()).rstrip(b"/") + b"/"
+    rows = database.read(
+        "SELECT row FROM images WHERE path >= ? AND path < ?", start, start[:-1] + b"0"
+    )
+    if not Path(folder).is_absolute():
+        short = Path(folder).as_posix() + "/"
+        rows += database.read(
+            "SELECT row FROM images WHERE id >= ? AND id < ?", short, short[:-1] + "0"
+        )
+    found[snapshot.places(np.array([row for (row,) in rows], np.int64))] = True
+    return found

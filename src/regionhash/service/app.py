@@ -1,0 +1,442 @@
+"""The HTTP interface of one collection, and the page to search it with."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, File, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
+
+from regionhash.collection import Filter, Result
+from regionhash.collection import Query as Asked
+from regionhash.data.images import ImageError
+from regionhash.service.limits import LOOPBACK, Gate, Limits, problem_body
+from regionhash.service.messages import (
+    MAX_ROW,
+    AddedOut,
+    HealthOut,
+    HitOut,
+    ImageLine,
+    ImageOut,
+    InfoOut,
+    ListOut,
+    MatchOut,
+    QueryIn,
+    RegionOut,
+    SearchIn,
+    SearchOut,
+    UploadOut,
+    problems,
+)
+from regionhash.service.state import Service
+from regionhash.store import StoreError
+from regionhash.structures import EncodedImage
+
+COOKIE = "regionhash_token"
+
+_POLICY = (
+    "default-src 'none'; img-src 'self' blob: data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+def create_app(
+    folder: Path,
+    *,
+    token: str | None = None,
+    limits: Limits | None = None,
+    loopback: bool = True,
+    device: str = "auto",
+) -> FastAPI:
+    """The service of the collection in `folder`.
+
+    Args:
+        folder: of the collection.
+        token: what clients must know to change the collection.
+        limits: of one request.
+        loopback: only this machine can reach it, under the names of this machine; else the token
+            is needed for everything but the page and /health.
+        device: where the model runs.
+
+    Raises:
+        ValueError: no collection, no model, or no token where one is needed.
+    """
+    if not loopback and not token:
+        raise ValueError("a service for other machines needs a token: --token, REGIONHASH_TOKEN")
+    limits = limits or Limits()
+    service = Service(folder, limits=limits, token=token, token_to_read=not loopback, device=device)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="regionhash",
+        summary="Finds the pictures of a collection that contain an object.",
+        version=version("regionhash"),
+        lifespan=lifespan,
+        docs_url=None,  # its pages load scripts from elsewhere; /openapi.json is the description
+        redoc_url=None,
+        responses=problems(400, 401, 404, 413, 415, 421, 422, 503, 504),
+    )
+    app.state.service = service
+    app.include_router(_open)
+    app.include_router(_reading)
+    app.include_router(_changing)
+    app.add_exception_handler(HTTPException, _http_problem)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
+    for error, status in _STATUSES.items():
+        app.add_exception_handler(error, _problem_of(status))
+    app.add_middleware(
+        Gate,
+        upload_bytes=limits.upload_bytes,
+        hosts=LOOPBACK if loopback else None,
+        count=service.figures.count,
+    )
+    return app
+
+
+def run_server(
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    limits: Limits | None = None,
+    device: str = "auto",
+    tell: Callable[[str], Any] = print,
+) -> None:
+    """Serves a collection until it is interrupted; see `create_app`.
+
+    Raises:
+        ValueError: as `create_app`.
+        OSError: the address cannot be listened on.
+    """
+    app = create_app(folder, token=token, limits=limits, loopback=host in LOOPBACK, device=device)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listening:
+        bound = listening.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        tell(f"{folder}: {len(app.state.service.collection)} pictures at http://{shown}:{bound}/")
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        uvicorn.Server(config).run([listening])
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+def _problem(status: int, detail: str, headers: Any = None) -> Response:
+    return Response(
+        problem_body(status, detail), status, headers, media_type="application/problem+json"
+    )
+
+
+async def _http_problem(_: Request, error: HTTPException) -> Response:
+    return _problem(error.status_code, str(error.detail), error.headers)
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> Response:
+    told = [f"{'.'.join(map(str, own['loc']))}: {own['msg']}" for own in error.errors()]
+    return _problem(422, "; ".join(told))
+
+
+def _problem_of(status: int) -> Any:
+    async def answer(_: Request, error: Exception) -> Response:
+        detail = {
+            404: "no such picture",
+            503: "the collection cannot be used at the moment",
+            504: "the answer took too long",
+        }.get(status, str(error))
+        return _problem(status, detail)
+
+    return answer
+
+
+_STATUSES: dict[type[Exception], int] = {
+    ImageError: 415,
+    StoreError: 503,
+    sqlite3.Error: 503,
+    KeyError: 404,
+    ValueError: 422,
+    OSError: 503,
+    TimeoutError: 504,
+}
+
+
+# -- who may --------------------------------------------------------------------------------------
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Shared = Annotated[Service, Depends(_service)]
+
+
+def _given_token(request: Request) -> str | None:
+    kind, _, value = request.headers.get("authorization", "").partition(" ")
+    return value if kind.lower() == "bearer" else request.cookies.get(COOKIE)
+
+
+def _may_read(request: Request, service: Shared) -> None:
+    if service.token_to_read and not service.knows(_given_token(request)):
+        raise HTTPException(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+
+
+def _may_change(request: Request, service: Shared) -> None:
+    if service.token is None:
+        raise HTTPException(401, "started without a token, so nothing can be changed")
+    if not service.knows(_given_token(request)):
+        raise HTTPException(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+
+
+_open = APIRouter()
+_reading = APIRouter(dependencies=[Depends(_may_read)])
+_changing = APIRouter(dependencies=[Depends(_may_change)])
+
+RowIn = Annotated[int, Query(ge=0, le=MAX_ROW)]
+
+
+# -- routes ---------------------------------------------------------------------------------------
+
+
+@_open.get("/", include_in_schema=False)
+def page() -> HTMLResponse:
+    """The page."""
+    text = (files("regionhash.service") / "page.html").read_text("utf-8")
+    return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
+
+
+@_open.get("/favicon.ico", include_in_schema=False)
+def icon() -> Response:
+    """None: the page brings its own."""
+    return Response(status_code=204)
+
+
+@_open.get("/health")
+async def health(service: Shared) -> HealthOut:
+    """Whether the service works."""
+    return HealthOut(status="ok", pictures=len(service.collection))
+
+
+@_open.post("/api/session", status_code=204)
+async def session(request: Request, service: Shared) -> Response:
+    """Keeps the token of the Authorization header in a cookie, for the page's pictures."""
+    given = _given_token(request)
+    if given is None or not service.knows(given):
+        raise HTTPException(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+    response = Response(status_code=204)
+    response.set_cookie(COOKIE, given, httponly=True, samesite="strict", max_age=30 * 86400)
+    return response
+
+
+@_reading.get("/metrics", include_in_schema=False)
+def metrics(service: Shared) -> Response:
+    """Figures for Prometheus."""
+    return Response(generate_latest(service.figures.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@_reading.get("/api/collection")
+async def info(request: Request, service: Shared) -> InfoOut:
+    """What is served."""
+    header = service.collection.header
+    return InfoOut(
+        pictures=len(service.collection),
+        model=header["model"],
+        model_hash=header["model_hash"],
+        bits=header["n_bits"],
+        region_bits=header["n_region_bits"],
+        classes=header["classes"],
+        can_change=service.knows(_given_token(request)),
+        max_upload_bytes=service.limits.upload_bytes,
+        max_pixels=service.limits.pixels,
+    )
+
+
+@_reading.get("/api/images")
+async def images(
+    service: Shared,
+    after: RowIn = 0,
+    limit: Annotated[int, Query(ge=1, le=200)] = 24,
+) -> ListOut:
+    """Pictures of the collection, in the order of their rows."""
+    rows = await service.read(lambda: service.collection.images(after=after, limit=limit + 1))
+    lines = [
+        ImageLine(row=row, id=_shown(image_id), height=height, width=width)
+        for row, image_id, height, width in rows[:limit]
+    ]
+    return ListOut(images=lines, next=lines[-1].row if len(rows) > limit else None)
+
+
+@_reading.get("/api/images/{row}")
+async def image(row: int, service: Shared) -> ImageOut:
+    """A picture of the collection and its regions."""
+    image_id = service.collection.id_of(_checked(row))
+    _, encoded = service.collection.image(image_id)
+    return ImageOut(
+        row=row,
+        id=_shown(image_id),
+        height=encoded.size[0],
+        width=encoded.size[1],
+        regions=_regions(encoded, service),
+    )
+
+
+@_reading.get("/api/images/{row}/picture", responses={200: {"content": {"image/jpeg": {}}}})
+async def picture(
+    row: int, service: Shared, size: Annotated[int, Query(ge=16, le=2048)] = 320
+) -> Response:
+    """The picture as JPEG, its longer side at most `size` pixels."""
+    sizes = (160, 320, 640, 1024, 2048)
+    taken = next(own for own in sizes if own >= size)  # few sizes, so that they are found again
+    try:
+        content = await service.read(lambda: service.thumbnail(_checked(row), taken))
+    except ImageError as error:
+        raise HTTPException(404, "the file of this picture is gone or cannot be read") from error
+    headers = {"Cache-Control": "private, max-age=86400, immutable"}
+    return Response(content, media_type="image/jpeg", headers=headers)
+
+
+@_reading.post("/api/uploads", status_code=201)
+async def upload(file: Annotated[UploadFile, File()], service: Shared) -> UploadOut:
+    """Takes a picture to search by, for some time, and tells what is detected in it."""
+    content = await _content(file, service)
+    name, pixels, encoded = await service.read(lambda: service.take_upload(content))
+    height, width = pixels.shape[:2]
+    return UploadOut(upload=name, height=height, width=width, regions=_regions(encoded, service))
+
+
+@_reading.post("/api/search")
+async def search(wanted: SearchIn, service: Shared) -> SearchOut:
+    """The pictures that look like a picture, or that contain an object or several."""
+    started = perf_counter()
+    queries = [_asked(own, service) for own in wanted.queries]
+    chosen = Filter(
+        tuple(wanted.filter.labels),
+        wanted.filter.min_score,
+        wanted.filter.folder,
+        wanted.filter.after,
+        wanted.filter.before,
+    )
+    found = await service.scan(
+        lambda: service.collection.search(
+            queries=queries,
+            mode=wanted.mode,
+            filter=chosen,
+            limit=wanted.limit,
+            offset=wanted.offset,
+            near=wanted.near,
+        )
+    )
+    return SearchOut(
+        mode=found.mode,
+        boxes=[list(boxes) for boxes in found.boxes],
+        hits=[_hit(own, service) for own in found.hits],
+        offset=found.offset,
+        more=found.more,
+        searched=found.searched,
+        seconds=perf_counter() - started,
+    )
+
+
+@_changing.post("/api/images", status_code=201)
+async def add(file: Annotated[UploadFile, File()], service: Shared) -> AddedOut:
+    """Adds a picture to the collection; one of the same content is not added twice."""
+    content = await _content(file, service)
+    name = file.filename or ""
+    row, image_id = await service.read(lambda: service.add(content, name))
+    return AddedOut(row=row, id=_shown(image_id))
+
+
+@_changing.delete("/api/images/{row}", status_code=204)
+async def remove(row: int, service: Shared) -> Response:
+    """Removes a picture from the collection, at once."""
+    if not await service.read(lambda: service.remove(_checked(row))):
+        raise HTTPException(404, "no such picture")
+    return Response(status_code=204)
+
+
+def _asked(own: QueryIn, service: Service) -> Asked:
+    if (own.upload is None) == (own.image is None):
+        raise HTTPException(422, "a query needs either an upload or an image")
+    if own.boxes and own.regions:
+        raise HTTPException(422, "a query needs either boxes or regions")
+    if own.image is not None:
+        like = service.collection.id_of(own.image)
+        return Asked(like=like, boxes=own.boxes, regions=own.regions)
+    kept = service.uploads.get(own.upload)
+    if kept is None:
+        raise HTTPException(404, "this upload is no longer there; upload the picture again")
+    pixels, encoded = kept
+    return Asked(pixels, boxes=own.boxes, regions=own.regions, encoded=encoded)
+
+
+async def _content(file: UploadFile, service: Service) -> bytes:
+    content = await file.read(service.limits.upload_bytes + 1)
+    if len(content) > service.limits.upload_bytes:
+        raise HTTPException(413, f"the file is larger than {service.limits.upload_bytes:,} bytes")
+    return content
+
+
+def _checked(row: int) -> int:
+    if not 1 <= row <= MAX_ROW:
+        raise HTTPException(404, "no such picture")
+    return row
+
+
+def _shown(image_id: str) -> str:
+    """An id that JSON can hold."""
+    return image_id.encode("utf-8", "backslashreplace").decode()
+
+
+def _label(label: int, service: Service) -> str | None:
+    return service.collection.classes[label] if label >= 0 else None
+
+
+def _regions(encoded: EncodedImage, service: Service) -> list[RegionOut]:
+    own = encoded.regions
+    if own is None:
+        return []
+    return [
+        RegionOut(box=tuple(box), label=_label(label, service), score=score)
+        for box, label, score in zip(
+            own.boxes.tolist(), own.labels.tolist(), own.scores.tolist(), strict=True
+        )
+    ]
+
+
+def _hit(own: Result, service: Service) -> HitOut:
+    return HitOut(
+        row=own.row,
+        id=_shown(own.id),
+        height=own.size[0],
+        width=own.size[1],
+        distance=own.distance,
+        matches=[
+            MatchOut(
+                box=match.box,
+                distance=match.distance,
+                label=_label(match.label, service),
+                score=match.score,
+            )
+            for match in own.matches
+        ],
+        classes=list(own.classes),
+        taken=own.taken,
+        duplicates=[_hit(other, service) for other in own.duplicates],
+    )

@@ -1,0 +1,115 @@
+"""A model that several threads share: what they ask for at one time is computed in one batch."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from regionhash.data.batches import batches_of_one_shape
+from regionhash.encoding import Precision, device_of, inference
+from regionhash.structures import EncodedImage, Regions
+
+MAX_BATCH = 8
+WAIT = 0.004
+"""Seconds that a first picture waits for others."""
+
+
+class _Job(NamedTuple):
+    image: Tensor
+    boxes: Tensor | None
+    result: Future[Any]
+
+
+class BatchedModel:
+    """Stands for a model in `regionhash.encoding`; its calls wait for their turn in a batch.
+
+    Pictures of one shape share a batch, so a code is the one that the model gives alone, but for
+    rounding. One thread runs the model.
+
+    Args:
+        model: of `load_checkpoint`, on its device.
+        precision: of the codes.
+        on_batch: called with the size of each batch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        precision: Precision = "32-true",
+        on_batch: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._model = model
+        self._precision = precision
+        self._on_batch = on_batch
+        self._jobs: queue.Queue[_Job | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
+        self._thread.start()
+
+    def __getattr__(self, name: str) -> Any:
+        """What the model is: n_bits, n_region_bits, one_space."""
+        return getattr(self._model, name)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of the model."""
+        own: Iterator[nn.Parameter] = self._model.parameters()
+        return own
+
+    def encode(self, images: list[Tensor]) -> list[EncodedImage]:
+        """As the model's own."""
+        return self._wait([_Job(image, None, Future()) for image in images])
+
+    def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
+        """As the model's own."""
+        return self._wait(
+            [_Job(image, own, Future()) for image, own in zip(images, boxes, strict=True)]
+        )
+
+    def close(self) -> None:
+        """Lets the thread end."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _wait(self, jobs: list[_Job]) -> list[Any]:
+        for job in jobs:
+            self._jobs.put(job)
+        return [job.result.result() for job in jobs]
+
+    def _run(self) -> None:
+        while (first := self._jobs.get()) is not None:
+            waiting, until = [first], time.monotonic() + WAIT
+            while len(waiting) < MAX_BATCH:
+                try:
+                    job = self._jobs.get(timeout=max(0.0, until - time.monotonic()))
+                except queue.Empty:
+                    break
+                if job is None:
+                    self._jobs.put(None)
+                    break
+                waiting.append(job)
+            for with_boxes in (False, True):
+                own = [job for job in waiting if (job.boxes is not None) == with_boxes]
+                for batch in batches_of_one_shape(own, lambda job: job.image, MAX_BATCH):
+                    self._compute(batch)
+
+    def _compute(self, batch: list[_Job]) -> None:
+        self._on_batch(len(batch))
+        images = [job.image for job in batch]
+        try:
+            with inference(device_of(self._model), self._precision):
+                boxes = [job.boxes for job in batch if job.boxes is not None]
+                if boxes:
+                    results = self._model.encode_boxes(images, boxes)
+                else:
+                    results = self._model.encode(images)
+        except Exception as error:  # whoever asked is told; the thread goes on
+            for job in batch:
+                job.result.set_exception(error)
+            return
+        for job, result in zip(batch, results, strict=True):
+            job.result.set_result(result)

@@ -1,0 +1,132 @@
+"""What the service refuses before it costs anything: other hosts, large bodies, slow answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
+_MULTIPART_ROOM = 64 * 1024  # boundaries and headers around an upload
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may cost.
+
+    Attributes:
+        upload_bytes: of an uploaded file.
+        pixels: of a picture; more are refused before it is decoded.
+        seconds: that an answer may take.
+    """
+
+    upload_bytes: int = 20_000_000
+    pixels: int = 50_000_000
+    seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if min(self.upload_bytes, self.pixels) < 1 or not self.seconds > 0:
+            raise ValueError(f"limits must be positive, got {self}")
+
+
+def problem_body(status: int, detail: str) -> bytes:
+    """The JSON of an error (RFC 9457)."""
+    title = HTTPStatus(status).phrase
+    record = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    return json.dumps(record).encode()
+
+
+class Gate:
+    """Around the whole service: hosts, sizes of bodies, headers of answers, and counting.
+
+    Args:
+        app: what is guarded.
+        upload_bytes: see `Limits`.
+        hosts: names by which the service may be addressed; None for all. A page of another site
+            that gives itself the address of this machine (DNS rebinding) is none of them.
+        count: called with method, path of the route, status and seconds of each request.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        upload_bytes: int,
+        hosts: frozenset[str] | None,
+        count: Callable[[str, str, int, float], None],
+    ) -> None:
+        self._app = app
+        self._room = upload_bytes + _MULTIPART_ROOM
+        self._too_large = f"the request is larger than {upload_bytes:,} bytes"
+        self._hosts = hosts
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status, received = perf_counter(), 500, 0
+        headers = dict(scope["headers"])
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._room:
+                raise HTTPException(413, self._too_large)
+            return message
+
+        async def with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        refused = self._refusal(headers)
+        try:
+            if refused:
+                await _answer(with_headers, *refused)
+            else:
+                await self._app(scope, counted, with_headers)
+        finally:
+            route: Any = scope.get("route")
+            path = getattr(route, "path", "none")
+            self._count(scope["method"], path, status, perf_counter() - started)
+
+    def _refusal(self, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        host = headers.get(b"host", b"").decode("latin-1")
+        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+        if self._hosts is not None and name.strip("[]").lower() not in self._hosts:
+            return 421, f"this service is not {host!r}"
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            return 400, "Content-Length must be a number"
+        if int(length) > self._room:
+            return 413, self._too_large
+        return None
+
+
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+
+
+async def _answer(send: Send, status: int, detail: str) -> None:
+    body = problem_body(status, detail)
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

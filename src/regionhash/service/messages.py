@@ -1,0 +1,194 @@
+"""What the service is asked and what it answers, as JSON; the examples are those of /docs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+MAX_ROW = 2**63 - 1
+
+BoxOut = tuple[float, float, float, float]
+Row = Annotated[int, Field(ge=1, le=MAX_ROW)]
+Edge = Annotated[FiniteFloat, Field(ge=-1e9, le=1e9)]
+BoxIn = tuple[Edge, Edge, Edge, Edge]
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+When = Annotated[FiniteFloat, Field(ge=-1e11, le=1e12)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class QueryIn(_Request):
+    """A picture to search by: an upload, or one of the collection."""
+
+    upload: Annotated[str | None, Field(max_length=64, description="Of POST /api/uploads.")] = None
+    image: Annotated[Row | None, Field(description="Row of a picture of the collection.")] = None
+    boxes: Annotated[
+        list[BoxIn], Field(max_length=16, description="Objects: x0, y0, x1, y1 in pixels.")
+    ] = []
+    regions: Annotated[
+        list[Annotated[int, Field(ge=0, le=1_000_000)]],
+        Field(max_length=16, description="Objects, by number of the region, instead of boxes."),
+    ] = []
+
+
+class FilterIn(_Request):
+    """Which pictures are searched."""
+
+    labels: Annotated[list[Name], Field(max_length=16, description="Classes, all wanted.")] = []
+    min_score: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
+    folder: Name | None = None
+    after: Annotated[When | None, Field(description="Seconds since 1970.")] = None
+    before: When | None = None
+
+
+class SearchIn(_Request):
+    """A search."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"queries": [{"image": 1}], "limit": 20},
+                {
+                    "queries": [{"image": 1, "boxes": [[10, 20, 200, 220]]}],
+                    "filter": {"folder": "holidays"},
+                    "limit": 20,
+                    "near": 2,
+                },
+            ]
+        },
+    )
+
+    queries: Annotated[list[QueryIn], Field(min_length=1, max_length=8)]
+    mode: Literal["image", "region", "objects"] | None = None
+    filter: FilterIn = FilterIn()
+    limit: Annotated[int, Field(ge=1, le=200)] = 24
+    offset: Annotated[int, Field(ge=0, le=10_000)] = 0
+    near: Annotated[
+        int | None,
+        Field(ge=0, le=4096, description="Show pictures once that differ in at most so many bits."),
+    ] = None
+
+
+class MatchOut(BaseModel):
+    """The region of a found picture that answers one object."""
+
+    box: BoxOut
+    distance: int
+    label: str | None
+    score: float
+
+
+class HitOut(BaseModel):
+    """One found picture."""
+
+    row: int
+    id: str
+    height: int
+    width: int
+    distance: int
+    matches: list[MatchOut]
+    classes: list[str]
+    taken: float | None
+    duplicates: list[HitOut] = []
+
+
+class SearchOut(BaseModel):
+    """One page of an answer."""
+
+    mode: str
+    boxes: list[list[BoxOut]]
+    hits: list[HitOut]
+    offset: int
+    more: bool
+    searched: int
+    seconds: float
+
+
+class RegionOut(BaseModel):
+    """A region of a picture; its number is its place in the list."""
+
+    box: BoxOut
+    label: str | None
+    score: float
+
+
+class UploadOut(BaseModel):
+    """A picture that was uploaded, and what was detected in it."""
+
+    upload: str
+    height: int
+    width: int
+    regions: list[RegionOut]
+
+
+class ImageOut(BaseModel):
+    """A picture of the collection."""
+
+    row: int
+    id: str
+    height: int
+    width: int
+    regions: list[RegionOut]
+
+
+class ImageLine(BaseModel):
+    """A picture of the collection in a list."""
+
+    row: int
+    id: str
+    height: int
+    width: int
+
+
+class ListOut(BaseModel):
+    """Some pictures of the collection, by row; `next` is the `after` of the following ones."""
+
+    images: list[ImageLine]
+    next: int | None
+
+
+class AddedOut(BaseModel):
+    """The picture that was added, or that was there already with the same content."""
+
+    row: int
+    id: str
+
+
+class InfoOut(BaseModel):
+    """What is served."""
+
+    pictures: int
+    model: str
+    model_hash: str
+    bits: int
+    region_bits: int
+    classes: list[str]
+    can_change: bool
+    max_upload_bytes: int
+    max_pixels: int
+
+
+class HealthOut(BaseModel):
+    """Whether the service works."""
+
+    status: Literal["ok"]
+    pictures: int
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457), as application/problem+json."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for its description."""
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {status: {"description": "A problem.", "content": content} for status in statuses}

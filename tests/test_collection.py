@@ -1,0 +1,494 @@
+"""A collection: pictures come and go, processes die, disks fill, and nothing is lost."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collection_cases import MODEL, encoded, new_image
+from conftest import write_picture
+from regionhash.collection import Collection, Filter, Query
+from regionhash.collection.database import Database
+from regionhash.data import open_dataset
+from regionhash.data.images import read_image
+from regionhash.search import search_regions
+from regionhash.store import CodeFile, StoreError
+from test_cli import error_of, run
+
+
+def holds(folder, numbers):
+    """The collection has exactly these pictures, once each, with their codes, in their order."""
+    with Collection(folder) as collection:
+        table = collection.code_file().table
+        assert list(table.ids) == [f"{n}.jpg" for n in numbers]
+        for at, n in enumerate(numbers):
+            np.testing.assert_array_equal(table.image_codes[at], encoded(n).image_code)
+            np.testing.assert_array_equal(table.regions(at).codes, encoded(n).regions.codes)
+            np.testing.assert_array_equal(table.regions(at).boxes, encoded(n).regions.boxes)
+        assert collection.check().problems == ()
+
+
+@pytest.fixture
+def database(tmp_path):
+    with Database.create(tmp_path / "collection.db", MODEL) as database:
+        yield database
+
+
+@pytest.fixture
+def pictures(photos, tmp_path):
+    """A folder of three photos that a test may change."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n in range(3):
+        shutil.copy(photos / f"{n}.png", folder)
+    return folder
+
+
+@pytest.fixture
+def made(saved, pictures, tmp_path):
+    """Their collection."""
+    folder = tmp_path / "made"
+    run("index", pictures, "-o", folder, "--model", saved.folder, "--workers", 0)
+    return folder
+
+
+def added(command, folder, *options):
+    return json.loads(run(command, folder, *options, "--workers", 0, "--json").stdout)
+
+
+def ids(folder):
+    return list(CodeFile.open(folder).table.ids)
+
+
+# The arrays follow the database
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["add", "remove", "compact", "reopen"]), st.integers(0, 7)),
+        max_size=12,
+    )
+)
+def test_whatever_is_added_and_removed_the_arrays_are_the_database(steps, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("steps")
+    Database.create(folder / "collection.db", MODEL).close()
+    there = {}
+    collection = Collection(folder)
+    for what, n in steps:
+        if what == "add":
+            collection._database.store([new_image(n)])
+            there.setdefault(n)
+        elif what == "remove":
+            collection._database.remove(
+                [row for row, image_id in list(collection.ids()) if image_id == f"{n}.jpg"]
+            )
+            there.pop(n, None)
+        elif what == "compact":
+            collection.code_file()
+        else:
+            collection.close()
+            collection = Collection(folder)
+        assert len(collection) == len(there)
+        assert collection.check().problems == ()
+    collection.close()
+    holds(folder, list(there))
+
+
+def test_lost_torn_and_foreign_arrays_are_built_anew(database, tmp_path):
+    database.store(new_image(n) for n in range(5))
+    holds(tmp_path, range(5))
+    state = tmp_path / "arrays" / "state.json"
+    codes = tmp_path / "arrays" / "1" / "region_codes"
+    shutil.rmtree(tmp_path / "arrays")
+    holds(tmp_path, range(5))
+    state.write_text("{")
+    holds(tmp_path, range(5))
+    state.write_text(state.read_text().replace('"uuid": "', '"uuid": "0'))
+    holds(tmp_path, range(5))
+    codes = next((tmp_path / "arrays").glob("*/region_codes"))
+    codes.write_bytes(codes.read_bytes()[:-1])
+    holds(tmp_path, range(5))
+
+
+def test_bytes_behind_a_killed_append_are_written_over(database, tmp_path):
+    database.store(new_image(n) for n in range(3))
+    holds(tmp_path, range(3))
+    for path in (tmp_path / "arrays").glob("*/*"):
+        with path.open("ab") as file:
+            file.write(b"torn")
+    database.store([new_image(7)])
+    holds(tmp_path, [0, 1, 2, 7])
+
+
+def test_a_snapshot_stays_what_it_was(database, tmp_path):
+    database.store(new_image(n) for n in range(4))
+    with Collection(tmp_path) as collection:
+        before = collection.snapshot
+        codes = before.table.region_codes.copy()
+        database.remove([1, 2, 3])
+        database.store([new_image(9)])
+        assert len(collection.snapshot) == 2
+        collection.code_file()  # builds the arrays anew
+        np.testing.assert_array_equal(before.table.region_codes, codes)
+        assert list(before.table.ids) == [f"{n}.jpg" for n in range(4)]
+
+
+def test_a_rotten_array_is_found_and_repaired(made):
+    codes = next((made / "arrays").glob("*/region_codes"))
+    damaged = bytearray(codes.read_bytes())
+    damaged[3] ^= 1
+    codes.write_bytes(damaged)
+    said = run("check", made, code=1).stdout
+    assert "arrays: region_codes of picture 0.png (row 1) differ" in said
+    assert "0 problems" in run("check", made, "--repair").stdout
+    assert "0 problems" in run("check", made).stdout
+
+
+# Processes
+
+
+def child(code, *args, **options):
+    prelude = """
+import sys
+from pathlib import Path
+from collection_cases import new_image
+from regionhash.collection import Collection
+from regionhash.collection.database import Database
+from regionhash.store import StoreError
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, args)],
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+STORE = """
+    database = Database(Path(sys.argv[1]) / "collection.db")
+    for n in range(int(sys.argv[2]), int(sys.argv[3])):
+        database.store([new_image(n)])
+        print(n, flush=True)
+"""
+
+
+def test_a_killed_process_loses_nothing_that_it_stored(database, tmp_path):
+    reported = -1
+    for _ in range(2):
+        with child(STORE, tmp_path, reported + 1, 10**6) as process:
+            for _ in range(20):
+                reported = int(process.stdout.readline())
+            process.send_signal(signal.SIGKILL)
+            reported = int((process.stdout.read().split() or [reported])[-1])
+        with Collection(tmp_path) as collection:
+            stored = [image_id for _, image_id in collection.ids()]
+        assert len(stored) >= reported + 1
+        reported = len(stored) - 1
+    holds(tmp_path, range(reported + 1))
+
+
+def test_a_process_killed_while_it_appends_leaves_arrays_that_go_on(database, tmp_path):
+    database.store(new_image(n) for n in range(10))
+    holds(tmp_path, range(10))
+    database.store(new_image(n) for n in range(10, 20))
+    code = """
+        from regionhash.collection import arrays
+        def stop(self):
+            for name in self._pending:
+                self._write(name)
+            print("appended", flush=True)
+            time.sleep(60)
+        import time
+        arrays._Appender.finish = stop
+        Collection(Path(sys.argv[1]))
+    """
+    with child(code, tmp_path) as process:
+        assert process.stdout.readline() == "appended\n"
+        process.kill()
+    holds(tmp_path, range(20))
+
+
+def test_two_writers_at_once_lose_nothing_and_count_nothing_twice(database, tmp_path):
+    with child(STORE, tmp_path, 0, 60) as one, child(STORE, tmp_path, 30, 90) as other:
+        said = [process.communicate() for process in (one, other)]
+    assert [own[1] for own in said] == ["", ""]
+    with Collection(tmp_path) as collection:
+        stored = [image_id for _, image_id in collection.ids()]
+    assert sorted(stored) == sorted(f"{n}.jpg" for n in range(90))
+    holds(tmp_path, [int(image_id.removesuffix(".jpg")) for image_id in stored])
+
+
+def test_a_full_disk_is_reported_and_nothing_is_half_there(database, tmp_path):
+    database.store(new_image(n) for n in range(10))
+    code = """
+        import resource
+        database = Database(Path(sys.argv[1]) / "collection.db")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))  # stands for a full disk
+        stored = 10
+        try:
+            while True:
+                database.store([new_image(n) for n in range(stored, stored + 10)])
+                stored += 10
+        except StoreError as error:
+            print(stored, error)
+    """
+    with child(code, tmp_path) as process:
+        stored, _, message = process.communicate()[0].partition(" ")
+    assert message.startswith(f"{tmp_path / 'collection.db'}: ")
+    holds(tmp_path, range(int(stored)))
+    database.store([new_image(5000)])  # room is made
+    holds(tmp_path, [*range(int(stored)), 5000])
+
+
+def test_an_index_that_was_killed_goes_on(saved, tmp_path):
+    code = """
+        from regionhash import cli
+        from regionhash.collection import adding
+        adding._COMMIT_IMAGES = 2
+        store = adding.Database.store
+        def told(self, images):
+            stored = store(self, images)
+            print(stored, flush=True)
+            return stored
+        adding.Database.store = told
+        arguments = ["index", "digits:test:40", "-o", sys.argv[1], "--model", sys.argv[2]]
+        cli.app([*arguments, "--workers", "0", "--batch-size", "1"])
+    """
+    folder = tmp_path / "index"
+    with child(code, folder, saved.folder) as process:
+        for _ in range(3):
+            assert process.stdout.readline() == "2\n"
+        process.kill()
+    report = json.loads(
+        run("index", "digits:test:40", "-o", folder, "--workers", 0, "--json").stdout
+    )
+    assert 6 <= report["stored_before"] < 40
+    assert report["encoded"] == 40 - report["stored_before"]
+    assert ids(folder) == list(open_dataset("digits:test:40").ids)
+
+
+# Adding, removing, refreshing
+
+
+def test_a_moved_file_is_not_encoded_again_and_a_changed_one_is(made, pictures, photos):
+    (pictures / "0.png").rename(pictures / "zero.png")
+    shutil.copy(photos / "5.png", pictures / "1.png")
+    shutil.copy(photos / "2.png", pictures / "copy.png")
+    before = {
+        image_id: CodeFile.open(made).table.regions(n).codes for n, image_id in enumerate(ids(made))
+    }
+    report = added("add", made, pictures)
+    assert (report["encoded"], report["moved"], report["copied"]) == (1, 1, 1)
+    table = CodeFile.open(made).table
+    now = {image_id: table.regions(n).codes for n, image_id in enumerate(table.ids)}
+    assert sorted(now) == ["1.png", "2.png", "copy.png", "zero.png"]
+    np.testing.assert_array_equal(now["zero.png"], before["0.png"])
+    np.testing.assert_array_equal(now["copy.png"], before["2.png"])
+    assert not np.array_equal(now["1.png"], before["1.png"])
+    again = added("add", made, pictures)
+    assert (again["encoded"], again["stored_before"], again["moved"]) == (0, 4, 0)
+
+
+def test_files_of_one_name_in_two_folders_are_two_pictures(made, photos, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(photos / "4.png", other / "0.png")
+    assert added("add", made, other)["encoded"] == 1
+    assert ids(made) == ["0.png", "1.png", "2.png", str(other / "0.png")]
+
+
+def test_a_removed_picture_is_found_no_more_at_once(made, pictures):
+    query = ["--query", pictures / "1.png"]
+    with Collection.open(made) as opened:
+        assert opened.search(pictures / "1.png").hits[0].id == "1.png"
+        assert run("remove", made, "1.png").stdout == f"{made}: 1 removed, 2 left\n"
+        assert [hit.id for hit in opened.search(pictures / "1.png").hits] != []
+        assert "1.png" not in [hit.id for hit in opened.search(pictures / "1.png").hits]
+    assert "1.png" not in run("search", made, *query).stdout
+    assert "gone: no picture of" in error_of("remove", made, "0.png", "gone")
+    assert ids(made) == ["0.png", "2.png"]
+    run("remove", made, pictures)
+    assert ids(made) == []
+    assert "no picture of these codes" in run("search", made, *query).stdout
+
+
+def test_refresh_follows_the_folder_and_keeps_what_a_lost_disk_held(made, pictures, photos):
+    (pictures / "0.png").unlink()
+    (pictures / "sub").mkdir()
+    (pictures / "1.png").rename(pictures / "sub" / "1.png")
+    shutil.copy(photos / "4.png", pictures)
+    (report,) = added("refresh", made)["added"]
+    counts = [report[name] for name in ("encoded", "moved", "removed")]
+    assert counts == [1, 1, 1]
+    assert sorted(ids(made)) == ["2.png", "4.png", "sub/1.png"]
+    away = pictures.rename(pictures.with_name("away"))
+    result = run("refresh", made, "--workers", 0)
+    assert result.stderr == f"{pictures}: no such file or folder; its pictures are kept\n"
+    assert len(ids(made)) == 3
+    assert added("add", made, away)["moved"] == 3
+
+
+def test_check_tells_of_files_that_are_gone_or_changed(made, pictures, photos):
+    (pictures / "0.png").unlink()
+    shutil.copy(photos / "5.png", pictures / "1.png")
+    report = json.loads(run("check", made, "--json").stdout)
+    assert (report["missing"], report["changed"]) == (["0.png"], ["1.png"])
+
+
+def test_export_and_import_give_the_same_codes(made, tmp_path, saved):
+    run("export", made, "-o", tmp_path / "codes.h5")
+    again = tmp_path / "again"
+    run("import", again, tmp_path / "codes.h5")
+    tables = [CodeFile.open(own).table for own in (made, again, tmp_path / "codes.h5")]
+    for name in ("image_codes", "region_codes", "boxes", "labels", "scores", "offsets", "sizes"):
+        for other in tables[1:]:
+            np.testing.assert_array_equal(getattr(tables[0], name), getattr(other, name))
+    assert "0 pictures" in run("import", again, tmp_path / "codes.h5").stdout
+    assert "is there already" in error_of("export", made, "-o", tmp_path / "codes.h5")
+
+
+def test_an_index_of_an_older_version_becomes_a_collection(made, pictures, photos, tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(made / name, old)
+    run("export", made, "-o", old / "codes.h5")
+    assert ids(old) == ["0.png", "1.png", "2.png"]  # read as it is
+    shutil.copy(photos / "4.png", pictures)
+    report = added("add", old, pictures)
+    assert (report["encoded"], report["stored_before"]) == (1, 3)
+
+
+# Searching
+
+
+def test_the_search_is_that_of_the_code_file(made, pictures):
+    file = CodeFile.open(made)
+    with Collection.open(made) as collection:
+        for n in range(3):
+            found = collection.search(like=f"{n}.png", regions=[1]).hits
+            wanted = search_regions(file.table.regions(n).codes[1], file.table)
+            assert [(hit.id, hit.distance, hit.matches) for hit in found] == [
+                (hit.image_id, hit.distance, hit.matches) for hit in wanted
+            ]
+        hit = collection.search(pictures / "1.png").hits[0]
+        assert (hit.id, hit.distance, hit.path) == ("1.png", 0, pictures / "1.png")
+
+
+def test_pages_follow_one_another_without_gap_or_repetition(photo_collection):
+    with Collection.open(photo_collection) as collection:
+        whole = collection.search(like="3.png").hits
+        pages = [collection.search(like="3.png", limit=2, offset=n) for n in (0, 2, 4, 6)]
+    assert [hit for page in pages for hit in page.hits] == list(whole)
+    assert [page.more for page in pages] == [True, True, False, False]
+
+
+def test_filters_let_through_what_they_name(made, pictures, photos, tmp_path):
+    os.utime(pictures / "0.png", (1_000, 1_000))
+    (pictures / "sub").mkdir()
+    shutil.copy(photos / "4.png", pictures / "sub")
+    os.utime(pictures / "sub" / "4.png", (86_400 * 400, 86_400 * 400))
+    added("add", made, pictures)
+
+    def found(**wanted):
+        with Collection.open(made) as collection:
+            return {hit.id for hit in collection.search(like="1.png", filter=Filter(**wanted)).hits}
+
+    assert found() == {"0.png", "1.png", "2.png", "sub/4.png"}
+    assert found(folder="sub") == found(folder=str(pictures / "sub")) == {"sub/4.png"}
+    assert found(before=86_400 * 500) == {"sub/4.png"}  # the others were made now
+    assert found(after=86_400 * 500) == {"0.png", "1.png", "2.png"}
+    table = CodeFile.open(made).table
+    for label, least in (("3", 0.0), ("3", 0.2), ("7", 0.15)):
+        wanted = set()
+        for n, image_id in enumerate(table.ids):
+            own = table.regions(n)
+            if any(own.labels[own.scores >= least] == int(label)):
+                wanted.add(image_id)
+        assert found(labels=(label,), min_score=least) == wanted
+    assert found(min_score=1.0) == set()
+    options = ["--query", pictures / "1.png", "--folder", "sub", "--json"]
+    hits = json.loads(run("search", made, *options).stdout)["hits"]
+    assert [hit["picture"] for hit in hits] == ["sub/4.png"]
+    options = ["--query", pictures / "1.png", "--before", "1971-06-01", "--json"]
+    hits = json.loads(run("search", made, *options).stdout)["hits"]
+    assert [hit["picture"] for hit in hits] == ["sub/4.png"]
+
+
+def test_near_duplicates_stand_together(made, pictures):
+    shutil.copy(pictures / "1.png", pictures / "9.png")
+    changed = read_image(pictures / "1.png")
+    changed[0, 0] ^= 1
+    write_picture(pictures / "8.png", changed)
+    added("add", made, pictures)
+    with Collection.open(made) as collection:
+        hits = collection.search(like="1.png", near=1, limit=1)
+        assert hits.more
+        (first,) = hits.hits
+        assert {first.id, *(own.id for own in first.duplicates)} == {"1.png", "8.png", "9.png"}
+        everything = collection.search(like="1.png", near=1)
+        shown = [own for hit in everything.hits for own in (hit, *hit.duplicates)]
+        assert len(shown) == 5 and len(everything.hits) == 3
+
+
+def test_equal_distances_keep_the_order_in_which_pictures_were_stored(saved, photos, tmp_path):
+    pictures = tmp_path / "same"
+    pictures.mkdir()
+    for n in (3, 1, 2):
+        shutil.copy(photos / "0.png", pictures / f"{n}.png")
+    folder = tmp_path / "index"
+    run("index", pictures, "-o", folder, "--model", saved.folder, "--workers", 0)
+    with Collection.open(folder) as collection:
+        collection.remove(["1.png"])
+        assert [hit.id for hit in collection.search(like="3.png").hits] == ["2.png", "3.png"]
+
+
+def test_bad_questions_are_named(photo_collection, photos):
+    with Collection.open(photo_collection) as collection:
+        for arguments, message in (
+            ({}, "nothing to search by"),
+            ({"like": "0.png", "regions": [99]}, r"0.png: has \d regions, got \[99\]"),
+            ({"like": "0.png", "limit": 0}, "limit must be at least 1"),
+            ({"like": "0.png", "near": -1}, "near must be at least 0"),
+            ({"like": "0.png", "filter": Filter(labels=("cow",))}, "no class of the model"),
+            ({"image": photos / "0.png", "boxes": [(1, 2, 3)]}, "four numbers"),
+            ({"image": photos / "0.png", "boxes": [(5, 5, 1, 1)]}, "x0 < x1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                collection.search(**arguments)
+        with pytest.raises(KeyError):
+            collection.search(like="gone.png")
+    with pytest.raises(ValueError, match="either an image or the id"):
+        Query()
+    with pytest.raises(ValueError, match="min_score must be in"):
+        Filter(min_score=2)
+
+
+def test_what_is_no_collection_is_refused(tmp_path, made, other_saved):
+    with pytest.raises(StoreError, match="no collection; `regionhash index"):
+        Collection.open(tmp_path)
+    (tmp_path / "collection.db").write_bytes(b"no database" * 100)
+    with pytest.raises(StoreError, match=r"collection\.db: file is not a database"):
+        Collection.open(tmp_path)
+    connection = sqlite3.connect(made / "collection.db")
+    with connection:
+        connection.execute(
+            "UPDATE about SET header = replace(header, '\"version\": 1', '\"version\": 2')"
+        )
+    connection.close()
+    with pytest.raises(StoreError, match="version must be 1, got 2"):
+        Collection.open(made)
+    assert "version must be 1" in error_of("search", made, "--query", "x.png")

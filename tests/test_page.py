@@ -1,0 +1,206 @@
+"""The page as people use it, in a real Chromium."""
+
+import socket
+import threading
+import time
+from shutil import which
+
+import pytest
+import uvicorn
+
+from regionhash.collection import Collection
+from regionhash.data.images import read_image
+from regionhash.service import create_app
+
+CHROMIUM = which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+
+
+@pytest.fixture(scope="module")
+def address(photo_collection):
+    """Where the photos are served."""
+    app = create_app(photo_collection)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page, opened; whatever fails in it or asks another place fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    page, wrong = context.new_page(), []
+    page.set_default_timeout(10_000)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((address, "blob:", "data:"))
+            else wrong.append(request.url)
+        ),
+    )
+    page.goto(address)
+    page.wait_for_selector(".hit")
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def upload(page, path):
+    page.set_input_files("#file", path)
+    page.wait_for_selector(".query svg")
+    page.wait_for_selector("#title:has-text('Pictures')")
+
+
+def shown(page):
+    return [tile.get_attribute("title") for tile in page.query_selector_all(".hit")]
+
+
+def drag(page, *points):
+    """Draws from one place to another, in shares of the query picture."""
+    frame = page.locator(".query .canvas svg").bounding_box()
+    at = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in points]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    page.mouse.move(*at[1], steps=5)
+    page.mouse.up()
+
+
+def test_it_begins_with_the_pictures_of_the_collection(page):
+    assert shown(page) == [f"{n}.png" for n in range(6)]
+    assert "6 pictures" in page.inner_text("#about")
+
+
+def test_an_uploaded_picture_finds_itself(page, photos):
+    upload(page, photos / "2.png")
+    assert page.inner_text("#title") == "Pictures like this"
+    assert shown(page)[0] == "2.png"
+    assert page.query_selector(".hit .tip").text_content().startswith("0 bits")
+
+
+def test_a_drawn_box_is_searched_and_the_answer_is_drawn_where_the_codes_say(
+    page, photos, photo_collection
+):
+    upload(page, photos / "2.png")
+    with page.expect_response("**/api/search") as caught:
+        drag(page, (0.1, 0.1), (0.6, 0.6))
+    (query,) = caught.value.request.post_data_json["queries"]
+    ((x0, y0, x1, y1),) = query["boxes"]
+    height, width, _ = read_image(photos / "2.png").shape
+    drawn_at = (0.1 * width, 0.1 * height, 0.6 * width, 0.6 * height)
+    assert (x0, y0, x1, y1) == pytest.approx(drawn_at, abs=2)
+    answer = caught.value.json()
+    page.wait_for_selector(".hit svg rect")
+    assert page.inner_text("#title") == "Pictures with this object"
+    with Collection.open(photo_collection) as collection:
+        boxes = [(x0, y0, x1, y1)]
+        wanted = collection.search(photos / "2.png", boxes=boxes).hits
+    assert shown(page) == [hit.id for hit in wanted] == [hit["id"] for hit in answer["hits"]]
+    tile, hit = page.query_selector(".hit"), wanted[0]
+    view = tile.query_selector("svg").bounding_box()
+    drawn = tile.query_selector("svg rect:last-child").bounding_box()
+    height, width = hit.size
+    scale = min(view["width"] / width, view["height"] / height)
+    left = view["x"] + (view["width"] - scale * width) / 2
+    upper = view["y"] + (view["height"] - scale * height) / 2
+    box = hit.matches[0].box
+    edges = (drawn["x"], drawn["y"], drawn["x"] + drawn["width"], drawn["y"] + drawn["height"])
+    on_screen = [left + scale * box[0], upper + scale * box[1]]
+    on_screen += [left + scale * box[2], upper + scale * box[3]]
+    assert edges == pytest.approx(on_screen, abs=2.5)
+
+
+def test_a_detected_object_is_outlined_clicked_and_left_out_again(page, photos):
+    upload(page, photos / "2.png")
+    outlines = page.locator("rect.found")
+    assert outlines.count() > 0
+    with page.expect_response("**/api/search") as caught:
+        outlines.last.press("Enter")
+    assert len(caught.value.request.post_data_json["queries"][0]["regions"]) == 1
+    with page.expect_response("**/api/search") as caught:
+        page.locator("rect.chosen").first.press("Delete")
+    assert caught.value.request.post_data_json["mode"] == "image"
+
+
+def test_objects_of_two_pictures_are_searched_together(page, photos):
+    upload(page, photos / "2.png")
+    drag(page, (0.1, 0.1), (0.6, 0.6))
+    page.wait_for_selector("#title:has-text('with this object')")
+    with page.expect_response("**/api/search") as caught:
+        page.set_input_files("#file", photos / "3.png")
+    assert len(caught.value.request.post_data_json["queries"]) == 2
+    page.wait_for_selector("#title:has-text('all of these')")
+
+
+def test_a_result_is_searched_on_from_with_the_keyboard_and_back(page):
+    page.locator(".hit").nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    with page.expect_response("**/api/search"):
+        page.keyboard.press("Enter")
+    page.wait_for_selector(".query svg")
+    page.wait_for_selector(".hit:first-child[title='1.png']")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".hit:first-child[title='0.png']")
+
+
+def test_results_are_grouped_by_category(page, photos):
+    upload(page, photos / "2.png")
+    page.click("#group")
+    assert page.get_attribute("#group", "aria-pressed") == "true"
+    headings = [own.inner_text() for own in page.query_selector_all("h3")]
+    assert sum(int(text.rpartition("(")[2].rstrip(")")) for text in headings) == 6
+
+
+def test_a_file_that_is_no_picture_and_an_empty_answer_are_told(page, photos, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no picture")
+    page.set_input_files("#file", bad)
+    page.wait_for_selector(".state.bad")
+    assert "not a picture of a known format" in page.inner_text("#state")
+    upload(page, photos / "2.png")
+    page.click("summary")
+    page.fill("#folder", "nowhere")
+    page.press("#folder", "Tab")
+    page.wait_for_selector("#state:not([hidden])")
+    assert "Nothing found" in page.inner_text("#state")
+
+
+def test_a_narrow_screen_has_one_column_and_no_scrolling_sideways(page, photos):
+    page.set_viewport_size({"width": 375, "height": 720})
+    upload(page, photos / "2.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    boxes = [page.locator(own).bounding_box() for own in (".side", "#results")]
+    assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"]
+
+
+def test_dark_and_light_are_chosen_and_kept(page):
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    page.click("#theme")
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
