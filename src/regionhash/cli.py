@@ -840,7 +840,8 @@ def search(
     if as_json:
         _print_json(_answer_record(answer, file, offset))
     elif not answer.hits:
-        typer.echo("no picture of these codes has a region, or passes the filter")
+        filtered = wanted_of_all != Filter() or offset
+        typer.echo(f"no picture of these codes {'is left' if filtered else 'has a region'}")
     else:
         _print_table(_hit_table(answer.hits, file, offset))
 
