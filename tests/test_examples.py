@@ -14,6 +14,6 @@ def test_a_notebook_runs_from_top_to_bottom(path):
     names = {}
     for cell in cells:
         if cell["cell_type"] == "code":
-            exec(compile(cell["source"], str(path), "exec"), names)
+            exec(compile("".join(cell["source"]), str(path), "exec"), names)
     assert len(names["before"].hits) and len(names["scenes"]) == 59
     names["scenes"].close()

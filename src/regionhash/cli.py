@@ -860,8 +860,8 @@ def search(
     elif answer.mode == "category":
         _print_groups(answer.groups, file)
     elif not answer.hits:
-        passes = " that passes the filter" if wanted_of_all != Filter() else ""
-        typer.echo(f"no picture of these codes{passes} has a region")
+        filtered = wanted_of_all != Filter() or offset
+        typer.echo(f"no picture of these codes {'is left' if filtered else 'has a region'}")
     else:
         _print_table(_hit_table(answer.hits, file, offset))
 
