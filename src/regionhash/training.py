@@ -198,6 +198,7 @@ def train(
     model = build_model(model_name, built)
     if not hasattr(model, "losses"):
         raise TrainingError(f"{model_name} learns without labels; `regionhash index` fits it")
+    image_set = known_to(model, image_set)
     if start is not None:
         take_over(model, start)
     if cache is not None and (config.held_out or len(cache) != config.cached_views):
@@ -205,6 +206,11 @@ def train(
     return _Run(fabric, model_name, built, model, image_set, folder, config, cache).train(
         on_step or (lambda done, total: None), on_epoch or (lambda report: None)
     )
+
+
+def known_to(model: Any, image_set: ImageSet) -> ImageSet:
+    """What a model may know of labelled pictures: of a weakly supervised one, no box."""
+    return image_set.without_boxes() if getattr(model, "weak", False) else image_set
 
 
 def cache_features(
@@ -219,7 +225,7 @@ def cache_features(
     ready = fabric.setup_module(model)
     ready.mark_forward_method("frozen_features")
     reader = _Reader(config, len(image_set.classes), fabric.device)
-    return reader.views(ready, image_set, n_views)
+    return reader.views(ready, known_to(model, image_set), n_views)
 
 
 def take_over(model: nn.Module, start: nn.Module) -> list[str]:
@@ -379,7 +385,8 @@ class _Run:
         """The image's classification loss on held-out pictures, as they are."""
         features, labels = self.reader.features(self.model, self.held, self.reader.plain, 0)
         with torch.no_grad():
-            return self._head_losses(features, labels)["cls3"].item()
+            losses = self._head_losses(features, labels)
+        return losses[getattr(self.bare, "held_out_term", "cls3")].item()
 
     # -- files ------------------------------------------------------------------------------------
 

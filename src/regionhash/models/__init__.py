@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from regionhash.models.dmih import dmih
 from regionhash.models.drh import drh
 from regionhash.models.image_level import control, dlbhc, ssdh
 from regionhash.models.region_dh import region_dh
@@ -21,7 +22,7 @@ class HashModel(Protocol):
     an attribute `one_space = True`.
 
     Attributes:
-        n_bits: of the image code; n_region_bits: of a region's code.
+        n_bits: of the image code, 0 where there is none; n_region_bits: of a region's code.
     """
 
     n_bits: int
@@ -36,6 +37,10 @@ class HashModel(Protocol):
 
 class TrainedHashModel(HashModel, Protocol):
     """What `regionhash train` needs besides, of a model that learns from labels.
+
+    A model that learns from the labels of whole pictures says so with `weak = True`: boxes are then
+    taken away before anything is read. One whose image classification has another name than "cls3"
+    among its losses tells that in `held_out_term`. One without image codes has no `hash_features`.
 
     Attributes:
         ramped_terms: names of the losses that training may bring in slowly.
@@ -67,4 +72,5 @@ MODELS: dict[str, Callable[..., Any]] = {
     "dlbhc": dlbhc,
     "control": control,
     "drh": drh,
+    "dmih": dmih,
 }
