@@ -1,4 +1,5 @@
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from regionhash.losses import (
     bag_log_probs,
     balance_bits,
     box_loss,
+    category_triplet_loss,
     mil_loss,
     multi_label_loss,
     multi_label_probs,
@@ -18,6 +20,7 @@ from regionhash.losses import (
     push_from_half,
     reduce_per_image,
     region_class_loss,
+    triplet_loss,
 )
 
 
@@ -222,3 +225,74 @@ def test_gradients_of_the_dmih_losses_are_right():
     same = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)  # distance 0: no slope
     pair_hash_loss(same, torch.tensor([0, 1]), torch.tensor([0, 0]), 2, 1.0).backward()
     assert same.grad.abs().sum() == 0
+
+
+def _triplets_by_loops(activations, similarity, margin, weighted):
+    """Eq. 9 as IAH's Sec. V-B makes its triplets, of three different pictures."""
+    terms = []
+    for i, j, k in permutations(range(len(activations)), 3):
+        if similarity[i][j] > similarity[i][k]:
+            near = (activations[i] - activations[j]).square().sum().item()
+            far = (activations[i] - activations[k]).square().sum().item()
+            weight = 2 ** similarity[i][j] - 2 ** similarity[i][k] if weighted else 1
+            terms.append(weight * max(0, margin - far + near))
+    return sum(terms) / max(len(terms), 1)
+
+
+def _category_triplets_by_loops(activations, labels, margin):
+    """Eq. 7 of each category, and the mean over the categories with triplets."""
+    means = []
+    for c in range(labels.shape[1]):
+        terms = []
+        for i, j, k in permutations(range(len(labels)), 3):
+            if labels[i, c] and labels[j, c] and not labels[k, c]:
+                near = (activations[i, c] - activations[j, c]).square().sum().item()
+                far = (activations[i, c] - activations[k, c]).square().sum().item()
+                terms.append(max(0, margin - far + near))
+        if terms:
+            means.append(sum(terms) / len(terms))
+    return sum(means) / max(len(means), 1)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_triplet_losses_are_those_of_loops_over_all_triplets(seed, n_images, weighted):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 2, (n_images, 3), generator=generator).double()
+    similarity = labels @ labels.T
+    a = torch.randn(n_images, 4, generator=generator, dtype=torch.float64)
+    expected = _triplets_by_loops(a, similarity.tolist(), 1.5, weighted)
+    found = triplet_loss(a, similarity, margin=1.5, weighted=weighted)
+    assert found.item() == pytest.approx(expected)
+    f = torch.randn(n_images, 3, 2, generator=generator, dtype=torch.float64)
+    expected = _category_triplets_by_loops(f, labels, 0.5)
+    assert category_triplet_loss(f, labels, margin=0.5).item() == pytest.approx(expected)
+
+
+def test_the_weight_of_a_triplet_grows_with_the_labels_shared():
+    a = torch.tensor([[0.0], [1.0], [2.0]])
+    shared = torch.tensor([[3.0, 2.0, 0.0], [2.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    # (0, 1, 2): weight 4 - 1, hinge 1 - 4 + 1 < 0;  (1, 0, 2): weight 3, hinge 1 - 1 + 1
+    assert triplet_loss(a, shared).item() == pytest.approx(3 / 2)
+    assert triplet_loss(a, shared, weighted=False).item() == pytest.approx(1 / 2)
+
+
+def test_gradients_of_the_triplet_losses():
+    torch.manual_seed(0)
+    labels = torch.tensor([[1, 0, 1], [1, 1, 0], [0, 1, 0], [1, 0, 0]], dtype=torch.float64)
+    a = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: triplet_loss(x, labels @ labels.T), a)
+    f = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: category_triplet_loss(x, labels), f)
+
+
+@pytest.mark.parametrize(
+    "labels", [[[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0]] * 3, [[0.0, 0.0]] * 3]
+)
+def test_batches_without_a_triplet_have_no_loss_but_a_gradient(labels):
+    """One picture; a category of one picture; one that all have; none at all."""
+    labels = torch.tensor(labels)
+    f = torch.randn(len(labels), 2, 4, requires_grad=True)
+    loss = category_triplet_loss(f, labels) + triplet_loss(f[:, 0], labels @ labels.T)
+    loss.backward()
+    assert loss.item() == 0 and not f.grad.any()

@@ -213,6 +213,72 @@ def drh_losses(
     }
 
 
+def triplet_loss(
+    activations: Tensor, similarity: Tensor, *, margin: float = 1.0, weighted: bool = True
+) -> Tensor:
+    """Weighted triplet loss of a batch (IAH, eq. 9; DSRH), a mean over all of its triplets.
+
+        (2^s(i,j) - 2^s(i,k)) max(0, margin - ||a_i - a_k||^2 + ||a_i - a_j||^2)
+
+    over three different pictures i, j, k of the batch with s(i,j) > s(i,k) (Sec. V-B). Unweighted
+    it is eq. 7 with graded similarity. A batch without such a triplet gives 0. Each pair (i, j) is
+    compared with all k at once, so that time and memory are those of B^3 numbers.
+
+    Args:
+        activations: (B, K), real.
+        similarity: (B, B), s: how many labels two pictures share.
+        margin: the difference of distances that is wanted.
+        weighted: whether the first factor is there.
+    """
+    n_images = len(activations)
+    apart = ~torch.eye(n_images, dtype=torch.bool, device=activations.device)
+    anchor, positive = apart.nonzero(as_tuple=True)  # (P,) each
+    distances = _squared_distances(activations)  # (B, B)
+    near, far = similarity[anchor, positive][:, None], similarity[anchor]  # (P, 1), (P, B)
+    valid = (near > far) & apart[anchor]
+    hinge = F.relu(margin - distances[anchor] + distances[anchor, positive][:, None])
+    if weighted:
+        hinge = hinge * (near.exp2() - far.exp2())
+    return (hinge * valid).sum() / valid.sum().clamp(min=1)
+
+
+def category_triplet_loss(
+    activations: Tensor, image_labels: Tensor, *, margin: float = 1.0
+) -> Tensor:
+    """The triplet losses of all categories (IAH, eq. 7), a mean over those that have triplets.
+
+    Of category c, the mean over all i, j, k of the batch, i and j different pictures with the
+    category and k one without it, of
+
+        max(0, margin - ||f_i^c - f_k^c||^2 + ||f_i^c - f_j^c||^2)
+
+    A category that no two pictures of the batch have, or that all have, does not count; without
+    any triplet the loss is 0.
+
+    Args:
+        activations: (B, C, K), f: a slice for each category.
+        image_labels: (B, C), 0 or 1.
+        margin: the difference of distances that is wanted.
+    """
+    has = image_labels.T > 0  # (C, B)
+    apart = ~torch.eye(len(image_labels), dtype=torch.bool, device=has.device)
+    category, anchor, positive = (has[:, :, None] & has[:, None] & apart).nonzero(as_tuple=True)
+    distances = _squared_distances(activations.transpose(0, 1))  # (C, B, B)
+    hinge = F.relu(
+        margin - distances[category, anchor] + distances[category, anchor, positive][:, None]
+    )  # (P, B)
+    of_pairs = (hinge * ~has[category]).sum(1)
+    sums = of_pairs.new_zeros(len(has)).index_add(0, category, of_pairs)  # (C,)
+    n_own = has.sum(1)
+    n_triplets = n_own * (n_own - 1) * (len(image_labels) - n_own)
+    return (sums / n_triplets.clamp(min=1)).sum() / (n_triplets > 0).sum().clamp(min=1)
+
+
+def _squared_distances(x: Tensor) -> Tensor:
+    """Squared Euclidean distances (..., B, B) of the rows of (..., B, K), with exact gradients."""
+    return (x[..., :, None, :] - x[..., None, :, :]).square().sum(-1)
+
+
 def nan_term(losses: dict[str, Tensor]) -> str | None:
     """The name of the first loss that is not finite, or None."""
     return next((name for name, loss in losses.items() if not torch.isfinite(loss).all()), None)

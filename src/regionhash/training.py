@@ -200,6 +200,7 @@ def train(
         raise TrainingError(f"{model_name} learns without labels; `regionhash index` fits it")
     image_set = known_to(model, image_set)
     if start is not None:
+        _fold_as(model, start)
         take_over(model, start)
     if cache is not None and (config.held_out or len(cache) != config.cached_views):
         raise ValueError("a given cache needs held_out = 0 and as many cached_views as it has")
@@ -256,6 +257,13 @@ def take_over(model: nn.Module, start: nn.Module) -> list[str]:
         raise ValueError(f"the backbones do not train the same stages: {stages[0]} is here alone")
     model.load_state_dict(own | common)
     return [name for name in own if name not in common]
+
+
+def _fold_as(model: Any, start: Any) -> None:
+    """Folds the stages of `start` that `model` does not train, so that they are of one form."""
+    frozen = [not any(p.requires_grad for p in s.parameters()) for s in model.backbone.stages]
+    if len(start.backbone.stages) == len(frozen):
+        start.backbone.freeze_all_but(len(frozen) - sum(frozen))
 
 
 class _Run:
@@ -382,11 +390,11 @@ class _Run:
             return self.bare.head_losses(features, image_labels)
 
     def _held_out_loss(self) -> float:
-        """The image's classification loss on held-out pictures, as they are."""
+        """The image's classification loss on held-out pictures, as they are; else all losses."""
         features, labels = self.reader.features(self.model, self.held, self.reader.plain, 0)
         with torch.no_grad():
             losses = self._head_losses(features, labels)
-        return losses[getattr(self.bare, "held_out_term", "cls3")].item()
+        return losses["cls3"].item() if "cls3" in losses else sum(x.item() for x in losses.values())
 
     # -- files ------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from regionhash.models.dmih import dmih
 from regionhash.models.drh import drh
-from regionhash.models.image_level import control, dlbhc, ssdh
+from regionhash.models.iah import iah
+from regionhash.models.image_level import category_baseline, control, dlbhc, dsrh, one_stage, ssdh
 from regionhash.models.region_dh import region_dh
 from regionhash.parts.proposals import Targets
 from regionhash.structures import EncodedImage, Regions
@@ -39,8 +40,7 @@ class TrainedHashModel(HashModel, Protocol):
     """What `regionhash train` needs besides, of a model that learns from labels.
 
     A model that learns from the labels of whole pictures says so with `weak = True`: boxes are then
-    taken away before anything is read. One whose image classification has another name than "cls3"
-    among its losses tells that in `held_out_term`. One without image codes has no `hash_features`.
+    taken away before anything is read. One without image codes has no `hash_features`.
 
     Attributes:
         ramped_terms: names of the losses that training may bring in slowly.
@@ -71,6 +71,10 @@ MODELS: dict[str, Callable[..., Any]] = {
     "ssdh": ssdh,
     "dlbhc": dlbhc,
     "control": control,
+    "iah": iah,
+    "one-stage": one_stage,
+    "dsrh": dsrh,
+    "category-baseline": category_baseline,
     "drh": drh,
     "dmih": dmih,
 }

@@ -108,7 +108,6 @@ class DMIH(nn.Module):
         self.margin = margin
         self.mil_weight = mil_weight
         self.part = part
-        self.held_out_term = "pair" if part == "hash" else "mil"
         self.theta = theta
         self.merge = merge
 

@@ -1,4 +1,4 @@
-"""Whole-image hashing: DLBHC, SSDH, and a control with a hidden layer.
+"""Whole-image hashing: DLBHC, SSDH, a control with a hidden layer; One-Stage and DSRH.
 
     image -> backbone -> average and maximum over the picture -> [hidden layer] -> latent layer
                                                                     -> image classes
@@ -9,28 +9,37 @@ Semantics-Preserving Hash via Deep Convolutional Neural Networks", TPAMI 2018) a
 weights 1. The control is SSDH with a hidden layer on features that are never trained: a method
 that does not beat it has learned nothing from regions.
 
-All three are region methods with one box, the whole picture: codes of other boxes come from the
+One-Stage (Lai et al., "Simultaneous Feature Learning and Hash Coding with Deep Neural Networks",
+CVPR 2015) and DSRH (Zhao et al., "Deep Semantic Ranking Based Hashing for Multi-Label Image
+Retrieval", CVPR 2015) learn from triplets of pictures instead of from classification, and so does
+the baseline of category-aware hashing (IAH, Fig. 9).
+
+All are region methods with one box, the whole picture: codes of other boxes come from the
 same layers, with the average and the maximum taken over the box.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regionhash.codes import binarize, pack_bits
 from regionhash.losses import (
     MultiLabelForm,
     balance_bits,
+    category_triplet_loss,
     multi_label_loss,
     multi_label_probs,
     push_from_half,
+    triplet_loss,
 )
 from regionhash.models.region_dh import codes_of
 from regionhash.parts.backbones import Backbone, build_backbone, stack_images
-from regionhash.parts.heads import LatentLayer, RunningScale, centre
+from regionhash.parts.heads import LatentLayer, RunningScale, SignLayer, centre
 from regionhash.parts.pooling import pool_top
 from regionhash.parts.proposals import Targets
-from regionhash.structures import EncodedImage, Regions
+from regionhash.structures import CategoryCodes, EncodedImage, Regions
 
 
 class ImageLevelHash(nn.Module):
@@ -87,14 +96,14 @@ class ImageLevelHash(nn.Module):
             targets: B times "image_labels" (C,) float32, 0 or 1; boxes are not read.
         """
         image_labels = torch.stack([t["image_labels"] for t in targets])
-        return self.head_losses({"pooled": self._pool_images(images)}, image_labels)
+        return self.head_losses({"pooled": pool_images(self.backbone, images)}, image_labels)
 
     @torch.no_grad()
     def frozen_features(
         self, images: list[Tensor], targets: Targets | None = None
     ) -> dict[str, Tensor]:
         """All that the head reads of B images: "pooled" (B, 2 * D); targets are not read."""
-        return {"pooled": self._pool_images(images)}
+        return {"pooled": pool_images(self.backbone, images)}
 
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
         """The losses of `frozen_features` with image labels (B, C) float32, 0 or 1."""
@@ -137,17 +146,6 @@ class ImageLevelHash(nn.Module):
         activations = self.hash_features({"pooled": pooled})
         return self._regions(boxes, activations, self._probs(activations))
 
-    def _pool_images(self, images: list[Tensor]) -> Tensor:
-        """Average and maximum (B, 2 * D) over each picture, without the batch's padding."""
-        batch, sizes = stack_images(images)
-        top = self.backbone.top(batch).float()
-        stride = batch.shape[3] / top.shape[3]
-        pooled = []
-        for one, (height, width) in zip(top, sizes, strict=True):
-            own = one[:, : round(height / stride), : round(width / stride)]
-            pooled.append(torch.cat([own.mean((1, 2)), own.amax((1, 2))]))
-        return torch.stack(pooled)
-
     def hash_features(self, features: dict[str, Tensor]) -> Tensor:
         """Activations (B, n_bits) of what `frozen_features` gives."""
         return self.latent(self.hidden(self.dropout(self.scale(features["pooled"].float()))))
@@ -173,6 +171,227 @@ class ImageLevelHash(nn.Module):
         ]
 
 
+class TripletHash(nn.Module):
+    """A hash of the pooled features that learns to rank pictures by the labels they share.
+
+    Features, dropout and hidden layer are those of `ImageLevelHash`, the code's activations those
+    of IAH's semantic head.
+
+    Args:
+        backbone: its last stage is read.
+        n_bits: bits of the code.
+        n_hidden: width of the hidden layer.
+        divided: whether each bit reads a slice of the hidden layer of its own (One-Stage's
+            divide-and-encode module) or all of it.
+        balance: weight of ||mean of the batch's activations||^2 / 2, which wants each bit set in
+            half of the pictures (DSRH).
+        margin: of the triplet loss.
+        dropout: before and behind the hidden layer.
+    """
+
+    ramped_terms = ("balance",)
+    one_space = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        n_bits: int,
+        n_hidden: int,
+        divided: bool,
+        balance: float,
+        margin: float,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if n_bits < 8 or n_bits % 8:
+            raise ValueError(f"the number of bits must be a positive multiple of 8, got {n_bits}")
+        self.backbone = backbone
+        n_in = 2 * backbone.top_channels
+        self.describe = _description(n_in, n_hidden, dropout)
+        groups = n_bits if divided else 1
+        # A convolution in groups over one cell: every bit sees its own slice of the features.
+        self.encode_bits = nn.Conv1d(n_hidden, n_bits, 1, groups=groups)
+        self.sign = SignLayer(n_bits)
+        self.n_bits = n_bits
+        self.n_region_bits = n_bits
+        self.balance = balance
+        self.margin = margin
+
+    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+        """Weighted terms by name: "triplet" (IAH, eq. 9) and, where it counts, "balance".
+
+        Args:
+            images: B times (3, h, w) uint8.
+            targets: B times "image_labels" (C,) float32, 0 or 1; boxes are not read.
+        """
+        image_labels = torch.stack([t["image_labels"] for t in targets])
+        return self.head_losses({"pooled": pool_images(self.backbone, images)}, image_labels)
+
+    @torch.no_grad()
+    def frozen_features(
+        self, images: list[Tensor], targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """All that the head reads of B images: "pooled" (B, 2 * D); targets are not read."""
+        return {"pooled": pool_images(self.backbone, images)}
+
+    def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
+        """The losses of `frozen_features` with image labels (B, C) float32, 0 or 1."""
+        a = self._activations(features)
+        shared = image_labels @ image_labels.T
+        losses = {"triplet": triplet_loss(a / self.n_bits**0.5, shared, margin=self.margin)}
+        if self.balance:
+            losses["balance"] = self.balance * a.mean(0).square().mean() / 2
+        return losses
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The weights that `head_losses` trains."""
+        modules = (self.describe, self.encode_bits, self.sign)
+        return [weight for module in modules for weight in module.parameters()]
+
+    def hash_features(self, features: dict[str, Tensor]) -> Tensor:
+        """Activations (B, n_bits) of what `frozen_features` gives; a bit is 1 from 1/2 on."""
+        return self._activations(features) + 0.5
+
+    @torch.no_grad()
+    def encode(self, images: list[Tensor]) -> list[EncodedImage]:
+        """Codes of B images (3, h, w) uint8, each with its one region: the whole picture."""
+        activations = self.hash_features(self.frozen_features(images))
+        frames = [image.new_tensor([[0, 0, image.shape[2], image.shape[1]]]) for image in images]
+        regions = self._regions([frame.float() for frame in frames], activations)
+        return [
+            EncodedImage((image.shape[1], image.shape[2]), own.codes[0], regions=own)
+            for image, own in zip(images, regions, strict=True)
+        ]
+
+    @torch.no_grad()
+    def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
+        """Codes of given boxes: B times (R, 4), xyxy in input pixels."""
+        batch, _ = stack_images(images)
+        top = self.backbone.top(batch)
+        pooled = pool_top(top, boxes, batch.shape[3] / top.shape[3])
+        return self._regions(boxes, self.hash_features({"pooled": pooled}))
+
+    def _activations(self, features: dict[str, Tensor]) -> Tensor:
+        hidden = self.describe(features["pooled"].float())  # (B, n_hidden)
+        return self.sign(self.encode_bits(hidden[:, :, None])[:, :, 0])
+
+    def _regions(self, boxes: list[Tensor], activations: Tensor) -> list[Regions]:
+        codes = codes_of(activations)
+        ends = np.cumsum([len(own) for own in boxes])[:-1]
+        return [
+            Regions(
+                own.float().cpu().numpy(),
+                np.ones(len(own), np.float32),
+                np.full(len(own), -1, np.int64),
+                part,
+            )
+            for own, part in zip(boxes, np.split(codes, ends), strict=True)
+        ]
+
+
+class CategoryBaseline(nn.Module):
+    """Codes of categories without regions and without label probabilities (IAH, Fig. 9).
+
+    Args:
+        backbone: its last stage is read.
+        n_classes: C.
+        n_bits: bits of each category's code; any number.
+        n_hidden: width of the hidden layer.
+        margin: of the triplet losses.
+        dropout: before and behind the hidden layer.
+    """
+
+    ramped_terms = ()
+    n_bits = 0  # there are no codes of whole pictures, nor of regions
+    n_region_bits = 0
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        n_classes: int,
+        n_bits: int,
+        n_hidden: int,
+        margin: float,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if n_bits < 1:
+            raise ValueError(f"the number of bits must be at least 1, got {n_bits}")
+        self.backbone = backbone
+        self.describe = _description(2 * backbone.top_channels, n_hidden, dropout)
+        self.slices = nn.Linear(n_hidden, n_classes * n_bits)
+        self.sign = SignLayer(n_classes * n_bits)
+        self.n_classes = n_classes
+        self.margin = margin
+
+    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+        """The one term "category" (IAH, eq. 7); see `TripletHash.losses`."""
+        image_labels = torch.stack([t["image_labels"] for t in targets])
+        return self.head_losses({"pooled": pool_images(self.backbone, images)}, image_labels)
+
+    @torch.no_grad()
+    def frozen_features(
+        self, images: list[Tensor], targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """All that the head reads of B images: "pooled" (B, 2 * D); targets are not read."""
+        return {"pooled": pool_images(self.backbone, images)}
+
+    def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
+        """The losses of `frozen_features` with image labels (B, C) float32, 0 or 1."""
+        a = self.category_features(features)
+        scaled = a / a.shape[2] ** 0.5
+        return {"category": category_triplet_loss(scaled, image_labels, margin=self.margin)}
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The weights that `head_losses` trains."""
+        modules = (self.describe, self.slices, self.sign)
+        return [weight for module in modules for weight in module.parameters()]
+
+    def category_features(self, features: dict[str, Tensor]) -> Tensor:
+        """Activations (B, C, b) of the categories' codes, cut at 0."""
+        a = self.sign(self.slices(self.describe(features["pooled"].float())))
+        return a.unflatten(1, (self.n_classes, -1))
+
+    @torch.no_grad()
+    def encode(self, images: list[Tensor]) -> list[EncodedImage]:
+        """A code of every category for each of B images; all have probability 1."""
+        bits = binarize(self.category_features(self.frozen_features(images)).cpu().numpy(), 0.0)
+        padded = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[2] % 8)))
+        categories = np.arange(self.n_classes, dtype=np.int64)
+        certain = np.ones(self.n_classes, np.float32)
+        return [
+            EncodedImage(
+                (image.shape[1], image.shape[2]),
+                categories=CategoryCodes(categories, certain, pack_bits(own)),
+            )
+            for image, own in zip(images, padded, strict=True)
+        ]
+
+    def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
+        """There are no codes of boxes. Raises ValueError."""
+        raise ValueError("category-baseline has codes of whole pictures' categories alone")
+
+
+def pool_images(backbone: Backbone, images: list[Tensor]) -> Tensor:
+    """Average and maximum (B, 2 * D) over each picture, without the batch's padding."""
+    batch, sizes = stack_images(images)
+    top = backbone.top(batch).float()
+    stride = batch.shape[3] / top.shape[3]
+    pooled = []
+    for one, (height, width) in zip(top, sizes, strict=True):
+        own = one[:, : round(height / stride), : round(width / stride)]
+        pooled.append(torch.cat([own.mean((1, 2)), own.amax((1, 2))]))
+    return torch.stack(pooled)
+
+
+def _description(n_in: int, n_hidden: int, dropout: float) -> nn.Module:
+    """A hidden layer on features that are brought to one scale first, as in `ImageLevelHash`."""
+    layers = [RunningScale(n_in), nn.Dropout(dropout), nn.Linear(n_in, n_hidden), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Dropout(dropout))
+
+
 def _image_level(
     n_bits: int,
     n_classes: int,
@@ -187,11 +406,8 @@ def _image_level(
     dropout: float,
 ) -> ImageLevelHash:
     # The pyramid is not built: nothing here reads it.
-    body = build_backbone(
-        backbone, weights=weights, trained_stages=trained_stages, fpn_channels=None
-    )
     return ImageLevelHash(
-        body,
+        _body(backbone, weights, trained_stages),
         n_classes=n_classes,
         n_bits=n_bits,
         n_hidden=n_hidden,
@@ -277,4 +493,79 @@ def control(
         centred=centred,
         multi_label=multi_label,
         dropout=dropout,
+    )
+
+
+def one_stage(
+    n_bits: int,
+    n_classes: int,
+    *,
+    backbone: str = "resnet50_fpn",
+    weights: str = "default",
+    trained_stages: int = 3,
+    n_hidden_per_bit: int = 50,
+    margin: float = 1.0,
+    dropout: float = 0.2,
+) -> TripletHash:
+    """One-Stage: each bit from 50 features of its own; weighted triplets as in IAH's tables."""
+    return TripletHash(
+        _body(backbone, weights, trained_stages),
+        n_bits=n_bits,
+        n_hidden=n_bits * n_hidden_per_bit,
+        divided=True,
+        balance=0.0,
+        margin=margin,
+        dropout=dropout,
+    )
+
+
+def dsrh(
+    n_bits: int,
+    n_classes: int,
+    *,
+    backbone: str = "resnet50_fpn",
+    weights: str = "default",
+    trained_stages: int = 3,
+    n_hidden: int = 512,
+    balance: float = 0.1,
+    margin: float = 1.0,
+    dropout: float = 0.2,
+) -> TripletHash:
+    """DSRH: weighted triplets on semantic ranking, with balanced bits."""
+    return TripletHash(
+        _body(backbone, weights, trained_stages),
+        n_bits=n_bits,
+        n_hidden=n_hidden,
+        divided=False,
+        balance=balance,
+        margin=margin,
+        dropout=dropout,
+    )
+
+
+def category_baseline(
+    n_bits: int,
+    n_classes: int,
+    *,
+    backbone: str = "resnet50_fpn",
+    weights: str = "default",
+    trained_stages: int = 3,
+    n_hidden: int = 512,
+    margin: float = 1.0,
+    dropout: float = 0.2,
+) -> CategoryBaseline:
+    """Codes of n_bits per category, from whole pictures: the baseline of IAH's Fig. 9."""
+    return CategoryBaseline(
+        _body(backbone, weights, trained_stages),
+        n_classes=n_classes,
+        n_bits=n_bits,
+        n_hidden=n_hidden,
+        margin=margin,
+        dropout=dropout,
+    )
+
+
+def _body(backbone: str, weights: str, trained_stages: int) -> Backbone:
+    return build_backbone(
+        backbone, weights=weights, trained_stages=trained_stages, fpn_channels=None
     )

@@ -96,6 +96,26 @@ class LatentLayer(nn.Module):
         return self.linear(x).float().sigmoid()
 
 
+class SignLayer(nn.Module):
+    """Brings features around 0, where their signs become bits.
+
+    A triplet loss on features as they are says nothing of where 0 lies: moved all together, they
+    have the same distances and other signs. So each is brought to mean 0 and variance 1 by what was
+    seen in training, with a gain and an offset to learn, and squashed by tanh. Divided by the
+    square root of their number, a margin means the same for codes of any length.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.scale = RunningScale(n_features)
+        self.gain = nn.Parameter(torch.ones(n_features))
+        self.offset = nn.Parameter(torch.zeros(n_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations (M, n_features) in [-1, 1] of features (M, n_features), in float32."""
+        return torch.tanh(self.scale(x.float()) * self.gain + self.offset)
+
+
 def centre(activations: Tensor, centred: bool) -> Tensor:
     """What the layer behind a latent layer reads: 2a - 1 in [-1, 1], or a itself as printed."""
     return 2 * activations - 1 if centred else activations

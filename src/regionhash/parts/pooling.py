@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_pool
 
 SPATIAL = 7  # RoI bins per side, as in the paper's VGG16
 SEMANTIC = 4  # bins per side whose average and maximum describe the content of a box
 SAMPLES = 2  # per side of a bin
+PYRAMID = (4, 3, 2, 1)  # bins per side of IAH's four levels
 
 
 def pool_top(top: Tensor, boxes: list[Tensor], stride: float) -> Tensor:
@@ -90,3 +91,17 @@ class RegionPooling(nn.Module):
         if not self.n_semantic:
             return spatial, None
         return spatial, pool_top(top, boxes, batch_width / top.shape[3])
+
+
+def pool_pyramid(maps: Tensor, boxes: list[Tensor]) -> Tensor:
+    """Spatial pyramid pooling of each box, (M, D * 30) (He et al., ECCV 2014; IAH, Sec. III-B).
+
+    The maximum of each map in 4 x 4, 3 x 3, 2 x 2 and 1 x 1 bins.
+
+    Args:
+        maps: (B, D, h, w).
+        boxes: B times (R, 4), xyxy in cells of the map; M is their total number.
+    """
+    # torchvision counts the last cell in.
+    last = [torch.cat([own[:, :2], (own[:, 2:] - 1).maximum(own[:, :2])], dim=1) for own in boxes]
+    return torch.cat([roi_pool(maps, last, n, 1.0).flatten(1) for n in PYRAMID], dim=1)
