@@ -439,6 +439,21 @@ def search(
             "take more than about 100 ms]",
         ),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PICTURE[@x0,y0,x1,y1]",
+            help="Leave out pictures that show this object: what the box marks, or the best "
+            "detection; may be repeated.",
+        ),
+    ] = None,
+    without_distance: Annotated[
+        int | None,
+        typer.Option(
+            help="Bits up to which a region is taken for the object of --without.  [default: an "
+            "eighth of the code]"
+        ),
+    ] = None,
     candidates: Annotated[
         int | None,
         typer.Option(
@@ -486,6 +501,7 @@ def search(
       regionhash search codes.h5 --query cat.jpg
       regionhash search codes.h5 --query cat.jpg --box 10,20,200,220 --sheet found.html
       regionhash search codes.h5 --query cat.jpg@10,20,200,220 --query dog.jpg
+      regionhash search codes.h5 --query horse.jpg --without person.jpg@30,10,90,200
       regionhash search photos.index --query cat.jpg --box 10,20,200,220 --steps exact,local-expand
     """
     from regionhash.checkpoints import load_checkpoint
@@ -507,6 +523,8 @@ def search(
         raise ValueError("--candidates is of use only with --steps of more than one step")
     if expand is not None and not any(step.endswith("-expand") for step in chosen):
         raise ValueError("--expand is of use only with a step of --steps that expands")
+    if without_distance is not None and not without:
+        raise ValueError("--without-distance is of use only with --without")
     folder = model or model_folder(file)
     if not folder.exists():
         raise ValueError(f"{folder}: the model of these codes is not there; name it with --model")
@@ -522,6 +540,8 @@ def search(
         steps=chosen,
         candidates=CANDIDATES if candidates is None else candidates,
         expand=EXPANSION if expand is None else expand,
+        without=_query_pictures(without or [], []),
+        within=without_distance,
     )
     if sheet:
         pictures = Pictures(file.meta["sources"], images_dir)
@@ -530,7 +550,8 @@ def search(
     if as_json:
         _print_json(_answer_record(answer, file))
     elif not answer.hits:
-        typer.echo("no picture of these codes has a region")
+        left = "all pictures were left out" if without else "no picture of these codes has a region"
+        typer.echo(left)
     else:
         _print_table(_hit_table(answer.hits, file))
 
@@ -954,11 +975,13 @@ def _fit_line(fit: FitReport) -> str:
 
 def _hit_table(hits: list[Hit], file: CodeFile) -> Table:
     """One row per hit; of several objects one line each in the columns of the matches."""
+    from regionhash.querying import distance_text
+
     table = Table("rank", "distance", "picture", "box", "class", "score")
     for rank, hit in enumerate(hits, 1):
         table.add_row(
             str(rank),
-            str(hit.distance),
+            distance_text(hit),
             hit.image_id,
             "\n".join(",".join(f"{edge:.0f}" for edge in match.box) for match in hit.matches),
             "\n".join(_class_name(match, file) or "" for match in hit.matches),
@@ -977,6 +1000,7 @@ def _answer_record(answer: Answer, file: CodeFile) -> dict[str, Any]:
         "mode": answer.mode,
         "steps": answer.steps,
         "queries": [{"picture": own.name, "boxes": own.boxes} for own in answer.queries],
+        "without": [{"picture": own.name, "boxes": own.boxes} for own in answer.without],
         "hits": [
             {
                 "rank": rank,

@@ -54,7 +54,14 @@ def search_regions(query: Codes, table: CodeTable, *, top: int = 20) -> list[Hit
     return search_objects(_one(query), table, top=top)
 
 
-def search_objects(queries: Codes, table: CodeTable, *, top: int = 20) -> list[Hit]:
+def search_objects(
+    queries: Codes,
+    table: CodeTable,
+    *,
+    top: int = 20,
+    without: Codes | None = None,
+    within: int | None = None,
+) -> list[Hit]:
     """The `top` pictures that have regions near to all query objects (DMIH, eq. 8).
 
     Ranked by `united_hamming`; each hit has one match per query object, in their order, chosen as
@@ -64,17 +71,29 @@ def search_objects(queries: Codes, table: CodeTable, *, top: int = 20) -> list[H
         queries: (Q, B) uint8, packed, Q >= 1.
         table: N pictures with regions.
         top: how many pictures to return.
+        without: (W, B) uint8, packed: objects that must not be there. A picture that has a region
+            at most `within` bits from one of them is left out.
+        within: of `without`; None is an eighth of the bits, see `default_within`.
 
     Raises:
-        ValueError: the table has no regions, the queries do not fit them, there is no query, or
-            `top` < 1.
+        ValueError: the table has no regions, the queries do not fit them, there is no query, `top`
+            < 1, or `within` is negative or given without `without`.
     """
     if table.offsets is None or table.region_codes is None:
         raise ValueError("these codes have no regions")
     if not len(queries):
         raise ValueError("queries must hold at least one object, got none")
     distances = united_hamming(queries, table.region_codes, table.offsets)  # (N,)
-    with_regions = np.flatnonzero(np.diff(table.offsets))
+    kept = np.diff(table.offsets) > 0
+    if without is not None:
+        limit = default_within(8 * table.region_codes.shape[1]) if within is None else within
+        if limit < 0:
+            raise ValueError(f"within must not be negative, got {limit}")
+        for unwanted in without:
+            kept &= united_hamming(unwanted[None], table.region_codes, table.offsets) > limit
+    elif within is not None:
+        raise ValueError("within is of use only with objects that must not be there")
+    rows = np.flatnonzero(kept)
     return [
         Hit(
             int(row),
@@ -82,8 +101,16 @@ def search_objects(queries: Codes, table: CodeTable, *, top: int = 20) -> list[H
             int(distances[row]),
             _best_matches(queries, table.regions(int(row))),
         )
-        for row in with_regions[_nearest(distances[with_regions], top)]
+        for row in rows[_nearest(distances[rows], top)]
     ]
+
+
+def default_within(n_bits: int) -> int:
+    """The distance up to which a region is taken for an object that must not be there.
+
+    An eighth of the bits: two random codes of 64 bits are that close less than once in 10^9.
+    """
+    return n_bits // 8
 
 
 def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:
