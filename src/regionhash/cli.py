@@ -39,6 +39,8 @@ BAD_INPUT = 2
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 DEFAULT_BITS = 64
 
+_PAPERS = ("region-dh", "iah", "drh", "dmih")  # whose presets some options are for
+
 _PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
 
 
@@ -752,7 +754,8 @@ def reproduce(
         typer.Argument(
             metavar="PRESET",
             help="region-dh/voc2007, region-dh/voc2012, drh/oxford5k, drh/oxford105k, drh/paris6k, "
-            "drh/paris106k or drh/instances.",
+            "drh/paris106k, drh/instances, dmih/sival, dmih/voc2007, dmih/voc2007-multi, "
+            "dmih/voc2012-multi or dmih/ilsvrc2013det.",
         ),
     ],
     data: Annotated[
@@ -798,6 +801,16 @@ def reproduce(
             help="drh: folder of a Region-DH model whose proposals Table 2 shall have, too.",
         ),
     ] = None,
+    detector: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="dmih: folder of a Region-DH model whose codes of regions are a further row.",
+        ),
+    ] = None,
+    sift: Annotated[
+        bool, typer.Option(help="dmih: also run PmH on SIFT words, which needs OpenCV.")
+    ] = True,
 ) -> None:
     """Run a paper's experiment and write a report with its figures beside the measured ones.
 
@@ -811,9 +824,16 @@ def reproduce(
       regionhash reproduce region-dh/voc2012 --data VOCdevkit -o runs/voc2012 --processes 2
       regionhash reproduce drh/instances --data flat --distractors folder:photos -o runs/flat
     """
-    from regionhash.evaluation.protocols import INSTANCE_PRESETS
+    from regionhash.evaluation.protocols import INSTANCE_PRESETS, OBJECT_PRESETS
 
-    _refuse_options_of_others(context, "region-dh" if preset in INSTANCE_PRESETS else "drh", preset)
+    _refuse_options_of_others(context, preset)
+    if preset in OBJECT_PRESETS:
+        from regionhash.reproduce_objects import ObjectOptions, reproduce_objects
+
+        wanted = ObjectOptions(backbone, weights, short, detector=detector, sift=sift)
+        report = reproduce_objects(preset, data, out, wanted, lambda s: typer.echo(s, err=True))
+        typer.echo(f"wrote {report}")
+        return
     if preset in INSTANCE_PRESETS:
         from regionhash.reproduce_instances import InstanceOptions, reproduce_instances
 
@@ -864,11 +884,12 @@ def main() -> None:
     app(prog_name="regionhash")
 
 
-def _refuse_options_of_others(context: typer.Context, paper: str, preset: str) -> None:
+def _refuse_options_of_others(context: typer.Context, preset: str) -> None:
     """Raises ValueError if an option was given whose help says that it is another paper's."""
     for option in context.command.params:
         given = context.get_parameter_source(option.name or "")
-        others = (getattr(option, "help", None) or "").startswith(f"{paper}:")
+        paper, colon, _ = (getattr(option, "help", None) or "").partition(":")
+        others = colon and paper in _PAPERS and paper != preset.partition("/")[0]
         if others and given is not None and given.name == "COMMANDLINE":
             raise ValueError(f"{option.opts[0]} is of no use for {preset}")
 

@@ -178,7 +178,7 @@ class DMIH(nn.Module):
 
     def describe(self, features: dict[str, Tensor]) -> Bags:
         """Features and class logits of the proposals of what `frozen_features` gives."""
-        cells, shapes = features["cells"], features["shape"]
+        cells, shapes = features["cells"].to(self.mil.weight.dtype), features["shape"]
         height, width = shapes.amax(0).tolist()
         base = torch.stack(
             [
@@ -186,7 +186,7 @@ class DMIH(nn.Module):
                 for own, (h, w) in zip(cells, shapes.tolist(), strict=True)
             ]
         )  # (B, D, height, width)
-        x, present = self.maps(self.dropout(base.to(self.mil.weight.dtype)), shapes)
+        x, present = self.maps(self.dropout(base), shapes)
         return Bags(x, self.mil(x).float(), present)
 
     # -- use --------------------------------------------------------------------------------------
@@ -200,16 +200,18 @@ class DMIH(nn.Module):
         features = self._base(images)
         bags = self.describe(features)
         log_p, _ = bag_log_probs(bags.logits, bags.present, self.pooling)
-        return [
-            EncodedImage(
-                size=(image.shape[1], image.shape[2]),
-                class_probs=log_p[n].exp().cpu().numpy(),
-                regions=self.bag(bags.x[n, own], bags.logits[n, own], boxes),
+        encoded = []
+        for n, (image, boxes) in enumerate(zip(images, self._boxes(images, features), strict=True)):
+            x, logits = bags.x[n, bags.present[n]], bags.logits[n, bags.present[n]]
+            rows = self.select(logits, boxes)
+            encoded.append(
+                EncodedImage(
+                    size=(image.shape[1], image.shape[2]),
+                    class_probs=log_p[n].exp().cpu().numpy(),
+                    regions=self._regions(boxes[rows], x[rows], logits[rows]),
+                )
             )
-            for n, (image, own, boxes) in enumerate(
-                zip(images, bags.present, self._boxes(images, features), strict=True)
-            )
-        ]
+        return encoded
 
     @torch.no_grad()
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
@@ -237,13 +239,12 @@ class DMIH(nn.Module):
         """
         return (box_iou(asked, boxes) * logits.amax(1).sigmoid()).argmax(1)
 
-    def bag(self, x: Tensor, logits: Tensor, boxes: Tensor) -> Regions:
-        """The hash bag (Sec. 3.3) of the M proposals of one image, most probable first.
+    def select(self, logits: Tensor, boxes: Tensor) -> Tensor:
+        """Which of the M proposals of one image are its hash bag (Sec. 3.3), most probable first.
 
         Where no proposal is above theta, the most probable one is taken: no picture is lost.
 
         Args:
-            x: (M, D), features.
             logits: (M, C), of the classes.
             boxes: (M, 4).
         """
@@ -252,7 +253,7 @@ class DMIH(nn.Module):
         rows = order[: max(1, int((scores > self.theta).sum()))]
         if self.merge is not None:
             rows = rows[batched_nms(boxes[rows], scores[rows], labels[rows], self.merge)]
-        return self._regions(boxes[rows], x[rows], logits[rows])
+        return rows
 
     def _boxes(self, images: list[Tensor], features: dict[str, Tensor]) -> list[Tensor]:
         """The proposals' boxes in pixels of each image."""
