@@ -32,7 +32,7 @@ from regionhash.data.object_queries import (
     hold_out,
 )
 from regionhash.data.transforms import to_input
-from regionhash.encoding import code_file_writer, encode_boxes, encode_images
+from regionhash.encoding import Precision, code_file_writer, encode_boxes, encode_images
 from regionhash.evaluation import paper_figures
 from regionhash.evaluation.instance import dense_ranks
 from regionhash.evaluation.object_report import (
@@ -66,6 +66,7 @@ _LEAST = 20  # relevant pictures of a combination
 _SAMPLE = 20_000  # descriptors that a vocabulary is learned from
 _BATCH = 64
 _TIMED = 20  # queries
+_PRECISION: Precision = "bf16-mixed"
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class ObjectOptions:
             short=self.short,
             held_out=0.0,
             cached_views=self.views,
-            precision="bf16-mixed",
+            precision=_PRECISION,
             seed=self.seed,
         )
 
@@ -331,6 +332,7 @@ class _Run:
     def _dmih(self, name: str, n_bits: int) -> Method:
         model, seconds = self.trained("joint" if name == "DMIH" else "hash", n_bits)
 
+        @torch.no_grad()
         def codes(x: Tensor) -> Codes:
             return codes_of(model.hash(x))
 
@@ -372,16 +374,15 @@ class _Run:
         """Features (M, D), logits (M, C) and boxes (M, 4), in pixels, of each picture's own."""
         maps, sizes = (self.maps if side == "database" else self.asked_maps), self.sizes[side]
         features = maps[0][0]
-        with torch.no_grad():
-            for first in range(0, len(sizes), _BATCH):
-                part = {key: value[first : first + _BATCH] for key, value in features.items()}
+        for first in range(0, len(sizes), _BATCH):
+            part = {key: value[first : first + _BATCH] for key, value in features.items()}
+            with torch.no_grad():
                 bags = model.describe(part)
-                for n, (h, w) in enumerate(part["shape"].tolist()):
-                    boxes = window_boxes(h, w, model.maps.n_scales)
-                    height, width = sizes[first + n]
-                    boxes = boxes * torch.tensor([width / w, height / h] * 2)
-                    present = bags.present[n]
-                    yield bags.x[n, present], bags.logits[n, present], boxes
+            for n, (h, w) in enumerate(part["shape"].tolist()):
+                height, width = sizes[first + n]
+                pixels = torch.tensor([width / w, height / h] * 2)
+                boxes = window_boxes(h, w, model.maps.n_scales) * pixels
+                yield bags.x[n, bags.present[n]], bags.logits[n, bags.present[n]], boxes
 
     def _dsrh(self, n_bits: int) -> Method:
         """DSRH, trained on whole pictures, of sliding windows."""
@@ -470,9 +471,11 @@ class _Run:
         """The codes of the instances that a trained Region-DH keeps."""
         model, checkpoint = load_checkpoint(folder)
         path = self.out / f"region-dh-{checkpoint.model_hash}-{self.database.fingerprint()}.h5"
-        writer = code_file_writer(path, model, checkpoint, checkpoint_path=folder)
-        with writer:
-            encode_images(model, checkpoint, self.database, writer)
+        self.say(f"{self.database.name}: codes of Region-DH")
+        with code_file_writer(
+            path, model, checkpoint, checkpoint_path=folder, precision=_PRECISION
+        ) as writer:
+            encode_images(model, checkpoint, self.database, writer, precision=_PRECISION)
             writer.finish()
         table: CodeTable = CodeFile.open(path).table
         row_of = {image_id: n for n, image_id in enumerate(table.ids)}
@@ -485,7 +488,8 @@ class _Run:
             if query.box is None:
                 raise ValueError("Region-DH is asked by boxes")
             image = self.asked.images[query.row]
-            return encode_boxes(model, checkpoint, image, query.box[None]).codes
+            boxes = query.box[None]
+            return encode_boxes(model, checkpoint, image, boxes, precision=_PRECISION).codes
 
         seconds = sum(row["seconds"] for row in checkpoint.provenance["epochs"])
         width = model.n_region_bits // 8
@@ -515,6 +519,7 @@ class _Run:
                 found.append(Localisation(name, tuple(shares), len(every)))
         return found
 
+    @torch.no_grad()
     def times(self, queries: list[ObjectQuery]) -> list[QueryTime]:
         """Milliseconds of the steps of a query of one picture, one at a time, on one thread."""
         n_bits = max(self.preset.bits)
@@ -532,16 +537,15 @@ class _Run:
             for query in queries[: _TIMED + 1]:
                 image = self.asked.images[query.objects[0].row]
                 marks = [time.perf_counter()]
-                with torch.inference_mode():
-                    tensor, _ = to_input(image, self.options.short)
-                    features = model.frozen_features([tensor])
-                    marks.append(time.perf_counter())
-                    bags = model.describe(features)
-                    h, w = features["shape"][0].tolist()
-                    boxes = window_boxes(h, w, model.maps.n_scales)
-                    rows = model.select(bags.logits[0], boxes)
-                    asked = codes_of(model.hash(bags.x[0, rows[:1]]))
-                    marks.append(time.perf_counter())
+                tensor, _ = to_input(image, self.options.short)
+                features = model.frozen_features([tensor])
+                marks.append(time.perf_counter())
+                bags = model.describe(features)
+                h, w = features["shape"][0].tolist()
+                boxes = window_boxes(h, w, model.maps.n_scales)
+                rows = model.select(bags.logits[0], boxes)
+                asked = codes_of(model.hash(bags.x[0, rows[:1]]))
+                marks.append(time.perf_counter())
                 united_hamming(asked, np.asarray(codes, np.uint8), offsets)
                 marks.append(time.perf_counter())
                 for own, taken in zip(steps.values(), np.diff(marks).tolist(), strict=True):
