@@ -247,6 +247,8 @@ class _Run:
         self.sizes = {"database": _sizes(database), "asked": _sizes(asked)}
         self.maps = self._cache(database, options.views)
         self.asked_maps = self._cache(asked, 1)
+        self._trained: dict[Path, tuple[Any, float]] = {}
+        self._described: list[tuple[Any, str, list[_Proposals]]] = []
         self.wanted: list[tuple[int, ...]] = []
         if preset.combined:
             names = [sorted(database.classes.index(own) for own in row) for row in TABLE_2]
@@ -314,6 +316,8 @@ class _Run:
         start: Any = None,
         seconds: float = 0.0,
     ) -> tuple[Any, float]:
+        if folder in self._trained:
+            return self._trained[folder]
         self.say(f"training in {folder}")
         train(
             name,
@@ -327,7 +331,8 @@ class _Run:
         )
         model, checkpoint = load_checkpoint(folder)
         epochs = checkpoint.provenance["epochs"]
-        return model, seconds + sum(row["seconds"] for row in epochs)
+        self._trained[folder] = model, seconds + sum(row["seconds"] for row in epochs)
+        return self._trained[folder]
 
     def _dmih(self, name: str, n_bits: int) -> Method:
         model, seconds = self.trained("joint" if name == "DMIH" else "hash", n_bits)
@@ -355,7 +360,7 @@ class _Run:
             describe(x[model.select(logits, boxes)])
             for x, logits, boxes in self._proposals(model, "database")
         ]
-        asked = list(self._proposals(model, "asked"))
+        asked = self._proposals(model, "asked")
 
         def ask(query: QueryObject) -> Vectors:
             x, logits, boxes = asked[query.row]
@@ -370,8 +375,19 @@ class _Run:
 
         return Method(name, n_bits, *_bags(own), ask, seconds)
 
-    def _proposals(self, model: Any, side: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Features (M, D), logits (M, C) and boxes (M, 4), in pixels, of each picture's own."""
+    def _proposals(self, model: Any, side: str) -> list[_Proposals]:
+        """Features (M, D), logits (M, C) and boxes (M, 4), in pixels, of each picture's own.
+
+        The last few are kept: several measures read the same.
+        """
+        for known, own_side, found in self._described:
+            if known is model and own_side == side:
+                return found
+        found = list(self._describe(model, side))
+        self._described = [*self._described[-3:], (model, side, found)]
+        return found
+
+    def _describe(self, model: Any, side: str) -> Iterator[_Proposals]:
         maps, sizes = (self.maps if side == "database" else self.asked_maps), self.sizes[side]
         features = maps[0][0]
         for first in range(0, len(sizes), _BATCH):
@@ -586,6 +602,7 @@ class _Run:
         ]
 
 
+_Proposals = tuple[Tensor, Tensor, Tensor]
 _Words = tuple[Floats, Ints]  # places (P, 2) in [0, 1], and words (P,), of a picture
 _Described = list[tuple[Floats, Any]]
 
