@@ -174,11 +174,18 @@ def test_a_box_stands_for_the_proposal_that_fits_it():
     assert first.codes.shape == (2, 2) and second.codes.shape == (0, 2)
     assert (first.codes[0] != first.codes[1]).any()
     own = window_boxes(4, 6, 3) * 16
-    logits = torch.full((len(own), 4), -3.0)
-    rows = model.match_boxes(own[[8, 25]] + 1, own, logits)
-    assert rows.tolist() == [8, 25]
-    logits[9, 2] = 9  # a neighbour that is surely an object
-    assert model.match_boxes(own[[8]] + 1, own, logits).tolist() == [9]
+    centres = (own[:, :2] + own[:, 2:]) / 2
+    logits = torch.zeros(len(own), 4)
+    logits[9, 2], logits[20, 1] = 1, 9
+    around = torch.cat([centres[9] - 10, centres[9] + 10])[None]
+    assert not ((centres[20] > around[0, :2]) & (centres[20] < around[0, 2:])).all()
+    assert model.match_boxes(around, own, logits).tolist() == [9]  # 20 is outside
+    everything = torch.tensor([[0.0, 0.0, 96.0, 64.0]])
+    assert model.match_boxes(everything, own, logits).tolist() == [20]
+    corner = torch.tensor([[0.0, 0.0, 2.0, 2.0]])  # of no centre
+    best = int((((own[:, 2:] - own[:, :2]).prod(1)) + 1e6 * (own[:, :2] > 0).any(1)).argmin())
+    assert model.match_boxes(corner, own, logits).tolist() == [best]
+    assert model.match_boxes(own[:0], own, logits).shape == (0,)
 
 
 def test_a_batch_of_one_gives_what_a_batch_of_three_gives():

@@ -32,6 +32,7 @@ Part = Literal["joint", "mil", "hash"]
 hash layer alone (eqs. 4 and 5). The last two, one after the other, are DMIH-ind."""
 
 MARGIN, MIL_WEIGHT, THETA = 1.25, 1.0, 0.7  # beta, lambda ("Training"), theta (Sec. 4.2)
+_FIRST_LOGIT = -4.0  # at first, a proposal shows a class with 2 %: the best of 200 is no object yet
 
 
 class Bags(NamedTuple):
@@ -101,6 +102,7 @@ class DMIH(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.maps = MultiScaleWindows(backbone.top_channels, n_channels, n_features, n_scales)
         self.mil = nn.Linear(n_features, n_classes)
+        nn.init.constant_(self.mil.bias, _FIRST_LOGIT)
         self.hash = LatentLayer(n_features, n_bits)
         self.n_bits = 0  # there is no code of the whole picture
         self.n_region_bits = n_bits
@@ -215,11 +217,7 @@ class DMIH(nn.Module):
 
     @torch.no_grad()
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
-        """Codes of given boxes: B times (R, 4), xyxy in input pixels.
-
-        A box stands for the proposal with the largest product of IoU and probability: the one that
-        fits it, and is surely an object.
-        """
+        """Codes of given boxes: B times (R, 4), xyxy in input pixels; see `match_boxes`."""
         features = self._base(images)
         bags = self.describe(features)
         regions = []
@@ -230,14 +228,21 @@ class DMIH(nn.Module):
         return regions
 
     def match_boxes(self, asked: Tensor, boxes: Tensor, logits: Tensor) -> Tensor:
-        """For each of the boxes (R, 4) the proposal (R,) that stands for it; see `encode_boxes`.
+        """For each of the boxes (R, 4) the proposal (R,) that stands for it.
+
+        That is the most probable one, of any class, of those whose centre lies in the box, since
+        what a user marks is an object; where none does, the one with the largest IoU.
 
         Args:
             asked: (R, 4), xyxy in input pixels.
             boxes: (M, 4), of the proposals.
             logits: (M, C), of the proposals.
         """
-        return (box_iou(asked, boxes) * logits.amax(1).sigmoid()).argmax(1)
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (M, 2)
+        inside = ((centres >= asked[:, None, :2]) & (centres <= asked[:, None, 2:])).all(2)
+        probs = torch.where(inside, logits.amax(1).sigmoid(), -1.0)  # (R, M)
+        nearest = box_iou(asked, boxes).argmax(1)
+        return torch.where(inside.any(1), probs.argmax(1), nearest)
 
     def select(self, logits: Tensor, boxes: Tensor) -> Tensor:
         """Which of the M proposals of one image are its hash bag (Sec. 3.3), most probable first.
