@@ -74,6 +74,7 @@ def main() -> None:
     table = random_table(args.images, args.regions)
     codes = table.region_codes
     queries = np.random.default_rng(1).integers(0, 256, (3, N_BYTES), dtype=np.uint8)
+    unwanted = np.random.default_rng(2).integers(0, 256, (1, N_BYTES), dtype=np.uint8)
     index = faiss.IndexBinaryFlat(8 * N_BYTES)
     index.add(codes)
     words = codes.view(np.uint64)
@@ -81,7 +82,11 @@ def main() -> None:
         "read the codes once": lambda: np.bitwise_xor.reduce(words, axis=None),
         "faiss.IndexBinaryFlat": lambda: index.search(queries[:1], TOP),
         "search_regions": lambda: search_regions(queries[0], table, top=TOP),
+        "FAISS, 3 objects": lambda: index.search(queries, TOP),
         "search_objects, 3 objects": lambda: search_objects(queries, table, top=TOP),
+        "3 objects without a 4th": lambda: search_objects(
+            queries, table, top=TOP, without=unwanted
+        ),
         "search_images": lambda: search_images(queries[0], table, top=TOP),
     }
     times = milliseconds(runs)

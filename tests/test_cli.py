@@ -370,6 +370,41 @@ def test_a_picture_without_a_box_stands_for_its_best_detections(photos, codes):
     assert objects["hits"][0]["distance"] == 0
 
 
+def test_pictures_with_an_unwanted_object_are_left_out(photos, codes):
+    command = ["search", codes, "--query", f"{photos / '2.png'}@20,30,90,100", "--json"]
+    every = json.loads(run(*command).stdout)["hits"]
+    command += ["--without", photos / "4.png"]
+    record = json.loads(run(*command, "--without-distance", 0).stdout)
+    assert record["mode"] == "objects"
+    ((unwanted,),) = (own["boxes"] for own in record["without"])
+    table = CodeFile.open(codes).table
+    own = table.regions(4)  # the best detection stands for the picture
+    np.testing.assert_allclose(unwanted, own.boxes[0], atol=1e-3)
+    has = [
+        table.ids[n]
+        for n in range(len(table))
+        if (table.regions(n).codes == own.codes[0]).all(axis=1).any()
+    ]
+    assert "4.png" in has
+    expected = [hit["picture"] for hit in every if hit["picture"] not in has]
+    assert [hit["picture"] for hit in record["hits"]] == expected
+    said = run(*command[:-3], *command[-2:], "--without-distance", 16).stdout
+    assert said == "all pictures were left out\n"
+
+
+def test_what_must_not_be_there_is_refused_where_whole_pictures_are_compared(photos, codes):
+    picture = photos / "0.png"
+    said = error_of("search", codes, "--query", picture, "--without", picture, "--mode", "image")
+    assert "what must not be there is for mode objects, got mode image" in said
+
+
+def test_of_several_queries_the_one_that_cannot_be_read_is_named(photos, codes, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    queries = [photos / "0.png", photos / "1.png", tmp_path / "broken.png", photos / "2.png"]
+    said = error_of("search", codes, *(part for own in queries for part in ("--query", own)))
+    assert "broken.png: not a picture of a known format" in said
+
+
 def test_top_may_be_more_than_there_is(photos, codes):
     record = json.loads(
         run("search", codes, "--query", photos / "0.png", "--top", 999, "--json").stdout
@@ -408,6 +443,11 @@ def test_a_file_whose_name_has_an_at_sign_is_a_query(photos, codes, tmp_path):
         ),
         (["--label", "7"], "CODES: has no labels, so --label cannot tell what is right"),
         (["--label", "cat"], "label 'cat': no class of the model, which knows 0, 1,"),
+        (["--without-distance", "3"], "--without-distance is of use only with --without"),
+        (
+            ["--without", "gone.png"],
+            "gone.png: No such file or directory",
+        ),
         (["--images-dir", "."], "--label and --images-dir are of use only with --sheet"),
         (["--sheet", "x.pdf"], "x.pdf: a sheet must end in .png or .html, got '.pdf'"),
         (["--query", "gone.png"], "gone.png: No such file or directory"),

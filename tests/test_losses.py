@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from regionhash.losses import (
+    bag_log_probs,
     balance_bits,
     box_loss,
     category_triplet_loss,
+    mil_loss,
     multi_label_loss,
     multi_label_probs,
     nan_term,
+    pair_hash_loss,
     push_from_half,
     reduce_per_image,
     region_class_loss,
@@ -121,6 +124,107 @@ def test_boxes_have_fast_rcnns_smooth_l1():
     foreground = torch.tensor([True, False])
     loss = box_loss(deltas, torch.zeros(2, 4), foreground)
     assert loss.item() == pytest.approx(expected / 4)
+
+
+def _bags(n_images=3, n_instances=4, n_classes=2):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(
+        n_images, n_instances, n_classes, generator=generator, dtype=torch.float64
+    )
+    present = torch.ones(n_images, n_instances, dtype=torch.bool)
+    present[1, 2:] = False
+    return logits, present
+
+
+def test_the_probability_of_a_bag_is_that_of_the_papers_pooling():
+    logits, present = _bags()
+    for n, c in ((0, 0), (1, 1), (2, 0)):
+        own = logits[n, present[n], c]
+        sharp = (5 * own).exp().mean().log() / 5
+        expected = {
+            "max": own.sigmoid().max(),
+            "mean": own.sigmoid().mean(),
+            "log-sum-exp": sharp.sigmoid(),
+        }
+        for pooling, p in expected.items():
+            log_p, log_not_p = bag_log_probs(logits, present, pooling)
+            assert log_p[n, c].exp().item() == pytest.approx(p.item())
+            assert log_not_p[n, c].exp().item() == pytest.approx(1 - p.item())
+    with pytest.raises(ValueError, match="max, mean, log-sum-exp"):
+        bag_log_probs(logits, present, "min")
+
+
+def test_the_smooth_maximum_lies_between_mean_and_maximum():
+    logits = torch.tensor([[[-4.0], [0.0], [5.0]]])
+    p = {
+        pooling: bag_log_probs(logits, torch.ones(1, 3, dtype=torch.bool), pooling)[0].exp().item()
+        for pooling in ("mean", "log-sum-exp", "max")
+    }
+    assert p["mean"] < p["log-sum-exp"] < p["max"]
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "log-sum-exp"])
+def test_a_sure_bag_has_a_finite_loss(pooling):
+    logits = torch.tensor([[[200.0], [-200.0]]])
+    log_p, log_not_p = bag_log_probs(logits, torch.ones(1, 2, dtype=torch.bool), pooling)
+    assert torch.isfinite(mil_loss(log_p, log_not_p, torch.tensor([[0.0]])))
+
+
+def test_mil_loss_is_the_sum_over_classes_of_the_cross_entropies():
+    p = torch.tensor([[0.9, 0.2], [0.5, 0.5]])
+    labels = torch.tensor([[1.0, 0.0], [0.0, 0.0]])  # the second image has no label at all
+    expected = -(math.log(0.9) + math.log(0.8) + 2 * math.log(0.5)) / 2
+    assert mil_loss(p.log(), (1 - p).log(), labels).item() == pytest.approx(expected)
+
+
+def _pairs_by_loops(activations, images, classes, n_images, margin):
+    """Eqs. 4 and 5 for each pair of images, and the mean over the pairs."""
+    total = 0.0
+    for i in range(n_images):
+        for j in range(i + 1, n_images):
+            for m in range(len(images)):
+                for n in range(len(images)):
+                    if (images[m], images[n]) == (i, j):
+                        distance = math.dist(activations[m], activations[n])
+                        same = classes[m] == classes[n]
+                        total += distance if same else max(0.0, margin - distance)
+    return total / (n_images * (n_images - 1) / 2)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+@settings(max_examples=30, deadline=None)
+def test_pair_loss_is_that_of_loops_over_images_and_labels(seed, n_images):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 2, (n_images, 4), generator=generator)
+    images, classes = labels.nonzero(as_tuple=True)
+    a = torch.rand(len(images), 5, generator=generator, dtype=torch.float64)
+    expected = _pairs_by_loops(a.tolist(), images.tolist(), classes.tolist(), n_images, 0.8)
+    assert pair_hash_loss(a, images, classes, n_images, 0.8).item() == pytest.approx(expected)
+
+
+def test_pair_loss_of_a_case_by_hand():
+    a = torch.tensor([[0.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    images, classes = torch.tensor([0, 1, 1]), torch.tensor([2, 2, 0])
+    # the same class at a distance of 1; another class at 1, with a margin of 1.25
+    assert pair_hash_loss(a, images, classes, 2, 1.25).item() == pytest.approx(1 + 0.25)
+    assert pair_hash_loss(a[:1], images[:1], classes[:1], 1, 1.25).item() == 0.0
+    assert pair_hash_loss(a[:0], images[:0], classes[:0], 3, 1.25).item() == 0.0
+
+
+def test_gradients_of_the_dmih_losses_are_right():
+    logits, present = _bags()
+    labels = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    for pooling in ("max", "mean", "log-sum-exp"):
+        assert gradcheck(
+            lambda x, own=pooling: mil_loss(*bag_log_probs(x, present, own), labels),
+            logits.requires_grad_(),
+        )
+    images, classes = labels.nonzero(as_tuple=True)
+    a = torch.rand(len(images), 4, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: pair_hash_loss(x, images, classes, 3, 0.9), a)
+    same = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)  # distance 0: no slope
+    pair_hash_loss(same, torch.tensor([0, 1]), torch.tensor([0, 0]), 2, 1.0).backward()
+    assert same.grad.abs().sum() == 0
 
 
 def _triplets_by_loops(activations, similarity, margin, weighted):

@@ -176,3 +176,39 @@ def test_offsets_that_do_not_divide_the_codes_are_refused(offsets):
         united_hamming(codes, codes, np.array(offsets))
     with pytest.raises(ValueError, match=r"offsets must be \(N \+ 1,\), got \(0,\)"):
         united_hamming(codes, codes, np.zeros(0, np.int64))
+
+
+@given(queries_and_bags(min_queries=2), st.integers(0, 20))
+def test_pictures_with_an_unwanted_object_are_left_out(drawn, within):
+    codes, sizes, region_codes = drawn
+    wanted, unwanted = codes[:1], codes[1:]
+    table = table_of(sizes, region_codes)
+    found = search_objects(wanted, table, top=100, without=unwanted, within=within)
+    expected = [
+        hit.index
+        for hit in search_objects(wanted, table, top=100)
+        if all(
+            slow_distance(region, other) > within
+            for region in table.regions(hit.index).codes
+            for other in unwanted
+        )
+    ]
+    assert [hit.index for hit in found] == expected
+
+
+def test_an_unwanted_object_is_found_within_an_eighth_of_the_bits():
+    codes = np.array([[0] * 7 + [255], [0] * 6 + [1, 255]], np.uint8)  # 8 and 9 bits from zero
+    none = np.zeros((1, 8), np.uint8)
+    hits = search_objects(none, table_of([1, 1], codes), without=none)
+    assert [hit.index for hit in hits] == [1]
+
+
+def test_a_limit_without_unwanted_objects_and_a_negative_one_are_refused():
+    table = table_of([1], np.zeros((1, 8), np.uint8))
+    query = np.zeros((1, 8), np.uint8)
+    with pytest.raises(ValueError, match="only with objects that must not be there"):
+        search_objects(query, table, within=3)
+    with pytest.raises(ValueError, match="within must not be negative, got -1"):
+        search_objects(query, table, without=query, within=-1)
+    with pytest.raises(ValueError, match="one length"):
+        search_objects(query, table, without=np.zeros((1, 4), np.uint8))

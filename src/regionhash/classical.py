@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.extmath import randomized_svd
 
 from regionhash.codes import pack_bits
-from regionhash.structures import Codes
+from regionhash.structures import Codes, Floats, Ints
 
 Features = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
@@ -234,6 +234,92 @@ class ThresholdedClasses:
         cuts = np.log(shares / (1 - shares))
         bits = (logits[:, :, None] >= cuts).reshape(len(logits), -1)
         return pack_bits(np.pad(bits, ((0, 0), (0, self.n_bits - bits.shape[1]))))
+
+
+class VisualWords:
+    """A vocabulary of descriptors: k-means on their first principal components.
+
+    Args:
+        n_words: of the vocabulary; fewer where there are not as many descriptors.
+        n_dims: principal components, at most as many as the descriptors have.
+        seed: of the first centres.
+    """
+
+    def __init__(self, n_words: int = 500, *, n_dims: int = 64, seed: int = 0) -> None:
+        self.n_words = n_words
+        self.n_dims = n_dims
+        self.seed = seed
+        self._project: Any = None
+        self._index: Any = None
+
+    def fit(self, descriptors: Features) -> Self:
+        """Learns from descriptors (N, D), N >= 1."""
+        _check_features(descriptors)
+        x = np.ascontiguousarray(descriptors, np.float32)
+        n_dims = min(self.n_dims, *x.shape)
+        self._project = faiss.PCAMatrix(x.shape[1], n_dims)
+        self._project.train(x)
+        x = self._project.apply_py(x)
+        self.n_words = min(self.n_words, len(x))
+        means = faiss.Kmeans(
+            n_dims, self.n_words, niter=10, seed=self.seed, min_points_per_centroid=1
+        )
+        means.train(x)
+        self._index = faiss.IndexFlatL2(n_dims)
+        self._index.add(means.centroids)
+        return self
+
+    def assign(self, descriptors: Features) -> Ints:
+        """The word (N,) of each of N descriptors (N, D). Raises ValueError before `fit`."""
+        if self._index is None:
+            raise ValueError("fit comes before assign")
+        if not len(descriptors):
+            return np.zeros(0, np.int64)
+        x = self._project.apply_py(np.ascontiguousarray(descriptors, np.float32))
+        return np.asarray(self._index.search(x, 1)[1][:, 0], np.int64)
+
+
+class PartitionMinHash:
+    """PmH: codes of the partitions of a picture, each from the set of the visual words in it.
+
+    Lee, Ke, Isard, "Partition Min-Hash for Partial Duplicate Image Discovery", ECCV 2010. Two sets
+    have the same least value under a random order of the words with the probability of their
+    Jaccard similarity J. Of each least value one bit is kept (Li and Koenig, "b-Bit Minwise
+    Hashing", WWW 2010), so that codes differ in (1 - J) / 2 of their bits, on average.
+
+    Args:
+        n_bits: K, a multiple of 8, of a partition's code.
+        n_words: of the vocabulary.
+        seed: of the random orders.
+    """
+
+    def __init__(self, n_bits: int, n_words: int, *, seed: int = 0) -> None:
+        self.n_bits = _whole_bytes(n_bits)
+        rng = np.random.default_rng(seed)
+        self._orders = np.argsort(rng.random((n_words, n_bits)), axis=0)  # ranks of the words
+        self._bits = rng.random((n_words, n_bits)) < 0.5  # of each rank, its one bit
+
+    def encode(self, words: Ints, places: Floats, boxes: Floats) -> Codes:
+        """Codes (R', K/8) of those of R partitions in which there is a word.
+
+        Args:
+            words: (P,) int64.
+            places: (P, 2), x and y of each.
+            boxes: (R, 4), xyxy, last edges exclusive.
+        """
+        inside = (
+            (places[:, 0] >= boxes[:, None, 0])
+            & (places[:, 1] >= boxes[:, None, 1])
+            & (places[:, 0] < boxes[:, None, 2])
+            & (places[:, 1] < boxes[:, None, 3])
+        )  # (R, P)
+        columns = np.arange(self.n_bits)
+        bits = [
+            self._bits[self._orders[np.unique(words[own])].min(axis=0), columns]
+            for own in inside
+            if own.any()
+        ]
+        return pack_bits(np.array(bits, np.bool_).reshape(-1, self.n_bits))
 
 
 def _whole_bytes(n_bits: int) -> int:

@@ -43,6 +43,8 @@ DEFAULT_BITS = 64
 _RESUMED = ("train", "encode", "index", "add", "refresh", "import", "reproduce")
 _DATES = ["%Y-%m-%d"]
 
+_PAPERS = ("region-dh", "iah", "drh", "dmih")  # whose presets some options are for
+
 _PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
 
 
@@ -743,6 +745,21 @@ def search(
             "take more than about 100 ms]",
         ),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PICTURE[@x0,y0,x1,y1]",
+            help="Leave out pictures that show this object: what the box marks, or the best "
+            "detection; may be repeated.",
+        ),
+    ] = None,
+    without_distance: Annotated[
+        int | None,
+        typer.Option(
+            help="Bits up to which a region is taken for the object of --without.  [default: an "
+            "eighth of the code]"
+        ),
+    ] = None,
     candidates: Annotated[
         int | None,
         typer.Option(
@@ -790,6 +807,7 @@ def search(
       regionhash search codes.h5 --query cat.jpg
       regionhash search codes.h5 --query cat.jpg --box 10,20,200,220 --sheet found.html
       regionhash search codes.h5 --query cat.jpg@10,20,200,220 --query dog.jpg
+      regionhash search codes.h5 --query horse.jpg --without person.jpg@30,10,90,200
       regionhash search photos.index --query cat.jpg --box 10,20,200,220 --steps exact,local-expand
       regionhash search iah.h5 --query cat_and_dog.jpg --mode category --sheet found.html
       regionhash search photos.collection --query cat.jpg --box 10,20,200,220 --near 4
@@ -823,8 +841,11 @@ def search(
         raise ValueError("--expand is of use only with a step of --steps that expands")
     if min_prob is not None and mode != "category":
         raise ValueError("--min-prob is of use only with --mode category")
-    if mode == "category" and (wanted_of_all != Filter() or near is not None or offset):
-        raise ValueError("mode category takes no filter, no --near and no --offset")
+    filtered = wanted_of_all != Filter() or near is not None or bool(offset)
+    if filtered and (mode == "category" or without):
+        raise ValueError("--mode category and --without take no filter, no --near and no --offset")
+    if without_distance is not None and not without:
+        raise ValueError("--without-distance is of use only with --without")
     origin = model or model_folder(file)
     if not origin.exists():
         raise ValueError(f"{origin}: the model of these codes is not there; name it with --model")
@@ -835,7 +856,7 @@ def search(
         "candidates": CANDIDATES if candidates is None else candidates,
         "expand": EXPANSION if expand is None else expand,
     }
-    if collection and mode != "category":
+    if collection and mode != "category" and not without:
         collection.model = network, checkpoint
         results = collection.search(
             queries=[Query(own.image, boxes=own.boxes, name=own.name) for own in queries],
@@ -849,6 +870,8 @@ def search(
         answer = collection.answer(results, queries)
     else:
         numbers["min_prob"] = min_prob or 0.0
+        numbers["without"] = _query_pictures(without or [], [])
+        numbers["within"] = without_distance
         answer = find(network, checkpoint, file, queries, mode=mode, top=top, **numbers)
     if sheet:
         pictures = Pictures(file.meta["sources"], images_dir)
@@ -860,8 +883,8 @@ def search(
     elif answer.mode == "category":
         _print_groups(answer.groups, file)
     elif not answer.hits:
-        filtered = wanted_of_all != Filter() or offset
-        typer.echo(f"no picture of these codes {'is left' if filtered else 'has a region'}")
+        left_out = filtered or without
+        typer.echo(f"no picture of these codes {'is left' if left_out else 'has a region'}")
     else:
         _print_table(_hit_table(answer.hits, file, offset))
 
@@ -1067,7 +1090,8 @@ def reproduce(
             metavar="PRESET",
             help="region-dh/voc2007, region-dh/voc2012, iah/voc2007, iah/voc2012, "
             "iah/voc2012-split, iah/mirflickr25k, drh/oxford5k, drh/oxford105k, drh/paris6k, "
-            "drh/paris106k or drh/instances.",
+            "drh/paris106k, drh/instances, dmih/sival, dmih/voc2007, dmih/voc2007-multi, "
+            "dmih/voc2012-multi or dmih/ilsvrc2013det.",
         ),
     ],
     data: Annotated[
@@ -1124,6 +1148,16 @@ def reproduce(
     unseen: Annotated[
         bool, typer.Option(help="iah: also search for classes that training left out.")
     ] = True,
+    detector: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="dmih: folder of a Region-DH model whose codes of regions are a further row.",
+        ),
+    ] = None,
+    sift: Annotated[
+        bool, typer.Option(help="dmih: also run PmH on SIFT words, which needs OpenCV.")
+    ] = True,
 ) -> None:
     """Run a paper's experiment and write a report with its figures beside the measured ones.
 
@@ -1138,12 +1172,22 @@ def reproduce(
       regionhash reproduce iah/voc2012-split --rpn runs/voc2012/runs/detector -o runs/iah
       regionhash reproduce drh/instances --data flat --distractors folder:photos -o runs/flat
     """
-    from regionhash.evaluation.protocols import INSTANCE_PRESETS, MULTI_LABEL_PRESETS
+    from regionhash.evaluation.protocols import (
+        INSTANCE_PRESETS,
+        MULTI_LABEL_PRESETS,
+        OBJECT_PRESETS,
+    )
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
     _refuse_options_of_others(context, preset)
+    if preset in OBJECT_PRESETS:
+        from regionhash.reproduce_objects import ObjectOptions, reproduce_objects
+
+        wanted = ObjectOptions(backbone, weights, short, detector=detector, sift=sift)
+        typer.echo(f"wrote {reproduce_objects(preset, data, out, wanted, say)}")
+        return
     if preset in INSTANCE_PRESETS:
         from regionhash.reproduce_instances import InstanceOptions, reproduce_instances
 
@@ -1213,11 +1257,10 @@ def main() -> None:
 
 def _refuse_options_of_others(context: typer.Context, preset: str) -> None:
     """Raises ValueError if an option was given whose help says that it is of other papers."""
-    papers = {"region-dh", "iah", "drh"}
     for option in context.command.params:
         given = context.get_parameter_source(option.name or "")
         of = set((getattr(option, "help", None) or "").partition(":")[0].split(", "))
-        of_others = of <= papers and preset.partition("/")[0] not in of
+        of_others = of <= set(_PAPERS) and preset.partition("/")[0] not in of
         if of_others and given is not None and given.name == "COMMANDLINE":
             raise ValueError(f"{option.opts[0]} is of no use for {preset}")
 
@@ -1341,11 +1384,13 @@ def _fit_line(fit: FitReport) -> str:
 
 def _hit_table(hits: list[Hit], file: CodeFile, offset: int = 0) -> Table:
     """One row per hit; of several objects one line each in the columns of the matches."""
+    from regionhash.querying import distance_text
+
     table = Table("rank", "distance", "picture", "box", "class", "score")
     for rank, hit in enumerate(hits, 1 + offset):
         table.add_row(
             str(rank),
-            str(hit.distance),
+            distance_text(hit),
             hit.image_id,
             "\n".join(",".join(f"{edge:.0f}" for edge in match.box) for match in hit.matches),
             "\n".join(_class_name(match, file) or "" for match in hit.matches),
@@ -1384,6 +1429,7 @@ def _answer_record(answer: Answer, file: CodeFile, offset: int = 0) -> dict[str,
             }
             for group in answer.groups
         ],
+        "without": [{"picture": own.name, "boxes": own.boxes} for own in answer.without],
         "hits": [
             {
                 "rank": rank,

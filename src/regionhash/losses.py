@@ -11,6 +11,9 @@ from torch import Tensor
 Reduction = Literal["sum", "mean"]
 MultiLabelForm = Literal["softmax", "bce"]
 MULTI_LABEL_FORMS: tuple[str, ...] = get_args(MultiLabelForm)
+BagPooling = Literal["max", "mean", "log-sum-exp"]
+
+_SHARPNESS = 5.0  # of the log-sum-exp: Pinheiro and Collobert, CVPR 2015
 
 
 def push_from_half(activations: Tensor) -> Tensor:
@@ -104,6 +107,79 @@ def box_loss(deltas: Tensor, wanted: Tensor, foreground: Tensor) -> Tensor:
     """
     each = F.smooth_l1_loss(deltas, wanted, beta=1 / 9, reduction="none").sum(1)
     return (each * foreground).sum() / (4 * foreground.sum().clamp(min=1))
+
+
+def bag_log_probs(logits: Tensor, present: Tensor, pooling: BagPooling) -> tuple[Tensor, Tensor]:
+    """Logarithms of P and 1 - P of the classes of B bags, (B, C) each (DMIH, eqs. 1 and 2).
+
+    With p = sigmoid(logit) of each of the M instances,
+
+        max           P = max p
+        mean          P = mean p
+        log-sum-exp   P = sigmoid(log(mean exp(r logit)) / r), r = 5: between the two
+
+    The paper also names log(1 + sum exp p), which is no probability: it is above 1 for two
+    instances or more. Log-sum-exp is the smooth maximum of the literature instead (Pinheiro and
+    Collobert, "From Image-Level to Pixel-Level Labeling with Convolutional Networks", CVPR 2015).
+
+    Args:
+        logits: (B, M, C).
+        present: (B, M) bool; at least one instance in each bag.
+        pooling: as above.
+    """
+    absent = ~present[..., None]
+    n_present = present.sum(1)[:, None]
+    if pooling == "mean":
+        log_p = F.logsigmoid(logits).masked_fill(absent, -torch.inf).logsumexp(1)
+        log_not_p = F.logsigmoid(-logits).masked_fill(absent, -torch.inf).logsumexp(1)
+        return log_p - n_present.log(), log_not_p - n_present.log()
+    if pooling == "log-sum-exp":
+        scaled = (_SHARPNESS * logits).masked_fill(absent, -torch.inf).logsumexp(1)
+        pooled = (scaled - n_present.log()) / _SHARPNESS
+    elif pooling == "max":
+        pooled = logits.masked_fill(absent, -torch.inf).amax(1)
+    else:
+        known = ", ".join(get_args(BagPooling))
+        raise ValueError(f"pooling must be one of {known}, got {pooling!r}")
+    return F.logsigmoid(pooled), F.logsigmoid(-pooled)
+
+
+def mil_loss(log_p: Tensor, log_not_p: Tensor, image_labels: Tensor) -> Tensor:
+    """J_MIL (DMIH, eq. 3): cross-entropy summed over the classes, averaged over the images.
+
+    Args:
+        log_p: (B, C), log P.
+        log_not_p: (B, C), log(1 - P).
+        image_labels: (B, C), 0 or 1; an image without a label is a negative bag of every class.
+    """
+    return -(image_labels * log_p + (1 - image_labels) * log_not_p).sum(1).mean()
+
+
+def pair_hash_loss(
+    activations: Tensor, images: Tensor, classes: Tensor, n_images: int, margin: float
+) -> Tensor:
+    """J_pair-hash (DMIH, eqs. 4 and 5), averaged over all pairs of different images of a batch.
+
+    Over each pair of an object of one image and an object of the other, with Euclidean distance d:
+
+        d                   where they are of one class
+        max(0, margin - d)  otherwise
+
+    Eq. 4 is printed with a minus sign, which would push equal objects apart; the text wants them
+    "as near as possible".
+
+    Args:
+        activations: (P, K), of the most probable proposal of each label that an image owns.
+        images: (P,) int64, which image owns it.
+        classes: (P,) int64, the label.
+        n_images: B; a batch of one has no pair and gives 0.
+        margin: beta.
+    """
+    distances = torch.linalg.vector_norm(activations[:, None] - activations, dim=2)  # (P, P)
+    same = classes[:, None] == classes
+    terms = torch.where(same, distances, F.relu(margin - distances))
+    n_pairs = max(n_images * (n_images - 1) // 2, 1)
+    return (terms * (images[:, None] < images)).sum() / n_pairs
 
 
 def drh_losses(

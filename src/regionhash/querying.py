@@ -68,6 +68,7 @@ class Answer:
             last step of a search compared whole pictures.
         steps: of the search for one object, see `regionhash.reranking`; none in the other modes.
         groups: of mode category, what was found for each category of the query; `hits` is empty.
+        without: pictures of what must not be there, with the boxes that were excluded.
     """
 
     mode: Mode
@@ -75,14 +76,20 @@ class Answer:
     hits: list[Hit]
     steps: tuple[str, ...] = ()
     groups: tuple[CategoryHits, ...] = ()
+    without: tuple[QueryPicture, ...] = ()
 
 
-def default_mode(queries: Sequence[QueryPicture]) -> Mode:
-    """One picture asks for pictures, one box for an object, more of either for several objects."""
+def default_mode(queries: Sequence[QueryPicture], *, whole: bool = True) -> Mode:
+    """One picture asks for pictures, one box for an object, more of either for several objects.
+
+    Where there are no codes of whole pictures (`whole`), one picture asks for its objects.
+    """
     n_boxes = sum(len(query.boxes) for query in queries)
     if len(queries) > 1 or n_boxes > 1:
         return "objects"
-    return "region" if n_boxes else "image"
+    if n_boxes:
+        return "region"
+    return "image" if whole else "objects"
 
 
 def model_folder(file: CodeFile) -> Path:
@@ -110,6 +117,8 @@ def find(
     expand: int = EXPANSION,
     min_prob: float = 0.0,
     among: Mask | None = None,
+    without: Sequence[QueryPicture] = (),
+    within: int | None = None,
 ) -> Answer:
     """Searches a code file by pictures and boxes.
 
@@ -132,6 +141,9 @@ def find(
         expand: how many pictures give their codes to an expansion.
         min_prob: of mode category, the least probability of a category in query and pictures.
         among: (N,) bool, the pictures of the file that are searched; None searches all.
+        without: pictures of objects that must not be there: their boxes, or the best detection in a
+            picture without one. It makes the mode "objects".
+        within: up to how many bits a region is taken for such an object, see `search_objects`.
 
     Raises:
         ValueError: codes of another model, pictures, boxes or steps that do not fit the mode, a box
@@ -146,7 +158,12 @@ def find(
     if steps:
         check_steps(steps)
     if mode is None:
-        mode = "region" if steps and len(queries) == 1 else default_mode(queries)
+        whole = file.table.image_codes is not None
+        mode = "region" if steps and len(queries) == 1 else default_mode(queries, whole=whole)
+        if without and not steps:
+            mode = "objects"
+    if without and mode != "objects":
+        raise ValueError(f"what must not be there is for mode objects, got mode {mode}")
     if steps and mode != "region":
         raise ValueError(f"steps are for a search of one object (mode region), got mode {mode}")
     if mode not in get_args(Mode):
@@ -196,7 +213,16 @@ def find(
                 among=among,
             )
         return Answer(mode, tuple(asked), hits, chosen)
-    return Answer(mode, tuple(asked), search_objects(objects, file.table, top=top, among=among))
+    unwanted: Codes | None = None
+    excluded = []
+    for query in without:
+        regions = _objects(model, checkpoint, query, "region", precision)
+        excluded.append(replace(query, boxes=_boxes(regions)))
+        unwanted = regions.codes if unwanted is None else np.vstack([unwanted, regions.codes])
+    hits = search_objects(
+        objects, file.table, top=top, among=among, without=unwanted, within=within
+    )
+    return Answer(mode, tuple(asked), hits, without=tuple(excluded))
 
 
 def _objects(
@@ -247,6 +273,13 @@ def _boxes(regions: Regions) -> tuple[Box, ...]:
     return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in regions.boxes.tolist())
 
 
+def distance_text(hit: Hit) -> str:
+    """The distance of a hit; of several objects with that of each, in their order: "12 = 5 + 7"."""
+    if len(hit.matches) < 2:
+        return str(hit.distance)
+    return f"{hit.distance} = {' + '.join(str(match.distance) for match in hit.matches)}"
+
+
 def write_answer(
     path: str | Path,
     answer: Answer,
@@ -276,7 +309,11 @@ def write_answer(
     """
     results = [
         _tile(
-            hit, file, pictures, wanted, caption=f"{rank}. {hit.image_id}\ndistance {hit.distance}"
+            hit,
+            file,
+            pictures,
+            wanted,
+            caption=f"{rank}. {hit.image_id}\ndistance {distance_text(hit)}",
         )
         for rank, hit in enumerate(answer.hits, 1)
     ]

@@ -82,7 +82,13 @@ def search_regions(
 
 
 def search_objects(
-    queries: Codes, table: CodeTable, *, top: int = 20, among: Mask | None = None
+    queries: Codes,
+    table: CodeTable,
+    *,
+    top: int = 20,
+    among: Mask | None = None,
+    without: Codes | None = None,
+    within: int | None = None,
 ) -> list[Hit]:
     """The `top` pictures that have regions near to all query objects (DMIH, eq. 8).
 
@@ -94,15 +100,27 @@ def search_objects(
         table: N pictures with regions.
         top: how many pictures to return.
         among: (N,) bool, the pictures that are searched; None searches all.
+        without: (W, B) uint8, packed: objects that must not be there. A picture that has a region
+            at most `within` bits from one of them is left out.
+        within: of `without`; None is an eighth of the bits, see `default_within`.
 
     Raises:
-        ValueError: the table has no regions, the queries do not fit them, there is no query, or
-            `top` < 1.
+        ValueError: the table has no regions, the queries do not fit them, there is no query, `top`
+            < 1, or `within` is negative or given without `without`.
     """
     if table.offsets is None or table.region_codes is None:
         raise ValueError("these codes have no regions")
     if not len(queries):
         raise ValueError("queries must hold at least one object, got none")
+    if without is not None:
+        limit = default_within(8 * table.region_codes.shape[1]) if within is None else within
+        if limit < 0:
+            raise ValueError(f"within must not be negative, got {limit}")
+        among = np.ones(len(table), bool) if among is None else among.copy()
+        for unwanted in without:
+            among &= united_hamming(unwanted[None], table.region_codes, table.offsets) > limit
+    elif within is not None:
+        raise ValueError("within is of use only with objects that must not be there")
     if len(queries) == 1:
         rows, distances = nearest_bags(
             queries[0], table.region_codes, table.offsets, top=top, among=among
@@ -117,6 +135,14 @@ def search_objects(
         Hit(row, table.ids[row], distance, _best_matches(queries, table.regions(row)))
         for row, distance in zip(rows.tolist(), distances.tolist(), strict=True)
     ]
+
+
+def default_within(n_bits: int) -> int:
+    """The distance up to which a region is taken for an object that must not be there.
+
+    An eighth of the bits: two random codes of 64 bits are that close less than once in 10^9.
+    """
+    return n_bits // 8
 
 
 def search_categories(

@@ -198,6 +198,7 @@ def train(
     model = build_model(model_name, built)
     if not hasattr(model, "losses"):
         raise TrainingError(f"{model_name} learns without labels; `regionhash index` fits it")
+    image_set = known_to(model, image_set)
     if start is not None:
         fold_as(model, start)
         take_over(model, start)
@@ -206,6 +207,11 @@ def train(
     return _Run(fabric, model_name, built, model, image_set, folder, config, cache).train(
         on_step or (lambda done, total: None), on_epoch or (lambda report: None)
     )
+
+
+def known_to(model: Any, image_set: ImageSet) -> ImageSet:
+    """What a model may know of labelled pictures: of a weakly supervised one, no box."""
+    return image_set.without_boxes() if getattr(model, "weak", False) else image_set
 
 
 def cache_features(
@@ -220,7 +226,7 @@ def cache_features(
     ready = fabric.setup_module(model)
     ready.mark_forward_method("frozen_features")
     reader = _Reader(config, len(image_set.classes), fabric.device)
-    return reader.views(ready, image_set, n_views)
+    return reader.views(ready, known_to(model, image_set), n_views)
 
 
 def take_over(model: nn.Module, start: nn.Module) -> list[str]:

@@ -6,8 +6,10 @@ from regionhash.data.coco import read_coco
 from regionhash.data.csv_table import read_csv
 from regionhash.data.digits import digit_scenes
 from regionhash.data.folder import read_folder
+from regionhash.data.ilsvrc import read_ilsvrc
 from regionhash.data.image_set import ImageSet
 from regionhash.data.mirflickr import read_mirflickr
+from regionhash.data.sival import read_sival
 from regionhash.data.voc import read_voc
 
 DATASETS = {
@@ -17,6 +19,8 @@ DATASETS = {
     "mirflickr:ROOT": "MIRFLICKR-25K; ROOT holds im1.jpg, ... and the folder of annotations",
     "folder:DIR": "all pictures below a folder, without labels",
     "labelled-folder:DIR": "pictures in subfolders, whose names are the labels",
+    "sival:DIR": "SIVAL layout: a folder for each of the 25 categories",
+    "ilsvrc:ROOT:SPLIT": "ILSVRC 2013 detection layout; ROOT holds ILSVRC2013_DET_bbox_<SPLIT>",
     "digits:SPLIT:N[:SEED]": "N built-in scenes of handwritten digits, train or test; no files",
 }
 """What `open_dataset` understands: each form with a line of description."""
@@ -44,6 +48,10 @@ def open_dataset(spec: str) -> ImageSet:
             return read_folder(folder)
         case "labelled-folder", [folder] if folder:
             return read_folder(folder, labelled=True)
+        case "sival", [folder] if folder:
+            return read_sival(folder)
+        case "ilsvrc", [root, split] if root and split:
+            return read_ilsvrc(root, split)
         case "digits", [split, n] if n.isdecimal():
             return digit_scenes(split, int(n))
         case "digits", [split, n, seed] if n.isdecimal() and seed.isdecimal():

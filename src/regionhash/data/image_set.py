@@ -65,6 +65,12 @@ class ImageSet:
             targets=tuple(self.targets[row] for row in rows),
         )
 
+    def without_boxes(self) -> ImageSet:
+        """The same pictures with nothing known of them but their labels; no box is read."""
+        return replace(
+            self, targets=tuple(Target.empty(target.all_labels()) for target in self.targets)
+        )
+
     def fingerprint(self) -> str:
         """A hash of classes, ids and targets: the same for the same data, whatever its place."""
         digest = hashlib.sha256(repr((self.classes, self.ids)).encode())

@@ -163,6 +163,90 @@ def find_multi_label_preset(name: str) -> MultiLabelPreset:
     return MULTI_LABEL_PRESETS[name]
 
 
+@dataclass(frozen=True)
+class ObjectPreset:
+    """One experiment of DMIH (Sec. 4).
+
+    Attributes:
+        dataset: under which `paper_figures` finds what was published.
+        pictures: specs of the pictures, as `open_dataset` takes them; "{root}" stands for the
+            folder that the user names.
+        layout: what has to lie in that folder.
+        queries: spec of the pictures of the queries; "" draws them from `pictures`.
+        per_class: how many queries of one object are drawn for each class.
+        marked: whether a query object is a box; otherwise it is a whole picture.
+        combined: how many queries are drawn for each combination of classes; 0 leaves them out.
+        cuts: k of P@k.
+        bits: lengths of the codes.
+    """
+
+    dataset: str
+    pictures: tuple[str, ...]
+    layout: str
+    queries: str = ""
+    per_class: int = 50
+    marked: bool = True
+    combined: int = 0
+    cuts: tuple[int, ...] = (30, 100)
+    bits: tuple[int, ...] = (8, 16, 32, 64)
+
+
+_VOC_2007 = ("voc:{root}/VOC2007:trainval", "voc:{root}/VOC2007:test")
+_VOC_2007_FOLDER = "VOC2007 with JPEGImages, Annotations, ImageSets/Main/trainval.txt and test.txt"
+
+OBJECT_PRESETS = {
+    "dmih/sival": ObjectPreset(
+        "sival",
+        ("sival:{root}/SIVAL",),
+        "SIVAL with a folder for each category",
+        per_class=8,
+        marked=False,
+    ),
+    "dmih/voc2007": ObjectPreset("voc2007", _VOC_2007, _VOC_2007_FOLDER),
+    "dmih/voc2007-multi": ObjectPreset(
+        "voc2007-multi", _VOC_2007, _VOC_2007_FOLDER, combined=50, bits=(64,)
+    ),
+    "dmih/ilsvrc2013det": ObjectPreset(
+        "ilsvrc2013det",
+        ("ilsvrc:{root}:train",),
+        "ILSVRC2013_DET_train with pictures and ILSVRC2013_DET_bbox_train with XML files",
+        per_class=100,
+        marked=False,
+        bits=(64,),
+    ),
+    "dmih/voc2012-multi": ObjectPreset(
+        "voc2007-multi",
+        ("voc:{root}/VOC2012:train",),
+        "VOC2012 with JPEGImages, Annotations, ImageSets/Main/train.txt and val.txt",
+        queries="voc:{root}/VOC2012:val",
+        combined=50,
+        bits=(64,),
+    ),
+}
+"""DMIH, Sec. 4: the database is also what is trained on. Combinations of classes are those of its
+Table 2 and those that at least 20 pictures of the database show."""
+
+TABLE_2 = (
+    ("bottle", "tvmonitor"),
+    ("horse", "person"),
+    ("bus", "car"),
+    ("dog", "cat"),
+    ("bottle", "chair", "tvmonitor"),
+    ("dog", "cat", "person"),
+    ("bus", "car", "bicycle"),
+    ("horse", "person", "car", "dog"),
+    ("chair", "pottedplant", "sofa", "tvmonitor"),
+)
+"""The combinations of DMIH's Table 2, in VOC's names."""
+
+
+def find_object_preset(name: str) -> ObjectPreset:
+    """The preset `name` of DMIH. Raises ValueError with the known names."""
+    if name not in OBJECT_PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {_known()}")
+    return OBJECT_PRESETS[name]
+
+
 def find_preset(name: str) -> Preset:
     """The preset `name` of labelled pictures. Raises ValueError with the known names."""
     if name not in PRESETS:
@@ -178,4 +262,4 @@ def find_instance_preset(name: str) -> InstancePreset:
 
 
 def _known() -> str:
-    return ", ".join([*PRESETS, *MULTI_LABEL_PRESETS, *INSTANCE_PRESETS])
+    return ", ".join([*PRESETS, *MULTI_LABEL_PRESETS, *INSTANCE_PRESETS, *OBJECT_PRESETS])

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from regionhash.models.dmih import dmih
 from regionhash.models.drh import drh
 from regionhash.models.iah import iah
 from regionhash.models.image_level import category_baseline, control, dlbhc, dsrh, one_stage, ssdh
@@ -20,7 +21,7 @@ class HashModel(Protocol):
 
     Attributes:
         one_space: whether codes of boxes and of whole pictures can be compared with each other.
-        n_bits: of the image code; n_region_bits: of a region's code.
+        n_bits: of the image code, 0 where there is none; n_region_bits: of a region's code.
     """
 
     one_space: bool
@@ -36,6 +37,9 @@ class HashModel(Protocol):
 
 class TrainedHashModel(HashModel, Protocol):
     """What `regionhash train` needs besides, of a model that learns from labels.
+
+    A model that learns from the labels of whole pictures says so with `weak = True`: boxes are then
+    taken away before anything is read. One without image codes has no `hash_features`.
 
     Attributes:
         ramped_terms: names of the losses that training may bring in slowly.
@@ -71,4 +75,5 @@ MODELS: dict[str, Callable[..., Any]] = {
     "dsrh": dsrh,
     "category-baseline": category_baseline,
     "drh": drh,
+    "dmih": dmih,
 }

@@ -1,0 +1,73 @@
+"""The layout of the ILSVRC 2013 detection set: pictures and VOC's XML in two parallel trees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from regionhash.data.boxes import LabelledBox, make_target
+from regionhash.data.image_set import ImageSet
+from regionhash.data.images import FileImages, find_images
+from regionhash.structures import Target
+
+
+def read_ilsvrc(root: str | Path, split: str) -> ImageSet:
+    """The pictures of a split with their objects; ids are paths below the split, without suffix.
+
+    Pictures lie below `ILSVRC2013_DET_<split>`, annotations at the same paths, ending in .xml,
+    below `ILSVRC2013_DET_bbox_<split>`. A picture without an annotation has no object (the split
+    train has such). Classes are the synsets that occur, in alphabetical order. Edges are counted
+    from 0; both are within the object.
+
+    Raises:
+        ValueError: a folder is missing or holds no picture, no picture has an object, or an
+            annotation is broken.
+    """
+    pictures = Path(root) / f"ILSVRC2013_DET_{split}"
+    annotations = Path(root) / f"ILSVRC2013_DET_bbox_{split}"
+    for folder in (pictures, annotations):
+        if not folder.is_dir():
+            raise ValueError(
+                f"{folder} is missing: {root} must hold ILSVRC2013_DET_{split} with pictures and "
+                f"ILSVRC2013_DET_bbox_{split} with an XML file of the same name for each"
+            )
+    names, paths = zip(*find_images([pictures]), strict=True)
+    found = [_read_objects(annotations / Path(name).with_suffix(".xml")) for name in names]
+    classes = tuple(sorted({item[0] for objects, _ in found for item in objects}))
+    if not classes:
+        raise ValueError(f"{annotations}: no picture of {pictures} has an object")
+    targets = [
+        make_target(
+            [LabelledBox(name, classes.index(synset), box) for synset, box in objects], size
+        )
+        if objects
+        else Target.empty()
+        for name, (objects, size) in zip(names, found, strict=True)
+    ]
+    ids = tuple(Path(name).with_suffix("").as_posix() for name in names)
+    return ImageSet(f"ILSVRC2013:{split}", classes, ids, FileImages(paths), tuple(targets))
+
+
+_Objects = list[tuple[str, tuple[float, float, float, float]]]
+
+
+def _read_objects(path: Path) -> tuple[_Objects, tuple[int, int] | None]:
+    """Synset and box of each object of a picture, and the picture's height and width."""
+    if not path.exists():
+        return [], None
+    try:
+        root = ElementTree.parse(path).getroot()
+        size = int(root.findtext("size/height", "")), int(root.findtext("size/width", ""))
+        objects: _Objects = []
+        for item in root.iterfind("object"):
+            x0, y0, x1, y1 = (
+                float(item.findtext(f"bndbox/{edge}", ""))
+                for edge in ("xmin", "ymin", "xmax", "ymax")
+            )
+            name = (item.findtext("name") or "").strip()
+            if not name:
+                raise ValueError("an object lacks its name")
+            objects.append((name, (x0, y0, x1 + 1, y1 + 1)))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise ValueError(f"{path}: broken annotation: {error}") from error
+    return objects, size

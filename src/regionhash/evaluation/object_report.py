@@ -1,0 +1,300 @@
+"""Queries of one object and of several (DMIH, Figs. 3 and 4, Tables 1 and 2): page and files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionhash.data.object_queries import ObjectQuery
+from regionhash.evaluation.bootstrap import paired_bootstrap
+from regionhash.evaluation.levels import Values
+from regionhash.evaluation.metrics import ContainedLabels, RankingCurves, per_query, ranking_curves
+from regionhash.evaluation.papers import PaperFigure
+from regionhash.evaluation.plots import plot_at_k
+from regionhash.evaluation.report import markdown_table
+from regionhash.structures import Ints
+
+Kind = Literal["single", "combined"]
+
+_PAPER_CLASSES = {"tvmonitor": "tv", "pottedplant": "plant", "bicycle": "bike"}
+_OURS = "DMIH"
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectResult:
+    """One method with one length of code on the queries of one kind.
+
+    Attributes:
+        kind: whether the queries are of one object or of several.
+        method: as the paper calls it.
+        n_bits: of a code; None for floats.
+        labels: of each query.
+        map: (Q,), average precision over the whole ranking, tie-aware.
+        precision: P@k by k, (Q,) each, tie-aware.
+        curves: means over the queries at many cuts.
+        seconds: of training.
+    """
+
+    kind: Kind
+    method: str
+    n_bits: int | None
+    labels: tuple[tuple[int, ...], ...]
+    map: Values
+    precision: Mapping[int, Values]
+    curves: RankingCurves
+    seconds: float
+
+    def of(self, labels: tuple[int, ...]) -> float:
+        """MAP of the queries of a combination."""
+        return float(self.map[[own == labels for own in self.labels]].mean())
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """How often the most probable proposal of a label that a picture owns lies on such an object.
+
+    Attributes:
+        method: whose proposals.
+        shares: of labels with IoU >= 0.5, and of those where any proposal has that; then both as
+            means over the classes.
+        n_labels: how many there are.
+    """
+
+    method: str
+    shares: tuple[float, ...]
+    n_labels: int
+
+
+@dataclass(frozen=True)
+class QueryTime:
+    """Milliseconds of the steps of a query: F, O + H, and S among `n_codes` codes."""
+
+    method: str
+    steps: tuple[float, ...]
+    n_codes: int
+
+
+@dataclass
+class ObjectReport:
+    """What a report says.
+
+    Attributes:
+        title: of the page.
+        facts: what was run on what, in order: a line each.
+        results: of all methods, lengths and kinds.
+        cuts: k of P@k.
+        classes: names of the classes.
+        relevant: how many pictures of the database show a combination, measured or too rare.
+        published: the paper's figures.
+        localisation: of the proposals.
+        times: of a query.
+    """
+
+    title: str
+    facts: list[str]
+    results: list[ObjectResult]
+    cuts: Sequence[int]
+    classes: tuple[str, ...]
+    relevant: dict[tuple[int, ...], int]
+    published: Sequence[PaperFigure]
+    localisation: list[Localisation] = field(default_factory=list)
+    times: list[QueryTime] = field(default_factory=list)
+
+    def of(self, kind: Kind) -> list[ObjectResult]:
+        """The results of one kind of queries, in their order."""
+        return [result for result in self.results if result.kind == kind]
+
+    def name(self, labels: tuple[int, ...]) -> str:
+        """Of a combination: "horse + person"."""
+        return " + ".join(self.classes[label] for label in labels)
+
+    def paper(self, labels: tuple[int, ...], method: str) -> str:
+        """The published MAP of a combination, or a dash."""
+        wanted = {_PAPER_CLASSES.get(self.classes[own], self.classes[own]) for own in labels}
+        for figure in self.published:
+            _, sign, names = figure.metric.removesuffix(")").partition("MAP (")
+            if sign and figure.method == method and set(names.split(" + ")) == wanted:
+                return f"{figure.value:.3f}"
+        return "-"
+
+
+def score_objects(
+    kind: Kind,
+    method: str,
+    n_bits: int | None,
+    distances: Ints,
+    queries: Sequence[ObjectQuery],
+    database_labels: NDArray[np.uint8],
+    cuts: Sequence[int],
+    seconds: float,
+) -> ObjectResult:
+    """The result of a ranking.
+
+    Args:
+        kind: as in `ObjectResult`.
+        method: as well.
+        n_bits: as well.
+        distances: (Q, N), integers.
+        queries: Q.
+        database_labels: (N, C), 0 or 1.
+        cuts: k of P@k.
+        seconds: of training.
+    """
+    wanted = np.zeros((len(queries), database_labels.shape[1]), np.uint8)
+    for row, query in zip(wanted, queries, strict=True):
+        row[list(query.labels)] = 1
+    relevance = ContainedLabels(wanted, database_labels)
+    whole = per_query(distances, relevance, k=distances.shape[1], denominator="total")
+    return ObjectResult(
+        kind,
+        method,
+        n_bits,
+        tuple(query.labels for query in queries),
+        whole["map"],
+        {k: per_query(distances, relevance, k=k)["precision"] for k in cuts},
+        ranking_curves(distances, relevance),
+        seconds,
+    )
+
+
+def write_object_report(folder: Path, report: ObjectReport) -> Path:
+    """Writes report.md, results.csv and a plot of P@k per kind into `folder`; returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_csv(folder / "results.csv", report)
+    parts = [f"# {report.title}", "", *(f"- {fact}" for fact in report.facts), ""]
+    parts += ["## Queries of one object", "", *_overview(report, "single")]
+    parts += ["", "![P@k](precision-single.png)", ""]
+    if report.of("combined"):
+        parts += ["## Queries of several objects", "", *_overview(report, "combined"), ""]
+        parts += ["![P@k](precision-combined.png)", "", "### By combination", ""]
+        parts += [*_combinations(report), "", "### By number of objects", "", *_sizes(report), ""]
+    for kind in ("single", "combined"):
+        curves = {r.method: r.curves for r in _longest(report, kind)}
+        if curves:
+            plot_at_k(folder / f"precision-{kind}.png", curves, metric="precision")
+    if report.localisation:
+        parts += ["## Where the objects are", "", *_localisation(report), ""]
+    if report.times:
+        parts += ["## Time of a query", "", *_times(report), ""]
+    page = folder / "report.md"
+    page.write_text("\n".join(parts), encoding="utf-8")
+    return page
+
+
+def _longest(report: ObjectReport, kind: Kind) -> list[ObjectResult]:
+    """Of each method the result with the longest code."""
+    best: dict[str, ObjectResult] = {}
+    for result in report.of(kind):
+        other = best.get(result.method)
+        if other is None or (result.n_bits or 0) > (other.n_bits or 0):
+            best[result.method] = result
+    return list(best.values())
+
+
+def _overview(report: ObjectReport, kind: Kind) -> list[str]:
+    """MAP and P@k of all methods, and what DMIH is ahead of each of one length."""
+    ours = {r.n_bits: r for r in report.of(kind) if r.method == _OURS}
+    longest = ours[max(own for own in ours if own is not None)]
+    header = ["method", "bits", "MAP", *(f"P@{k}" for k in report.cuts)]
+    rows = []
+    for result in report.of(kind):
+        row = [result.method, str(result.n_bits or "floats"), f"{result.map.mean():.4f}"]
+        row += [f"{result.precision[k].mean():.4f}" for k in report.cuts]
+        own = ours.get(result.n_bits, longest)
+        if own is result:
+            rows.append([*row, "-", "-"])
+            continue
+        gap = paired_bootstrap(own.map, result.map)
+        interval = f"[{gap.low:+.4f}, {gap.high:+.4f}]"
+        rows.append([*row, f"{gap.mean_difference:+.4f} {interval}", f"{gap.p_value:.4f}"])
+    words = (
+        f"{len(longest.map)} queries. Differences in MAP to DMIH of the same length (to the "
+        "longest one where there is none) with 95 % intervals, paired bootstrap over queries, "
+        "10,000 resamples."
+    )
+    return [words, "", *markdown_table([*header, "DMIH less this", "p"], rows)]
+
+
+def _combinations(report: ObjectReport) -> list[str]:
+    results = _longest(report, "combined")
+    measured = set(results[0].labels)
+    header = ["objects", "relevant", *(r.method for r in results)]
+    header += ["paper, DMIH", "paper, DSRH"]
+    rows = []
+    for labels, n in report.relevant.items():
+        row = [report.name(labels), str(n)]
+        row += [f"{r.of(labels):.3f}" if labels in measured else "-" for r in results]
+        rows.append([*row, report.paper(labels, "DMIH"), report.paper(labels, "DSRH")])
+    means = [f"{np.mean([r.of(labels) for labels in measured]):.3f}" for r in results]
+    rows.append(["mean over combinations", "", *means, "", ""])
+    words = (
+        "MAP with the longest codes. Combinations of the paper's Table 2, and those that at least "
+        "20 pictures of the database show; a dash where there are fewer, or no picture to ask "
+        "with. The paper's figures come from VOC 2007."
+    )
+    return [words, "", *markdown_table(header, rows)]
+
+
+def _sizes(report: ObjectReport) -> list[str]:
+    """MAP against the number of objects, and what chance gives, which falls with it."""
+    results = [*_longest(report, "single"), *_longest(report, "combined")]
+    methods = list(dict.fromkeys(r.method for r in results))
+    n_objects = sorted({len(labels) for r in results for labels in r.labels})
+    rows = []
+    for n in n_objects:
+        row = [str(n)]
+        for method in methods:
+            own = [r for r in results if r.method == method]
+            values = [
+                value
+                for r in own
+                for labels, value in zip(r.labels, r.map.tolist(), strict=True)
+                if len(labels) == n
+            ]
+            row.append(f"{np.mean(values):.3f}" if values else "-")
+        rows.append(row)
+    return markdown_table(["objects", *methods], rows)
+
+
+def _localisation(report: ObjectReport) -> list[str]:
+    header = ["proposals of", "CorLoc", "any proposal", "CorLoc, mean over classes", "any proposal"]
+    rows = [[own.method, *(f"{share:.3f}" for share in own.shares)] for own in report.localisation]
+    words = (
+        f"Share of the {report.localisation[0].n_labels} labels of training pictures whose most "
+        "probable proposal has an IoU of at least 0.5 with such an object, and share for which any "
+        "proposal has. No box was seen in training."
+    )
+    return [words, "", *markdown_table(header, rows)]
+
+
+def _times(report: ObjectReport) -> list[str]:
+    header = ["method", "F, ms", "O + H, ms", "S, ms", "F + O + H + S, ms", "paper, ms"]
+    rows = []
+    for own in report.times:
+        steps = (*own.steps, sum(own.steps))
+        rows.append([own.method, *(f"{step:.2f}" for step in steps), "18.32"])
+    words = (
+        f"One picture, one thread, median; search by one object among {report.times[0].n_codes:,} "
+        "codes. F features, O objects, H hash, S search. The paper's time is that of 400,000 "
+        "pictures of ILSVRC 2013 with a GPU."
+    )
+    return [words, "", *markdown_table(header, rows)]
+
+
+def _write_csv(path: Path, report: ObjectReport) -> None:
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        cuts = [f"precision_{k}" for k in report.cuts]
+        table.writerow(["kind", "objects", "method", "bits", "queries", "map", *cuts, "seconds"])
+        for r in report.results:
+            for labels in dict.fromkeys(r.labels):
+                own = np.array([other == labels for other in r.labels])
+                values = [r.map[own].mean(), *(r.precision[k][own].mean() for k in report.cuts)]
+                line = [r.kind, report.name(labels), r.method, r.n_bits or "", int(own.sum())]
+                table.writerow([*line, *(f"{v:.6f}" for v in values), f"{r.seconds:.1f}"])

@@ -1,0 +1,324 @@
+"""DMIH: Deep Multiple Instance Hashing, objects learned from image labels alone.
+
+Zhao, Guan, Luo, Peng, Fan, "Deep Multiple Instance Hashing for Object-based Image Retrieval",
+IJCAI 2017. docs/dmih.md tells how it works here and lists the deviations.
+
+    image -> backbone -> maps of several scales -> 3 x 3 windows: the proposals
+                              -> MIL layer: probability of each class -> image classes
+                              -> hash layer: code of each proposal
+
+No box is ever read: what is known of a picture in training are its labels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, box_iou
+
+from regionhash.losses import BagPooling, bag_log_probs, mil_loss, pair_hash_loss
+from regionhash.models.region_dh import codes_of
+from regionhash.parts.backbones import Backbone, build_backbone, stack_images
+from regionhash.parts.heads import LatentLayer
+from regionhash.parts.multiscale import MultiScaleWindows, window_boxes
+from regionhash.parts.proposals import Targets, pad_regions
+from regionhash.structures import EncodedImage, Regions
+
+Part = Literal["joint", "mil", "hash"]
+"""What is trained: all (eq. 7); the proposals and their classes alone (eq. 3); or, on these, the
+hash layer alone (eqs. 4 and 5). The last two, one after the other, are DMIH-ind."""
+
+MARGIN, MIL_WEIGHT, THETA = 1.25, 1.0, 0.7  # beta, lambda ("Training"), theta (Sec. 4.2)
+_FIRST_LOGIT = -4.0  # at first, a proposal shows a class with 2 %: the best of 200 is no object yet
+
+
+class Bags(NamedTuple):
+    """What the network says of the proposals of B images.
+
+    Attributes:
+        x: (B, M, D), features.
+        logits: (B, M, C), of the classes.
+        present: (B, M) bool, which of them there are.
+    """
+
+    x: Tensor
+    logits: Tensor
+    present: Tensor
+
+
+class DMIH(nn.Module):
+    """The network of the paper (Fig. 2) and its losses (eqs. 3 to 7).
+
+    Args:
+        backbone: its last stage is read.
+        n_classes: C.
+        n_bits: k, bits of a proposal's code.
+        n_channels: of the multi-scale maps.
+        n_features: D, of a proposal.
+        n_scales: maps.
+        pooling: g of eq. 2, see `bag_log_probs`.
+        margin: beta of eq. 5.
+        mil_weight: lambda of eq. 7.
+        part: see `Part`.
+        theta: probability above which a proposal is in the picture's hash bag.
+        merge: proposals of a class whose boxes overlap by more than this IoU are in the bag once,
+            by the most probable; None keeps them all, as the paper does.
+        dropout: of channels of the base map.
+    """
+
+    ramped_terms = ("pair",)
+    weak = True
+    one_space = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        n_classes: int,
+        n_bits: int,
+        n_channels: int,
+        n_features: int,
+        n_scales: int,
+        pooling: BagPooling,
+        margin: float,
+        mil_weight: float,
+        part: Part,
+        theta: float,
+        merge: float | None,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if part not in get_args(Part):
+            raise ValueError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}")
+        if pooling not in get_args(BagPooling):
+            known = ", ".join(get_args(BagPooling))
+            raise ValueError(f"pooling must be one of {known}, got {pooling!r}")
+        for name, value in (("theta", theta), ("merge", 0.5 if merge is None else merge)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
+        self.backbone = backbone
+        self.dropout = nn.Dropout2d(dropout)
+        self.maps = MultiScaleWindows(backbone.top_channels, n_channels, n_features, n_scales)
+        self.mil = nn.Linear(n_features, n_classes)
+        nn.init.constant_(self.mil.bias, _FIRST_LOGIT)
+        self.hash = LatentLayer(n_features, n_bits)
+        self.n_bits = 0  # there is no code of the whole picture
+        self.n_region_bits = n_bits
+        self.pooling: BagPooling = pooling
+        self.margin = margin
+        self.mil_weight = mil_weight
+        self.part = part
+        self.theta = theta
+        self.merge = merge
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+        """The terms of eq. 7, weighted, by name: "mil" and "pair", or one of them (`Part`).
+
+        Args:
+            images: B times (3, h, w) uint8.
+            targets: B times "image_labels" (C,) float32, 0 or 1; nothing else is read.
+        """
+        image_labels = torch.stack([t["image_labels"] for t in targets])
+        return self.head_losses(self._base(images), image_labels)
+
+    @torch.no_grad()
+    def frozen_features(
+        self, images: list[Tensor], targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """The base network's map: "cells" (B, h * w, D), row after row, and "shape" (B, 2).
+
+        Float16: of thousands of pictures it is all kept. Targets are not read.
+        """
+        features = self._base(images)
+        return features | {"cells": features["cells"].half()}
+
+    def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
+        """The losses of `frozen_features` with image labels (B, C) float32, 0 or 1.
+
+        An image without a label is a negative bag of every class, and takes part in no pair.
+        """
+        with torch.set_grad_enabled(self.part != "hash" and torch.is_grad_enabled()):
+            bags = self.describe(features)
+        losses = {}
+        if self.part != "hash":
+            log_p, log_not_p = bag_log_probs(bags.logits, bags.present, self.pooling)
+            losses["mil"] = self.mil_weight * mil_loss(log_p, log_not_p, image_labels)
+        if self.part != "mil":
+            images, classes = image_labels.nonzero(as_tuple=True)  # (P,) each: owned labels
+            best = bags.logits.detach().masked_fill(~bags.present[..., None], -torch.inf)
+            rows = best.argmax(1)[images, classes]  # Idx of eq. 5
+            activations = self.hash(bags.x[images, rows])
+            n_images = len(image_labels)
+            losses["pair"] = pair_hash_loss(activations, images, classes, n_images, self.margin)
+        return losses
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The weights that `head_losses` trains."""
+        layers: dict[Part, tuple[nn.Module, ...]] = {
+            "joint": (self.maps, self.mil, self.hash),
+            "mil": (self.maps, self.mil),
+            "hash": (self.hash,),
+        }
+        return [weight for layer in layers[self.part] for weight in layer.parameters()]
+
+    # -- shared -----------------------------------------------------------------------------------
+
+    def _base(self, images: list[Tensor]) -> dict[str, Tensor]:
+        """As `frozen_features`, in full precision and with gradients."""
+        batch, sizes = stack_images(images)
+        top = self.backbone.top(batch)
+        stride = batch.shape[3] / top.shape[3]
+        shapes = [(-(-h // int(stride)), -(-w // int(stride))) for h, w in sizes]
+        cells = [
+            own[:, :h, :w].flatten(1).T for own, (h, w) in zip(top, shapes, strict=True)
+        ]  # (h * w, D) each
+        return {"cells": pad_regions(cells), "shape": torch.tensor(shapes, device=top.device)}
+
+    def describe(self, features: dict[str, Tensor]) -> Bags:
+        """Features and class logits of the proposals of what `frozen_features` gives."""
+        cells, shapes = features["cells"].to(self.mil.weight.dtype), features["shape"]
+        height, width = shapes.amax(0).tolist()
+        base = torch.stack(
+            [
+                F.pad(own[: h * w].T.unflatten(1, (h, w)), (0, width - w, 0, height - h))
+                for own, (h, w) in zip(cells, shapes.tolist(), strict=True)
+            ]
+        )  # (B, D, height, width)
+        x, present = self.maps(self.dropout(base), shapes)
+        return Bags(x, self.mil(x).float(), present)
+
+    # -- use --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, images: list[Tensor]) -> list[EncodedImage]:
+        """Hash bags and class probabilities of B images (3, h, w) uint8.
+
+        Boxes are in pixels of the images given. There is no code of the whole picture.
+        """
+        features = self._base(images)
+        bags = self.describe(features)
+        log_p, _ = bag_log_probs(bags.logits, bags.present, self.pooling)
+        encoded = []
+        for n, (image, boxes) in enumerate(zip(images, self._boxes(images, features), strict=True)):
+            x, logits = bags.x[n, bags.present[n]], bags.logits[n, bags.present[n]]
+            rows = self.select(logits, boxes)
+            encoded.append(
+                EncodedImage(
+                    size=(image.shape[1], image.shape[2]),
+                    class_probs=log_p[n].exp().cpu().numpy(),
+                    regions=self._regions(boxes[rows], x[rows], logits[rows]),
+                )
+            )
+        return encoded
+
+    @torch.no_grad()
+    def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
+        """Codes of given boxes: B times (R, 4), xyxy in input pixels; see `match_boxes`."""
+        features = self._base(images)
+        bags = self.describe(features)
+        regions = []
+        for n, (asked, own) in enumerate(zip(boxes, self._boxes(images, features), strict=True)):
+            x, logits = bags.x[n, bags.present[n]], bags.logits[n, bags.present[n]]
+            rows = self.match_boxes(asked, own, logits)
+            regions.append(self._regions(asked, x[rows], logits[rows]))
+        return regions
+
+    def match_boxes(self, asked: Tensor, boxes: Tensor, logits: Tensor) -> Tensor:
+        """For each of the boxes (R, 4) the proposal (R,) that stands for it.
+
+        That is the most probable one, of any class, of those whose centre lies in the box, since
+        what a user marks is an object; where none does, the one with the largest IoU.
+
+        Args:
+            asked: (R, 4), xyxy in input pixels.
+            boxes: (M, 4), of the proposals.
+            logits: (M, C), of the proposals.
+        """
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (M, 2)
+        inside = ((centres >= asked[:, None, :2]) & (centres <= asked[:, None, 2:])).all(2)
+        probs = torch.where(inside, logits.amax(1).sigmoid(), -1.0)  # (R, M)
+        nearest = box_iou(asked, boxes).argmax(1)
+        return torch.where(inside.any(1), probs.argmax(1), nearest)
+
+    def select(self, logits: Tensor, boxes: Tensor) -> Tensor:
+        """Which of the M proposals of one image are its hash bag (Sec. 3.3), most probable first.
+
+        Where no proposal is above theta, the most probable one is taken: no picture is lost.
+
+        Args:
+            logits: (M, C), of the classes.
+            boxes: (M, 4).
+        """
+        scores, labels = logits.sigmoid().max(1)
+        order = scores.argsort(descending=True, stable=True)
+        rows = order[: max(1, int((scores > self.theta).sum()))]
+        if self.merge is not None:
+            rows = rows[batched_nms(boxes[rows], scores[rows], labels[rows], self.merge)]
+        return rows
+
+    def _boxes(self, images: list[Tensor], features: dict[str, Tensor]) -> list[Tensor]:
+        """The proposals' boxes in pixels of each image."""
+        boxes = []
+        for image, (h, w) in zip(images, features["shape"].tolist(), strict=True):
+            size = image.shape[2], image.shape[1]
+            pixels = torch.tensor([size[0] / w, size[1] / h] * 2, device=image.device)
+            boxes.append(window_boxes(h, w, self.maps.n_scales).to(pixels) * pixels)
+        return boxes
+
+    def _regions(self, boxes: Tensor, x: Tensor, logits: Tensor) -> Regions:
+        scores, labels = logits.sigmoid().max(1)
+        return Regions(
+            boxes.float().cpu().numpy(),
+            scores.cpu().numpy(),
+            labels.cpu().numpy(),
+            codes_of(self.hash(x)),
+        )
+
+
+def dmih(
+    n_bits: int,
+    n_classes: int,
+    *,
+    backbone: str = "mobilenet_v2_fpn",
+    weights: str = "default",
+    trained_stages: int = 0,
+    n_channels: int = 256,
+    n_features: int = 256,
+    n_scales: int = 3,
+    pooling: BagPooling = "max",
+    margin: float = MARGIN,
+    mil_weight: float = MIL_WEIGHT,
+    part: Part = "joint",
+    theta: float = THETA,
+    merge: float | None = None,
+    dropout: float = 0.1,
+) -> DMIH:
+    """DMIH: objects learned from image labels alone, searched by one object or several.
+
+    The paper's base network is `backbone="vgg16"` with `trained_stages=3`. The windows of three
+    scales are 3, 7 and 15 cells wide: 96, 224 and 480 input pixels at a stride of 32. For the
+    others see `DMIH` and `build_backbone`.
+    """
+    body = build_backbone(
+        backbone, weights=weights, trained_stages=trained_stages, fpn_channels=None
+    )
+    return DMIH(
+        body,
+        n_classes=n_classes,
+        n_bits=n_bits,
+        n_channels=n_channels,
+        n_features=n_features,
+        n_scales=n_scales,
+        pooling=pooling,
+        margin=margin,
+        mil_weight=mil_weight,
+        part=part,
+        theta=theta,
+        merge=merge,
+        dropout=dropout,
+    )

@@ -1,0 +1,34 @@
+"""Hand-crafted local features: SIFT, by OpenCV, which only this needs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from regionhash.data.image_set import Image
+from regionhash.structures import Floats
+
+
+def sift_features(image: Image, *, most: int = 500) -> tuple[Floats, Floats]:
+    """Places (P, 2), x and y in pixels, and RootSIFT descriptors (P, 128) of a picture.
+
+    Lowe, IJCV 2004; the square root is Arandjelovic and Zisserman's (CVPR 2012). A picture without
+    a corner has none.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        most: how many of the strongest are kept.
+
+    Raises:
+        ValueError: OpenCV is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise ValueError("SIFT needs OpenCV: pip install opencv-contrib-python-headless") from error
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    keys, descriptors = cv2.SIFT_create(most).detectAndCompute(grey, None)
+    if descriptors is None:
+        return np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32)
+    places = np.array([key.pt for key in keys], np.float32)
+    sums = descriptors.sum(1, keepdims=True)
+    return places, np.sqrt(descriptors / np.maximum(sums, 1e-9))

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from regionhash.parts.multiscale import MultiScaleWindows, window_box, window_boxes
+
+
+def _windows(n_scales=3, **changes):
+    torch.manual_seed(0)
+    sizes = {"n_in": 3, "n_channels": 4, "n_features": 5} | changes
+    windows = MultiScaleWindows(**sizes, n_scales=n_scales).double()
+    for parameter in windows.parameters():  # no unit may die: every path is open
+        parameter.data = parameter.data.abs() + 0.1
+    return windows
+
+
+def _shapes(*shapes):
+    return torch.tensor(shapes)
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 13), (7, 16), (1, 1), (5, 2)])
+def test_a_box_is_the_cells_that_the_window_reads(height, width):
+    windows = _windows()
+    base = torch.rand(1, 3, height, width, dtype=torch.float64, requires_grad=True)
+    features, present = windows(base, _shapes((height, width)))
+    boxes = window_boxes(height, width, 3)
+    assert len(boxes) == features.shape[1] and present.all()
+    for n in range(0, len(boxes), 1 if height * width < 20 else 11):
+        (gradient,) = torch.autograd.grad(features[0, n].sum(), base, retain_graph=True)
+        rows, columns = gradient[0].abs().sum(0).nonzero(as_tuple=True)
+        read = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert boxes[n].tolist() == [int(edge) for edge in read]
+
+
+def test_windows_of_three_scales_are_3_7_and_15_cells_wide():
+    sides = [(box[2] - box[0], box[3] - box[1]) for box in (window_box(s, 4, 2) for s in range(3))]
+    assert sides == [(3, 3), (7, 7), (15, 15)]
+    assert window_box(1, 0, 3) == (3, -3, 10, 4)  # around the cell (0, 6)
+
+
+def test_scales_halve_the_map_and_stand_one_after_the_other():
+    boxes = window_boxes(5, 4, 3)
+    assert len(boxes) == 5 * 4 + 3 * 2 + 2 * 1
+    assert boxes[0].tolist() == [0, 0, 2, 2]
+    assert boxes[20 + 3].tolist() == [0, 0, 4, 5]  # row 1, column 1 of scale 1: cells -1 to 5
+    assert boxes[-1].tolist() == [0, 0, 4, 5]
+
+
+def test_what_is_said_of_an_image_does_not_depend_on_the_padding():
+    windows = _windows()
+    base = torch.rand(1, 3, 5, 6, dtype=torch.float64)
+    alone, _ = windows(base, _shapes((5, 6)))
+    padded = torch.zeros(2, 3, 8, 9, dtype=torch.float64)
+    padded[0, :, :5, :6] = base[0]
+    padded[1] = torch.rand(3, 8, 9)
+    features, present = windows(padded, _shapes((5, 6), (8, 9)))
+    torch.testing.assert_close(features[0, present[0]], alone[0])
+    assert present[1].all() and present[0].sum() == alone.shape[1]
+
+
+def test_no_scale_is_refused():
+    with pytest.raises(ValueError, match="n_scales must be at least 1, got 0"):
+        _windows(n_scales=0)
