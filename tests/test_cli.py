@@ -238,7 +238,7 @@ def test_inputs_without_pictures_are_named(saved, tmp_path, monkeypatch, inputs,
     ("change", "message"),
     [
         ({"format": 99}, "checkpoint format 99, this version of regionhash reads 1"),
-        ({"model": "dmih"}, "unknown model 'dmih'"),
+        ({"model": "other"}, "unknown model 'other'"),
         ({"weights_hash": "0"}, "damaged, or not the weights that model.json describes"),
     ],
 )
@@ -389,7 +389,7 @@ def test_pictures_with_an_unwanted_object_are_left_out(photos, codes):
     expected = [hit["picture"] for hit in every if hit["picture"] not in has]
     assert [hit["picture"] for hit in record["hits"]] == expected
     said = run(*command[:-3], *command[-2:], "--without-distance", 16).stdout
-    assert said == "all pictures were left out\n"
+    assert said == "no picture of these codes is left\n"
 
 
 def test_what_must_not_be_there_is_refused_where_whole_pictures_are_compared(photos, codes):
