@@ -268,11 +268,11 @@ def reproduce(name: str, root: Path, out: Path, options: Options, say: Say) -> P
         for n in (8, 24):
             ablate(_Variant(f"{n} proposals", "region-dh"), _first_proposals(regions, n))
         del regions
+        say(f"wrote {report()}; what needs other features follows")
         ablate(
             _Variant("the control, on the trained backbone", "control"),
             _untrained(data, options, features, say, start=detector),
         )
-        say(f"wrote {report()}; a second detector follows")
         frozen = trained("region-dh", "detector-frozen", trained_stages=0)
         ablate(
             _Variant("backbone not trained", "region-dh", {"trained_stages": 0}),
