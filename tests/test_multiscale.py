@@ -1,5 +1,11 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageColor
 
 from regionhash.parts.multiscale import MultiScaleWindows, window_box, window_boxes
 
@@ -60,3 +66,18 @@ def test_what_is_said_of_an_image_does_not_depend_on_the_padding():
 def test_no_scale_is_refused():
     with pytest.raises(ValueError, match="n_scales must be at least 1, got 0"):
         _windows(n_scales=0)
+
+
+def test_the_script_draws_a_window_of_each_scale(tmp_path):
+    Image.fromarray(np.full((96, 128, 3), 128, np.uint8)).save(tmp_path / "in.png")
+    script = Path(__file__).parents[1] / "scripts" / "draw_windows.py"
+    command = [sys.executable, script, tmp_path / "in.png", tmp_path / "out.png", "--short", "320"]
+    subprocess.run(command, check=True)
+    drawn = np.asarray(Image.open(tmp_path / "out.png"))
+    assert drawn.shape == (320, 3 * 416 + 2 * 12, 3)
+    for scale, (color, side) in enumerate(zip(("#ffb000", "#38b6ff"), (96, 224), strict=True)):
+        rows, columns = np.nonzero((drawn == ImageColor.getrgb(color)).all(axis=2))
+        assert columns.min() // (416 + 12) == columns.max() // (416 + 12) == scale
+        lines = np.bincount(columns, minlength=drawn.shape[1]) > 60  # of the window, not of a dot
+        assert np.ptp(np.flatnonzero(lines)) == pytest.approx(side - 4, abs=2)
+        assert np.ptp(rows) >= side - 8

@@ -272,6 +272,9 @@ def test_presets_are_those_of_the_paper():
         (["drh/oxford5k", "--no-ablations"], "--ablations is of no use for drh/oxford5k"),
         (["region-dh/voc2012", "--distractors", "folder:x"], "--distractors is of no use for reg"),
         (["region-dh/voc2012", "--rpn", "x"], "--rpn is of no use for region-dh/voc2012"),
+        (["drh/oxford5k", "--detector", "x"], "--detector is of no use for drh/oxford5k"),
+        (["dmih/sival", "--rpn", "x"], "--rpn is of no use for dmih/sival"),
+        (["dmih/sival", "--seeds", "2"], "--seeds is of no use for dmih/sival"),
         (["drh/oxford5k", "--data", "/nowhere"], "/nowhere/oxford5k is missing"),
     ],
 )

@@ -501,10 +501,9 @@ class _Run:
             bags.append(regions.codes[: max(1, int((regions.scores > THETA).sum()))])
 
         def ask(query: QueryObject) -> Codes:
-            if query.box is None:
-                raise ValueError("Region-DH is asked by boxes")
             image = self.asked.images[query.row]
-            boxes = query.box[None]
+            whole = np.array([0, 0, image.shape[1], image.shape[0]], np.float32)
+            boxes = (whole if query.box is None else query.box)[None]
             return encode_boxes(model, checkpoint, image, boxes, precision=_PRECISION).codes
 
         seconds = sum(row["seconds"] for row in checkpoint.provenance["epochs"])

@@ -36,6 +36,7 @@ class ObjectResult:
         n_bits: of a code; None for floats.
         labels: of each query.
         map: (Q,), average precision over the whole ranking, tie-aware.
+        chance: (Q,), share of the database that is relevant: the MAP of a random order.
         precision: P@k by k, (Q,) each, tie-aware.
         curves: means over the queries at many cuts.
         seconds: of training.
@@ -46,6 +47,7 @@ class ObjectResult:
     n_bits: int | None
     labels: tuple[tuple[int, ...], ...]
     map: Values
+    chance: Values
     precision: Mapping[int, Values]
     curves: RankingCurves
     seconds: float
@@ -157,6 +159,7 @@ def score_objects(
         n_bits,
         tuple(query.labels for query in queries),
         whole["map"],
+        whole["relevant"] / distances.shape[1],
         {k: per_query(distances, relevance, k=k)["precision"] for k in cuts},
         ranking_curves(distances, relevance),
         seconds,
@@ -242,24 +245,21 @@ def _combinations(report: ObjectReport) -> list[str]:
 
 
 def _sizes(report: ObjectReport) -> list[str]:
-    """MAP against the number of objects, and what chance gives, which falls with it."""
+    """MAP against the number of objects, beside what chance gives, which falls with it."""
     results = [*_longest(report, "single"), *_longest(report, "combined")]
     methods = list(dict.fromkeys(r.method for r in results))
-    n_objects = sorted({len(labels) for r in results for labels in r.labels})
     rows = []
-    for n in n_objects:
+    for n in sorted({len(labels) for r in results for labels in r.labels}):
         row = [str(n)]
         for method in methods:
-            own = [r for r in results if r.method == method]
-            values = [
-                value
-                for r in own
-                for labels, value in zip(r.labels, r.map.tolist(), strict=True)
-                if len(labels) == n
-            ]
-            row.append(f"{np.mean(values):.3f}" if values else "-")
+            for r in results:
+                own = np.array([len(labels) == n for labels in r.labels])
+                if r.method == method and own.any():
+                    if len(row) == 1:
+                        row.append(f"{r.chance[own].mean():.3f}")
+                    row.append(f"{r.map[own].mean():.3f}")
         rows.append(row)
-    return markdown_table(["objects", *methods], rows)
+    return markdown_table(["objects", "chance", *methods], rows)
 
 
 def _localisation(report: ObjectReport) -> list[str]:
