@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from regionhash.structures import Codes, CodeTable, EncodedImage, Ints
 
+LOCK_SECONDS = 3.0  # how long a writer waits for another one to end
 CODES_FILE = "codes.h5"  # in a folder of `regionhash index` before it was a collection
 FORMAT = "regionhash codes"
 VERSION = 1
@@ -241,7 +242,7 @@ class _Journal:
         with reported(path, "cannot write"):
             self._file = path.open("a+b", buffering=0)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock()
             self._cut_torn_record()
         except BlockingIOError as error:
             self._file.close()
@@ -249,6 +250,18 @@ class _Journal:
         except BaseException:
             self._file.close()
             raise
+
+    def _lock(self) -> None:
+        """Waits a little: processes that read pictures for a run that was killed end after it."""
+        patience = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(0.05)
 
     def _cut_torn_record(self) -> None:
         with self.path.open("rb") as file:

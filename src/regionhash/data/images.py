@@ -114,8 +114,9 @@ def read_taken(path: str | Path) -> datetime | None:
         return None
 
 
-def _opened(file: str | Path | io.BytesIO, max_pixels: int = MAX_PIXELS) -> PILImage.Image:
+def _opened(file: str | Path | io.BytesIO, max_pixels: int | None = None) -> PILImage.Image:
     """The file with its header read."""
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     image = PILImage.open(file, formats=_FORMATS)
     if image.width * image.height > max_pixels:
         image.close()
