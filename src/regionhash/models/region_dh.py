@@ -381,7 +381,7 @@ def region_dh(
     """Region-DH on a backbone of `regionhash.parts.backbones.BACKBONES`.
 
     The paper's own form is `backbone="vgg16", n_hidden=4096, semantic=False, normalise_fused=False,
-    centred=False, latent_std=0.005`; the defaults are what did best on held-out pictures.
+    centred=False, latent_std=0.005`; docs/region-dh.md has the reason for each default.
 
     `n_region_bits` is K1, the same as `n_bits` where it is None. `n_proposals` is what the RPN
     leaves of an image after NMS, at most; the larger part of the time goes there. For `weights`
