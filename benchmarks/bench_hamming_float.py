@@ -13,13 +13,12 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import argparse
 import json
-import time
 from collections.abc import Callable
-from statistics import median
 
 import faiss
 import numpy as np
 
+from common import milliseconds
 from regionhash.codes import hamming_distances
 from regionhash.search import search_images
 from regionhash.structures import CodeTable
@@ -29,20 +28,6 @@ BITS = (512, 1024)
 TOP = 400  # the paper's M
 BATCH = 64
 REPEATS = 11
-
-
-def milliseconds(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median time of each after one round that warms up.
-
-    The runs take turns, so that other work on the machine slows all of them alike.
-    """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(1 + REPEATS):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: 1000 * median(taken[1:]) for name, taken in times.items()}
 
 
 def table_of(codes: np.ndarray) -> CodeTable:
@@ -100,7 +85,7 @@ def main() -> None:
     peer = f"faiss.IndexFlatIP, {N_FLOATS} floats"
     rows = []
     for queries_at_a_time, runs in ((1, single), (BATCH, batch)):
-        times = milliseconds(runs)
+        times = milliseconds(runs, REPEATS)
         rows += [
             {
                 "queries": queries_at_a_time,

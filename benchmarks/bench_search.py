@@ -10,34 +10,18 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import argparse
 import json
-import time
 import tracemalloc
 from collections.abc import Callable
-from statistics import median
 
 import faiss
 import numpy as np
 
+from common import milliseconds, random_table
 from regionhash.search import search_images, search_objects, search_regions
-from regionhash.structures import CodeTable
 
 N_BYTES = 8
 TOP = 20
 REPEATS = 11
-
-
-def milliseconds(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median time of each after one round that warms up.
-
-    The runs take turns, so that other work on the machine slows all of them alike.
-    """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(1 + REPEATS):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: 1000 * median(taken[1:]) for name, taken in times.items()}
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -49,21 +33,6 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return peak
 
 
-def random_table(n_images: int, n_regions: int) -> CodeTable:
-    rng = np.random.default_rng(0)
-    m = n_images * n_regions
-    return CodeTable(
-        ids=[f"{n:08}" for n in range(n_images)],
-        sizes=np.full((n_images, 2), 500, np.int32),
-        image_codes=rng.integers(0, 256, (n_images, N_BYTES), dtype=np.uint8),
-        offsets=np.arange(n_images + 1, dtype=np.int64) * n_regions,
-        boxes=np.zeros((m, 4), np.float32),
-        scores=np.zeros(m, np.float32),
-        labels=np.zeros(m, np.int64),
-        region_codes=rng.integers(0, 256, (m, N_BYTES), dtype=np.uint8),
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=105_000)
@@ -71,7 +40,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
 
-    table = random_table(args.images, args.regions)
+    table = random_table(args.images, args.regions, N_BYTES)
     codes = table.region_codes
     queries = np.random.default_rng(1).integers(0, 256, (3, N_BYTES), dtype=np.uint8)
     unwanted = np.random.default_rng(2).integers(0, 256, (1, N_BYTES), dtype=np.uint8)
@@ -89,7 +58,7 @@ def main() -> None:
         ),
         "search_images": lambda: search_images(queries[0], table, top=TOP),
     }
-    times = milliseconds(runs)
+    times = milliseconds(runs, REPEATS)
     read, peer = times["read the codes once"], times["faiss.IndexBinaryFlat"]
     rows = [
         {

@@ -13,11 +13,11 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import argparse
 import json
-import time
-from statistics import median
+from functools import partial
 
 import numpy as np
 
+from common import milliseconds, random_table
 from regionhash.reranking import predicted_seconds, search_in_steps
 from regionhash.structures import CodeTable
 
@@ -30,31 +30,14 @@ STEPS = {
 REPEATS = 7
 
 
-def random_table(n_images: int, n_regions: int, n_bytes: int) -> CodeTable:
-    rng = np.random.default_rng(0)
-    m = n_images * n_regions
-    return CodeTable(
-        ids=[f"{n:08}" for n in range(n_images)],
-        sizes=np.full((n_images, 2), 500, np.int32),
-        image_codes=rng.integers(0, 256, (n_images, n_bytes), dtype=np.uint8),
-        offsets=np.arange(n_images + 1, dtype=np.int64) * n_regions,
-        boxes=np.zeros((m, 4), np.float32),
-        scores=np.ones(m, np.float32),
-        labels=np.full(m, -1, np.int64),
-        region_codes=rng.integers(0, 256, (m, n_bytes), dtype=np.uint8),
-    )
-
-
 def measure(table: CodeTable) -> dict[str, float]:
     """Median milliseconds of each search after one round that warms up; the searches take turns."""
     query = np.random.default_rng(1).integers(0, 256, table.image_codes.shape[1], dtype=np.uint8)
-    times: dict[str, list[float]] = {name: [] for name in STEPS}
-    for _ in range(1 + REPEATS):
-        for name, steps in STEPS.items():
-            start = time.perf_counter()
-            search_in_steps(table, steps, image_query=query, region_query=query)
-            times[name].append(time.perf_counter() - start)
-    return {name: 1000 * median(taken[1:]) for name, taken in times.items()}
+    runs = {
+        name: partial(search_in_steps, table, steps, image_query=query, region_query=query)
+        for name, steps in STEPS.items()
+    }
+    return milliseconds(runs, REPEATS)
 
 
 def main() -> None:

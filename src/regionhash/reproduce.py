@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regionhash.checkpoints import (
@@ -38,10 +37,11 @@ from regionhash.evaluation import paper_figures
 from regionhash.evaluation.code_files import detections_of_file
 from regionhash.evaluation.protocols import Preset, find_preset
 from regionhash.evaluation.report import Comparison, Result, best_acg, hash_ids, score, write_report
+from regionhash.feature_cache import stored_features
 from regionhash.models.region_dh import codes_of
 from regionhash.store import CodeFile
 from regionhash.structures import Codes
-from regionhash.training import Cache, TrainingConfig, cache_features, fold_as, take_over, train
+from regionhash.training import Cache, TrainingConfig, fold_as, take_over, train
 
 _TRUNK_BITS = 48  # at which what all lengths share is trained
 _ABLATION_BITS = 48
@@ -350,36 +350,10 @@ def _features(
 
     def cached(image_set: ImageSet, n_views: int) -> Cache:
         key = f"{name}-{options.short}-{n_views}-{image_set.fingerprint()}.safetensors"
-        path = folder / key
-        if not path.exists():
-            say(f"{image_set.name}: computing the features of {n_views} views")
-            found = cache_features(model, image_set, config, n_views)
-            if len(found[0][1]) != len(image_set):
-                raise ValueError(f"{image_set.name}: some pictures cannot be read, see above")
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(_flat(found), path.with_suffix(".new"))
-            path.with_suffix(".new").replace(path)
-        return _nested(load_file(path), n_views)
+        return stored_features(folder / key, lambda: model, image_set, config, n_views, say)
 
     database, queries = cached(data.database, options.views), cached(data.queries, 1)
     return _Trunk(model, database, queries)
-
-
-def _flat(cache: Cache) -> dict[str, Tensor]:
-    tensors = {}
-    for view, (features, labels) in enumerate(cache):
-        tensors[f"{view}/labels"] = labels
-        tensors |= {f"{view}/{name}": value.contiguous() for name, value in features.items()}
-    return tensors
-
-
-def _nested(tensors: dict[str, Tensor], n_views: int) -> Cache:
-    cache: Cache = []
-    for view in range(n_views):
-        own = {name.split("/")[1]: x for name, x in tensors.items() if name.startswith(f"{view}/")}
-        labels = own.pop("labels")
-        cache.append((own, labels))
-    return cache
 
 
 def _train_trunk(

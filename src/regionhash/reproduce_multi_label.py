@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regionhash.checkpoints import build_model, load_checkpoint, provenance, read_checkpoint
@@ -44,9 +43,10 @@ from regionhash.evaluation.multi_label_report import (
 )
 from regionhash.evaluation.protocols import MultiLabelPreset, find_multi_label_preset
 from regionhash.evaluation.report import Labels, hash_ids
+from regionhash.feature_cache import stored_features
 from regionhash.models.region_dh import codes_of
 from regionhash.structures import Codes, Floats
-from regionhash.training import TrainingConfig, cache_features, fold_as, take_over, train
+from regionhash.training import TrainingConfig, fold_as, take_over, train
 
 Say = Callable[[str], None]
 
@@ -236,17 +236,8 @@ def _read(
     if options.detector is not None:
         source = read_checkpoint(options.detector).model_hash
     key = f"{source}-{options.n_proposals}-{options.short}-{pictures.fingerprint()}"
-    path = folder / f"{key}.safetensors"
-    if not path.exists():
-        say(f"{pictures.name}: computing the features of {len(pictures)} pictures")
-        ((features, labels),) = cache_features(trunk, pictures, options.training(), 1)
-        if len(labels) != len(pictures):
-            raise ValueError(f"{pictures.name}: some pictures cannot be read, see above")
-        folder.mkdir(parents=True, exist_ok=True)
-        made = {name: x.contiguous() for name, x in features.items()}
-        save_file(made, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
-    features = load_file(path)
+    path = folder / f"{key}-1.safetensors"
+    ((features, _),) = stored_features(path, lambda: trunk, pictures, options.training(), 1, say)
     features["pooled"] = _pooled(features["cells"], features["grid"])
     return _Side(pictures, features, pictures.labels())
 

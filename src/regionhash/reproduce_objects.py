@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -46,6 +45,7 @@ from regionhash.evaluation.object_report import (
 )
 from regionhash.evaluation.protocols import TABLE_2, ObjectPreset, find_object_preset
 from regionhash.evaluation.report import hash_ids
+from regionhash.feature_cache import stored_features
 from regionhash.models.dmih import THETA
 from regionhash.models.region_dh import codes_of
 from regionhash.parts.multiscale import window_boxes
@@ -55,7 +55,7 @@ from regionhash.parts.windows import sliding_windows
 from regionhash.search import united_hamming
 from regionhash.store import CodeFile
 from regionhash.structures import Codes, CodeTable, Floats, Ints
-from regionhash.training import Cache, TrainingConfig, cache_features, train
+from regionhash.training import Cache, TrainingConfig, train
 
 Say = Callable[[str], None]
 Vectors = Codes | Floats  # (n, B) uint8 codes, or (n, D) floats
@@ -576,29 +576,15 @@ class _Run:
         network = f"{options.backbone}-{Path(options.weights).stem}-{options.short}"
         key = f"maps-{network}-{n_views}-{image_set.fingerprint()}"
         path = self.out / "features" / f"{key}.safetensors"
-        if not path.exists():
-            self.say(f"{image_set.name}: computing the maps of {n_views} views")
-            arguments = options.network(8) | {"n_classes": max(len(image_set.classes), 1)}
-            model = build_model("dmih", arguments)
-            found = cache_features(model, image_set, options.training(), n_views)
-            if len(found[0][1]) != len(image_set):
-                raise ValueError(f"{image_set.name}: some pictures cannot be read, see above")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tensors = {
-                f"{view}/{name}": value.contiguous()
-                for view, (features, labels) in enumerate(found)
-                for name, value in {**features, "labels": labels}.items()
-            }
-            save_file(tensors, path.with_suffix(".new"))
-            path.with_suffix(".new").replace(path)
-        tensors = load_file(path)
-        return [
-            (
-                {name: tensors[f"{view}/{name}"] for name in ("cells", "shape")},
-                tensors[f"{view}/labels"],
-            )
-            for view in range(n_views)
-        ]
+        arguments = options.network(8) | {"n_classes": max(len(image_set.classes), 1)}
+        return stored_features(
+            path,
+            lambda: build_model("dmih", arguments),
+            image_set,
+            options.training(),
+            n_views,
+            self.say,
+        )
 
 
 _Proposals = tuple[Tensor, Tensor, Tensor]

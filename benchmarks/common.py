@@ -1,0 +1,39 @@
+"""What several benchmarks of searching share."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+
+from regionhash.structures import CodeTable
+
+
+def milliseconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median time of each after one round that warms up.
+
+    The runs take turns, so that other work on the machine slows all of them alike.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(1 + repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: 1000 * median(taken[1:]) for name, taken in times.items()}
+
+
+def random_table(n_images: int, n_regions: int, n_bytes: int) -> CodeTable:
+    """Pictures with random codes of `n_bytes`, of their own and of `n_regions` regions each."""
+    rng = np.random.default_rng(0)
+    m = n_images * n_regions
+    return CodeTable(
+        ids=[f"{n:08}" for n in range(n_images)],
+        sizes=np.full((n_images, 2), 500, np.int32),
+        image_codes=rng.integers(0, 256, (n_images, n_bytes), dtype=np.uint8),
+        offsets=np.arange(n_images + 1, dtype=np.int64) * n_regions,
+        boxes=np.zeros((m, 4), np.float32),
+        scores=np.ones(m, np.float32),
+        labels=np.full(m, -1, np.int64),
+        region_codes=rng.integers(0, 256, (m, n_bytes), dtype=np.uint8),
+    )

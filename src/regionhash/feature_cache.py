@@ -1,0 +1,62 @@
+"""What a network without its image hash says of pictures, computed once and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from regionhash.data.image_set import ImageSet
+from regionhash.training import Cache, TrainingConfig, cache_features
+
+
+def stored_features(
+    path: Path,
+    build: Callable[[], Any],
+    image_set: ImageSet,
+    config: TrainingConfig,
+    n_views: int,
+    say: Callable[[str], None],
+) -> Cache:
+    """The features of `n_views` views of all pictures, from `path` or, where it is missing, made.
+
+    Args:
+        path: a safetensors file; its name must tell all that the features depend on.
+        build: makes the network, see `cache_features`; called only where the file is missing.
+        image_set: pictures.
+        config: of the views.
+        n_views: how many of every picture.
+        say: progress.
+
+    Raises:
+        ValueError: a picture cannot be read.
+    """
+    if not path.exists():
+        say(f"{image_set.name}: computing the features of {n_views} views")
+        found = cache_features(build(), image_set, config, n_views)
+        if len(found[0][1]) != len(image_set):
+            raise ValueError(f"{image_set.name}: some pictures cannot be read, see above")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(_flat(found), path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+    return _nested(load_file(path), n_views)
+
+
+def _flat(cache: Cache) -> dict[str, Tensor]:
+    tensors = {}
+    for view, (features, labels) in enumerate(cache):
+        tensors[f"{view}/labels"] = labels
+        tensors |= {f"{view}/{name}": value.contiguous() for name, value in features.items()}
+    return tensors
+
+
+def _nested(tensors: dict[str, Tensor], n_views: int) -> Cache:
+    cache: Cache = []
+    for view in range(n_views):
+        own = {name.split("/")[1]: x for name, x in tensors.items() if name.startswith(f"{view}/")}
+        labels = own.pop("labels")
+        cache.append((own, labels))
+    return cache
