@@ -8,6 +8,7 @@ from regionhash.data import open_dataset
 from regionhash.data.transforms import to_input
 from regionhash.losses import balance_bits, push_from_half
 from regionhash.models.region_dh import RegionDH
+from regionhash.parts.backbones import stack_images
 from regionhash.parts.fusion import fuse_proposals
 
 SIZE = 96
@@ -111,15 +112,21 @@ def test_known_objects_stand_behind_the_proposals_without_objectness():
     torch.testing.assert_close(model.hash_features(features), model.hash_features(alone))
 
 
-def test_the_image_code_is_h2_on_the_fused_regions():
-    model = _model(normalise_fused=False, centred=False).eval()
+@pytest.mark.parametrize("context", [False, True])
+def test_the_image_code_is_h2_on_the_fused_regions(context):
+    model = _model(normalise_fused=False, centred=False, context=context).eval()
     images, _ = _batch(2)
     features = model.frozen_features(images)
     with torch.no_grad():
         found = model._describe(features)
         probs = found.logits.softmax(2)[:, :, 1:]
-        fused = fuse_proposals(features["objectness"], probs, found.activations)
-        bits = binarize(torch.sigmoid(model.h2.linear(fused.flatten(1))).numpy())
+        read = [fuse_proposals(features["objectness"], probs, found.activations).flatten(1)]
+        if context:
+            top = model.backbone.top(stack_images(images)[0])
+            whole = torch.cat([top.mean((2, 3)), top.amax((2, 3))], dim=1)
+            scaled = model.context.scale(whole)
+            read.append(torch.relu(model.context.linear(scaled)))
+        bits = binarize(torch.sigmoid(model.h2.linear(torch.cat(read, dim=1))).numpy())
     encoded = model.encode(images)
     np.testing.assert_array_equal(pack_bits(bits), np.stack([e.image_code for e in encoded]))
 

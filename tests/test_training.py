@@ -165,7 +165,7 @@ def test_cached_views_train_the_image_hash_alone(tmp_path):
     start = build_model("region-dh", REGION | {"n_classes": 10}).state_dict()
     changed = {name for name, x in _weights(tmp_path).items() if not torch.equal(x, start[name])}
     modules = {name.split(".")[0] for name in changed}
-    assert modules == {"instance", "h1", "classify", "h2", "classify_image"}
+    assert modules == {"instance", "h1", "classify", "context", "h2", "classify_image"}
 
 
 def test_a_given_cache_trains_what_a_computed_one_does(tmp_path):

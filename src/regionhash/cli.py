@@ -1120,7 +1120,7 @@ def reproduce(
         typer.Option(
             help="region-dh, iah: passes of each hash's training; Region-DH takes half of it."
         ),
-    ] = 8,
+    ] = 16,
     processes: Annotated[
         int,
         typer.Option(help="region-dh: processes that train the detector; one per core on a CPU."),

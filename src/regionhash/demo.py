@@ -99,6 +99,7 @@ METHODS = {
             "fpn_channels": 48,
             "n_proposals": 24,
             "semantic": False,
+            "context": False,
             "gamma_h2": 1.0,  # the paper's 10 had a lower ACG on scenes for tuning
         },
         _TRAINING,

@@ -74,7 +74,7 @@ class Options:
     seeds: tuple[int, ...] = (0, 1)
     detector_epochs: int = 6
     trained_stages: int = 1
-    head_epochs: int = 8
+    head_epochs: int = 16
     views: int = 2
     processes: int = 1
     ablations: bool = True
@@ -88,6 +88,7 @@ class Options:
             "trained_stages": self.trained_stages,
             "fpn_channels": 128,
             "n_proposals": 48,
+            "context": False,  # it reads what is trained without it
         }
 
     def detector_training(self) -> TrainingConfig:
@@ -180,6 +181,7 @@ _ON_FROZEN = (
     _Variant("DLBHC", "dlbhc"),
 )
 _ABLATIONS = (
+    _Variant("image code of regions alone", "region-dh", {"context": False}),
     _Variant("fusion without objectness (IAH)", "region-dh", {"fusion": "plain"}),
     _Variant("fusion normalised by its weights", "region-dh", {"fusion": "normalised"}),
     _Variant("L_cls3 with one sigmoid per class", "region-dh", {"multi_label": "bce"}),
@@ -295,7 +297,7 @@ def _open(preset: Preset, root: Path) -> _Data:
 
 def _head_arguments(method: str, options: Options, n_bits: int) -> dict[str, Any]:
     if method == "region-dh":
-        return options.detector_arguments() | {"n_bits": n_bits} | _E_TERMS
+        return options.detector_arguments() | {"n_bits": n_bits, "context": True} | _E_TERMS
     arguments = {"n_bits": n_bits, "backbone": options.backbone, "weights": options.weights}
     return arguments if method == "control" else arguments | {"trained_stages": 0}
 

@@ -37,7 +37,7 @@ from regionhash.losses import (
 from regionhash.models.region_dh import codes_of
 from regionhash.parts.backbones import Backbone, build_backbone, stack_images
 from regionhash.parts.heads import LatentLayer, RunningScale, SignLayer, centre
-from regionhash.parts.pooling import pool_top
+from regionhash.parts.pooling import pool_top, pool_whole
 from regionhash.parts.proposals import Targets
 from regionhash.structures import CategoryCodes, EncodedImage, Regions
 
@@ -377,13 +377,8 @@ class CategoryBaseline(nn.Module):
 def pool_images(backbone: Backbone, images: list[Tensor]) -> Tensor:
     """Average and maximum (B, 2 * D) over each picture, without the batch's padding."""
     batch, sizes = stack_images(images)
-    top = backbone.top(batch).float()
-    stride = batch.shape[3] / top.shape[3]
-    pooled = []
-    for one, (height, width) in zip(top, sizes, strict=True):
-        own = one[:, : round(height / stride), : round(width / stride)]
-        pooled.append(torch.cat([own.mean((1, 2)), own.amax((1, 2))]))
-    return torch.stack(pooled)
+    top = backbone.top(batch)
+    return pool_whole(top, sizes, batch.shape[3] / top.shape[3])
 
 
 def _description(n_in: int, n_hidden: int, dropout: float) -> nn.Module:

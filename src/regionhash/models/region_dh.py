@@ -36,7 +36,7 @@ from regionhash.parts.backbones import BACKBONES, Backbone, build_backbone, stac
 from regionhash.parts.coco import load_coco_detector
 from regionhash.parts.fusion import FusionForm, fuse_proposals
 from regionhash.parts.heads import LatentLayer, RegionHead, SemanticHead, centre
-from regionhash.parts.pooling import RegionPooling
+from regionhash.parts.pooling import RegionPooling, pool_whole
 from regionhash.parts.proposals import ScoredRPN, Targets, build_rpn, pad_regions
 from regionhash.structures import Codes, EncodedImage, Regions
 
@@ -65,6 +65,9 @@ class RegionDH(nn.Module):
         n_hidden: width of FC6 and FC7.
         semantic: whether instances are hashed and classified from the backbone's last stage (see
             `RegionPooling`) rather than, as printed, from FC7.
+        context: whether H2 reads, besides the fused regions, the whole picture: the average and the
+            maximum of the backbone's last stage, through a layer of its own. As printed it does
+            not.
         fusion: see `fuse_proposals`.
         normalise_fused: brings every fused matrix to mean 0 and variance 1 before H2.
         centred: whether the layers behind H1 and H2 read 2a - 1 or, as printed, a.
@@ -92,6 +95,7 @@ class RegionDH(nn.Module):
         n_region_bits: int,
         n_hidden: int,
         semantic: bool,
+        context: bool,
         fusion: FusionForm,
         normalise_fused: bool,
         centred: bool,
@@ -120,9 +124,14 @@ class RegionDH(nn.Module):
         self.classify = nn.Linear(n_region_bits, n_classes + 1)
         self.normalise: nn.Module = nn.Identity()
         if normalise_fused:
-            n_fused = n_classes * n_region_bits
-            self.normalise = nn.LayerNorm(n_fused, eps=1e-6, elementwise_affine=False)
-        self.h2 = LatentLayer(n_classes * n_region_bits, n_bits, latent_std)
+            self.normalise = nn.LayerNorm(
+                n_classes * n_region_bits, eps=1e-6, elementwise_affine=False
+            )
+        self.context: SemanticHead | None = None
+        if context:
+            self.context = SemanticHead(2 * backbone.top_channels, n_hidden, dropout)
+        n_fused = n_classes * n_region_bits + (n_hidden if context else 0)
+        self.h2 = LatentLayer(n_fused, n_bits, latent_std)
         self.classify_image = nn.Linear(n_bits, n_classes)
         self.n_classes = n_classes
         self.n_bits = n_bits
@@ -154,9 +163,9 @@ class RegionDH(nn.Module):
         proposals, objectness, losses = self.rpn(ImageList(batch, sizes), maps, targets)
         boxes = [torch.cat([own, t["boxes"]]) for own, t in zip(proposals, targets, strict=True)]
         labels, wanted = self._match(boxes, targets)
-        x, deltas = self._pool(maps, top, boxes, sizes, batch.shape[3])
+        x, deltas, whole = self._pool(maps, top, boxes, sizes, batch.shape[3])
         losses["reg2"] = box_loss(deltas, torch.cat(wanted), torch.cat(labels) > 0)
-        features = _pack(x, objectness, labels, [len(own) for own in boxes])
+        features = _pack(x, whole, objectness, labels, [len(own) for own in boxes])
         image_labels = torch.stack([t["image_labels"] for t in targets])
         return losses | self.head_losses(features, image_labels)
 
@@ -167,10 +176,11 @@ class RegionDH(nn.Module):
         """What modules 3 and 4 read, for training them alone on proposals that stay.
 
         Returns:
-            "regions" (B, R, D), "objectness" (B, R), "present" (B, R) bool, and, with targets,
-            "region_labels" (B, R): 0 background, 1 to C, or -1 for what is neither. With targets
-            known objects stand behind the proposals. Their objectness is 0, so that the fusion
-            does not see them: it must not, or labels would leak into the image code.
+            "regions" (B, R, D), "objectness" (B, R), "present" (B, R) bool, "whole" (B, E), what
+            `context` reads, and, with targets, "region_labels" (B, R): 0 background, 1 to C, or -1
+            for what is neither. With targets known objects stand behind the proposals. Their
+            objectness is 0, so that the fusion does not see them: it must not, or labels would leak
+            into the image code.
         """
         batch, sizes = stack_images(images)
         maps, top = self.backbone(batch)
@@ -179,8 +189,8 @@ class RegionDH(nn.Module):
         if targets is not None:
             boxes = [torch.cat([own, t["boxes"]]) for own, t in zip(boxes, targets, strict=True)]
             labels, _ = self._match(boxes, targets)
-        x, _ = self._pool(maps, top, boxes, sizes, batch.shape[3])
-        return _pack(x, objectness, labels, [len(own) for own in boxes])
+        x, _, whole = self._pool(maps, top, boxes, sizes, batch.shape[3])
+        return _pack(x, whole, objectness, labels, [len(own) for own in boxes])
 
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
         """The terms of modules 3 and 4: L_cls2, L_cls3, and E1 and E2 of H1 and H2 (eqs. 5 to 9).
@@ -207,7 +217,8 @@ class RegionDH(nn.Module):
 
     def head_parameters(self) -> list[nn.Parameter]:
         """The weights that `head_losses` trains."""
-        modules = (self.instance, self.h1, self.classify, self.h2, self.classify_image)
+        modules = [self.instance, self.h1, self.classify, self.h2, self.classify_image]
+        modules += [self.context] if self.context else []
         return [weight for module in modules for weight in module.parameters()]
 
     def _match(self, boxes: list[Tensor], targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
@@ -239,11 +250,12 @@ class RegionDH(nn.Module):
         boxes: list[Tensor],
         sizes: list[tuple[int, int]],
         batch_width: int,
-    ) -> tuple[Tensor, Tensor]:
-        """What the instance layers read of M boxes, (M, D), and box deltas (M, 4)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the instance layers read of M boxes, (M, D), box deltas (M, 4), and `pool_whole`."""
         spatial, semantic = self.pooling(maps, top, boxes, sizes, batch_width)
         x = self.head(spatial)  # (M, n_hidden)
-        return x if semantic is None else semantic, self.regress(x).float()
+        whole = pool_whole(top, sizes, batch_width / top.shape[3])
+        return x if semantic is None else semantic, self.regress(x).float(), whole
 
     def _describe(self, features: dict[str, Tensor]) -> Instances:
         present = features["present"]
@@ -262,7 +274,10 @@ class RegionDH(nn.Module):
             centre(found.activations, self.centred),
             self.fusion,
         )
-        return self.h2(self.normalise(fused.flatten(1)))
+        fused = self.normalise(fused.flatten(1))
+        if self.context is not None:
+            fused = torch.cat([fused, self.context(features["whole"])], dim=1)
+        return self.h2(fused)
 
     def hash_features(self, features: dict[str, Tensor]) -> Tensor:
         """Activations (B, K2) of the image hash, of what `frozen_features` gives."""
@@ -279,9 +294,9 @@ class RegionDH(nn.Module):
         batch, sizes = stack_images(images)
         maps, top = self.backbone(batch)
         boxes, objectness, _ = self.rpn(ImageList(batch, sizes), maps)
-        x, deltas = self._pool(maps, top, boxes, sizes, batch.shape[3])
+        x, deltas, whole = self._pool(maps, top, boxes, sizes, batch.shape[3])
         n_boxes = [len(own) for own in boxes]
-        features = _pack(x, objectness, None, n_boxes)
+        features = _pack(x, whole, objectness, None, n_boxes)
         found = self._describe(features)
         of_images = self._fuse(features, found)
         logits = self.classify_image(centre(of_images, self.centred)).float()
@@ -308,7 +323,7 @@ class RegionDH(nn.Module):
         """Codes, labels and scores of given boxes: B times (R, 4), xyxy in input pixels."""
         batch, sizes = stack_images(images)
         maps, top = self.backbone(batch)
-        x, _ = self._pool(maps, top, boxes, sizes, batch.shape[3])
+        x, _, _ = self._pool(maps, top, boxes, sizes, batch.shape[3])
         a = self.h1(self.instance(x))
         scores, labels = self.classify(centre(a, self.centred)).float().softmax(1)[:, 1:].max(1)
         n_boxes = [len(own) for own in boxes]
@@ -326,13 +341,21 @@ class RegionDH(nn.Module):
 
 
 def _pack(
-    x: Tensor, objectness: list[Tensor], labels: list[Tensor] | None, n_boxes: list[int]
+    x: Tensor,
+    whole: Tensor,
+    objectness: list[Tensor],
+    labels: list[Tensor] | None,
+    n_boxes: list[int],
 ) -> dict[str, Tensor]:
-    """Features (M, D) of all boxes as one padded batch; see `RegionDH.frozen_features`."""
+    """Features (M, D) of all boxes as one padded batch, and those of the whole pictures.
+
+    See `RegionDH.frozen_features`.
+    """
     behind = [n - len(own) for n, own in zip(n_boxes, objectness, strict=True)]
     padded = [F.pad(own, (0, more)) for own, more in zip(objectness, behind, strict=True)]
     features = {
         "regions": pad_regions(list(x.split(n_boxes))),
+        "whole": whole,
         "objectness": pad_regions(padded),
         "present": pad_regions([x.new_ones(n, dtype=torch.bool) for n in n_boxes]),
     }
@@ -366,6 +389,7 @@ def region_dh(
     n_hidden: int = 1024,
     fpn_channels: int = 256,
     semantic: bool = True,
+    context: bool = True,
     fusion: FusionForm = "objectness",
     normalise_fused: bool = True,
     centred: bool = True,
@@ -380,8 +404,9 @@ def region_dh(
 ) -> RegionDH:
     """Region-DH on a backbone of `regionhash.parts.backbones.BACKBONES`.
 
-    The paper's own form is `backbone="vgg16", n_hidden=4096, semantic=False, normalise_fused=False,
-    centred=False, latent_std=0.005`; docs/region-dh.md has the reason for each default.
+    The paper's own form is `backbone="vgg16", n_hidden=4096, semantic=False, context=False,
+    normalise_fused=False, centred=False, latent_std=0.005`; docs/region-dh.md has the reason for
+    each default.
 
     `n_region_bits` is K1, the same as `n_bits` where it is None. `n_proposals` is what the RPN
     leaves of an image after NMS, at most; the larger part of the time goes there. For `weights`
@@ -404,6 +429,7 @@ def region_dh(
         n_region_bits=n_region_bits or n_bits,
         n_hidden=n_hidden,
         semantic=semantic,
+        context=context,
         fusion=fusion,
         normalise_fused=normalise_fused,
         centred=centred,
