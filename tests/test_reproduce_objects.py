@@ -1,5 +1,6 @@
 import csv
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -143,6 +144,13 @@ def test_sift_needs_opencv_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ValueError, match="SIFT needs OpenCV: pip install"):
         sift_features(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_that_opencv_is_missing_is_told_before_anything_is_trained(sival, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ValueError, match="SIFT needs OpenCV"):
+        reproduce_objects("dmih/sival", sival, tmp_path, replace(TINY, sift=True), print)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sift_finds_the_corners_of_a_square_and_none_in_plain_grey():

@@ -50,7 +50,7 @@ from regionhash.models.dmih import THETA
 from regionhash.models.region_dh import codes_of
 from regionhash.parts.multiscale import window_boxes
 from regionhash.parts.pooling import pool_top
-from regionhash.parts.sift import sift_features
+from regionhash.parts.sift import load_opencv, sift_features
 from regionhash.parts.windows import sliding_windows
 from regionhash.search import united_hamming
 from regionhash.store import CodeFile
@@ -152,9 +152,11 @@ def reproduce_objects(name: str, root: Path, out: Path, options: ObjectOptions, 
 
     Raises:
         ValueError: unknown preset, missing data (the message says what to put where), a picture
-            that cannot be read, or no query at all.
+            that cannot be read, no query at all, or SIFT is wanted without OpenCV.
     """
     preset = find_object_preset(name)
+    if options.sift:
+        load_opencv()  # that it is missing is told before hours of training
     run = _Run(preset, *_open(preset, root, options), options, out, say)
     singles, combined = run.queries()
     results: list[ObjectResult] = []

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from regionhash.data.image_set import Image
 from regionhash.structures import Floats
+
+
+def load_opencv() -> Any:
+    """The module.
+
+    Raises:
+        ValueError: OpenCV is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise ValueError("SIFT needs OpenCV: pip install opencv-contrib-python-headless") from error
+    return cv2
 
 
 def sift_features(image: Image, *, most: int = 500) -> tuple[Floats, Floats]:
@@ -21,10 +36,7 @@ def sift_features(image: Image, *, most: int = 500) -> tuple[Floats, Floats]:
     Raises:
         ValueError: OpenCV is not installed.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise ValueError("SIFT needs OpenCV: pip install opencv-contrib-python-headless") from error
+    cv2 = load_opencv()
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     keys, descriptors = cv2.SIFT_create(most).detectAndCompute(grey, None)
     if descriptors is None:
