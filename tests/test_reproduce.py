@@ -12,7 +12,8 @@ from regionhash.data import open_dataset
 from regionhash.data.voc import VOC_CLASSES
 from regionhash.evaluation.protocols import PRESETS, find_preset
 from regionhash.evaluation.report import Comparison, Result, best_acg, score, write_report
-from regionhash.reproduce import Options, _first_proposals, _Trunk, reproduce
+from regionhash.reproduce import Options, _first_proposals, _train_trunk, _Trunk, reproduce
+from regionhash.training import TrainingError
 
 OBJECT = (
     "<object><name>{}</name><difficult>0</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin>"
@@ -88,6 +89,16 @@ def _rows(text: str) -> list[list[str]]:
     """The figures of Region-DH; the times behind them differ."""
     lines = [line for line in text.splitlines() if line.startswith("| Region-DH |")]
     return [line.split("|")[2:5] for line in lines]
+
+
+def test_a_failed_training_of_several_processes_is_told_without_a_traceback(tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    options = Options(**TINY | {"processes": 2})
+    scenes = open_dataset("digits:train:4")
+    with pytest.raises(TrainingError, match="failed, see above"):
+        preset = find_preset("region-dh/voc2012")
+        _train_trunk("ssdh", options, preset, tmp_path, scenes, tmp_path / "run", print)
 
 
 def test_missing_data_says_what_to_put_where(tmp_path):

@@ -41,7 +41,7 @@ from regionhash.feature_cache import stored_features
 from regionhash.models.region_dh import codes_of
 from regionhash.store import CodeFile
 from regionhash.structures import Codes
-from regionhash.training import Cache, TrainingConfig, fold_as, take_over, train
+from regionhash.training import Cache, TrainingConfig, TrainingError, fold_as, take_over, train
 
 _TRUNK_BITS = 48  # at which what all lengths share is trained
 _ABLATION_BITS = 48
@@ -197,8 +197,8 @@ def reproduce(name: str, root: Path, out: Path, options: Options, say: Say) -> P
     What was done before in the same folder with the same options is not done again.
 
     Raises:
-        ValueError: unknown preset, missing data (the message says what to put where), or pictures
-            that are on both sides.
+        ValueError: unknown preset, missing data (the message says what to put where), pictures
+            that are on both sides, or a training of several processes that failed.
     """
     preset = find_preset(name)
     data = _open(preset, root)
@@ -385,7 +385,8 @@ def _train_trunk(
     for name, value in (arguments | asdict(config)).items():
         command += ["--set", f"{name}={json.dumps(value)}"]  # JSON is TOML here
     say(shlex.join(command))
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode:
+        raise TrainingError(f"{folder}: the training failed, see above")
 
 
 def _first_proposals(trunk: _Trunk, n: int) -> _Trunk:
