@@ -7,10 +7,11 @@ trained on them is trained by the same code as any other model, with `cached_vie
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,8 @@ _SAMPLE = 20_000  # descriptors that a vocabulary is learned from
 _BATCH = 64
 _TIMED = 20  # queries
 _PRECISION: Precision = "bf16-mixed"
+_RAMP = {"ramp_start": 0.4, "ramp_end": 0.6}
+"""Of DMIH's pair loss: until the proposals are known, it would pull at the wrong ones."""
 
 
 @dataclass(frozen=True)
@@ -302,12 +305,13 @@ class _Run:
     def trained(self, part: str, n_bits: int) -> tuple[Any, float]:
         """DMIH trained as a whole, or one part after the other, and the seconds that it took."""
         folder = self.out / "runs" / f"dmih-{part}-{n_bits}"
-        start, seconds = None, 0.0
+        arguments = self.options.network(n_bits) | {"part": part}
+        start, seconds, changes = None, 0.0, {}
         if part == "hash":  # the proposals do not depend on the length of the code
             start, seconds = self.trained("mil", max(self.preset.bits))
-        return self._train(
-            "dmih", self.options.network(n_bits) | {"part": part}, folder, self.maps, start, seconds
-        )
+        if part == "joint":
+            changes = _RAMP
+        return self._train("dmih", arguments, folder, self.maps, start, seconds, changes)
 
     def _train(
         self,
@@ -317,6 +321,7 @@ class _Run:
         cache: Cache,
         start: Any = None,
         seconds: float = 0.0,
+        changes: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[Any, float]:
         if folder in self._trained:
             return self._trained[folder]
@@ -326,7 +331,7 @@ class _Run:
             arguments,
             self.database,
             folder,
-            self.options.training(),
+            replace(self.options.training(), **changes),
             start=start,
             cache=cache,
             on_epoch=lambda report: self.say(str(report)),
