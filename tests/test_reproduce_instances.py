@@ -34,6 +34,7 @@ from regionhash.reproduce_instances import (
     _AllRegions,
     _AllRegionsCosine,
     _hasher,
+    _open,
     _Steps,
     refine_levels,
     reproduce_instances,
@@ -304,6 +305,27 @@ def test_all_regions_are_compared_by_cosine_across_blocks():
     ranks = _AllRegionsCosine(queries, regions, offsets)
     assert ranks.shape == (3, 700)
     assert ranks[0:3].tolist() == dense_ranks(-best).tolist()
+
+
+@pytest.mark.parametrize(
+    ("preset", "folder", "n_pictures"),
+    [
+        ("drh/oxford5k", "oxford5k", 2),
+        ("drh/oxford105k", "oxford5k", 5),
+        ("drh/paris6k", "paris6k", 2),
+        ("drh/paris106k", "paris6k", 5),
+    ],
+)
+def test_the_large_presets_add_the_pictures_of_flickr(preset, folder, n_pictures, tmp_path):
+    for own, names in ((folder, ("sight_1", "sight_2")), ("flickr100k", "abc")):
+        (tmp_path / own).mkdir()
+        for name in names:
+            Image.new("RGB", (20, 10)).save(tmp_path / own / f"{name}.jpg")
+    for kind, text in (("query", "sight_1 0 0 9 9"), ("good", "sight_2"), ("ok", ""), ("junk", "")):
+        (tmp_path / folder / f"sight_1_{kind}.txt").write_text(text)
+    search = _open(find_instance_preset(preset), tmp_path, InstanceOptions())
+    assert len(search.database) == n_pictures
+    assert [query.positives for query in search.queries] == [("sight_2",)]
 
 
 def test_missing_data_says_what_to_put_where(tmp_path):
