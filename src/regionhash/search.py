@@ -55,13 +55,8 @@ def search_images(
     """
     if table.image_codes is None:
         raise ValueError("these codes have no image codes")
-    distances = distances_to_one(_one(query)[0], table.image_codes)  # (N,)
-    if among is None:
-        rows = _nearest(distances, top)
-    else:
-        own = np.flatnonzero(among)
-        rows = own[_nearest(distances[own], top)]
-    return _hits(rows, distances[rows], table)
+    rows, distances = nearest_codes(_one(query)[0], table.image_codes, top=top, among=among)
+    return _hits(rows, distances, table)
 
 
 def search_regions(
@@ -182,6 +177,32 @@ def search_categories(
         hits = _hits(pictures[rows], distances[rows], table)
         answers.append(CategoryHits(category, float(query.probs[n]), tuple(hits)))
     return answers
+
+
+def nearest_codes(
+    query: Codes, codes: Codes, *, top: int, among: Mask | None = None
+) -> tuple[Ints, Ints]:
+    """The `top` codes nearest to a query, best first, equal ones in order.
+
+    Args:
+        query: (B,) uint8, packed.
+        codes: (N, B) uint8, packed; may be memory-mapped.
+        top: how many codes to return.
+        among: (N,) bool, the codes that are searched; None searches all.
+
+    Returns:
+        Their rows (K,) int64 and distances (K,) int64, in bits.
+
+    Raises:
+        ValueError: the query does not fit, or `top` < 1.
+    """
+    distances = distances_to_one(query, codes)  # (N,)
+    if among is None:
+        rows = _nearest(distances, top)
+    else:
+        own = np.flatnonzero(among)
+        rows = own[_nearest(distances[own], top)]
+    return rows.astype(np.int64, copy=False), distances[rows].astype(np.int64)
 
 
 def nearest_bags(
@@ -316,7 +337,7 @@ def _lowest(distances: NDArray[np.integer[Any]], wanted: int) -> Iterator[NDArra
     yield np.arange(len(distances))
 
 
-def _hits(rows: Ints, distances: NDArray[np.integer[Any]], table: CodeTable) -> list[Hit]:
+def _hits(rows: Ints, distances: NDArray[np.signedinteger[Any]], table: CodeTable) -> list[Hit]:
     """Found pictures, by their rows (K,) in the table and distances (K,), without matches."""
     found = zip(rows.tolist(), distances.tolist(), strict=True)
     return [Hit(row, table.ids[row], distance) for row, distance in found]
