@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from regionhash.codes import binarize, hamming_distances, pack_bits, unpack_bits
+from regionhash.codes import (
+    binarize,
+    distances_to_one,
+    hamming_distances,
+    pack_bits,
+    unpack_bits,
+)
 
 
 def slow_distances(queries, database):
@@ -65,6 +71,20 @@ def test_distances_of_many_random_codes_are_exact(n_bytes):
     np.testing.assert_array_equal(
         hamming_distances(queries, database), slow_distances(queries, database)
     )
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "kind"),
+    [(1, np.uint8), (8, np.uint8), (31, np.uint8), (32, np.uint16), (8191, np.uint16),
+     (8192, np.uint32)],
+)  # fmt: skip
+def test_distances_to_one_query_fit_their_type_at_its_limit(n_bytes, kind):
+    database = np.random.default_rng(0).integers(0, 256, (300, n_bytes), dtype=np.uint8)
+    query = ~database[7]  # as far from it as can be
+    distances = distances_to_one(query, database)
+    assert distances.dtype == kind
+    assert distances[7] == 8 * n_bytes
+    assert distances.tolist() == hamming_distances(query[None], database)[0].tolist()
 
 
 def test_slices_and_reversed_codes_are_read_as_they_are():

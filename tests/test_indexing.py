@@ -9,7 +9,7 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 
 from conftest import write_picture
-from regionhash.checkpoints import load_checkpoint
+from regionhash.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
 from regionhash.encoding import encode_boxes
@@ -130,6 +130,19 @@ def test_a_trained_model_is_taken_as_it_is(saved, photos, tmp_path):
     assert result["model_hash"] == saved.checkpoint.model_hash
     hits = search(folder, "--query", photos / "2.png", "--box", "20,30,90,100")["hits"]
     assert len(hits[0]["matches"]) == 1
+
+
+@pytest.mark.parametrize("name", ["ssdh", "control", "one-stage", "iah", "dmih"])
+def test_models_of_all_kinds_make_the_codes(name, photos, tmp_path):
+    torch.manual_seed(0)
+    arguments = {"n_bits": 16, "n_classes": 10, "backbone": "tiny_fpn", "weights": "none"}
+    bare = Checkpoint(name, arguments, tuple("0123456789"), short=64)
+    known = save_checkpoint(tmp_path / "model", build_model(name, arguments).eval(), bare)
+    result = record_of(index(photos, tmp_path / "index", "--model", tmp_path / "model", "--json"))
+    assert (result["fit"], result["encoded"]) == (None, 6)
+    assert result["model_hash"] == known.model_hash
+    hits = search(tmp_path / "index", "--query", photos / "2.png", "--box", "20,30,90,100")["hits"]
+    assert [len(hit["matches"]) for hit in hits] == [1] * 6
 
 
 def test_the_proposals_are_those_of_the_given_detector(saved, photos, tmp_path):

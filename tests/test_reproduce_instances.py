@@ -1,16 +1,19 @@
 import csv
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.detection.image_list import ImageList
 
-from regionhash.checkpoints import build_model
+from regionhash.checkpoints import Checkpoint, build_model, save_checkpoint
 from regionhash.codes import hamming_distances, unpack_bits
 from regionhash.data import open_dataset
 from regionhash.data.instances import read_instances
@@ -24,11 +27,14 @@ from regionhash.evaluation.protocols import (
 )
 from regionhash.instance_features import instance_features, windows_kind
 from regionhash.models.drh import fit_drh
+from regionhash.parts.backbones import stack_images
+from regionhash.parts.windows import snap_boxes
 from regionhash.reproduce_instances import (
     InstanceOptions,
     _AllRegions,
     _AllRegionsCosine,
     _hasher,
+    _open,
     _Steps,
     refine_levels,
     reproduce_instances,
@@ -73,31 +79,45 @@ def options(flat, **changes):
 
 @pytest.mark.slow
 def test_a_preset_runs_from_pictures_to_the_report_and_reads_them_once(
-    flat, small_preset, tmp_path
+    flat, small_preset, saved, tmp_path
 ):
     said = []
     torch.manual_seed(0)
-    page = reproduce_instances(PRESET, flat, tmp_path, options(flat), said.append)
+    chosen = options(flat, rpn=saved.folder)
+    page = reproduce_instances(PRESET, flat, tmp_path, chosen, said.append)
     text = page.read_text()
     assert "Database: objects + more, 12 pictures, hash of ids" in text
     assert "1 could not be read" in text and "broken.png: the file is empty" in text
     assert f"regionhash reproduce {PRESET} --data DIR --backbone tiny_fpn" in text
-    assert "--distractors folder:more" in text
+    assert "--distractors folder:more --rpn CHECKPOINT`" in text
+    assert f"RPN: that of a region-dh of tiny_fpn, model {saved.checkpoint.model_hash}," in text
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert all(0 < float(row["map"]) <= 1 for row in rows)
     per_table = [[row["method"] for row in rows if row["table"] == n] for n in "1234"]
-    assert [len(own) for own in per_table] == [2 * 3 + 1, 2 * 4, 2 + 4 * 4 + 4, 2 * 5 + 4]
+    assert [len(own) for own in per_table] == [2 * 3 + 1, 3 * 2 * 4, 2 + 4 * 4 + 4, 2 * 5 + 8]
     by_method = {(row["table"], row["method"], row["bits"]): row["map"] for row in rows}
     # what must be equal: the same method in two tables, and M beyond the whole database
     assert by_method["1", "gDRH", "1024"] == by_method["3", "gDRH", "1024"]
     assert by_method["3", "gDRH+gQE+lDRH+lQE (q = 6)", "1024"] == by_method["4", "DRH", "1024"]
     way = "gDRH+lDRH (windows, overlap 0.6; M = {})"
     assert by_method["2", way.format(100), "1024"] == by_method["2", way.format(800), "1024"]
-    assert "| codes of 512 bits |" in text and "| 128 max-pooled floats |" in text
+    for planes in ("", ", random hyperplanes"):
+        whole, local = f"gDRH{planes}", f"gDRH+lDRH{planes}"
+        assert by_method["1", whole, "1024"] == by_method["4", whole, "1024"]
+        assert by_method["2", way.format(400) + planes, "1024"] == by_method["3", local, "1024"]
+        assert by_method["3", local, "1024"] == by_method["4", local, "1024"]
+        assert f"| codes of 512 bits{planes} |" in text
+    for method in ("gDRH", "DRH"):
+        assert (
+            by_method["4", method, "1024"]
+            != by_method["4", f"{method}, random hyperplanes", "1024"]
+        )
+    assert re.search(r"\| windows, overlap 0.6, \d+ boxes \| RPN, \d+ boxes \|", text)
+    assert "| 128 max-pooled floats |" in text
     assert (tmp_path / "map.png").stat().st_size > 1000
     said.clear()
-    again = reproduce_instances(PRESET, flat, tmp_path, options(flat), said.append)
+    again = reproduce_instances(PRESET, flat, tmp_path, chosen, said.append)
     assert not any("computing the features" in line for line in said)
     assert again.read_text().split("## Table 2")[0] == text.split("## Table 2")[0]
 
@@ -138,6 +158,46 @@ def test_codes_of_kept_features_are_those_of_the_model(flat, model, tmp_path):
         (own,) = model.encode_boxes([tensor], [frame.to_input(torch.tensor([query.box]))])
         assert (bits != unpack_bits(own.codes)[0]).mean() < 0.05
     assert len(np.unique(asked, axis=0)) > 10
+
+
+def test_features_of_proposals_are_the_maxima_in_the_boxes_of_the_detector(
+    flat, model, saved, tmp_path
+):
+    search = read_instances(flat / "objects.csv", images_dir=flat / "images")
+    read = partial(instance_features, model, search, short=64, overlaps=(), settings=(), say=str)
+    regions = read(tmp_path, rpn=saved.folder).database["RPN"]
+    for n, image in enumerate(search.database.images):
+        tensor, _ = to_input(image, 64)
+        batch, sizes = stack_images([tensor])
+        with torch.no_grad():
+            maps, _ = saved.model.backbone(batch)
+            (boxes,), _, _ = saved.model.rpn(ImageList(batch, sizes), maps)
+            top = model.backbone.top(batch)[0]
+        stride = sizes[0][1] / top.shape[2]
+        own = regions.values[regions.offsets[n] : regions.offsets[n + 1]].astype(np.float32)
+        assert len(own) > 1 + len(boxes) > 1  # this detector keeps 8 proposals, the preset 300
+        whole = boxes.new_tensor([[0, 0, sizes[0][1], sizes[0][0]]])
+        cells = snap_boxes(torch.cat([whole, boxes]), stride, *top.shape[1:])
+        for got, (x0, y0, x1, y1) in zip(own[: len(cells)], cells, strict=True):
+            expected = top[:, y0:y1, x0:x1].amax((1, 2))
+            np.testing.assert_allclose(got, expected / expected.norm(), atol=1e-3)
+
+
+def test_only_a_detector_proposes(flat, model, tmp_path):
+    search = read_instances(flat / "objects.csv", images_dir=flat / "images")
+    bare = Checkpoint("drh", {"n_bits": 64, "backbone": "tiny_fpn", "weights": "none"}, (), 64)
+    save_checkpoint(tmp_path / "drh", model, bare)
+    with pytest.raises(ValueError, match="drh: a drh proposes no regions"):
+        instance_features(
+            model,
+            search,
+            tmp_path / "features",
+            short=64,
+            overlaps=(),
+            rpn=tmp_path / "drh",
+            settings=(),
+            say=str,
+        )
 
 
 def random_table(n=9, n_bytes=2, seed=0):
@@ -245,6 +305,27 @@ def test_all_regions_are_compared_by_cosine_across_blocks():
     ranks = _AllRegionsCosine(queries, regions, offsets)
     assert ranks.shape == (3, 700)
     assert ranks[0:3].tolist() == dense_ranks(-best).tolist()
+
+
+@pytest.mark.parametrize(
+    ("preset", "folder", "n_pictures"),
+    [
+        ("drh/oxford5k", "oxford5k", 2),
+        ("drh/oxford105k", "oxford5k", 5),
+        ("drh/paris6k", "paris6k", 2),
+        ("drh/paris106k", "paris6k", 5),
+    ],
+)
+def test_the_large_presets_add_the_pictures_of_flickr(preset, folder, n_pictures, tmp_path):
+    for own, names in ((folder, ("sight_1", "sight_2")), ("flickr100k", "abc")):
+        (tmp_path / own).mkdir()
+        for name in names:
+            Image.new("RGB", (20, 10)).save(tmp_path / own / f"{name}.jpg")
+    for kind, text in (("query", "sight_1 0 0 9 9"), ("good", "sight_2"), ("ok", ""), ("junk", "")):
+        (tmp_path / folder / f"sight_1_{kind}.txt").write_text(text)
+    search = _open(find_instance_preset(preset), tmp_path, InstanceOptions())
+    assert len(search.database) == n_pictures
+    assert [query.positives for query in search.queries] == [("sight_2",)]
 
 
 def test_missing_data_says_what_to_put_where(tmp_path):

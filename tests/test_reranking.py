@@ -134,6 +134,29 @@ def test_the_exact_step_and_its_expansion(seed, m, q):
         check(hits, slow.regions_expanded(wanted[:m], q)[:3], table)
 
 
+@settings(deadline=None, max_examples=50)
+@given(seeds, st.integers(1, 15), st.integers(1, 15))
+def test_candidates_are_the_first_of_the_pictures_that_are_searched(seed, m, top):
+    rng = np.random.default_rng(seed)
+    table = table_of(rng)
+    query, among = rng.integers(0, 8, 2, np.uint8), rng.random(len(table)) < 0.6
+    slow = Slow(table)
+    wanted = [own for own in slow.images(query) if among[own[0]]]
+    hits = search_in_steps(table, ["global"], image_query=query, top=top, among=among)
+    check(hits, wanted[:top], table)
+    wanted = slow.regions([query], [row for row, _, _ in wanted[:m]])
+    hits = search_in_steps(
+        table,
+        ["global", "local"],
+        image_query=query,
+        region_query=query,
+        top=top,
+        candidates=m,
+        among=among,
+    )
+    check(hits, wanted[:top], table)
+
+
 def test_with_all_pictures_as_candidates_two_steps_find_what_the_exact_search_finds():
     rng = np.random.default_rng(0)
     table = table_of(rng, n=200, n_bytes=64, low=1)  # long codes, hardly a tie

@@ -1,5 +1,6 @@
 """Exact search, against loops over unpacked bits."""
 
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -65,14 +66,27 @@ def test_united_hamming_is_the_sum_of_least_distances_whatever_the_block(drawn, 
     assert united.tolist() == slow_united(queries, codes, offsets)
 
 
-@given(queries_and_bags(), st.integers(1, 10))
-def test_objects_are_ranked_by_distance_then_row_with_the_first_best_region(drawn, top):
+SAMPLES = st.sampled_from([(4096, 16), (1, 2), (1, 7)])  # the small ones mislead
+
+
+@contextmanager
+def sampling(sample):
+    """Guesses levels by other samples of the distances: what is found may not depend on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_SAMPLE", sample[0])
+        patch.setattr(search, "_SHARE", sample[1])
+        yield
+
+
+@given(queries_and_bags(), st.integers(1, 10), SAMPLES)
+def test_objects_are_ranked_by_distance_then_row_with_the_first_best_region(drawn, top, sample):
     queries, sizes, codes = drawn
     table = table_of(sizes, codes)
     united = slow_united(queries, codes, table.offsets)
     rows = sorted((n for n, size in enumerate(sizes) if size), key=lambda n: (united[n], n))[:top]
 
-    hits = search_objects(queries, table, top=top)
+    with sampling(sample):
+        hits = search_objects(queries, table, top=top)
 
     assert [(hit.index, hit.image_id, hit.distance) for hit in hits] == [
         (n, f"image{n}", united[n]) for n in rows
@@ -103,6 +117,37 @@ def test_images_are_ranked_by_distance_then_row(drawn, top):
     hits = search_images(queries[0], table, top=top)
     assert [(hit.index, hit.distance) for hit in hits] == [(n, distances[n]) for n in rows]
     assert all(hit.matches == () for hit in hits)
+
+
+@given(
+    arrays(
+        st.sampled_from([np.uint8, np.uint16, np.int32, np.int64]),
+        st.integers(0, 60),
+        elements=st.sampled_from([0, 1, 2, 7, 100, 255]),  # ties, and levels that nothing has
+    ),
+    st.integers(1, 70),
+    SAMPLES,
+)
+def test_the_nearest_rows_are_those_of_a_sorting_with_ties_in_their_order(distances, top, sample):
+    rows = sorted(range(len(distances)), key=lambda n: (int(distances[n]), n))[:top]
+    with sampling(sample):
+        assert search._nearest(distances, top).tolist() == rows
+
+
+@pytest.mark.parametrize("rest", [0, 300, 512])
+def test_a_sample_that_is_like_nothing_else_does_not_mislead(rest):
+    distances = np.random.default_rng(0).integers(200, 300, 100_000).astype(np.uint16)
+    distances[:: search._SHARE] = rest  # all that the sample sees
+    order = np.argsort(distances, kind="stable")
+    for top in (1, 400, 99_000, 200_000):
+        assert search._nearest(distances, top).tolist() == order[:top].tolist()
+
+
+def test_equal_distances_are_all_in_the_order_of_rows():
+    for n, top in ((0, 3), (1, 3), (50_000, 7), (5, 9)):
+        for value in (0, 9):
+            rows = search._nearest(np.full(n, value, np.uint16), top)
+            assert rows.tolist() == list(range(min(n, top)))
 
 
 def test_a_planted_region_is_found_among_many_and_nothing_else_is_near():

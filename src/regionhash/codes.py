@@ -78,18 +78,18 @@ def distances_to_one(query: Codes, database: Codes) -> NDArray[np.unsignedintege
     bits it is several times faster: NumPy counts the bits of many words at once.
 
     Args:
-        query: (B,) uint8, packed; up to 8,191 bytes.
+        query: (B,) uint8, packed; any B.
         database: (N, B) uint8, packed; may be memory-mapped.
 
     Returns:
-        (N,) in bits; uint8 where a code has less than 256 of them, else uint16.
+        (N,) in bits, of the smallest unsigned type that holds them all.
 
     Raises:
         ValueError: as `hamming_distances`.
     """
     query, database = _packed("query", query[None]), np.asarray(database)
     hamming_distances(query, database[:0])  # refuses what does not fit
-    kind = np.dtype(np.uint8 if database.shape[1] < 32 else np.uint16)
+    kind = np.min_scalar_type(8 * database.shape[1])
     distances: NDArray[np.unsignedinteger[Any]] = np.zeros(len(database), kind)
     block = max(1, _BLOCK_BYTES // max(1, database.shape[1]))
     one_word = database.shape[1] == 8 and database.flags.c_contiguous

@@ -147,6 +147,20 @@ def build_index(
     return IndexReport(checkpoint, fit, added)
 
 
+def detector_arguments(path: Path) -> dict[str, Any]:
+    """Arguments of a DRH whose regions a trained Region-DH proposes; `take_detector` fills it.
+
+    Raises:
+        ValueError: no checkpoint, or one of another model.
+    """
+    theirs = read_checkpoint(path)
+    if theirs.name != "region-dh":
+        raise ValueError(f"{path}: a {theirs.name} proposes no regions")
+    built = _defaults(region_dh) | theirs.arguments
+    own = {name: built[name] for name in ("backbone", "fpn_channels")}
+    return own | {"weights": "none", "proposals": "rpn"}
+
+
 def take_detector(model: DRH, path: Path) -> None:
     """Gives a DRH with an RPN the backbone, the pyramid and the RPN of a Region-DH checkpoint.
 
@@ -213,12 +227,7 @@ def _fit(
     arguments = _defaults(drh) | settings.arguments
     short = settings.short or DEFAULT_SHORT
     if settings.detector:
-        theirs = read_checkpoint(settings.detector)
-        if theirs.name != "region-dh":
-            raise ValueError(f"{settings.detector}: a {theirs.name} proposes no regions")
-        built = _defaults(region_dh) | theirs.arguments
-        arguments |= {"backbone": built["backbone"], "fpn_channels": built["fpn_channels"]}
-        arguments |= {"weights": "none", "proposals": "rpn"}  # the detector's weights follow
+        arguments |= detector_arguments(settings.detector)
     torch.manual_seed(settings.seed)
     model: DRH = build_model("drh", arguments).eval()
     if settings.detector:

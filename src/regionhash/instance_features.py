@@ -24,7 +24,7 @@ from regionhash.data.images import ImageError
 from regionhash.data.instances import InstanceSearch
 from regionhash.data.transforms import Frame, to_input
 from regionhash.evaluation.report import hash_ids
-from regionhash.indexing import take_detector
+from regionhash.indexing import detector_arguments, take_detector
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.descriptors import crow, gem, mac, rmac_vectors, spoc
 from regionhash.parts.windows import max_pool_windows, sliding_windows, snap_boxes
@@ -47,6 +47,11 @@ class Bags:
 
     values: NDArray[np.float16]
     offsets: Ints
+
+    @property
+    def mean_length(self) -> float:
+        """Features per picture."""
+        return len(self.values) / (len(self.offsets) - 1)
 
     def __iter__(self) -> Iterator[Tensor]:
         """All rows, some at a time, as float32."""
@@ -147,10 +152,7 @@ class _BagWriter:
 
 def _proposer(path: Path) -> Any:
     """A DRH whose regions are the proposals of a trained detector."""
-    theirs = read_checkpoint(path)
-    names = ("backbone", "fpn_channels")
-    arguments = {name: theirs.arguments[name] for name in names if name in theirs.arguments}
-    model = build_model("drh", arguments | {"weights": "none", "proposals": "rpn", "n_classes": 0})
+    model = build_model("drh", detector_arguments(path) | {"n_classes": 0})
     take_detector(model, path)
     return model.eval()
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import faiss
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from regionhash.checkpoints import build_model, provenance
+from regionhash.checkpoints import build_model, provenance, read_checkpoint
 from regionhash.classical import RandomHyperplanes
 from regionhash.codes import binarize, pack_bits
 from regionhash.data import open_dataset
@@ -29,6 +28,8 @@ from regionhash.evaluation import (
     paper_figures,
 )
 from regionhash.evaluation.instance_report import (
+    HYPERPLANES,
+    MAX_POOLED,
     InstanceReport,
     InstanceResult,
     ScanTime,
@@ -62,6 +63,8 @@ from regionhash.search import search_images, united_hamming
 from regionhash.structures import Codes, CodeTable, Floats, Ints
 
 Say = Callable[[str], None]
+Hasher = Callable[[Tensor], Codes]
+"""Codes (N, K/8) of features (N, D) as a region has them, not yet whitened."""
 
 DEFAULT_BITS, DEFAULT_OVERLAP = 1024, 0.6
 """The paper's, chosen on Oxford 5k (Sec. "Performance using Different Settings")."""
@@ -71,7 +74,6 @@ _EXPANSIONS = (4, 5, 6, 7)  # Table 3
 _TIMED_BITS = (512, 1024)  # Table 5
 _TIMED_QUERIES = 64
 _REPEATS = 11
-_CHUNK = 8192  # features at a time
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class _Run:
         self.regions = features.database[windows_kind(DEFAULT_OVERLAP)]
         self.models = {n_bits: self._fit(n_bits) for n_bits in preset.bits}
         model = self.models[DEFAULT_BITS]
-        # Whitening does not depend on the length: one set of floats for all hyperplanes.
+        # Whitening does not depend on the length: one set of floats for all.
         self.floats = self.regions.map(model.whitening)  # (M, P)
         self.query_floats = features.queries["MAC"].map(model.whitening)  # (Q, P)
 
@@ -203,32 +205,32 @@ class _Run:
     def lengths(self) -> Iterator[InstanceResult]:
         """Table 1: whole pictures, by codes of several lengths and by the floats before them."""
         first = self.regions.offsets[:-1]  # the whole map is the first region
+        whole = Bags(self.regions.values[first], np.arange(len(first) + 1))
+        queries = self.features.queries["MAC"]
         score = partial(self._score, "1")
         for n_bits in self.preset.bits:
-            codes = _hasher(self.models[n_bits])
-            whole = Bags(self.regions.values[first], np.arange(len(first) + 1))
-            distances = HammingMatrix(self.features.queries["MAC"].map(codes), whole.map(codes))
-            yield score("gDRH", n_bits, distances)
-            planes = self._hyperplanes(n_bits)
-            distances = HammingMatrix(planes(self.query_floats), planes(self.floats[first]))
-            yield score("random hyperplanes", n_bits, distances)
+            for hashed_by, codes in self._hashers(n_bits):
+                distances = HammingMatrix(queries.map(codes), whole.map(codes))
+                yield score(f"gDRH{hashed_by}", n_bits, distances)
         ranks = CosineRanks(_unit(self.query_floats), _unit(self.floats[first]))
         note = f"{self.floats.shape[1]}-d, whitened"
-        yield score("max-pooled floats", None, ranks, note)
+        yield score(MAX_POOLED, None, ranks, note)
 
     def windows(self) -> Iterator[InstanceResult]:
         """Table 2: local re-ranking with windows of several overlaps and numbers of candidates."""
         for way in [*map(windows_kind, self.preset.overlaps), *["RPN"] * bool(self.options.rpn)]:
-            queries, table = self._codes(way)
-            mean = len(self.features.database[way].values) / len(table)
-            for m in _CANDIDATES:
-                ranks = _Steps(queries, table, local=True, candidates=m)
-                method, note = f"gDRH+lDRH ({way}; M = {m})", f"{mean:.0f} boxes"
-                yield self._score("2", method, DEFAULT_BITS, ranks, note)
+            note = f"{self.features.database[way].mean_length:.0f} boxes"
+            for hashed_by, codes in self._hashers(DEFAULT_BITS):
+                queries, table = self._codes(way, codes)
+                for m in _CANDIDATES:
+                    ranks = _Steps(queries, table, local=True, candidates=m)
+                    method = f"gDRH+lDRH ({way}; M = {m}){hashed_by}"
+                    yield self._score("2", method, DEFAULT_BITS, ranks, note)
 
     def steps(self) -> Iterator[InstanceResult]:
         """Table 3: every combination of the steps, and exact search over all regions."""
-        queries, table = self._codes(windows_kind(DEFAULT_OVERLAP))
+        (_, codes), (by_planes, planes) = self._hashers(DEFAULT_BITS)
+        queries, table = self._codes(windows_kind(DEFAULT_OVERLAP), codes)
         score = partial(self._score, "3")
         yield score("gDRH", DEFAULT_BITS, _Steps(queries, table))
         yield score("gDRH+lDRH", DEFAULT_BITS, _Steps(queries, table, local=True))
@@ -242,12 +244,10 @@ class _Run:
             ):
                 yield score(f"{method} (q = {q})", DEFAULT_BITS, ranks)
         yield score("all regions", DEFAULT_BITS, _AllRegions(queries, table))
-        planes = self._hyperplanes(DEFAULT_BITS)
-        queries, table = planes(self.query_floats), self._table(planes(self.floats), self.regions)
-        yield score(
-            "gDRH+lDRH, random hyperplanes", DEFAULT_BITS, _Steps(queries, table, local=True)
-        )
-        yield score("all regions, random hyperplanes", DEFAULT_BITS, _AllRegions(queries, table))
+        queries, table = self._codes(windows_kind(DEFAULT_OVERLAP), planes)
+        local = _Steps(queries, table, local=True)
+        yield score(f"gDRH+lDRH{by_planes}", DEFAULT_BITS, local)
+        yield score(f"all regions{by_planes}", DEFAULT_BITS, _AllRegions(queries, table))
         floats = _AllRegionsCosine(
             _unit(self.query_floats), _unit(self.floats), self.regions.offsets
         )
@@ -264,14 +264,17 @@ class _Run:
                 vectors = [_aggregated(own, function) for own in (queries, database)]
                 note = f"{vectors[0].shape[1]} floats"
                 yield self._score("4", method, None, CosineRanks(*vectors), note)
-        queries_codes, table = self._codes(windows_kind(DEFAULT_OVERLAP))
-        one, many = "1 code", f"{len(self.floats) / len(table):.0f} codes"
-        score = partial(self._score, "4")
-        local = partial(_Steps, queries_codes, table, local=True)
-        yield score("gDRH", DEFAULT_BITS, _Steps(queries_codes, table), one)
-        yield score("gDRH+lDRH", DEFAULT_BITS, local(), many)
-        yield score("DRH", DEFAULT_BITS, local(expand_global=True, expand_local=True), many)
-        yield score("all regions", DEFAULT_BITS, _AllRegions(queries_codes, table), many)
+        many = f"{self.regions.mean_length:.0f} codes"
+        for hashed_by, codes in self._hashers(DEFAULT_BITS):
+            own, table = self._codes(windows_kind(DEFAULT_OVERLAP), codes)
+            local = partial(_Steps, own, table, local=True)
+            for method, ranks, note in (
+                ("gDRH", _Steps(own, table), "1 code"),
+                ("gDRH+lDRH", local(), many),
+                ("DRH", local(expand_global=True, expand_local=True), many),
+                ("all regions", _AllRegions(own, table), many),
+            ):
+                yield self._score("4", f"{method}{hashed_by}", DEFAULT_BITS, ranks, note)
 
     def times(self) -> list[ScanTime]:
         """Table 5: the nearest pictures by floats and by codes, on one thread."""
@@ -288,7 +291,7 @@ class _Run:
         peer = "Tolias et al. 2015 (512-d floats)"
         times = []
         for queries, database, what, published in (
-            (raw, self.regions.values[first].astype(np.float32), "max-pooled floats", peer),
+            (raw, self.regions.values[first].astype(np.float32), MAX_POOLED, peer),
             (self.query_floats[:_TIMED_QUERIES], self.floats[first], "whitened floats", ""),
         ):
             index = faiss.IndexFlatIP(database.shape[1])
@@ -296,32 +299,32 @@ class _Run:
             single = _milliseconds(partial(index.search, queries[:1], top))
             batch = _milliseconds(partial(index.search, queries, top)) / len(queries)
             times.append(ScanTime(f"{database.shape[1]} {what}", single, batch, published, None))
+        whole = Bags(self.regions.values[first], np.arange(len(first) + 1))
         for n_bits in (own for own in _TIMED_BITS if own in self.preset.bits):
-            codes = _hasher(self.models[n_bits])
-            whole = Bags(self.regions.values[first], np.arange(len(first) + 1))
-            table = CodeTable(
-                ids=self.features.ids,
-                sizes=np.zeros((len(first), 2), np.int32),
-                image_codes=whole.map(codes),
-            )
-            asked = self.features.queries["MAC"].map(codes)[:_TIMED_QUERIES]
-            single = _milliseconds(partial(_search_all, asked[:1], table, top))
-            batch = _milliseconds(partial(_search_all, asked, table, top)) / len(asked)
-            times.append(ScanTime(f"codes of {n_bits} bits", single, batch, "DRH", n_bits))
+            for hashed_by, codes in self._hashers(n_bits):
+                table = CodeTable(
+                    ids=self.features.ids,
+                    sizes=np.zeros((len(first), 2), np.int32),
+                    image_codes=whole.map(codes),
+                )
+                asked = self.features.queries["MAC"].map(codes)[:_TIMED_QUERIES]
+                single = _milliseconds(partial(_search_all, asked[:1], table, top))
+                batch = _milliseconds(partial(_search_all, asked, table, top)) / len(asked)
+                what = f"codes of {n_bits} bits{hashed_by}"
+                times.append(ScanTime(what, single, batch, f"DRH{hashed_by}", n_bits))
         return times
 
-    def _hyperplanes(self, n_bits: int) -> Callable[[Floats], Codes]:
-        planes = RandomHyperplanes(n_bits).fit(self.floats)
+    def _hashers(self, n_bits: int) -> list[tuple[str, Hasher]]:
+        """DRH's hash, and random hyperplanes on what it reads; before each, what names it."""
+        model, planes = self.models[n_bits], RandomHyperplanes(n_bits).fit(self.floats)
+        return [
+            ("", _hasher(model)),
+            (f", {HYPERPLANES}", lambda own: planes.encode(model.whitening(own).numpy())),
+        ]
 
-        def encode(floats: Floats) -> Codes:
-            parts = [floats[n : n + _CHUNK] for n in range(0, len(floats), _CHUNK)]
-            return np.concatenate([planes.encode(part) for part in parts])
-
-        return encode
-
-    def _codes(self, way: str) -> tuple[Codes, CodeTable]:
+    def _codes(self, way: str, codes: Hasher) -> tuple[Codes, CodeTable]:
         """Codes of the queries, and those of the database with regions made in one way."""
-        codes, regions = _hasher(self.models[DEFAULT_BITS]), self.features.database[way]
+        regions = self.features.database[way]
         return self.features.queries["MAC"].map(codes), self._table(regions.map(codes), regions)
 
     def _table(self, codes: Codes, regions: Bags) -> CodeTable:
@@ -439,8 +442,7 @@ class _AllRegionsCosine:
         return dense_ranks(-best)
 
 
-def _hasher(model: Any) -> Callable[[Tensor], Codes]:
-    """Codes (N, K/8) of features (N, D)."""
+def _hasher(model: Any) -> Hasher:
     return lambda features: pack_bits(binarize(model(model.whitening(features)).numpy(), 0.0))
 
 
@@ -470,13 +472,13 @@ def _search_all(queries: Codes, table: CodeTable, top: int) -> None:
 
 
 def _milliseconds(run: Callable[[], object]) -> float:
-    """The median of several runs after one that warms up."""
+    """The least of several runs after one that warms up: other work on the machine only adds."""
     taken = []
     for _ in range(1 + _REPEATS):
         start = time.perf_counter()
         run()
         taken.append(time.perf_counter() - start)
-    return 1000 * median(taken[1:])
+    return 1000 * min(taken[1:])
 
 
 # -- facts ----------------------------------------------------------------------------------------
@@ -527,4 +529,11 @@ def _facts(
         f"Versions: {versions}; Python {facts['python']}; git {facts['git']}.",
         f"Machine: {facts['machine']}.",
     ]
+    if options.rpn:
+        theirs = read_checkpoint(options.rpn)
+        seen = theirs.provenance.get("data", {}).get("name", "what its checkpoint does not tell")
+        lines.append(
+            f"RPN: that of a {theirs.name} of {theirs.arguments['backbone']}, model "
+            f"{theirs.model_hash}, trained on {seen}."
+        )
     return lines + [f"Skipped: {own}" for own in features.skipped.values()]

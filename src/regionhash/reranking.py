@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.codes import hamming_distances
-from regionhash.search import united_hamming
+from regionhash.search import nearest_codes, united_hamming
 from regionhash.structures import Codes, CodeTable, Hit, Ints, Mask, Match
 
 Step = Literal["exact", "global", "global-expand", "local", "local-expand"]
@@ -142,15 +142,16 @@ def search_in_steps(
     for name, value in (("top", top), ("candidates", candidates), ("expand", expand)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    wanted = top if len(steps) == 1 else candidates
     if steps[0] == "global":
-        ranking = rank_images(_given(image_query, steps[0]), table)
+        query = _given(image_query, steps[0])
+        ranking = rank_images(query, table, top=wanted, among=among)
     else:
         ranking = rank_regions(_given(region_query, steps[0]), table)
-    if among is not None:
-        kept = among[ranking.rows]
-        ranking = replace(ranking, rows=ranking.rows[kept], distances=ranking.distances[kept])
-    if len(steps) > 1:
-        ranking = ranking.first(candidates)
+        if among is not None:
+            kept = among[ranking.rows]
+            ranking = replace(ranking, rows=ranking.rows[kept], distances=ranking.distances[kept])
+        ranking = ranking.first(wanted)
     for step in steps[1:]:
         if step == "local":
             ranking = rank_regions(_given(region_query, step), table, ranking)
@@ -161,10 +162,15 @@ def search_in_steps(
     return hits_of(ranking.first(top), table)
 
 
-def rank_images(query: Codes, table: CodeTable) -> Ranking:
-    """gDRH: all pictures by the distance of their code to `query` (B,)."""
-    distances = hamming_distances(query[None], _image_codes(table))[0]
-    return _sorted(np.arange(len(table)), distances.astype(np.int64))
+def rank_images(
+    query: Codes, table: CodeTable, *, top: int | None = None, among: Mask | None = None
+) -> Ranking:
+    """gDRH: pictures by the distance of their code to `query` (B,).
+
+    The `top` first of those that `among` (N,) has; None stands for all.
+    """
+    wanted = max(1, len(table)) if top is None else top
+    return Ranking(*nearest_codes(query, _image_codes(table), top=wanted, among=among))
 
 
 def expand_images(ranking: Ranking, table: CodeTable, q: int) -> Ranking:

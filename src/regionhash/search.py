@@ -7,6 +7,7 @@ the same on every machine; a `top` beyond the number of pictures returns them al
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,11 @@ _BLOCK = 1 << 17
 _FEW = 0.1
 """Share of the bags up to which their codes are gathered instead of scanning all."""
 
-_SAMPLE = 100_000
-"""Distances by which a search guesses the level that it will need."""
+_SAMPLE = 4096
+"""Distances, at least, by which a search guesses the level that it will need."""
+
+_SHARE = 16
+"""One in so many distances is in that sample where there are enough."""
 
 
 def search_images(
@@ -51,13 +55,8 @@ def search_images(
     """
     if table.image_codes is None:
         raise ValueError("these codes have no image codes")
-    distances = distances_to_one(_one(query)[0], table.image_codes)  # (N,)
-    if among is None:
-        rows = _nearest(distances, top)
-    else:
-        own = np.flatnonzero(among)
-        rows = own[_nearest(distances[own], top)]
-    return [Hit(int(row), table.ids[row], int(distances[row])) for row in rows]
+    rows, distances = nearest_codes(_one(query)[0], table.image_codes, top=top, among=among)
+    return _hits(rows, distances, table)
 
 
 def search_regions(
@@ -175,9 +174,35 @@ def search_categories(
         pictures, codes = table.category_table(category, min_prob)
         distances = hamming_distances(query.codes[n : n + 1], codes)[0]  # (T,)
         rows = _nearest(distances, top)
-        hits = (Hit(int(pictures[r]), table.ids[int(pictures[r])], int(distances[r])) for r in rows)
+        hits = _hits(pictures[rows], distances[rows], table)
         answers.append(CategoryHits(category, float(query.probs[n]), tuple(hits)))
     return answers
+
+
+def nearest_codes(
+    query: Codes, codes: Codes, *, top: int, among: Mask | None = None
+) -> tuple[Ints, Ints]:
+    """The `top` codes nearest to a query, best first, equal ones in order.
+
+    Args:
+        query: (B,) uint8, packed.
+        codes: (N, B) uint8, packed; may be memory-mapped.
+        top: how many codes to return.
+        among: (N,) bool, the codes that are searched; None searches all.
+
+    Returns:
+        Their rows (K,) int64 and distances (K,) int64, in bits.
+
+    Raises:
+        ValueError: the query does not fit, or `top` < 1.
+    """
+    distances = distances_to_one(query, codes)  # (N,)
+    if among is None:
+        rows = _nearest(distances, top)
+    else:
+        own = np.flatnonzero(among)
+        rows = own[_nearest(distances[own], top)]
+    return rows.astype(np.int64, copy=False), distances[rows].astype(np.int64)
 
 
 def nearest_bags(
@@ -185,9 +210,8 @@ def nearest_bags(
 ) -> tuple[Ints, Ints]:
     """The `top` bags that hold the codes nearest to a query, best first, equal ones in order.
 
-    What `united_hamming` and a sorting give, without the minimum of every bag: Hamming distances
-    have few levels, so the codes of the lowest levels are looked at, level by level, until they
-    belong to enough bags.
+    What `united_hamming` and a sorting give, without the minimum of every bag: the codes of the
+    lowest levels are looked at until they belong to enough bags.
 
     Args:
         query: (B,) uint8, packed.
@@ -202,8 +226,6 @@ def nearest_bags(
     Raises:
         ValueError: the query does not fit, or `top` < 1.
     """
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
     names = None  # of the bags, where not all are looked at
     if among is not None and _count(among) < _FEW * len(among):
         names = np.flatnonzero(among)
@@ -212,20 +234,13 @@ def nearest_bags(
         codes = codes[np.repeat(offsets[names] - bounds[:-1], lengths) + np.arange(bounds[-1])]
         offsets, among = bounds, None
     distances = distances_to_one(query, codes)  # (M,)
-    last = int(distances.max(initial=0))
-    sample = distances[:: 1 + len(distances) // _SAMPLE]  # guesses where to begin, and no more
-    level = bisect_left(
-        range(last), top * len(sample), key=lambda least: _count(sample <= least) * len(distances)
-    )
-    while True:
-        at = np.flatnonzero(distances <= level)
+    for at in _lowest(distances, top):
         owners = np.searchsorted(offsets, at, side="right") - 1
         if among is not None:
             at, owners = at[among[owners]], owners[among[owners]]
         starts = np.flatnonzero(np.diff(owners, prepend=-1))  # of the codes of one bag
-        if len(starts) >= top or level >= last:
+        if len(starts) >= top:
             break
-        level += 1
     bags = owners[starts]
     least = np.minimum.reduceat(distances[at], starts) if len(starts) else distances[:0]
     order = np.argsort(least, kind="stable")[:top]
@@ -292,18 +307,40 @@ def _one(query: Codes) -> Codes:
 
 
 def _nearest(distances: NDArray[np.integer[Any]], top: int) -> NDArray[np.intp]:
-    """Rows of the `top` least distances, equal ones in the order of the rows.
-
-    Bisects over the few levels that Hamming distances have for the level that the last place falls
-    into: a selection such as `numpy.partition` is several times slower on so many equal values.
-    """
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
-    levels = range(int(distances.max(initial=0)) + 1)
-    wanted = min(top, len(distances))
-    level = bisect_left(levels, wanted, key=lambda least: _count(distances <= least))
-    rows = np.flatnonzero(distances <= level)
+    """Rows of the `top` least distances, equal ones in the order of the rows."""
+    for rows in _lowest(distances, top):
+        if len(rows) >= top:
+            break
     return rows[np.argsort(distances[rows], kind="stable")][:top]
+
+
+def _lowest(distances: NDArray[np.integer[Any]], wanted: int) -> Iterator[NDArray[np.intp]]:
+    """Rows of all distances up to some level, for rising levels; the last time all rows.
+
+    Hamming distances have few levels, and a sample tells at about which of them the `wanted` first
+    end: a selection such as `numpy.partition` is several times slower on so many equal values.
+
+    Raises:
+        ValueError: `wanted` < 1.
+    """
+    if wanted < 1:
+        raise ValueError(f"top must be at least 1, got {wanted}")
+    last = int(distances.max(initial=0))
+    sample = distances[:: min(_SHARE, 1 + len(distances) // _SAMPLE)].copy()
+    level = bisect_left(
+        range(last), wanted * len(sample), key=lambda n: _count(sample <= n) * len(distances)
+    )
+    step = 1
+    while level < last:
+        yield np.flatnonzero(distances <= level)
+        level, step = level + step, 2 * step  # the sample may mislead, but not for long
+    yield np.arange(len(distances))
+
+
+def _hits(rows: Ints, distances: NDArray[np.signedinteger[Any]], table: CodeTable) -> list[Hit]:
+    """Found pictures, by their rows (K,) in the table and distances (K,), without matches."""
+    found = zip(rows.tolist(), distances.tolist(), strict=True)
+    return [Hit(row, table.ids[row], distance) for row, distance in found]
 
 
 def _best_matches(queries: Codes, regions: Regions) -> tuple[Match, ...]:
