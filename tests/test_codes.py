@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from regionhash.codes import binarize, hamming_distances, pack_bits, unpack_bits
+from regionhash.codes import (
+    binarize,
+    codes_within,
+    hamming_distances,
+    pack_bits,
+    unpack_bits,
+)
 
 
 def slow_distances(queries, database):
@@ -65,6 +71,16 @@ def test_distances_of_many_random_codes_are_exact(n_bytes):
     np.testing.assert_array_equal(
         hamming_distances(queries, database), slow_distances(queries, database)
     )
+
+
+@given(st.data(), st.sampled_from([1, 2, 4, 6, 8, 12, 16, 20, 32, 64]), st.integers(0, 70))
+def test_codes_within_a_radius_are_those_of_unpacked_bits(data, n_bytes, radius):
+    query, database = data.draw(arrays(np.uint8, n_bytes)), data.draw(codes(6, n_bytes))
+    distances = slow_distances(query[None], database)[0]
+    rows, found = codes_within(query, database, radius)
+    np.testing.assert_array_equal(rows, np.flatnonzero(distances <= radius))
+    np.testing.assert_array_equal(found, distances[rows])
+    assert (rows.dtype, found.dtype) == (np.int64, np.int64)
 
 
 def test_slices_and_reversed_codes_are_read_as_they_are():

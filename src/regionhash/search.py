@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.codes import distances_to_one, hamming_distances
+from regionhash.codes import codes_within, distances_to_one, hamming_distances
 from regionhash.structures import (
     CategoryCodes,
     CategoryHits,
@@ -31,8 +31,8 @@ _BLOCK = 1 << 17
 _FEW = 0.1
 """Share of the bags up to which their codes are gathered instead of scanning all."""
 
-_SAMPLE = 100_000
-"""Distances by which a search guesses the level that it will need."""
+_SAMPLE = 20_000
+"""Codes by which a search guesses the distance that it will need."""
 
 
 def search_images(
@@ -185,9 +185,9 @@ def nearest_bags(
 ) -> tuple[Ints, Ints]:
     """The `top` bags that hold the codes nearest to a query, best first, equal ones in order.
 
-    What `united_hamming` and a sorting give, without the minimum of every bag: Hamming distances
-    have few levels, so the codes of the lowest levels are looked at, level by level, until they
-    belong to enough bags.
+    What `united_hamming` and a sorting give, without the minimum of every bag: a sample of the bags
+    tells the distance within which enough of them are likely to be, one pass over the codes finds
+    all that are, and where they were too few, another pass looks further.
 
     Args:
         query: (B,) uint8, packed.
@@ -204,33 +204,39 @@ def nearest_bags(
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
-    names = None  # of the bags, where not all are looked at
-    if among is not None and _count(among) < _FEW * len(among):
-        names = np.flatnonzero(among)
-        lengths = offsets[names + 1] - offsets[names]
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        codes = codes[np.repeat(offsets[names] - bounds[:-1], lengths) + np.arange(bounds[-1])]
-        offsets, among = bounds, None
-    distances = distances_to_one(query, codes)  # (M,)
-    last = int(distances.max(initial=0))
-    sample = distances[:: 1 + len(distances) // _SAMPLE]  # guesses where to begin, and no more
-    level = bisect_left(
-        range(last), top * len(sample), key=lambda least: _count(sample <= least) * len(distances)
-    )
+    n_bags, last = len(offsets) - 1, 8 * codes.shape[1]
+    few = among is not None and _count(among) < _FEW * n_bags
+    stride = 1 if few else 1 + len(codes) // _SAMPLE
+    names = np.arange(0, n_bags, stride) if among is None else np.flatnonzero(among)[::stride]
+    least = united_hamming(query[None], *_gathered(codes, offsets, names))
+    if stride == 1:
+        found = np.flatnonzero(least <= last)  # an empty bag is further away
+        rows = found[_nearest(least[found], top)]
+        return names[rows], least[rows]
+    least.sort()
+    place = 1 + 2 * top // stride  # where more than enough are: a second pass costs the most
     while True:
-        at = np.flatnonzero(distances <= level)
+        level = int(least[place]) if place < len(least) else last
+        at, distances = codes_within(query, codes, level)
         owners = np.searchsorted(offsets, at, side="right") - 1
         if among is not None:
-            at, owners = at[among[owners]], owners[among[owners]]
+            own = among[owners]
+            distances, owners = distances[own], owners[own]
         starts = np.flatnonzero(np.diff(owners, prepend=-1))  # of the codes of one bag
         if len(starts) >= top or level >= last:
             break
-        level += 1
+        place = max(4 * place, int(np.searchsorted(least, level, side="right")))
     bags = owners[starts]
-    least = np.minimum.reduceat(distances[at], starts) if len(starts) else distances[:0]
-    order = np.argsort(least, kind="stable")[:top]
-    bags = bags[order] if names is None else names[bags[order]]
-    return bags.astype(np.int64), least[order].astype(np.int64)
+    nearest = np.minimum.reduceat(distances, starts) if len(starts) else distances
+    order = np.argsort(nearest, kind="stable")[:top]
+    return bags[order], nearest[order]
+
+
+def _gathered(codes: Codes, offsets: Ints, names: Ints) -> tuple[Codes, Ints]:
+    """The codes and offsets of some bags."""
+    lengths = offsets[names + 1] - offsets[names]
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    return codes[np.repeat(offsets[names] - bounds[:-1], lengths) + np.arange(bounds[-1])], bounds
 
 
 def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:

@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -338,12 +338,14 @@ class Collection:
                 break
             fetched *= 2
         page = groups[offset : offset + limit]
+        paths = self._paths([int(snapshot.rows[hit.index]) for group in page for hit in group])
         return Results(
             answer.mode,
             answer.steps,
             tuple(query.boxes for query in answer.queries),
             tuple(
-                with_duplicates([self._result(hit, snapshot) for hit in group]) for group in page
+                with_duplicates([self._result(hit, snapshot, paths) for hit in group])
+                for group in page
             ),
             offset,
             len(groups) > offset + limit,
@@ -500,11 +502,18 @@ class Collection:
             return QueryPicture(name, image, boxes, replace(known, regions=own))
         return QueryPicture(name, image, (), known)
 
-    def _result(self, hit: Hit, snapshot: Snapshot) -> Result:
+    def _paths(self, rows: Sequence[int]) -> dict[int, Path]:
+        """The files of some rows; of those that are in no file, or removed by now, none."""
+        found = self._database.read(
+            "SELECT row, path FROM images WHERE path NOT NULL "
+            "AND row IN (SELECT value FROM json_each(?))",
+            json.dumps(rows),
+        )
+        return {row: Path(os.fsdecode(path)) for row, path in found}
+
+    def _result(self, hit: Hit, snapshot: Snapshot, paths: Mapping[int, Path]) -> Result:
         table, n = snapshot.table, hit.index
         row = int(snapshot.rows[n])
-        found = self._database.read("SELECT path FROM images WHERE row = ?", row)
-        path = found[0][0] if found else None  # a moment ago it may have been removed
         labels: set[int] = set()
         if snapshot.labels is not None:
             labels |= set(np.flatnonzero(snapshot.labels[n]).tolist())
@@ -516,7 +525,7 @@ class Collection:
         return Result(
             hit.image_id,
             row,
-            None if path is None else Path(os.fsdecode(path)),
+            paths.get(row),
             (height, width),
             hit.distance,
             hit.matches,
