@@ -129,6 +129,9 @@ def run_server(
     app = create_app(folder, token=token, limits=limits, loopback=host in LOOPBACK, device=device)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listening:
+        # Connections inherit it. asyncio sets it only where the socket names its protocol, and else
+        # the body of an answer waits 40 ms for the client to acknowledge the headers.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         bound = listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         tell(f"{folder}: {len(app.state.service.collection)} pictures at http://{shown}:{bound}/")
