@@ -146,7 +146,12 @@ def default_within(n_bits: int) -> int:
 
 
 def search_categories(
-    query: CategoryCodes, table: CodeTable, *, top: int = 20, min_prob: float = 0.0
+    query: CategoryCodes,
+    table: CodeTable,
+    *,
+    top: int = 20,
+    min_prob: float = 0.0,
+    among: Mask | None = None,
 ) -> list[CategoryHits]:
     """The `top` pictures of each category of a query, most probable category first (IAH, Sec. IV).
 
@@ -159,6 +164,7 @@ def search_categories(
         top: how many pictures to return for each.
         min_prob: the least probability of a category, in the query and in the table; the model
             has left out what it finds improbable already.
+        among: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
         ValueError: the table has no codes of categories, the query does not fit them, `top` < 1,
@@ -173,6 +179,8 @@ def search_categories(
             continue
         category = int(query.categories[n])
         pictures, codes = table.category_table(category, min_prob)
+        if among is not None:
+            pictures, codes = pictures[among[pictures]], codes[among[pictures]]
         distances = hamming_distances(query.codes[n : n + 1], codes)[0]  # (T,)
         rows = _nearest(distances, top)
         hits = (Hit(int(pictures[r]), table.ids[int(pictures[r])], int(distances[r])) for r in rows)
