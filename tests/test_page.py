@@ -192,7 +192,7 @@ def test_what_a_second_picture_shows_is_left_out(page, photos):
         page.locator("text=Not this").nth(1).click()
     asked = caught.value.request.post_data_json
     assert (len(asked["queries"]), len(asked["without"])) == (1, 1)
-    page.wait_for_selector("#title:has-text('without what must not be there')")
+    page.wait_for_selector("#title:has-text('but not that')")
     assert shown(page) == [hit["id"] for hit in caught.value.json()["hits"]]
     assert page.locator("text=Not this").nth(0).is_disabled()
     with page.expect_response("**/api/search") as caught:
