@@ -5,7 +5,8 @@ Makes a synthetic collection once (random codes, 64 bits, ten regions a picture)
 - the time to open it, and the memory that the process holds after searches, beside the bytes of the
   region codes and boxes;
 - the time of an answer on loopback, with `--pause` seconds between the requests of a client (0:
-  each sends the next at once), while another process adds pictures;
+  each sends the next at once), while another process adds pictures; what service and clients need
+  of the processor; and the memory of the service, every second (`--seconds 600`: ten minutes);
 - the scan alone, beside the time in which NumPy reads the same codes once.
 
 Run: python benchmarks/bench_service.py [--images 1000000] [--seconds 60] [--pause 1] [--json]
@@ -95,6 +96,12 @@ def memory(process: str = "self") -> dict[str, float]:
     return {"anonymous": anonymous, "all": anonymous + mapped}
 
 
+def processor_seconds(process: int) -> float:
+    """What a process has used of the processor."""
+    after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure_opening(folder: Path, searches: int = 20) -> dict[str, float]:
     """In a process of its own: time to open, memory before and after some searches, scan times."""
     import faiss  # noqa: F401  (before the memory is taken)
@@ -162,6 +169,7 @@ def load(port: int, n_clients: int, seconds: float, pause: float, n_images: int)
         "errors": len(wrong),
         "per second": round(len(times) / seconds, 1),
         "milliseconds": dict(zip(("median", "p95", "p99", "most"), shares, strict=True)),
+        "clients' processor seconds": round(time.process_time(), 1),
     }
 
 
@@ -220,15 +228,26 @@ def main() -> None:
         port = int(server.stdout.readline().rstrip().rstrip("/").rpartition(":")[2])
         options = ["--port", port, "--clients", own.clients, "--pause", own.pause]
         part("load", *options, "--seconds", 5).communicate()  # warms up
-        before = memory(str(server.pid))
+        used, held = processor_seconds(server.pid), []
         asked = part("load", *options, "--seconds", own.seconds)
+        while asked.poll() is None:
+            held.append(memory(str(server.pid))["anonymous"])
+            time.sleep(1)
         record |= json.loads(asked.communicate()[0])
-        after = memory(str(server.pid))
+        used = processor_seconds(server.pid) - used
     finally:
         for process in (adding, server):
             process.terminate()
             process.wait()
-    record["server MB not mapped, before and after"] = before["anonymous"], after["anonymous"]
+    record["service's processor seconds"] = round(used, 1)
+    record["service's MB not mapped"] = {
+        "start": held[0],
+        "end": held[-1],
+        "most": max(held),
+        "mean of each tenth": [
+            round(np.mean(tenth)) for tenth in np.array_split(held, 10) if len(tenth)
+        ],
+    }
     if own.json:
         print(json.dumps(record))
         return

@@ -6,29 +6,16 @@ Run: python scripts/screenshot_page.py [FOLDER] [--theme dark] [--width 375] [--
 """
 
 import argparse
-import socket
-import threading
-import time
 from pathlib import Path
-from shutil import which
 
-import uvicorn
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from chromium import launched, served
 from regionhash.demo import make_collection
 from regionhash.service import create_app
 
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "page.png"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def main() -> None:
@@ -38,21 +25,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--out", type=Path, default=IMAGE)
     options = parser.parse_args()
-    app = create_app(make_collection(options.folder))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        shoot(f"http://127.0.0.1:{listening.getsockname()[1]}/", options)
-        server.should_exit = True
-        thread.join()
+    with served(create_app(make_collection(options.folder))) as address:
+        shoot(address, options)
 
 
 def shoot(address: str, options: argparse.Namespace) -> None:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=which("chromium"), args=FLAGS)
+        browser = launched(playwright)
         size = {"width": options.width, "height": 820}
         page = browser.new_page(viewport=size, color_scheme=options.theme)
         page.goto(address)

@@ -90,8 +90,25 @@ def photo_collection(
     saved: SavedModel, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A collection of the six photos, not to be changed."""
-    folder = tmp_path_factory.mktemp("collected") / "photos.collection"
-    settings = IndexSettings({}, model=saved.folder)
+    return collect(photos, saved.folder, tmp_path_factory.mktemp("collected") / "photos.collection")
+
+
+@pytest.fixture(scope="session")
+def category_collection(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of the six photos with codes of categories, not to be changed."""
+    model = tmp_path_factory.mktemp("iah")
+    arguments = {
+        name: TINY[name] for name in ("backbone", "weights", "n_proposals", "fpn_channels")
+    }
+    arguments |= {"n_bits": 16, "n_classes": 3, "n_category_bits": 16}
+    torch.manual_seed(0)
+    built = build_model("iah", arguments)
+    save_checkpoint(model, built, Checkpoint("iah", arguments, ("cat", "dog", "cow"), short=64))
+    return collect(photos, model, tmp_path_factory.mktemp("collected") / "categories.collection")
+
+
+def collect(pictures: Path, model: Path, folder: Path) -> Path:
+    """Makes a collection of the pictures in `folder`, with a model that is saved."""
     stage = lambda _: nullcontext((lambda *_: None, lambda *_: None))  # noqa: E731
-    build_index([str(photos)], folder, settings, stage=stage, workers=0)
+    build_index([str(pictures)], folder, IndexSettings({}, model=model), stage=stage, workers=0)
     return folder

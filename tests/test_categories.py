@@ -83,6 +83,14 @@ def test_the_least_probability_holds_in_query_and_pictures():
     assert search_categories(query, _table(), min_prob=1.0) == []
 
 
+def test_only_the_pictures_that_are_asked_for_are_searched():
+    among = np.array([False, True, True, True])
+    dog, cat = search_categories(
+        _query((0, 0.3, 0b1111), (1, 0.6, 0b0001)), _table(), top=1, among=among
+    )
+    assert [hit.image_id for hit in dog.hits] == [hit.image_id for hit in cat.hits] == ["d"]
+
+
 def test_a_category_that_no_picture_has_is_told_without_hits():
     (cow,) = search_categories(_query((2, 0.5, 0)), _table())
     assert cow.hits == ()

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from collection_cases import MODEL, encoded, new_image
 from conftest import write_picture
-from regionhash.collection import Collection, Filter, Query
+from regionhash.collection import Collection, Filter, Query, open_codes
 from regionhash.collection.database import Database
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
-from regionhash.search import search_regions
-from regionhash.store import CodeFile, StoreError
+from regionhash.search import search_categories, search_objects, search_regions
+from regionhash.store import StoreError
 from test_cli import error_of, run
 
 
@@ -67,7 +67,7 @@ def added(command, folder, *options):
 
 
 def ids(folder):
-    return list(CodeFile.open(folder).table.ids)
+    return list(open_codes(folder).table.ids)
 
 
 # The arrays follow the database
@@ -288,11 +288,11 @@ def test_a_moved_file_is_not_encoded_again_and_a_changed_one_is(made, pictures, 
     shutil.copy(photos / "5.png", pictures / "1.png")
     shutil.copy(photos / "2.png", pictures / "copy.png")
     before = {
-        image_id: CodeFile.open(made).table.regions(n).codes for n, image_id in enumerate(ids(made))
+        image_id: open_codes(made).table.regions(n).codes for n, image_id in enumerate(ids(made))
     }
     report = added("add", made, pictures)
     assert (report["encoded"], report["moved"], report["copied"]) == (1, 1, 1)
-    table = CodeFile.open(made).table
+    table = open_codes(made).table
     now = {image_id: table.regions(n).codes for n, image_id in enumerate(table.ids)}
     assert sorted(now) == ["1.png", "2.png", "copy.png", "zero.png"]
     np.testing.assert_array_equal(now["zero.png"], before["0.png"])
@@ -352,7 +352,7 @@ def test_export_and_import_give_the_same_codes(made, tmp_path, saved):
     run("export", made, "-o", tmp_path / "codes.h5")
     again = tmp_path / "again"
     run("import", again, tmp_path / "codes.h5")
-    tables = [CodeFile.open(own).table for own in (made, again, tmp_path / "codes.h5")]
+    tables = [open_codes(own).table for own in (made, again, tmp_path / "codes.h5")]
     for name in ("image_codes", "region_codes", "boxes", "labels", "scores", "offsets", "sizes"):
         for other in tables[1:]:
             np.testing.assert_array_equal(getattr(tables[0], name), getattr(other, name))
@@ -376,7 +376,7 @@ def test_an_index_of_an_older_version_becomes_a_collection(made, pictures, photo
 
 
 def test_the_search_is_that_of_the_code_file(made, pictures):
-    file = CodeFile.open(made)
+    file = open_codes(made)
     with Collection.open(made) as collection:
         for n in range(3):
             found = collection.search(like=f"{n}.png", regions=[1]).hits
@@ -411,7 +411,7 @@ def test_filters_let_through_what_they_name(made, pictures, photos, tmp_path):
     assert found(folder="sub") == found(folder=str(pictures / "sub")) == {"sub/4.png"}
     assert found(before=86_400 * 500) == {"sub/4.png"}  # the others were made now
     assert found(after=86_400 * 500) == {"0.png", "1.png", "2.png"}
-    table = CodeFile.open(made).table
+    table = open_codes(made).table
     for label, least in (("3", 0.0), ("3", 0.2), ("7", 0.15)):
         wanted = set()
         for n, image_id in enumerate(table.ids):
@@ -426,6 +426,87 @@ def test_filters_let_through_what_they_name(made, pictures, photos, tmp_path):
     options = ["--query", pictures / "1.png", "--before", "1971-06-01", "--json"]
     hits = json.loads(run("search", made, *options).stdout)["hits"]
     assert [hit["picture"] for hit in hits] == ["sub/4.png"]
+
+
+def test_categories_are_searched_page_by_page_among_what_is_left(category_collection, tmp_path):
+    folder = shutil.copytree(category_collection, tmp_path / "c")
+    with Collection.open(folder) as collection:
+        collection.remove(["1.png"])  # the arrays still hold it
+        _, query = collection.image("3.png")
+        filter = Filter(before=collection.search(like="2.png").hits[0].taken)
+        whole = collection.search(like="3.png", mode="category")
+        pages = [
+            collection.search(like="3.png", mode="category", limit=2, offset=n) for n in (0, 2, 4)
+        ]
+        nothing = collection.search(like="3.png", mode="category", filter=Filter(before=0.0))
+        near = collection.search(like="3.png", mode="category", near=16, limit=1)
+        late = collection.search(like="3.png", mode="category", filter=filter)
+        names = collection.classes
+    table = open_codes(folder).table
+    wanted = search_categories(query.categories, table)
+    assert len(wanted) > 1 and max(len(own.hits) for own in wanted) == 5
+    assert whole.hits == () and whole.mode == "category"
+    assert [
+        (own.category, own.prob, [(hit.id, hit.distance) for hit in own.hits])
+        for own in whole.groups
+    ] == [
+        (names[own.category], own.prob, [(hit.image_id, hit.distance) for hit in own.hits])
+        for own in wanted
+    ]
+    for own, *parts in zip(whole.groups, *(page.groups for page in pages), strict=True):
+        assert own.hits == sum((part.hits for part in parts), ())
+    assert [page.more for page in pages] == [True, True, False]
+    assert all(own.hits == () for own in nothing.groups)
+    assert [len(own.hits) for own in near.groups] == [1] * len(near.groups)
+    assert len(near.groups[0].hits[0].duplicates) == len(wanted[0].hits) - 1
+    assert late.searched < 5
+
+
+def test_what_must_not_be_there_is_left_out(photo_collection, photos):
+    file = open_codes(photo_collection)
+    with Collection.open(photo_collection) as collection:
+        unwanted = [Query(like="2.png", regions=[1]), Query(photos / "4.png")]
+        found = collection.search(like="1.png", regions=[0], without=unwanted, within=0)
+        best = collection.image("4.png")[1].regions
+        codes = np.stack([file.table.regions(2).codes[1], best.codes[0]])
+        wanted = search_objects(
+            file.table.regions(1).codes[:1], file.table, without=codes, within=0
+        )
+        assert [(hit.id, hit.distance) for hit in found.hits] == [
+            (hit.image_id, hit.distance) for hit in wanted
+        ]
+        assert 0 < len(found.hits) < 6 and found.mode == "objects"
+        assert found.without == (
+            (tuple(file.table.regions(2).boxes[1].tolist()),),
+            (tuple(best.boxes[0].tolist()),),
+        )
+
+
+def test_collections_are_searched_by_category_and_without_objects_from_the_command_line(
+    category_collection, photo_collection, photos, tmp_path
+):
+    command = ["search", category_collection, "--query", photos / "3.png", "--mode", "category"]
+    sheet = tmp_path / "found.html"
+    record = json.loads(run(*command, "--json", "--top", 2, "--offset", 1, "--sheet", sheet).stdout)
+    with Collection.open(category_collection) as collection:
+        found = collection.search(photos / "3.png", mode="category", limit=2, offset=1)
+    assert [
+        (own["category"], [(hit["rank"], hit["picture"]) for hit in own["hits"]])
+        for own in record["groups"]
+    ] == [
+        (own.category, [(n, hit.id) for n, hit in enumerate(own.hits, 2)]) for own in found.groups
+    ]
+    assert sheet.stat().st_size > 0
+    said = run(*command, "--folder", "nowhere").stdout
+    assert said.startswith(f"{found.groups[0].category}, probability ") and ", 0 pictures" in said
+    command = ["search", photo_collection, "--query", photos / "1.png", "--json"]
+    command += ["--without", photos / "4.png", "--without-distance", 0, "--top", 2, "--offset", 1]
+    record = json.loads(run(*command).stdout)
+    with Collection.open(photo_collection) as collection:
+        unwanted = [Query(photos / "4.png")]
+        hits = collection.search(photos / "1.png", without=unwanted, within=0).hits
+    assert [hit["picture"] for hit in record["hits"]] == [hit.id for hit in hits[1:3]]
+    assert len(record["without"][0]["boxes"]) == 1
 
 
 def test_near_duplicates_stand_together(made, pictures):
@@ -463,6 +544,13 @@ def test_bad_questions_are_named(photo_collection, photos):
             ({"like": "0.png", "regions": [99]}, r"0.png: has \d regions, got \[99\]"),
             ({"like": "0.png", "limit": 0}, "limit must be at least 1"),
             ({"like": "0.png", "near": -1}, "near must be at least 0"),
+            ({"like": "0.png", "mode": "category"}, "has no codes of categories"),
+            ({"like": "0.png", "min_prob": 0.5}, "for mode category, got mode image"),
+            ({"like": "0.png", "within": 3}, "only with objects that must not be there"),
+            (
+                {"like": "0.png", "without": [Query(like="1.png")], "mode": "image"},
+                "for mode objects, got mode image",
+            ),
             ({"like": "0.png", "filter": Filter(labels=("cow",))}, "no class of the model"),
             ({"image": photos / "0.png", "boxes": [(1, 2, 3)]}, "four numbers"),
             ({"image": photos / "0.png", "boxes": [(5, 5, 1, 1)]}, "x0 < x1"),

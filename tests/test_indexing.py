@@ -10,13 +10,13 @@ from torchvision.models.detection.image_list import ImageList
 
 from conftest import write_picture
 from regionhash.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from regionhash.collection import open_codes
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
 from regionhash.encoding import encode_boxes
 from regionhash.indexing import sample_features
 from regionhash.parts.backbones import stack_images
 from regionhash.sources import open_inputs
-from regionhash.store import CodeFile
 from test_cli import error_of, run
 
 SMALL = ("--backbone", "tiny_fpn", "--weights", "none", "--bits", 64, "--short", 64)
@@ -65,7 +65,7 @@ def test_an_index_is_one_folder_and_says_what_was_fitted_and_what_comes_next(mad
 def test_the_codes_are_those_of_the_model_that_lies_beside_them(made, photos):
     folder, _ = made
     model, checkpoint = load_checkpoint(folder)
-    table = CodeFile.open(folder).table
+    table = open_codes(folder).table
     for n in range(6):
         own = table.regions(n)
         again = encode_boxes(model, checkpoint, read_image(photos / table.ids[n]), own.boxes.copy())
@@ -108,15 +108,15 @@ def test_an_interrupted_index_goes_on_without_fitting_again(photos, tmp_path, mo
 
 def test_the_same_folder_and_seed_give_the_same_index(made, photos, tmp_path):
     index(photos, tmp_path)
-    hashes = [CodeFile.open(folder).model_hash for folder in (made[0], tmp_path)]
+    hashes = [open_codes(folder).model_hash for folder in (made[0], tmp_path)]
     assert hashes[0] == hashes[1]
-    tables = [CodeFile.open(folder).table for folder in (made[0], tmp_path)]
+    tables = [open_codes(folder).table for folder in (made[0], tmp_path)]
     np.testing.assert_array_equal(tables[0].region_codes, tables[1].region_codes)
 
 
 def test_labels_are_stored_and_do_not_matter(tmp_path):
     index("digits:test:12", tmp_path / "labelled")
-    file = CodeFile.open(tmp_path / "labelled")
+    file = open_codes(tmp_path / "labelled")
     assert file.labels is not None and file.labels.any()
     assert file.model_hash != ""
     command = ["evaluate", tmp_path / "labelled", tmp_path / "labelled", "--json"]
@@ -187,7 +187,7 @@ def test_a_search_by_box_answers_with_boxes(made, photos):
     record = search(folder, "--query", photos / "2.png", "--box", "20,30,90,100")
     assert (record["mode"], record["steps"]) == ("region", ["exact"])
     assert len(record["hits"]) == 6
-    table = CodeFile.open(folder).table
+    table = open_codes(folder).table
     for hit in record["hits"]:
         (match,) = hit["matches"]
         own = table.regions(list(table.ids).index(hit["picture"]))

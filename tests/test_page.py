@@ -1,27 +1,13 @@
 """The page as people use it, in a real Chromium."""
 
-import socket
-import threading
-import time
-from shutil import which
+from contextlib import contextmanager
 
 import pytest
-import uvicorn
 
+from chromium import CHROMIUM, launched, served
 from regionhash.collection import Collection
 from regionhash.data.images import read_image
 from regionhash.service import create_app
-
-CHROMIUM = which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 
@@ -29,30 +15,29 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromiu
 @pytest.fixture(scope="module")
 def address(photo_collection):
     """Where the photos are served."""
-    app = create_app(photo_collection)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
+    with served(create_app(photo_collection)) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = launched(started)
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def page(browser, address):
-    """The page, opened; whatever fails in it or asks another place fails the test."""
+    """The page, opened."""
+    with opened(browser, address) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser, address):
+    """The page of a service; whatever fails in it or asks another place fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     page, wrong = context.new_page(), []
     page.set_default_timeout(10_000)
@@ -175,6 +160,44 @@ def test_results_are_grouped_by_category(page, photos):
     assert page.get_attribute("#group", "aria-pressed") == "true"
     headings = [own.inner_text() for own in page.query_selector_all("h3")]
     assert sum(int(text.rpartition("(")[2].rstrip(")")) for text in headings) == 6
+
+
+def test_a_model_with_codes_of_categories_answers_for_each(browser, category_collection):
+    with served(create_app(category_collection)) as address, opened(browser, address) as page:
+        page.locator(".hit").nth(3).click()
+        page.wait_for_selector("#title:has-text('like this')")
+        with page.expect_response("**/api/search") as caught:
+            page.click("#group")
+        answer = caught.value.json()
+        page.wait_for_selector("#title:has-text('each of its categories')")
+        headings = [own.inner_text() for own in page.query_selector_all("h3")]
+        assert headings == [
+            f"{own['category']}, probability {own['prob']:.2f} ({len(own['hits'])})"
+            for own in answer["groups"]
+            if own["hits"]
+        ]
+        assert shown(page) == [hit["id"] for own in answer["groups"] for hit in own["hits"]]
+        with page.expect_response("**/api/search") as caught:
+            page.click("#group")
+        assert caught.value.json()["mode"] == "image"
+
+
+def test_what_a_second_picture_shows_is_left_out(page, photos):
+    upload(page, photos / "2.png")
+    drag(page, (0.1, 0.1), (0.6, 0.6))
+    page.wait_for_selector("#title:has-text('with this object')")
+    page.set_input_files("#file", photos / "3.png")
+    page.wait_for_selector("#title:has-text('all of these')")
+    with page.expect_response("**/api/search") as caught:
+        page.locator("text=Not this").nth(1).click()
+    asked = caught.value.request.post_data_json
+    assert (len(asked["queries"]), len(asked["without"])) == (1, 1)
+    page.wait_for_selector("#title:has-text('but not that')")
+    assert shown(page) == [hit["id"] for hit in caught.value.json()["hits"]]
+    assert page.locator("text=Not this").nth(0).is_disabled()
+    with page.expect_response("**/api/search") as caught:
+        page.locator("text=Remove").nth(0).click()
+    assert caught.value.request.post_data_json["without"] == []
 
 
 def test_a_file_that_is_no_picture_and_an_empty_answer_are_told(page, photos, tmp_path):

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from regionhash import search
-from regionhash.search import search_images, search_objects, search_regions, united_hamming
+from regionhash.search import (
+    nearest_bags,
+    search_images,
+    search_objects,
+    search_regions,
+    united_hamming,
+)
 from regionhash.structures import CodeTable
 
 
@@ -106,6 +112,39 @@ def test_a_search_for_one_region_is_that_for_one_object(drawn):
     queries, sizes, codes = drawn
     table = table_of(sizes, codes)
     assert search_regions(queries[0], table) == search_objects(queries[:1], table)
+
+
+@given(queries_and_bags(), st.integers(1, 10), st.data())
+def test_bags_are_ranked_as_all_distances_rank_them_whatever_the_sample_tells(drawn, top, data):
+    queries, sizes, codes = drawn
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    n = len(sizes)
+    among = data.draw(st.none() | arrays(np.bool_, n))
+    searched = [m for m in range(n) if sizes[m] and (among is None or among[m])]
+    united = slow_united(queries[:1], codes, offsets)
+    rows = sorted(searched, key=lambda m: (united[m], m))[:top]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_SAMPLE", data.draw(st.sampled_from([1, 4, 100])))
+        found = nearest_bags(queries[0], codes, offsets, top=top, among=among)
+    assert [own.tolist() for own in found] == [rows, [united[m] for m in rows]]
+    assert [own.dtype for own in found] == [np.int64, np.int64]
+
+
+@pytest.mark.parametrize("n_near", [3, 500, 30_000])
+def test_bags_of_a_large_table_are_ranked_as_all_distances_rank_them(n_near):
+    """Codes near to the query in a few bags, in one corner: what a sample sees badly."""
+    rng = np.random.default_rng(n_near)
+    codes = rng.integers(0, 256, (250_000, 8), dtype=np.uint8)
+    query = codes[0].copy()
+    codes[:n_near] = query ^ (rng.integers(0, 256, (n_near, 8), dtype=np.uint8) & 1)
+    offsets = np.arange(0, len(codes) + 1, 10)
+    united = united_hamming(query[None], codes, offsets)
+    for among in (None, np.arange(len(united)) % 2 == 1, np.arange(len(united)) < 100):
+        searched = np.arange(len(united)) if among is None else np.flatnonzero(among)
+        rows = searched[np.argsort(united[searched], kind="stable")][:60]
+        bags, distances = nearest_bags(query, codes, offsets, top=60, among=among)
+        np.testing.assert_array_equal(bags, rows)
+        np.testing.assert_array_equal(distances, united[rows])
 
 
 @given(queries_and_bags(), st.integers(1, 20))

@@ -1,13 +1,17 @@
 """The service as programs use it and misuse it."""
 
 import io
+import json
 import shutil
 import struct
+import subprocess
+import sys
 import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from PIL import Image
 
-from regionhash.collection import Collection
+from regionhash.collection import Collection, Query
 from regionhash.data.images import read_image
 from regionhash.encoding import encode_picture
 from regionhash.service import Limits, create_app
@@ -104,6 +108,34 @@ def test_the_answer_is_that_of_the_collection(client, photo_collection, photos):
     assert both["mode"] == "objects" and len(both["hits"][0]["matches"]) == 2
 
 
+def test_objects_that_must_not_be_there_are_left_out(client, photo_collection):
+    unwanted = {"image": 3, "regions": [1]}
+    found = search(client, {"image": 2, "regions": [0]}, without=[unwanted], within=3)
+    with Collection.open(photo_collection) as collection:
+        wanted = collection.search(
+            like="1.png", regions=[0], without=[Query(like="2.png", regions=[1])], within=3
+        )
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in wanted.hits]
+    assert [[tuple(box) for box in own] for own in found["without"]] == [
+        list(own) for own in wanted.without
+    ]
+    assert len(found["hits"]) < 6
+
+
+def test_categories_are_answered_one_by_one(client, category_collection):
+    assert not client.get("/api/collection").json()["by_category"]
+    with TestClient(create_app(category_collection), base_url=HOME) as other:
+        assert other.get("/api/collection").json()["by_category"]
+        found = search(other, {"image": 4}, mode="category", limit=2)
+    with Collection.open(category_collection) as collection:
+        wanted = collection.search(like="3.png", mode="category", limit=2)
+    assert (found["hits"], found["more"]) == ([], wanted.more)
+    assert [
+        (own["category"], own["prob"], [hit["id"] for hit in own["hits"]])
+        for own in found["groups"]
+    ] == [(own.category, own.prob, [hit.id for hit in own.hits]) for own in wanted.groups]
+
+
 def test_pages_and_lists_follow_one_another(client):
     rows, after = [], 0
     while after is not None:
@@ -140,6 +172,20 @@ def test_prometheus_is_told(client):
     text = client.get("/metrics").text
     assert "regionhash_pictures 6.0" in text
     assert 'regionhash_requests_total{method="GET",route="/health",status="200"}' in text
+
+
+@pytest.mark.slow
+def test_under_load_nothing_fails_and_memory_stays_flat(tmp_path):
+    """The benchmark, small and short: in its last third the service takes up nothing more."""
+    script = Path(__file__).parents[1] / "benchmarks" / "bench_service.py"
+    options = ["--images", "2000", "--clients", "8", "--seconds", "20", "--pause", "0", "--json"]
+    command = [sys.executable, script, "--folder", tmp_path / "c", *options]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads(ran.stdout)
+    assert record["errors"] == 0 and record["requests"] > 100
+    means = record["service's MB not mapped"]["mean of each tenth"]
+    assert means[-1] - means[6] <= 8, means
 
 
 # Changing
@@ -278,6 +324,9 @@ def test_no_path_leads_out_of_the_collection(client, path):
         ({"queries": [{"image": 1}], "filter": {"labels": ["cow"]}}, 422, "no class"),
         ({"queries": [{"image": 1}], "filter": {"folder": "\0"}}, 422, "NUL"),
         ({"queries": [{"image": 1}], "unknown": 1}, 422, "unknown"),
+        ({"queries": [{"image": 1}], "mode": "category"}, 422, "no codes of categories"),
+        ({"queries": [{"image": 1}], "within": 3}, 422, "must not be there"),
+        ({"queries": [{"image": 1}], "without": [{}]}, 422, "either an upload or an image"),
         ({"queries": [{"image": 1}], "limit": 10**9}, 422, "limit"),
     ],
 )

@@ -428,7 +428,7 @@ def test_a_stranger_in_the_place_of_the_journal_is_kept(path):
 def test_a_missing_file_a_directory_and_other_files_are_reported_by_name(path, tmp_path):
     with pytest.raises(StoreError, match=r"codes\.h5: no such file"):
         CodeFile.open(path)
-    with pytest.raises(StoreError, match=f"{tmp_path.name}.*: no such file"):
+    with pytest.raises(StoreError, match=f"{tmp_path.name}: "):
         CodeFile.open(tmp_path)
     for content in (b"", b"text", bytes(5000)):
         path.write_bytes(content)

@@ -29,6 +29,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from regionhash.collection import Query
     from regionhash.collection.adding import AddReport
     from regionhash.encoding import EncodingReport
     from regionhash.models.drh import FitReport
@@ -813,7 +814,7 @@ def search(
       regionhash search photos.collection --query cat.jpg --box 10,20,200,220 --near 4
     """
     from regionhash.checkpoints import load_checkpoint
-    from regionhash.collection import Collection, Filter, Query, is_collection
+    from regionhash.collection import Collection, Filter, is_collection
     from regionhash.encoding import pick_device
     from regionhash.querying import find, model_folder, write_answer
     from regionhash.reranking import CANDIDATES, EXPANSION
@@ -827,7 +828,7 @@ def search(
             "and --offset are for collections"
         )
     collection = Collection.open(codes, device=device) if is_collection(codes) else None
-    file = collection.code_file() if collection else CodeFile.open(codes)
+    file = CodeFile.open(codes) if collection is None else collection.code_file()
     wanted = [_class_index(name, file.classes) for name in label or ()]
     if wanted and file.labels is None:
         raise ValueError(f"{codes}: has no labels, so --label cannot tell what is right")
@@ -841,9 +842,6 @@ def search(
         raise ValueError("--expand is of use only with a step of --steps that expands")
     if min_prob is not None and mode != "category":
         raise ValueError("--min-prob is of use only with --mode category")
-    filtered = wanted_of_all != Filter() or near is not None or bool(offset)
-    if filtered and (mode == "category" or without):
-        raise ValueError("--mode category and --without take no filter, no --near and no --offset")
     if without_distance is not None and not without:
         raise ValueError("--without-distance is of use only with --without")
     origin = model or model_folder(file)
@@ -855,11 +853,15 @@ def search(
         "steps": chosen,
         "candidates": CANDIDATES if candidates is None else candidates,
         "expand": EXPANSION if expand is None else expand,
+        "min_prob": min_prob or 0.0,
+        "within": without_distance,
     }
-    if collection and mode != "category" and not without:
+    unwanted = _query_pictures(without or [], [])
+    if collection is not None:
         collection.model = network, checkpoint
         results = collection.search(
-            queries=[Query(own.image, boxes=own.boxes, name=own.name) for own in queries],
+            queries=[_query(own) for own in queries],
+            without=[_query(own) for own in unwanted],
             mode=mode,
             filter=wanted_of_all,
             limit=top,
@@ -867,12 +869,18 @@ def search(
             near=near,
             **numbers,
         )
-        answer = collection.answer(results, queries)
+        answer = collection.answer(results, queries, unwanted)
     else:
-        numbers["min_prob"] = min_prob or 0.0
-        numbers["without"] = _query_pictures(without or [], [])
-        numbers["within"] = without_distance
-        answer = find(network, checkpoint, file, queries, mode=mode, top=top, **numbers)
+        answer = find(
+            network,
+            checkpoint,
+            file,
+            queries,
+            mode=mode,
+            top=top,
+            without=unwanted,
+            **numbers,
+        )
     if sheet:
         pictures = Pictures(file.meta["sources"], images_dir)
         n_hits = len(answer.hits) + sum(len(group.hits) for group in answer.groups)
@@ -881,9 +889,9 @@ def search(
     if as_json:
         _print_json(_answer_record(answer, file, offset))
     elif answer.mode == "category":
-        _print_groups(answer.groups, file)
+        _print_groups(answer.groups, file, offset)
     elif not answer.hits:
-        left_out = filtered or without
+        left_out = without or offset or wanted_of_all != Filter()
         typer.echo(f"no picture of these codes {'is left' if left_out else 'has a region'}")
     else:
         _print_table(_hit_table(answer.hits, file, offset))
@@ -938,6 +946,7 @@ def evaluate(
       regionhash encode runs/voc voc:VOCdevkit/VOC2007:test -o queries.h5
       regionhash evaluate queries.h5 database.h5 --detection voc:VOCdevkit/VOC2007:test
     """
+    from regionhash.collection import open_codes
     from regionhash.data import open_dataset
     from regionhash.evaluation import (
         HammingMatrix,
@@ -946,9 +955,8 @@ def evaluate(
         ranking_curves,
     )
     from regionhash.evaluation.code_files import detections_of_file, labelled_codes, write_curves
-    from regionhash.store import CodeFile
 
-    asked, searched = CodeFile.open(queries), CodeFile.open(database)
+    asked, searched = open_codes(queries), open_codes(database)
     codes = labelled_codes(asked, searched)
     metrics = evaluate_ranking(*codes, k=k, ties=ties, denominator=denominator)
     n_queries, n_pictures = len(codes.query_codes), len(codes.database_codes)
@@ -1284,6 +1292,13 @@ def _query_pictures(queries: list[str], boxes: list[str]) -> list[QueryPicture]:
     return pictures
 
 
+def _query(picture: QueryPicture) -> Query:
+    """The same for a collection."""
+    from regionhash.collection import Query
+
+    return Query(picture.image, boxes=picture.boxes, name=picture.name)
+
+
 def _parse_box(text: str) -> tuple[float, float, float, float]:
     try:
         x0, y0, x1, y1 = map(float, text.split(","))
@@ -1399,13 +1414,13 @@ def _hit_table(hits: list[Hit], file: CodeFile, offset: int = 0) -> Table:
     return table
 
 
-def _print_groups(groups: Sequence[CategoryHits], file: CodeFile) -> None:
+def _print_groups(groups: Sequence[CategoryHits], file: CodeFile, offset: int) -> None:
     if not groups:
         typer.echo("no category is probable enough in the query")
     for group in groups:
         name = file.classes[group.category]
         typer.echo(f"{name}, probability {group.prob:.2f}, {len(group.hits)} pictures")
-        _print_table(_hit_table(list(group.hits), file))
+        _print_table(_hit_table(list(group.hits), file, offset))
 
 
 def _class_name(match: Match, file: CodeFile) -> str | None:
@@ -1424,7 +1439,7 @@ def _answer_record(answer: Answer, file: CodeFile, offset: int = 0) -> dict[str,
                 "probability": group.prob,
                 "hits": [
                     {"rank": rank, "picture": hit.image_id, "distance": hit.distance}
-                    for rank, hit in enumerate(group.hits, 1)
+                    for rank, hit in enumerate(group.hits, 1 + offset)
                 ],
             }
             for group in answer.groups

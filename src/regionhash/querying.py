@@ -162,6 +162,10 @@ def find(
         mode = "region" if steps and len(queries) == 1 else default_mode(queries, whole=whole)
         if without and not steps:
             mode = "objects"
+    if within is not None and not without:
+        raise ValueError("within is of use only with objects that must not be there")
+    if min_prob and mode != "category":
+        raise ValueError(f"the least probability is for mode category, got mode {mode}")
     if without and mode != "objects":
         raise ValueError(f"what must not be there is for mode objects, got mode {mode}")
     if steps and mode != "region":
@@ -185,7 +189,9 @@ def find(
         encoded = _encoded(model, checkpoint, queries[0], precision)
         if encoded.categories is None:
             raise ValueError(f"the model {checkpoint.name} has no codes of categories")
-        groups = search_categories(encoded.categories, file.table, top=top, min_prob=min_prob)
+        groups = search_categories(
+            encoded.categories, file.table, top=top, min_prob=min_prob, among=among
+        )
         return Answer(mode, tuple(queries), [], groups=tuple(groups))
     asked, codes = [], []
     for query in queries:

@@ -7,13 +7,12 @@ the same on every machine; a `top` beyond the number of pictures returns them al
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.codes import distances_to_one, hamming_distances
+from regionhash.codes import codes_within, distances_to_one, hamming_distances
 from regionhash.structures import (
     CategoryCodes,
     CategoryHits,
@@ -37,6 +36,9 @@ _SAMPLE = 4096
 
 _SHARE = 16
 """One in so many distances is in that sample where there are enough."""
+
+_SAMPLED_CODES = 20_000
+"""Codes by which a search guesses the distance that it will need."""
 
 
 def search_images(
@@ -145,7 +147,12 @@ def default_within(n_bits: int) -> int:
 
 
 def search_categories(
-    query: CategoryCodes, table: CodeTable, *, top: int = 20, min_prob: float = 0.0
+    query: CategoryCodes,
+    table: CodeTable,
+    *,
+    top: int = 20,
+    min_prob: float = 0.0,
+    among: Mask | None = None,
 ) -> list[CategoryHits]:
     """The `top` pictures of each category of a query, most probable category first (IAH, Sec. IV).
 
@@ -158,6 +165,7 @@ def search_categories(
         top: how many pictures to return for each.
         min_prob: the least probability of a category, in the query and in the table; the model
             has left out what it finds improbable already.
+        among: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
         ValueError: the table has no codes of categories, the query does not fit them, `top` < 1,
@@ -172,6 +180,8 @@ def search_categories(
             continue
         category = int(query.categories[n])
         pictures, codes = table.category_table(category, min_prob)
+        if among is not None:
+            pictures, codes = pictures[among[pictures]], codes[among[pictures]]
         distances = hamming_distances(query.codes[n : n + 1], codes)[0]  # (T,)
         rows = _nearest(distances, top)
         hits = _hits(pictures[rows], distances[rows], table)
@@ -210,8 +220,9 @@ def nearest_bags(
 ) -> tuple[Ints, Ints]:
     """The `top` bags that hold the codes nearest to a query, best first, equal ones in order.
 
-    What `united_hamming` and a sorting give, without the minimum of every bag: the codes of the
-    lowest levels are looked at until they belong to enough bags.
+    What `united_hamming` and a sorting give, without the minimum of every bag: a sample of the bags
+    tells the distance within which enough of them are likely to be, one pass over the codes finds
+    all that are, and where they were too few, another pass looks further.
 
     Args:
         query: (B,) uint8, packed.
@@ -226,26 +237,41 @@ def nearest_bags(
     Raises:
         ValueError: the query does not fit, or `top` < 1.
     """
-    names = None  # of the bags, where not all are looked at
-    if among is not None and _count(among) < _FEW * len(among):
-        names = np.flatnonzero(among)
-        lengths = offsets[names + 1] - offsets[names]
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        codes = codes[np.repeat(offsets[names] - bounds[:-1], lengths) + np.arange(bounds[-1])]
-        offsets, among = bounds, None
-    distances = distances_to_one(query, codes)  # (M,)
-    for at in _lowest(distances, top):
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    n_bags, last = len(offsets) - 1, 8 * codes.shape[1]
+    few = among is not None and _count(among) < _FEW * n_bags
+    stride = 1 if few else 1 + len(codes) // _SAMPLED_CODES
+    names = np.arange(0, n_bags, stride) if among is None else np.flatnonzero(among)[::stride]
+    least = united_hamming(query[None], *_gathered(codes, offsets, names))
+    if stride == 1:
+        found = np.flatnonzero(least <= last)  # an empty bag is further away
+        rows = found[_nearest(least[found], top)]
+        return names[rows], least[rows]
+    least.sort()
+    place = 1 + 2 * top // stride  # where more than enough are: a second pass costs the most
+    while True:
+        level = int(least[place]) if place < len(least) else last
+        at, distances = codes_within(query, codes, level)
         owners = np.searchsorted(offsets, at, side="right") - 1
         if among is not None:
-            at, owners = at[among[owners]], owners[among[owners]]
+            own = among[owners]
+            distances, owners = distances[own], owners[own]
         starts = np.flatnonzero(np.diff(owners, prepend=-1))  # of the codes of one bag
         if len(starts) >= top:
             break
+        place = max(4 * place, int(np.searchsorted(least, level, side="right")))
     bags = owners[starts]
-    least = np.minimum.reduceat(distances[at], starts) if len(starts) else distances[:0]
-    order = np.argsort(least, kind="stable")[:top]
-    bags = bags[order] if names is None else names[bags[order]]
-    return bags.astype(np.int64), least[order].astype(np.int64)
+    nearest = np.minimum.reduceat(distances, starts) if len(starts) else distances
+    order = np.argsort(nearest, kind="stable")[:top]
+    return bags[order], nearest[order]
+
+
+def _gathered(codes: Codes, offsets: Ints, names: Ints) -> tuple[Codes, Ints]:
+    """The codes and offsets of some bags."""
+    lengths = offsets[names + 1] - offsets[names]
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    return codes[np.repeat(offsets[names] - bounds[:-1], lengths) + np.arange(bounds[-1])], bounds
 
 
 def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:
@@ -307,34 +333,23 @@ def _one(query: Codes) -> Codes:
 
 
 def _nearest(distances: NDArray[np.integer[Any]], top: int) -> NDArray[np.intp]:
-    """Rows of the `top` least distances, equal ones in the order of the rows."""
-    for rows in _lowest(distances, top):
-        if len(rows) >= top:
-            break
-    return rows[np.argsort(distances[rows], kind="stable")][:top]
+    """Rows of the `top` least distances, equal ones in the order of the rows.
 
-
-def _lowest(distances: NDArray[np.integer[Any]], wanted: int) -> Iterator[NDArray[np.intp]]:
-    """Rows of all distances up to some level, for rising levels; the last time all rows.
-
-    Hamming distances have few levels, and a sample tells at about which of them the `wanted` first
-    end: a selection such as `numpy.partition` is several times slower on so many equal values.
-
-    Raises:
-        ValueError: `wanted` < 1.
+    Hamming distances have few levels, and a sample tells at about which of them the last place is:
+    a selection such as `numpy.partition` is several times slower on so many equal values.
     """
-    if wanted < 1:
-        raise ValueError(f"top must be at least 1, got {wanted}")
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
     last = int(distances.max(initial=0))
     sample = distances[:: min(_SHARE, 1 + len(distances) // _SAMPLE)].copy()
     level = bisect_left(
-        range(last), wanted * len(sample), key=lambda n: _count(sample <= n) * len(distances)
+        range(last), top * len(sample), key=lambda n: _count(sample <= n) * len(distances)
     )
-    step = 1
-    while level < last:
-        yield np.flatnonzero(distances <= level)
-        level, step = level + step, 2 * step  # the sample may mislead, but not for long
-    yield np.arange(len(distances))
+    rows, step = np.flatnonzero(distances <= level), 1
+    while len(rows) < top and level < last:  # the sample misled
+        level, step = level + step, 2 * step
+        rows = np.flatnonzero(distances <= level)
+    return rows[np.argsort(distances[rows], kind="stable")][:top]
 
 
 def _hits(rows: Ints, distances: NDArray[np.signedinteger[Any]], table: CodeTable) -> list[Hit]:

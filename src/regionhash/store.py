@@ -145,19 +145,12 @@ class CodeFile:
         """Opens a code file; arrays are read from the disk when used.
 
         Args:
-            path: the file, or the folder of a collection.
+            path: of the file.
 
         Raises:
             StoreError: the file is missing, damaged, of another format or of another version.
         """
         path = Path(path)
-        if path.is_dir():
-            from regionhash.collection import DATABASE_FILE, Collection  # they read code files
-
-            if (path / DATABASE_FILE).exists():
-                with Collection.open(path) as collection:
-                    return collection.code_file()
-            path = path / CODES_FILE
         header, arrays = _read(path)
         try:
             return cls(

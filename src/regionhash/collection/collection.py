@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,12 +38,21 @@ from regionhash.collection.results import (
     Box,
     Query,
     Result,
+    ResultGroup,
     Results,
     group_near_duplicates,
     with_duplicates,
 )
 from regionhash.store import CODES_FILE, LAYOUT, CodeFile, CodeFileWriter, StoreError, rows_of
-from regionhash.structures import CategoryCodes, CodeTable, EncodedImage, Hit, Mask, Regions
+from regionhash.structures import (
+    CategoryCodes,
+    CategoryHits,
+    CodeTable,
+    EncodedImage,
+    Hit,
+    Mask,
+    Regions,
+)
 
 if TYPE_CHECKING:
     from regionhash.checkpoints import Checkpoint
@@ -270,6 +279,7 @@ class Collection:
         like: str | None = None,
         regions: Sequence[int] = (),
         queries: Sequence[Query] = (),
+        without: Sequence[Query] = (),
         mode: Mode | None = None,
         filter: Filter | None = None,
         limit: int = 20,
@@ -278,6 +288,8 @@ class Collection:
         steps: Sequence[str] = (),
         candidates: int | None = None,
         expand: int | None = None,
+        min_prob: float = 0.0,
+        within: int | None = None,
     ) -> Results:
         """The pictures that look like a picture, or that contain an object or several.
 
@@ -287,14 +299,17 @@ class Collection:
             like: instead of `image`, the id of a picture of the collection.
             regions: objects in that.
             queries: more pictures to search by.
-            mode: see `regionhash.querying.find`, as are steps, candidates and expand.
+            without: pictures of objects that must not be there.
+            mode: see `regionhash.querying.find`, as are all arguments below `near`.
             filter: which pictures are searched.
-            limit: hits, or groups of them, on a page.
+            limit: hits on a page, or groups of near ones; of mode category, for each category.
             offset: how many to leave out before the first.
             near: group results whose codes differ in at most so many bits.
             steps: of a search for one object.
             candidates: pictures that the first of several steps leaves for the others.
             expand: results that an expansion takes as queries.
+            min_prob: of mode category, the least probability of a category.
+            within: bits up to which a region is taken for an object that must not be there.
 
         Raises:
             ValueError: nothing to search by, or what `find`, `Filter` and `Query` refuse.
@@ -316,8 +331,10 @@ class Collection:
         among = self._mask(filter or Filter(), snapshot)
         model, checkpoint = self.model
         pictures = [self._query_picture(query, snapshot) for query in asked]
+        unwanted = [self._query_picture(query, snapshot) for query in without]
         file = self._as_file(snapshot)
-        fetched = offset + limit + 1
+        end = offset + limit
+        fetched = end + 1
         while True:
             answer = find(
                 model,
@@ -329,50 +346,75 @@ class Collection:
                 steps=steps,
                 candidates=CANDIDATES if candidates is None else candidates,
                 expand=EXPANSION if expand is None else expand,
+                min_prob=min_prob,
                 among=among,
+                without=unwanted,
+                within=within,
             )
-            groups = [[hit] for hit in answer.hits]
-            if near is not None:
-                groups = group_near_duplicates(answer.hits, snapshot.table, near)
-            if len(groups) > offset + limit or len(answer.hits) < fetched:
+            by_category = answer.mode == "category"
+            found = [own.hits for own in answer.groups] if by_category else [answer.hits]
+            ranked = [
+                [[hit] for hit in hits]
+                if near is None
+                else group_near_duplicates(hits, snapshot.table, near)
+                for hits in found
+            ]
+            if all(
+                len(own) > end or len(hits) < fetched
+                for own, hits in zip(ranked, found, strict=True)
+            ):
                 break
             fetched *= 2
-        page = groups[offset : offset + limit]
+        pages = [self._page(own[offset:end], snapshot) for own in ranked]
         return Results(
             answer.mode,
             answer.steps,
             tuple(query.boxes for query in answer.queries),
-            tuple(
-                with_duplicates([self._result(hit, snapshot) for hit in group]) for group in page
-            ),
+            () if by_category else pages[0],
             offset,
-            len(groups) > offset + limit,
+            any(len(own) > end for own in ranked),
             len(snapshot) if among is None else int(np.count_nonzero(among)),
+            tuple(
+                ResultGroup(self.classes[own.category], own.prob, page)
+                for own, page in zip(answer.groups, pages if by_category else (), strict=True)
+            ),
+            tuple(query.boxes for query in answer.without),
         )
 
-    def answer(self, results: Results, queries: Sequence[QueryPicture]) -> Answer:
+    def answer(
+        self,
+        results: Results,
+        queries: Sequence[QueryPicture],
+        without: Sequence[QueryPicture] = (),
+    ) -> Answer:
         """The same as `find` gives it for `code_file`, for a contact sheet.
 
         Args:
             results: of `search`.
             queries: the pictures that were searched for.
+            without: the pictures of what must not be there.
         """
         from regionhash.querying import Answer
 
-        rows = np.array([own.row for own in results.hits], np.int64)
-        at = self.snapshot.places(rows).tolist()
         return Answer(
             results.mode,
-            tuple(
-                replace(query, boxes=boxes)
-                for query, boxes in zip(queries, results.boxes, strict=True)
-            ),
-            [
-                Hit(n, own.id, own.distance, own.matches)
-                for n, own in zip(at, results.hits, strict=True)
-            ],
+            _with_boxes(queries, results.boxes),
+            self._hits(results.hits),
             results.steps,
+            tuple(
+                CategoryHits(
+                    self.classes.index(own.category), own.prob, tuple(self._hits(own.hits))
+                )
+                for own in results.groups
+            ),
+            _with_boxes(without, results.without),
         )
+
+    def _hits(self, results: Sequence[Result]) -> list[Hit]:
+        at = self.snapshot.places(np.array([own.row for own in results], np.int64)).tolist()
+        return [
+            Hit(n, own.id, own.distance, own.matches) for n, own in zip(at, results, strict=True)
+        ]
 
     def image(self, image_id: str) -> tuple[int, EncodedImage]:
         """Row number and codes of a picture. Raises KeyError for an id that is not there."""
@@ -500,23 +542,39 @@ class Collection:
             return QueryPicture(name, image, boxes, replace(known, regions=own))
         return QueryPicture(name, image, (), known)
 
-    def _result(self, hit: Hit, snapshot: Snapshot) -> Result:
+    def _page(self, groups: Sequence[Sequence[Hit]], snapshot: Snapshot) -> tuple[Result, ...]:
+        """One result for each group, the others of the group as its duplicates."""
+        paths = self._paths([int(snapshot.rows[hit.index]) for group in groups for hit in group])
+        return tuple(
+            with_duplicates([self._result(hit, snapshot, paths) for hit in group])
+            for group in groups
+        )
+
+    def _paths(self, rows: Sequence[int]) -> dict[int, Path]:
+        """The files of some rows; of those that are in no file, or removed by now, none."""
+        found = self._database.read(
+            "SELECT row, path FROM images WHERE path NOT NULL "
+            "AND row IN (SELECT value FROM json_each(?))",
+            json.dumps(rows),
+        )
+        return {row: Path(os.fsdecode(path)) for row, path in found}
+
+    def _result(self, hit: Hit, snapshot: Snapshot, paths: Mapping[int, Path]) -> Result:
         table, n = snapshot.table, hit.index
         row = int(snapshot.rows[n])
-        found = self._database.read("SELECT path FROM images WHERE row = ?", row)
-        path = found[0][0] if found else None  # a moment ago it may have been removed
         labels: set[int] = set()
         if snapshot.labels is not None:
             labels |= set(np.flatnonzero(snapshot.labels[n]).tolist())
-        if table.offsets is not None and table.classes:
-            own = table.regions(n)
-            labels |= set(own.labels[own.scores >= SHOWN_SCORE].tolist()) - {-1}
+        if table.classes and table.scores is not None and table.labels is not None:
+            assert table.offsets is not None
+            own = slice(*table.offsets[n : n + 2].tolist())
+            labels |= set(table.labels[own][table.scores[own] >= SHOWN_SCORE].tolist()) - {-1}
         taken = float(snapshot.taken[n])
         height, width = table.sizes[n].tolist()
         return Result(
             hit.image_id,
             row,
-            None if path is None else Path(os.fsdecode(path)),
+            paths.get(row),
             (height, width),
             hit.distance,
             hit.matches,
@@ -754,6 +812,28 @@ class Collection:
 def is_collection(path: Path) -> bool:
     """Whether a folder is a collection, or an index of an older version that can become one."""
     return (path / DATABASE_FILE).exists() or (path / CODES_FILE).exists()
+
+
+def open_codes(path: str | Path) -> CodeFile:
+    """The codes of a code file, or of a collection as if it were one.
+
+    Args:
+        path: the file; or the folder of a collection or of an index of an older version.
+
+    Raises:
+        StoreError: see `CodeFile.open` and `Collection.open`.
+    """
+    path = Path(path)
+    if (path / DATABASE_FILE).exists():
+        with Collection.open(path) as collection:
+            return collection.code_file()
+    return CodeFile.open(path / CODES_FILE if path.is_dir() else path)
+
+
+def _with_boxes(
+    queries: Sequence[QueryPicture], boxes: Sequence[tuple[Box, ...]]
+) -> tuple[QueryPicture, ...]:
+    return tuple(replace(query, boxes=own) for query, own in zip(queries, boxes, strict=True))
 
 
 def _encoded(table: CodeTable, n: int) -> EncodedImage:

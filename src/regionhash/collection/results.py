@@ -74,6 +74,21 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultGroup:
+    """What was found for one category of the query.
+
+    Attributes:
+        category: name of the class.
+        prob: the probability that the query shows it.
+        hits: pictures that show it, best first; their distances are of its codes.
+    """
+
+    category: str
+    prob: float
+    hits: tuple[Result, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
     """One page of an answer.
 
@@ -85,6 +100,9 @@ class Results:
         offset: rank of the first hit, from 0.
         more: whether there is a next page.
         searched: pictures that the filter let through.
+        groups: of mode category, the page of each category of the query, most probable category
+            first; `hits` is empty then.
+        without: boxes of what must not be there, one tuple per picture of it.
     """
 
     mode: Mode
@@ -94,6 +112,8 @@ class Results:
     offset: int
     more: bool
     searched: int
+    groups: tuple[ResultGroup, ...] = ()
+    without: tuple[tuple[Box, ...], ...] = ()
 
 
 def group_near_duplicates(hits: Sequence[Hit], table: CodeTable, bits: int) -> list[list[Hit]]:

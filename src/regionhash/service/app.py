@@ -26,6 +26,7 @@ from regionhash.service.limits import LOOPBACK, Gate, Limits, problem_body
 from regionhash.service.messages import (
     MAX_ROW,
     AddedOut,
+    GroupOut,
     HealthOut,
     HitOut,
     ImageLine,
@@ -129,6 +130,9 @@ def run_server(
     app = create_app(folder, token=token, limits=limits, loopback=host in LOOPBACK, device=device)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listening:
+        # Connections inherit it. asyncio sets it only where the socket names its protocol, and else
+        # the body of an answer waits 40 ms for the client to acknowledge the headers.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         bound = listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         tell(f"{folder}: {len(app.state.service.collection)} pictures at http://{shown}:{bound}/")
@@ -262,6 +266,7 @@ async def info(request: Request, service: Shared) -> InfoOut:
         bits=header["n_bits"],
         region_bits=header["n_region_bits"],
         classes=header["classes"],
+        by_category="category_codes" in header.get("rows", {}),
         can_change=service.knows(_given_token(request)),
         max_upload_bytes=service.limits.upload_bytes,
         max_pixels=service.limits.pixels,
@@ -326,6 +331,7 @@ async def search(wanted: SearchIn, service: Shared) -> SearchOut:
     """The pictures that look like a picture, or that contain an object or several."""
     started = perf_counter()
     queries = [_asked(own, service) for own in wanted.queries]
+    without = [_asked(own, service) for own in wanted.without]
     chosen = Filter(
         tuple(wanted.filter.labels),
         wanted.filter.min_score,
@@ -336,17 +342,29 @@ async def search(wanted: SearchIn, service: Shared) -> SearchOut:
     found = await service.scan(
         lambda: service.collection.search(
             queries=queries,
+            without=without,
             mode=wanted.mode,
             filter=chosen,
             limit=wanted.limit,
             offset=wanted.offset,
             near=wanted.near,
+            min_prob=wanted.min_prob,
+            within=wanted.within,
         )
     )
     return SearchOut(
         mode=found.mode,
         boxes=[list(boxes) for boxes in found.boxes],
+        without=[list(boxes) for boxes in found.without],
         hits=[_hit(own, service) for own in found.hits],
+        groups=[
+            GroupOut(
+                category=group.category,
+                prob=group.prob,
+                hits=[_hit(own, service) for own in group.hits],
+            )
+            for group in found.groups
+        ],
         offset=found.offset,
         more=found.more,
         searched=found.searched,

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from regionhash.querying import Mode
+
 MAX_ROW = 2**63 - 1
 
 BoxOut = tuple[float, float, float, float]
@@ -58,14 +60,42 @@ class SearchIn(_Request):
                     "limit": 20,
                     "near": 2,
                 },
+                {
+                    "queries": [{"image": 1, "regions": [0]}],
+                    "without": [{"image": 1, "regions": [1]}],
+                },
             ]
         },
     )
 
     queries: Annotated[list[QueryIn], Field(min_length=1, max_length=8)]
-    mode: Literal["image", "region", "objects"] | None = None
+    without: Annotated[
+        list[QueryIn], Field(max_length=8, description="Objects that must not be there.")
+    ] = []
+    within: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=4096,
+            description="Bits up to which a region is taken for an object of `without`; by "
+            "default an eighth of the code.",
+        ),
+    ] = None
+    mode: Annotated[
+        Mode | None,
+        Field(
+            description="What is compared; category answers for each category of one whole "
+            "picture, where /api/collection says `by_category`."
+        ),
+    ] = None
+    min_prob: Annotated[
+        FiniteFloat,
+        Field(ge=0, le=1, description="Of mode category: the least probability of a category."),
+    ] = 0.0
     filter: FilterIn = FilterIn()
-    limit: Annotated[int, Field(ge=1, le=200)] = 24
+    limit: Annotated[
+        int, Field(ge=1, le=200, description="Pictures on a page; of mode category, of each.")
+    ] = 24
     offset: Annotated[int, Field(ge=0, le=10_000)] = 0
     near: Annotated[
         int | None,
@@ -96,12 +126,22 @@ class HitOut(BaseModel):
     duplicates: list[HitOut] = []
 
 
-class SearchOut(BaseModel):
-    """One page of an answer."""
+class GroupOut(BaseModel):
+    """What was found for one category of the query."""
 
-    mode: str
-    boxes: list[list[BoxOut]]
+    category: str
+    prob: float
     hits: list[HitOut]
+
+
+class SearchOut(BaseModel):
+    """One page of an answer; of mode category the page of each, in `groups` instead of `hits`."""
+
+    mode: Mode
+    boxes: list[list[BoxOut]]
+    without: list[list[BoxOut]]
+    hits: list[HitOut]
+    groups: list[GroupOut]
     offset: int
     more: bool
     searched: int
@@ -167,6 +207,7 @@ class InfoOut(BaseModel):
     bits: int
     region_bits: int
     classes: list[str]
+    by_category: bool
     can_change: bool
     max_upload_bytes: int
     max_pixels: int
