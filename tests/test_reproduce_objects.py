@@ -45,6 +45,7 @@ def test_a_preset_runs_from_pictures_to_the_report_and_goes_on_where_it_was(siva
         assert f"\n| {method} |" in text
     assert "P@30" in text and "## Time of a query" in text
     assert "hash of ids" in text and "whole pictures" in text
+    assert "--short 64 --no-sift`" in text
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["bits"] for row in rows} == {"8", "16", "32", "64", ""}

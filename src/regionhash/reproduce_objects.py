@@ -699,7 +699,9 @@ def _facts(name: str, preset: ObjectPreset, run: _Run, singles: list[ObjectQuery
     counts = [len(own) for own in (run.database, run.asked)]
     lines = [
         f"Command: `regionhash reproduce {name} --data DIR --backbone {options.backbone} "
-        f"--weights {Path(options.weights).name} --short {options.short}`",
+        f"--weights {Path(options.weights).name} --short {options.short}"
+        f"{' --detector DETECTOR' if options.detector else ''}"
+        f"{'' if options.sift else ' --no-sift'}`",
         f"Database and training: {run.database.name}, {counts[0]} pictures, hash of ids "
         f"{hash_ids(run.database.ids)}. Only their image labels are trained on.",
         f"Queries: {len(singles)} of one object, from {run.asked.name}, {counts[1]} pictures, hash "
