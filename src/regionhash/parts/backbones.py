@@ -282,8 +282,8 @@ def build_backbone(
     Args:
         name: a key of BACKBONES.
         weights: "default" (torchvision's ImageNet weights, fetched once from the internet), "none"
-            (random), or a local file: the state dict of the whole torchvision network. Of GoogLeNet,
-            the classifiers may be missing.
+            (random), or a local file: the state dict of the whole torchvision network. That of
+            GoogLeNet may lack the classifiers.
         trained_stages: how many of the last stages are trained; 0 freezes the network, None nothing
             yet. The feature pyramid is always trained.
         fpn_channels: channels of the feature pyramid; None leaves it out.
@@ -335,7 +335,7 @@ def load_local_weights(network: nn.Module, path: Path, unread: tuple[str, ...] =
     Args:
         network: takes the weights.
         path: of the state dict.
-        unread: beginnings of names whose weights stay as they are, whether the file has them or not.
+        unread: beginnings of names; such weights stay as they are, in the file or not.
 
     Raises:
         ValueError: the file is missing, is no state dict, or belongs to another network.
