@@ -19,6 +19,7 @@ from regionhash.evaluation.report import Labels, markdown_table
 from regionhash.structures import Codes
 
 OURS = "IAH"
+REGION_DH = "Region-DH"
 CURVE_BITS = 32  # of Figs. 6 and 7
 
 Values = NDArray[np.float64]
