@@ -1118,7 +1118,8 @@ def reproduce(
     head_epochs: Annotated[
         int,
         typer.Option(
-            help="region-dh, iah: passes of each hash's training; Region-DH takes half of it."
+            help="region-dh, iah: passes of each hash's training. Region-DH takes half of it; in "
+            "iah, Region-DH and the layers that IAH has for each length take a third."
         ),
     ] = 8,
     processes: Annotated[

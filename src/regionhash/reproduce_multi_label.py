@@ -96,7 +96,7 @@ class MultiLabelOptions:
     short: int = 384
     detector: Path | None = None
     n_proposals: int = 48
-    epochs: int = 12
+    epochs: int = 8
     seed: int = 0
     unseen: bool = True
 

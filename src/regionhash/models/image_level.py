@@ -392,32 +392,6 @@ def _description(n_in: int, n_hidden: int, dropout: float) -> nn.Module:
     return nn.Sequential(*layers, nn.Dropout(dropout))
 
 
-def _image_level(
-    n_bits: int,
-    n_classes: int,
-    *,
-    hash_weight: float,
-    n_hidden: int,
-    trained_stages: int,
-    backbone: str,
-    weights: str,
-    centred: bool,
-    multi_label: MultiLabelForm,
-    dropout: float,
-) -> ImageLevelHash:
-    # The pyramid is not built: nothing here reads it.
-    return ImageLevelHash(
-        _body(backbone, weights, trained_stages),
-        n_classes=n_classes,
-        n_bits=n_bits,
-        n_hidden=n_hidden,
-        hash_weight=hash_weight,
-        centred=centred,
-        multi_label=multi_label,
-        dropout=dropout,
-    )
-
-
 def dlbhc(
     n_bits: int,
     n_classes: int,
@@ -430,14 +404,12 @@ def dlbhc(
     dropout: float = 0.2,
 ) -> ImageLevelHash:
     """DLBHC: the latent layer learns from classification alone."""
-    return _image_level(
-        n_bits,
-        n_classes,
-        hash_weight=0.0,
+    return ImageLevelHash(
+        _body(backbone, weights, trained_stages),
+        n_classes=n_classes,
+        n_bits=n_bits,
         n_hidden=0,
-        trained_stages=trained_stages,
-        backbone=backbone,
-        weights=weights,
+        hash_weight=0.0,
         centred=centred,
         multi_label=multi_label,
         dropout=dropout,
@@ -456,14 +428,12 @@ def ssdh(
     dropout: float = 0.2,
 ) -> ImageLevelHash:
     """SSDH: DLBHC with E1 and E2, weights 1."""
-    return _image_level(
-        n_bits,
-        n_classes,
-        hash_weight=1.0,
+    return ImageLevelHash(
+        _body(backbone, weights, trained_stages),
+        n_classes=n_classes,
+        n_bits=n_bits,
         n_hidden=0,
-        trained_stages=trained_stages,
-        backbone=backbone,
-        weights=weights,
+        hash_weight=1.0,
         centred=centred,
         multi_label=multi_label,
         dropout=dropout,
@@ -482,14 +452,12 @@ def control(
     n_hidden: int = 512,
 ) -> ImageLevelHash:
     """The control: SSDH's losses, a hidden layer, and a backbone that is never trained."""
-    return _image_level(
-        n_bits,
-        n_classes,
-        hash_weight=1.0,
+    return ImageLevelHash(
+        _body(backbone, weights, 0),
+        n_classes=n_classes,
+        n_bits=n_bits,
         n_hidden=n_hidden,
-        trained_stages=0,
-        backbone=backbone,
-        weights=weights,
+        hash_weight=1.0,
         centred=centred,
         multi_label=multi_label,
         dropout=dropout,
@@ -566,6 +534,7 @@ def category_baseline(
 
 
 def _body(backbone: str, weights: str, trained_stages: int) -> Backbone:
+    """A backbone without a pyramid, which nothing here reads."""
     return build_backbone(
         backbone, weights=weights, trained_stages=trained_stages, fpn_channels=None
     )
