@@ -558,6 +558,8 @@ def test_a_search_by_category_answers_in_groups(photos, category_codes, tmp_path
     lines = run(*asked, "--top", 3, "--sheet", sheet).stdout.splitlines()
     headings = [line for line in lines if "probability" in line]
     assert [line.split(",")[0] for line in headings] == ["7", "3"]  # the more probable one first
+    columns = [line.split() for line in lines if "rank" in line]
+    assert columns == [["┃", "rank", "┃", "distance", "┃", "picture", "┃"]] * 2
     assert all(line.endswith("3 pictures") for line in headings)
     record = json.loads(run(*asked, "--json").stdout)
     assert record["mode"] == "category" and record["hits"] == []
