@@ -27,7 +27,7 @@ from regionhash.classical import (
     SpectralHashing,
     ThresholdedClasses,
 )
-from regionhash.codes import binarize, pack_bits
+from regionhash.codes import pack_signs
 from regionhash.data import open_dataset
 from regionhash.data.image_set import ImageSet, joined
 from regionhash.evaluation import paper_figures
@@ -539,12 +539,12 @@ class _Run:
         parts = _mapped(lambda own: torch.cat(_flat_categories(model, own), 1), side)
         n_classes = side.labels.shape[1]
         probs = parts[:, :n_classes].numpy()
-        codes = _packed(parts[:, n_classes:].reshape(len(parts), n_classes, -1))
+        codes = pack_signs(parts[:, n_classes:].reshape(len(parts), n_classes, -1).numpy())
         return CategorySide(codes, probs >= model.threshold, side.labels)
 
     def _baseline_side(self, model: Any, side: _Side) -> CategorySide:
         """Without probabilities, every picture is in every table."""
-        codes = _packed(_mapped(model.category_features, side))
+        codes = pack_signs(_mapped(model.category_features, side).numpy())
         return CategorySide(codes, np.ones(side.labels.shape, bool), side.labels)
 
 
@@ -560,14 +560,6 @@ def _mapped(function: Callable[[dict[str, Tensor]], Tensor], side: _Side) -> Ten
     return torch.cat(
         [function({name: x[own] for name, x in side.features.items()}) for own in rows]
     )
-
-
-def _packed(activations: Tensor) -> Codes:
-    """Codes (N, C, B) of activations (N, C, b), cut at 0; bits beyond b are 0."""
-    bits = binarize(activations.numpy(), 0.0)
-    padded = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[2] % 8)))
-    codes: Codes = pack_bits(padded.reshape(-1, padded.shape[2])).reshape(*bits.shape[:2], -1)
-    return codes
 
 
 def _facts(name: str, options: MultiLabelOptions, database: _Side, queries: _Side) -> list[str]:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regionhash.codes import binarize, pack_bits
+from regionhash.codes import pack_signs
 from regionhash.losses import (
     MultiLabelForm,
     balance_bits,
@@ -357,16 +357,15 @@ class CategoryBaseline(nn.Module):
     @torch.no_grad()
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
         """A code of every category for each of B images; all have probability 1."""
-        bits = binarize(self.category_features(self.frozen_features(images)).cpu().numpy(), 0.0)
-        padded = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[2] % 8)))
+        codes = pack_signs(self.category_features(self.frozen_features(images)).cpu().numpy())
         categories = np.arange(self.n_classes, dtype=np.int64)
         certain = np.ones(self.n_classes, np.float32)
         return [
             EncodedImage(
                 (image.shape[1], image.shape[2]),
-                categories=CategoryCodes(categories, certain, pack_bits(own)),
+                categories=CategoryCodes(categories, certain, own),
             )
-            for image, own in zip(images, padded, strict=True)
+            for image, own in zip(images, codes, strict=True)
         ]
 
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
