@@ -242,10 +242,10 @@ def _categories(report: MultiLabelReport) -> list[str]:
     ]
     b = bits[0]
     lines += [f"Of each category, at {b} bits (the other lengths are in categories.csv):", ""]
-    own = [by[m, b] for m in methods if (m, b) in by]
-    n_queries = np.bincount(own[0].scores.categories, minlength=len(report.classes))
-    header = ["category", "queries", *(result.method for result in own)]
-    columns = [result.scores.per_category(len(report.classes)) for result in own]
+    shown = [by[m, b] for m in methods if (m, b) in by]
+    n_queries = np.bincount(shown[0].scores.categories, minlength=len(report.classes))
+    header = ["category", "queries", *(result.method for result in shown)]
+    columns = [result.scores.per_category(len(report.classes)) for result in shown]
     rows = [
         [
             name,

@@ -414,10 +414,10 @@ def iah(
     """IAH: codes of pictures and of the categories in them, from labels of whole pictures.
 
     The paper's form is `proposals="selective-search", n_proposals=100, trained_stages=3,
-    bounded=False`, with one of the two weights 0, on GoogLeNet, which is not among BACKBONES. With
-    `proposals="rpn"` the feature pyramid and the RPN are those of a trained Region-DH, as are its
-    stages: `regionhash train iah ... --init CHECKPOINT`. For `weights` see `build_backbone`, for
-    the others `IAH`.
+    bounded=False, backbone="googlenet_fpn"`, with one of the two weights 0. With `proposals="rpn"`
+    the feature pyramid and the RPN are those of a trained Region-DH, as are its stages:
+    `regionhash train iah ... --init CHECKPOINT`. For `weights` see `build_backbone`, for the others
+    `IAH`.
     """
     if proposals not in get_args(ProposalSource):
         known = ", ".join(get_args(ProposalSource))
