@@ -30,6 +30,14 @@ def test_every_backbone_gives_maps_fine_to_coarse_for_its_anchors(name):
     assert top.shape[1] == backbone.top_channels
 
 
+def _draw_statistics(net):
+    """Statistics as of a trained network, so that folding matters."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 2)
+
+
 @pytest.mark.parametrize("name", LIGHT)
 def test_stages_compute_what_the_network_computes(name, tmp_path):
     spec = BACKBONES[name]
@@ -37,10 +45,7 @@ def test_stages_compute_what_the_network_computes(name, tmp_path):
         pytest.skip("the built-in backbone has no other form")
     torch.manual_seed(0)
     net = get_model(spec.network, weights=None).eval()
-    for module in net.modules():  # statistics as of a trained network, so that folding matters
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 2)
+    _draw_statistics(net)
     torch.save(net.state_dict(), tmp_path / "net.pth")
     images = torch.rand(2, 3, 96, 96)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
@@ -53,6 +58,40 @@ def test_stages_compute_what_the_network_computes(name, tmp_path):
                 name, weights=tmp_path / "net.pth", trained_stages=trained, fpn_channels=None
             )
             torch.testing.assert_close(backbone.eval().top(images), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("without", [(), ("aux1.", "aux2.", "fc.")])
+def test_googlenet_computes_what_torchvision_computes_with_transform_input(tmp_path, without):
+    torch.manual_seed(0)
+    net = get_model("googlenet", weights=None, init_weights=False, transform_input=True).eval()
+    _draw_statistics(net)
+    state = {name: x for name, x in net.state_dict().items() if not name.startswith(without)}
+    torch.save(state, tmp_path / "net.pth")
+    images = torch.rand(2, 3, 97, 130)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    seen = []
+    for module in (net.inception3b, net.inception4e, net.inception5b):
+        module.register_forward_hook(lambda module, given, output: seen.append(output))
+    with torch.inference_mode():
+        net((images - mean) / std)
+        for trained in (0, 3):
+            backbone = build_backbone(
+                "googlenet_fpn",
+                weights=tmp_path / "net.pth",
+                trained_stages=trained,
+                fpn_channels=None,
+            ).eval()
+            for expected, found in zip(seen, backbone._run_stages(images), strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_googlenet_file_without_a_stage_s_weights_is_refused(tmp_path):
+    net = get_model("googlenet", weights=None, init_weights=False)
+    state = net.state_dict()
+    del state["inception5b.branch1.conv.weight"]
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"do not fit GoogLeNet: (.|\n)*inception5b"):
+        build_backbone("googlenet_fpn", weights=tmp_path / "net.pth")
 
 
 def test_frozen_stages_take_no_gradient_and_have_no_batch_norm_left():

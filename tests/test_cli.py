@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from typer.main import get_command
@@ -20,6 +22,7 @@ from typer.testing import CliRunner
 
 from conftest import TINY, save_tiny, write_picture
 from regionhash import cli
+from regionhash.checkpoints import Checkpoint, build_model, save_checkpoint
 from regionhash.data import open_dataset
 from regionhash.evaluation import evaluate_ranking
 from regionhash.store import CodeFile
@@ -530,6 +533,56 @@ def test_frames_are_green_and_red_where_labels_are_known(labelled, tmp_path):
     assert page.read_text().count(", wrong") == 12 - n_right
     run(*command)
     assert page.read_text().count(", not judged") == 13
+
+
+@pytest.fixture(scope="module")
+def category_codes(tmp_path_factory):
+    """Codes of six scenes by an IAH that finds the digits 3 and 7 everywhere."""
+    folder = tmp_path_factory.mktemp("iah")
+    arguments = {"n_bits": 16, "n_classes": 10, "backbone": "tiny_fpn", "weights": "none"}
+    arguments |= {"fpn_channels": 16, "n_proposals": 4, "multi_label": "bce", "max_regions": 2}
+    torch.manual_seed(0)
+    model = build_model("iah", arguments)
+    with torch.no_grad():
+        model.label.weight.mul_(0.01)
+        model.label.bias.fill_(-5.0)
+        model.label.bias[[3, 7]] = torch.tensor([0.0, 2.0])
+    save_checkpoint(folder / "model", model, Checkpoint("iah", arguments, tuple("0123456789"), 64))
+    run("encode", folder / "model", "digits:test:6", "-o", folder / "codes.h5")
+    return folder / "codes.h5"
+
+
+def test_a_search_by_category_answers_in_groups(photos, category_codes, tmp_path):
+    asked = ["search", category_codes, "--query", photos / "0.png", "--mode", "category"]
+    sheet = tmp_path / "found.html"
+    lines = run(*asked, "--top", 3, "--sheet", sheet).stdout.splitlines()
+    headings = [line for line in lines if "probability" in line]
+    assert [line.split(",")[0] for line in headings] == ["7", "3"]  # the more probable one first
+    columns = [line.split() for line in lines if "rank" in line]
+    assert columns == [["┃", "rank", "┃", "distance", "┃", "picture", "┃"]] * 2
+    assert all(line.endswith("3 pictures") for line in headings)
+    record = json.loads(run(*asked, "--json").stdout)
+    assert record["mode"] == "category" and record["hits"] == []
+    seven, three = record["groups"]
+    assert (seven["category"], three["category"]) == ("7", "3")
+    assert seven["probability"] == pytest.approx(0.88, abs=0.02)
+    assert three["probability"] == pytest.approx(0.5, abs=0.02)
+    distances = [hit["distance"] for hit in seven["hits"]]
+    assert len(distances) == 6 and distances == sorted(distances)
+    page = sheet.read_text()
+    assert [page.count(f"<h2>{name}, probability 0.") for name in "73"] == [1, 1]
+    # Scenes are square, or nearly so: a saliency map beside one makes it twice as wide.
+    shapes = [tuple(map(int, x)) for x in re.findall(r'viewBox="0 0 (\d+) (\d+)"', page)][1:]
+    assert len(shapes) == 6 and all(width > 1.4 * height for width, height in shapes)
+
+
+def test_a_threshold_leaves_categories_out_of_query_and_pictures(photos, category_codes):
+    asked = ["search", category_codes, "--query", photos / "0.png", "--mode", "category"]
+    lines = run(*asked, "--min-prob", 0.7).stdout.splitlines()
+    assert [line.split(",")[0] for line in lines if "probability" in line] == ["7"]
+    assert run(*asked, "--min-prob", 0.99).stdout == "no category is probable enough in the query\n"
+    boxed = error_of(*asked, "--box", "1,2,30,40")
+    assert "category" in boxed
 
 
 def test_a_png_sheet_is_a_picture(photos, codes, tmp_path):

@@ -12,6 +12,7 @@ from regionhash.codes import (
     distances_to_one,
     hamming_distances,
     pack_bits,
+    pack_signs,
     unpack_bits,
 )
 
@@ -39,6 +40,15 @@ def test_the_first_bit_is_the_most_significant_of_the_first_byte():
 @given(arrays(np.bool_, st.tuples(st.integers(0, 5), st.sampled_from([0, 8, 16, 48]))))
 def test_unpacking_inverts_packing(bits):
     np.testing.assert_array_equal(unpack_bits(pack_bits(bits)), bits)
+
+
+def test_signs_are_packed_with_zeros_behind_the_last():
+    activations = np.full((2, 3, 12), -0.5, np.float32)
+    activations[1, 2, [0, 11]] = 0.0, 0.5
+    codes = pack_signs(activations)
+    assert codes.shape == (2, 3, 2) and codes.dtype == np.uint8
+    assert codes[1, 2].tolist() == [128, 16]
+    assert codes.sum() == 144
 
 
 @pytest.mark.parametrize("shape", [(8,), (2, 7), (1, 2, 8)])

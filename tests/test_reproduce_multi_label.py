@@ -1,4 +1,5 @@
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -55,15 +56,23 @@ def test_pictures_are_pooled_over_their_own_cells():
 def test_a_preset_runs_from_pictures_to_the_report(tmp_path, monkeypatch):
     monkeypatch.setitem(MULTI_LABEL_PRESETS, "iah/digits", DIGITS)
     detector = save_tiny(tmp_path / "detector", trained_stages=0)
-    options = MultiLabelOptions(short=64, detector=detector.folder, n_proposals=4, epochs=1)
+    options = MultiLabelOptions(short=64, detector=detector.folder, n_proposals=4, epochs=2)
     said = []
     page = reproduce_multi_label("iah/digits", tmp_path, tmp_path / "out", options, said.append)
     text = page.read_text()
     for words in ("| IAH |", "| ITQ-CCA |", "Fig. 9 baseline", "IAH, sigmoids", "Unseen classes"):
         assert words in text
+    tables = text.partition("## Differences")[0]
+    order = re.findall(r"^\| (IAH|Region-DH|One-Stage) \|", tables, re.MULTILINE)
+    assert order == ["IAH", "Region-DH", "One-Stage"] * 4  # in each metric's table
+    assert len(re.findall(r"^\| (16|32) \| Region-DH \|", text, re.MULTILINE)) == 2
+    with (tmp_path / "out" / "categories.csv").open() as file:
+        of_method = {row["method"]: [] for row in csv.DictReader(file)}
+    assert {"IAH", "IAH, sigmoids, query's categories known"} <= of_method.keys()
+    assert len(of_method) == 2 * 4 + 1
     with (tmp_path / "out" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 8 * 2 + 8
+    assert len(rows) == 9 * 2 + 8
     assert all(0 <= float(row["MAP"]) <= 1 for row in rows)
     said.clear()
     reproduce_multi_label("iah/digits", tmp_path, tmp_path / "out", options, said.append)
@@ -100,7 +109,7 @@ def test_the_report_has_the_paper_s_figures_and_the_differences(tmp_path):
     (line,) = (line for line in text.splitlines() if line.startswith("| 32 | One-Stage |"))
     assert "100.0%" in line and f"{1 - (1 - 0.8437) / (1 - 0.7870):.1%}" in line
     assert "| IAH | 1.0000 (1.00 x, p 1.0000) |" in text
-    assert "| aeroplane | " in text and "| tvmonitor | - | - |" in text
+    assert "| aeroplane | " in text and "| tvmonitor | 0 | - | - |" in text
     for plot in ("map.png", "ndcg_at_m.png", "acg_at_m.png"):
         assert (tmp_path / plot).stat().st_size > 5000
 

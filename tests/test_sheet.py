@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -152,6 +153,29 @@ def test_the_page_needs_no_other_file_and_holds_the_pictures(tmp_path):
         "a.jpg, right",
         "a.jpg, wrong",
     ]
+
+
+def test_each_group_of_results_begins_a_row_below_its_heading(tmp_path):
+    cat = replace(tile(good=True), heading="cat & kitten, probability 0.90")
+    dog = replace(tile(good=False), heading="dog, probability 0.40")
+    path = tmp_path / "sheet.png"
+    write_sheet(path, [tile()], [cat, tile(good=True), dog, tile(good=False)], title="t")
+    image = pixels(path)
+    rights, wrongs = where(image, GREEN), where(image, RED)
+    assert rights[2:] == wrongs[2:]  # both begin at the left, two side by side
+    between = image[rights[1] + 1 : wrongs[0]]
+    # The caption of the first row, the heading of the second, and nothing above the first but its.
+    assert len(between) > 60
+    for rows in (image[rights[0] - 30 : rights[0] - 4], between[-30:-4]):
+        assert (rows[:, rights[2] : rights[3]] < 100).any()
+    write_sheet(tmp_path / "sheet.html", [], [cat, tile(), dog], title="t")
+    text = (tmp_path / "sheet.html").read_text()
+    page = Page(text)
+    assert [tag for tag, _ in page.tags if tag in ("h2", "figure")] == [
+        *("h2", "figure", "figure"),
+        *("h2", "figure"),
+    ]
+    assert "<h2>cat &amp; kitten, probability 0.90</h2>" in text
 
 
 def test_text_is_text_and_never_markup(tmp_path):

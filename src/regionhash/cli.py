@@ -1126,7 +1126,8 @@ def reproduce(
     head_epochs: Annotated[
         int,
         typer.Option(
-            help="region-dh, iah: passes of each hash's training; Region-DH takes half of it."
+            help="region-dh, iah: passes of each hash's training. Region-DH takes half of it; in "
+            "iah, Region-DH and the layers that IAH has for each length take a third."
         ),
     ] = 16,
     processes: Annotated[
@@ -1401,16 +1402,19 @@ def _hit_table(hits: list[Hit], file: CodeFile, offset: int = 0) -> Table:
     """One row per hit; of several objects one line each in the columns of the matches."""
     from regionhash.querying import distance_text
 
-    table = Table("rank", "distance", "picture", "box", "class", "score")
+    columns = ["rank", "distance", "picture", "box", "class", "score"]
+    # Codes of pictures and of categories in them have no box that matched.
+    table = Table(*columns[: 6 if any(hit.matches for hit in hits) else 3])
     for rank, hit in enumerate(hits, 1 + offset):
-        table.add_row(
+        cells = [
             str(rank),
             distance_text(hit),
             hit.image_id,
             "\n".join(",".join(f"{edge:.0f}" for edge in match.box) for match in hit.matches),
             "\n".join(_class_name(match, file) or "" for match in hit.matches),
             "\n".join(f"{match.score:.2f}" for match in hit.matches),
-        )
+        ]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 

@@ -37,6 +37,14 @@ def pack_bits(bits: NDArray[np.bool_]) -> Codes:
     return np.packbits(bits.astype(bool, copy=False), axis=1)
 
 
+def pack_signs(activations: NDArray[np.floating[Any]]) -> Codes:
+    """Packed codes (..., ceil(K/8)) uint8 of activations (..., K), cut at 0 (IAH, Sec. III-D).
+
+    A bit is 1 where the activation is 0 or more; bits beyond K are 0.
+    """
+    return np.packbits(binarize(activations, 0.0), axis=-1)
+
+
 def unpack_bits(codes: Codes) -> NDArray[np.bool_]:
     """Unpacks codes (N, B) uint8 into bits (N, 8 * B) bool: the inverse of `pack_bits`."""
     return np.unpackbits(_packed("codes", codes), axis=1).astype(bool)

@@ -1,4 +1,4 @@
-"""What a network without its image hash says of pictures, computed once and kept on disk."""
+"""What a network without its hash says of pictures, kept on disk; how a hash is trained on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regionhash.data.image_set import ImageSet
+from regionhash.encoding import Precision
 from regionhash.training import Cache, TrainingConfig, cache_features
+
+PRECISION: Precision = "bf16-mixed"  # of the presets
 
 
 def stored_features(
@@ -43,6 +46,30 @@ def stored_features(
         save_file(_flat(found), path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
     return _nested(load_file(path), n_views)
+
+
+def head_training(
+    *, epochs: int, short: int, views: int, seed: int, ramped: bool = False
+) -> TrainingConfig:
+    """How the presets train the layers of a hash on such features: all methods alike.
+
+    With `ramped`, the hashing terms come in slowly.
+    """
+    return TrainingConfig(
+        epochs=epochs,
+        batch_size=32,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=1e-2,
+        warmup=0.1,
+        ramp_start=0.2 if ramped else 0.0,
+        ramp_end=0.5 if ramped else 0.0,
+        short=short,
+        held_out=0.0,
+        cached_views=views,
+        precision=PRECISION,
+        seed=seed,
+    )
 
 
 def _flat(cache: Cache) -> dict[str, Tensor]:

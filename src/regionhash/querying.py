@@ -297,8 +297,9 @@ def write_answer(
 ) -> None:
     """Writes an answer as a contact sheet; of a picture that is gone, the tile says so.
 
-    Of mode category, each picture has its saliency map beside it: where the kept proposals of the
-    category are, weighted by their probabilities (IAH, Fig. 5).
+    Of mode category, the results of each category stand below its name and probability, and each
+    picture has its saliency map beside it: where the kept proposals of the category are, weighted
+    by their probabilities (IAH, Fig. 5).
 
     Args:
         path: ends in .png or .html.
@@ -324,18 +325,19 @@ def write_answer(
         for rank, hit in enumerate(answer.hits, 1)
     ]
     for group in answer.groups:
-        name = f"{file.classes[group.category]} {group.prob:.2f}"
-        results += [
+        tiles = [
             _tile(
                 hit,
                 file,
                 pictures,
                 wanted or [group.category] * (file.labels is not None),
-                caption=f"{name}: {rank}. {hit.image_id}\ndistance {hit.distance}",
+                caption=f"{rank}. {hit.image_id}\ndistance {hit.distance}",
                 category=group.category,
             )
             for rank, hit in enumerate(group.hits, 1)
         ]
+        heading = f"{file.classes[group.category]}, probability {group.prob:.2f}"
+        results += [replace(tile, heading=heading) for tile in tiles[:1]] + tiles[1:]
     queries = [Tile(_pixels(query), query.boxes, query.name) for query in answer.queries]
     write_sheet(path, queries, results, title=title)
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from regionhash.evaluation import paper_figures
 from regionhash.evaluation.code_files import detections_of_file
 from regionhash.evaluation.protocols import Preset, find_preset
 from regionhash.evaluation.report import Comparison, Result, best_acg, hash_ids, score, write_report
-from regionhash.feature_cache import stored_features
+from regionhash.feature_cache import PRECISION, head_training, stored_features
 from regionhash.models.region_dh import codes_of
 from regionhash.store import CodeFile
 from regionhash.structures import Codes
@@ -45,8 +45,8 @@ from regionhash.training import Cache, TrainingConfig, TrainingError, fold_as, t
 
 _TRUNK_BITS = 48  # at which what all lengths share is trained
 _ABLATION_BITS = 48
-_PRECISION: Literal["bf16-mixed"] = "bf16-mixed"
-_E_TERMS = {"reduction": "mean", "gamma_h2": 1.0}  # as printed they cost more than they give
+HEAD_ARGUMENTS = {"context": True, "reduction": "mean", "gamma_h2": 1.0}
+"""Of Region-DH on a detector: E terms as printed cost more than they give."""
 
 Say = Callable[[str], None]
 
@@ -105,30 +105,19 @@ class Options:
             ramp_end=0.5,
             short=self.short,
             held_out=0.0,
-            precision=_PRECISION,
+            precision=PRECISION,
         )
 
     def ssdh_training(self) -> TrainingConfig:
         """Of SSDH with its backbone: as the detector, but for what counts from when."""
         return replace(self.detector_training(), ramp_start=0.0, ramp_end=0.0)
 
-    def head_training(self, method: str, seed: int) -> TrainingConfig:
+    def head_training(self, method: str, seed: int, *, ramped: bool = True) -> TrainingConfig:
         """Of the layers behind what is cached, for all methods the same but for the epochs."""
         half = -(-self.head_epochs // 2)
-        return TrainingConfig(
-            epochs=half if method == "region-dh" else self.head_epochs,
-            batch_size=32,
-            optimizer="adamw",
-            learning_rate=1e-3,
-            weight_decay=1e-2,
-            warmup=0.1,
-            ramp_start=0.2,
-            ramp_end=0.5,
-            short=self.short,
-            held_out=0.0,
-            cached_views=self.views,
-            precision=_PRECISION,
-            seed=seed,
+        epochs = half if method == "region-dh" else self.head_epochs
+        return head_training(
+            epochs=epochs, short=self.short, views=self.views, seed=seed, ramped=ramped
         )
 
 
@@ -210,9 +199,7 @@ def reproduce(name: str, root: Path, out: Path, options: Options, say: Say) -> P
 
     def run(variant: _Variant, trunk: _Trunk, n_bits: int, seed: int) -> Result:
         arguments = _head_arguments(variant.method, options, n_bits) | dict(variant.arguments)
-        config = options.head_training(variant.method, seed)
-        if not variant.ramped:
-            config = replace(config, ramp_start=0.0, ramp_end=0.0)
+        config = options.head_training(variant.method, seed, ramped=variant.ramped)
         folder = _run_folder(out, variant.label, n_bits, seed)
         queries, database = _hash(variant.method, arguments, data.database, trunk, folder, config)
         seconds = trunk.seconds + _training_seconds(folder)
@@ -297,7 +284,7 @@ def _open(preset: Preset, root: Path) -> _Data:
 
 def _head_arguments(method: str, options: Options, n_bits: int) -> dict[str, Any]:
     if method == "region-dh":
-        return options.detector_arguments() | {"n_bits": n_bits, "context": True} | _E_TERMS
+        return options.detector_arguments() | {"n_bits": n_bits} | HEAD_ARGUMENTS
     arguments = {"n_bits": n_bits, "backbone": options.backbone, "weights": options.weights}
     return arguments if method == "control" else arguments | {"trained_stages": 0}
 
@@ -414,9 +401,9 @@ def _detect(out: Path, queries: ImageSet, options: Options) -> dict[str, float]:
     model, checkpoint = load_checkpoint(folder)
     path = out / f"detections-{checkpoint.model_hash}.h5"
     with code_file_writer(
-        path, model, checkpoint, checkpoint_path=folder, precision=_PRECISION
+        path, model, checkpoint, checkpoint_path=folder, precision=PRECISION
     ) as writer:
-        encode_images(model, checkpoint, queries, writer, precision=_PRECISION)
+        encode_images(model, checkpoint, queries, writer, precision=PRECISION)
         writer.finish()
     found, _ = detections_of_file(CodeFile.open(path), queries)
     return {f"Region-DH, {_ABLATION_BITS} bits": float(found["map"])}

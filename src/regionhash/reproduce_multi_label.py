@@ -3,13 +3,13 @@
 All methods read one backbone, which is not trained here: what it and the proposals give for a
 picture is computed once, and each method and length trains its own layers on it. Of IAH, the
 convolution to 32 maps is trained once with all its losses; what its pooling then gives for the
-proposals is shared by all lengths.
+proposals is shared by all lengths. Of Region-DH, modules 3 and 4 are trained as in `reproduce`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from regionhash.classical import (
     SpectralHashing,
     ThresholdedClasses,
 )
-from regionhash.codes import binarize, pack_bits
+from regionhash.codes import pack_signs
 from regionhash.data import open_dataset
 from regionhash.data.image_set import ImageSet, joined
 from regionhash.evaluation import paper_figures
@@ -35,6 +35,7 @@ from regionhash.evaluation.categories import CategorySide, category_precision
 from regionhash.evaluation.multi_label_report import (
     CURVE_BITS,
     OURS,
+    REGION_DH,
     CategoryResult,
     MultiLabelReport,
     SemanticResult,
@@ -43,9 +44,10 @@ from regionhash.evaluation.multi_label_report import (
 )
 from regionhash.evaluation.protocols import MultiLabelPreset, find_multi_label_preset
 from regionhash.evaluation.report import Labels, hash_ids
-from regionhash.feature_cache import stored_features
+from regionhash.feature_cache import head_training, stored_features
 from regionhash.models.region_dh import codes_of
-from regionhash.structures import Codes, Floats
+from regionhash.reproduce import HEAD_ARGUMENTS
+from regionhash.structures import Codes, Floats, Ints
 from regionhash.training import TrainingConfig, fold_as, take_over, train
 
 Say = Callable[[str], None]
@@ -55,6 +57,10 @@ _OTHER_FORM = {"softmax": {", sigmoids": "bce"}, "bce": {", softmax": "softmax"}
 _SHARED_UNSEEN = 4  # one class in so many is unseen (Sablayrolles et al. 2017)
 _BATCH = 64  # pictures at a time where nothing is trained
 
+_READ = {  # of a side's features
+    "iah": ("cells", "grid", "regions", "boxes", "present"),
+    "region-dh": ("regions", "whole", "objectness", "present", "region_labels"),
+}
 _PEERS = {"One-Stage": "one-stage", "DSRH": "dsrh"}
 _PEER_ARGUMENTS = {
     "one-stage": {"n_hidden_per_bit": 16},  # 50 take three times as long
@@ -79,7 +85,8 @@ class MultiLabelOptions:
         detector: folder of a Region-DH checkpoint, whose RPN proposes and whose backbone all
             methods read; None takes selective search and the backbone as it is.
         n_proposals: of a picture, at most.
-        epochs: of each training.
+        epochs: of each training. IAH and Region-DH, of which a part is shared by all lengths, take
+            a third for what is not; what IAH shares takes the rest.
         seed: of everything random.
         unseen: whether the protocol of unseen classes is run as well.
     """
@@ -93,21 +100,34 @@ class MultiLabelOptions:
     seed: int = 0
     unseen: bool = True
 
-    def training(self) -> TrainingConfig:
+    @property
+    def head_epochs(self) -> int:
+        """Of the layers of IAH and Region-DH that each length has of its own."""
+        return max(self.epochs // 3, 1)
+
+    def training(self, epochs: int, *, ramped: bool = False) -> TrainingConfig:
         """Of all methods; the batch is the paper's."""
-        return TrainingConfig(
-            epochs=self.epochs,
-            batch_size=32,
-            optimizer="adamw",
-            learning_rate=1e-3,
-            weight_decay=1e-2,
-            warmup=0.1,
-            short=self.short,
-            held_out=0.0,
-            cached_views=1,
-            precision="bf16-mixed",
-            seed=self.seed,
+        return head_training(
+            epochs=epochs, short=self.short, views=1, seed=self.seed, ramped=ramped
         )
+
+
+@dataclass(frozen=True)
+class _Trunk:
+    """What a trained convolution gives for the proposals.
+
+    Attributes:
+        model: an IAH with this convolution.
+        seconds: of its training.
+        training: pictures to train on.
+        queries, database: both sides.
+    """
+
+    model: Any
+    seconds: float
+    training: _Side
+    queries: _Side
+    database: _Side
 
 
 @dataclass(frozen=True)
@@ -156,13 +176,19 @@ def reproduce_multi_label(
         _read(trunk, own, out / "features", options, say) for own in (database_set, query_set)
     )
     run = _Run(preset, options, trunk, database, queries, out / "runs", say)
-    run.train_trunk()
+    semantic = run.semantic()
+    if options.detector is not None:
+        regions = [
+            _read_regions(own, out / "features", options, say) for own in (database, queries)
+        ]
+        semantic[len(preset.bits) : len(preset.bits)] = run.region_dh(*regions)
+        del regions
     report = MultiLabelReport(
         title=f"{name}: IAH and its peers",
         facts=_facts(name, options, database, queries),
         classes=database_set.classes,
         k=preset.k,
-        semantic=run.semantic(),
+        semantic=semantic,
         categories=run.categories(),
         unseen=run.unseen() if options.unseen else [],
         unseen_words=run.unseen_words(),
@@ -237,9 +263,21 @@ def _read(
         source = read_checkpoint(options.detector).model_hash
     key = f"{source}-{options.n_proposals}-{options.short}-{pictures.fingerprint()}"
     path = folder / f"{key}-1.safetensors"
-    ((features, _),) = stored_features(path, lambda: trunk, pictures, options.training(), 1, say)
+    config = options.training(options.epochs)
+    ((features, _),) = stored_features(path, lambda: trunk, pictures, config, 1, say)
     features["pooled"] = _pooled(features["cells"], features["grid"])
     return _Side(pictures, features, pictures.labels())
+
+
+def _read_regions(side: _Side, folder: Path, options: MultiLabelOptions, say: Say) -> _Side:
+    """The same pictures with what the heads of the detector's Region-DH read."""
+    assert options.detector is not None
+    model, checkpoint = load_checkpoint(options.detector)
+    pictures, config = side.pictures, options.training(options.epochs)
+    key = f"{checkpoint.name}-{checkpoint.model_hash}-{options.short}-1-{pictures.fingerprint()}"
+    path = folder / f"{key}.safetensors"
+    ((features, _),) = stored_features(path, lambda: model, pictures, config, 1, say)
+    return replace(side, features=features)
 
 
 def _pooled(cells: Tensor, grid: Tensor) -> Tensor:
@@ -266,57 +304,92 @@ class _Run:
     ) -> None:
         self.preset = preset
         self.options = options
-        self.trunk = trunk
+        self.start = trunk
         self.database = database
         self.queries = queries
         self.folder = folder
         self.say = say
-        self.trunk_seconds = 0.0
-        self.before = database, queries  # with the cells of the map
         rng = np.random.default_rng(options.seed)
         n_classes = len(database.pictures.classes)
         self.unseen_classes = np.sort(rng.permutation(n_classes)[: n_classes // _SHARED_UNSEEN])
-
-    def train_trunk(self) -> None:
-        """Trains the convolution, and takes what it gives for the proposals in place of cells."""
-        self.trunk, self.trunk_seconds = self._trunk_of(self.database, "trunk")
-        self.say(f"convolution and label branch trained in {self.trunk_seconds:.0f} s")
-        self.database, self.queries = (self._behind(self.trunk, side) for side in self.before)
+        self.trunk = self._trunk_of(database, queries, preset.multi_label, "trunk")
 
     def semantic(self) -> list[SemanticResult]:
         """Table II: every method at every length."""
         return [
-            self._say(result)
+            self._scored(method, n_bits, self.trunk, "")
             for method in (OURS, *_PEERS, *_CLASSICAL)
-            for result in (self._semantic(method, n_bits) for n_bits in self.preset.bits)
+            for n_bits in self.preset.bits
         ]
+
+    def region_dh(self, database: _Side, queries: _Side) -> list[SemanticResult]:
+        """Region-DH at every length, of what its heads read."""
+        assert self.options.detector is not None
+        detector, checkpoint = load_checkpoint(self.options.detector)
+        results = []
+        for n_bits in self.preset.bits:
+            model, seconds = self._trained(
+                f"region-dh-{n_bits}",
+                checkpoint.name,
+                checkpoint.arguments | {"n_bits": n_bits} | HEAD_ARGUMENTS,
+                database,
+                start=detector,
+                config=self.options.training(self.options.head_epochs, ramped=True),
+            )
+            codes = [codes_of(_mapped(model.hash_features, own)) for own in (queries, database)]
+            labels = queries.labels, database.labels
+            results.append(self._score(REGION_DH, n_bits, codes, labels, seconds))
+        return results
 
     def categories(self) -> list[CategoryResult]:
         """Fig. 8, and what of it the tables alone and the codes alone do."""
         results: list[CategoryResult] = []
-        forms = {"": self.preset.multi_label} | _OTHER_FORM[self.preset.multi_label]
+        form, others = self.preset.multi_label, _OTHER_FORM[self.preset.multi_label]
+        trunks = {"": self.trunk} | {
+            words: self._trunk_of(self.database, self.queries, other, f"trunk{words}")
+            for words, other in others.items()
+        }
+        forms = {"": form} | others
         for n_bits in self.preset.category_bits:
             first = len(results)
-            for words, form in forms.items():
+            for words, trunk in trunks.items():
                 arguments = self._iah(8, n_category_bits=n_bits, semantic_weight=0.0)
-                name = f"categories-{n_bits}{words.replace(',', '')}"
                 model, seconds = self._trained(
-                    name, "iah", arguments | {"multi_label": form}, self.database
+                    f"categories-{n_bits}{words}",
+                    "iah",
+                    arguments | {"multi_label": forms[words]},
+                    trunk.training,
+                    start=trunk.model,
+                    config=self.options.training(self.options.head_epochs),
                 )
-                seconds += self.trunk_seconds
-                own = [self._category_side(model, side) for side in (self.queries, self.database)]
-                every = [replace(side, found=np.ones_like(side.found)) for side in own]
-                none = [replace(side, codes=np.zeros_like(side.codes)) for side in own]
+                asking, tables = (
+                    self._category_side(model, own) for own in (trunk.queries, trunk.database)
+                )
+                all_ask, all_in = (
+                    replace(own, found=np.ones_like(own.found)) for own in (asking, tables)
+                )
+                blank = [replace(own, codes=np.zeros_like(own.codes)) for own in (asking, tables)]
                 for part, sides in (
-                    ("", own),
-                    (", tables without codes", none),
-                    (", codes without tables", every),
+                    ("", (asking, tables)),
+                    (", query's categories known", (all_ask, tables)),
+                    (", tables without codes", blank),
+                    (", codes without tables", (all_ask, all_in)),
                 ):
                     scores = category_precision(*sides)
-                    results.append(CategoryResult(OURS + words + part, n_bits, scores, seconds))
+                    seconds_in_all = trunk.seconds + seconds
+                    results.append(
+                        CategoryResult(OURS + words + part, n_bits, scores, seconds_in_all)
+                    )
             arguments = _body_arguments(self.options) | {"n_bits": n_bits}
             name = "category-baseline"
-            model, seconds = self._trained(f"{name}-{n_bits}", name, arguments, self.database)
+            model, seconds = self._trained(
+                f"{name}-{n_bits}",
+                name,
+                arguments,
+                self.database,
+                start=self.start,
+                config=self.options.training(self.options.epochs),
+            )
             sides = [self._baseline_side(model, side) for side in (self.queries, self.database)]
             scores = category_precision(*sides)
             results.append(CategoryResult("Fig. 9 baseline", n_bits, scores, seconds))
@@ -330,20 +403,13 @@ class _Run:
         asking = np.flatnonzero(self.queries.labels[:, self.unseen_classes].any(1))
         if not len(seen) or not len(asking):
             return []
-        database, queries = self.before[0], self.before[1].subset(asking)
-        self.trunk, self.trunk_seconds = self._trunk_of(database.subset(seen), "unseen-trunk")
-        database, queries = (self._behind(self.trunk, side) for side in (database, queries))
-        training = database.subset(seen)
-        labels = [side.labels[:, self.unseen_classes] for side in (queries, database)]
-        results = []
-        for method in (OURS, *_PEERS, *_CLASSICAL):
-            codes, seconds = self._codes(
-                method, CURVE_BITS, training, (queries, database), f"unseen-{method}"
-            )
-            own = (codes[0], labels[0]), (codes[1], labels[1])
-            result = score_semantic(method, CURVE_BITS, *own, k=self.preset.k, seconds=seconds)
-            results.append(self._say(result, "unseen classes, "))
-        return results
+        queries = self.queries.subset(asking)
+        form = self.preset.multi_label
+        trunk = self._trunk_of(self.database, queries, form, "unseen-trunk", rows=seen)
+        return [
+            self._scored(method, CURVE_BITS, trunk, "unseen-", self.unseen_classes)
+            for method in (OURS, *_PEERS, *_CLASSICAL)
+        ]
 
     def unseen_words(self) -> str:
         """What the report says of this protocol."""
@@ -358,43 +424,90 @@ class _Run:
             words += " The backbone's detector was trained on all classes."
         return words
 
-    def _say(self, result: SemanticResult, prefix: str = "") -> SemanticResult:
-        self.say(f"{prefix}{result.method}, {result.n_bits} bits: MAP {result.mean('MAP'):.4f}")
+    def _scored(
+        self,
+        method: str,
+        n_bits: int,
+        trunk: _Trunk,
+        prefix: str,
+        classes: Any = slice(None),
+    ) -> SemanticResult:
+        """A method at one length, trained on the trunk's pictures; `classes` are the labels."""
+        codes, seconds = self._codes(method, n_bits, trunk, prefix + method)
+        labels = trunk.queries.labels[:, classes], trunk.database.labels[:, classes]
+        return self._score(method, n_bits, codes, labels, seconds, prefix)
+
+    def _score(
+        self,
+        method: str,
+        n_bits: int,
+        codes: Sequence[Codes],
+        labels: tuple[Labels, Labels],
+        seconds: float,
+        prefix: str = "",
+    ) -> SemanticResult:
+        own = (codes[0], labels[0]), (codes[1], labels[1])
+        result = score_semantic(method, n_bits, *own, k=self.preset.k, seconds=seconds)
+        self.say(f"{prefix}{method}, {n_bits} bits: MAP {result.mean('MAP'):.4f}")
         return result
 
-    def _semantic(self, method: str, n_bits: int) -> SemanticResult:
-        sides = self.queries, self.database
-        codes, seconds = self._codes(method, n_bits, self.database, sides, method)
-        own = (codes[0], sides[0].labels), (codes[1], sides[1].labels)
-        return score_semantic(method, n_bits, *own, k=self.preset.k, seconds=seconds)
-
     def _codes(
-        self, method: str, n_bits: int, training: _Side, sides: tuple[_Side, _Side], folder: str
+        self, method: str, n_bits: int, trunk: _Trunk, folder: str
     ) -> tuple[list[Codes], float]:
-        """Codes of both sides by a method that was trained on `training`, and its seconds."""
+        """Codes of queries and database by a method trained on `trunk.training`; its seconds."""
+        sides = trunk.queries, trunk.database
         if method in _CLASSICAL:
             began = time.perf_counter()
-            hasher = _CLASSICAL[method](n_bits).fit(training.pooled(), training.labels)
+            hasher = _CLASSICAL[method](n_bits).fit(trunk.training.pooled(), trunk.training.labels)
             seconds = time.perf_counter() - began
             return [hasher.encode(side.pooled()) for side in sides], seconds
         if method == OURS:
             name, arguments = "iah", self._iah(n_bits, category_weight=0.0)
+            start, seconds, epochs = trunk.model, trunk.seconds, self.options.head_epochs
         else:
             name = _PEERS[method]
             arguments = _body_arguments(self.options) | {"n_bits": n_bits} | _PEER_ARGUMENTS[name]
-        model, seconds = self._trained(f"{folder}-{n_bits}", name, arguments, training)
-        if method == OURS:
-            seconds += self.trunk_seconds
-        return [codes_of(_mapped(model.hash_features, side)) for side in sides], seconds
+            start, seconds, epochs = self.start, 0.0, self.options.epochs
+        model, own_seconds = self._trained(
+            f"{folder}-{n_bits}",
+            name,
+            arguments,
+            trunk.training,
+            start=start,
+            config=self.options.training(epochs),
+        )
+        return [codes_of(_mapped(model.hash_features, side)) for side in sides], (
+            seconds + own_seconds
+        )
 
-    def _trunk_of(self, side: _Side, folder: str) -> tuple[Any, float]:
+    def _trunk_of(
+        self,
+        database: _Side,
+        queries: _Side,
+        form: str,
+        folder: str,
+        *,
+        rows: Ints | None = None,
+    ) -> _Trunk:
+        """Trains the convolution on the database, or on `rows` of it, with all losses of IAH."""
         arguments = self._iah(_TRUNK_BITS, n_category_bits=_TRUNK_CATEGORY_BITS)
-        return self._trained(folder, "iah", arguments, side)
+        model, seconds = self._trained(
+            folder,
+            "iah",
+            arguments | {"multi_label": form},
+            database if rows is None else database.subset(rows),
+            start=self.start,
+            config=self.options.training(max(self.options.epochs - self.options.head_epochs, 1)),
+        )
+        self.say(f"{folder}: convolution and label branch trained in {seconds:.0f} s")
+        behind = [self._behind(model, side) for side in (queries, database)]
+        training = behind[1] if rows is None else behind[1].subset(rows)
+        return _Trunk(model, seconds, training, *behind)
 
     @staticmethod
-    def _behind(trunk: Any, side: _Side) -> _Side:
+    def _behind(model: Any, side: _Side) -> _Side:
         """The same side with the features of its proposals in place of cells."""
-        regions = _mapped(lambda own: trunk.pooled_features(own)["regions"].half(), side)
+        regions = _mapped(lambda own: model.pooled_features(own)["regions"].half(), side)
         kept = {name: side.features[name] for name in ("boxes", "present", "pooled")}
         return replace(side, features=kept | {"regions": regions})
 
@@ -403,24 +516,21 @@ class _Run:
         return _iah_arguments(self.options) | own | changes
 
     def _trained(
-        self, folder: str, name: str, arguments: dict[str, Any], side: _Side
+        self,
+        folder: str,
+        name: str,
+        arguments: dict[str, Any],
+        side: _Side,
+        *,
+        start: Any,
+        config: TrainingConfig,
     ) -> tuple[Any, float]:
         """A model trained on cached features, and the seconds that it took."""
-        of_regions = ("cells", "grid", "regions", "boxes", "present")
-        wanted = [key for key in of_regions if key in side.features]
-        if name != "iah":
-            wanted = ["pooled"]
-        cache = [
-            (
-                {key: side.features[key] for key in wanted},
-                torch.from_numpy(side.labels).float(),
-            )
-        ]
-        path = self.folder / folder.lower().replace(" ", "-")
-        config = self.options.training()
-        checkpoint = train(
-            name, arguments, side.pictures, path, config, start=self.trunk, cache=cache
-        )
+        wanted = _READ.get(name, ("pooled",))
+        features = {key: side.features[key] for key in wanted if key in side.features}
+        cache = [(features, torch.from_numpy(side.labels).float())]
+        path = self.folder / folder.lower().replace(",", "").replace(" ", "-")
+        checkpoint = train(name, arguments, side.pictures, path, config, start=start, cache=cache)
         seconds = sum(row["seconds"] for row in checkpoint.provenance["epochs"])
         model, _ = load_checkpoint(path)
         return model, float(seconds)
@@ -429,12 +539,12 @@ class _Run:
         parts = _mapped(lambda own: torch.cat(_flat_categories(model, own), 1), side)
         n_classes = side.labels.shape[1]
         probs = parts[:, :n_classes].numpy()
-        codes = _packed(parts[:, n_classes:].reshape(len(parts), n_classes, -1))
+        codes = pack_signs(parts[:, n_classes:].reshape(len(parts), n_classes, -1).numpy())
         return CategorySide(codes, probs >= model.threshold, side.labels)
 
     def _baseline_side(self, model: Any, side: _Side) -> CategorySide:
         """Without probabilities, every picture is in every table."""
-        codes = _packed(_mapped(model.category_features, side))
+        codes = pack_signs(_mapped(model.category_features, side).numpy())
         return CategorySide(codes, np.ones(side.labels.shape, bool), side.labels)
 
 
@@ -450,14 +560,6 @@ def _mapped(function: Callable[[dict[str, Tensor]], Tensor], side: _Side) -> Ten
     return torch.cat(
         [function({name: x[own] for name, x in side.features.items()}) for own in rows]
     )
-
-
-def _packed(activations: Tensor) -> Codes:
-    """Codes (N, C, B) of activations (N, C, b), cut at 0; bits beyond b are 0."""
-    bits = binarize(activations.numpy(), 0.0)
-    padded = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[2] % 8)))
-    codes: Codes = pack_bits(padded.reshape(-1, padded.shape[2])).reshape(*bits.shape[:2], -1)
-    return codes
 
 
 def _facts(name: str, options: MultiLabelOptions, database: _Side, queries: _Side) -> list[str]:
@@ -494,9 +596,10 @@ def _facts(name: str, options: MultiLabelOptions, database: _Side, queries: _Sid
         "by all relevant pictures (IAH, eqs. 12 and 13).",
         source,
         f"Trainings: {options.epochs} epochs of batches of 32, seed {options.seed}, short side "
-        f"{options.short} pixels. IAH has them twice: once for the convolution that all lengths "
-        "share, with all its losses, and once for each length; the other methods that are trained "
-        "by gradients have them once. One-Stage has 16 features per bit instead of 50. Classical "
+        f"{options.short} pixels. Of IAH, {options.head_epochs} for each length and the rest, with "
+        f"all its losses, for the convolution that all lengths share; of Region-DH, "
+        f"{options.head_epochs} for the heads of each length, on the detector, whose own training "
+        "is not counted. One-Stage has 16 features per bit instead of 50. Classical "
         "methods read averages over the last map, of unit length. Times are of the layers behind "
         "what is computed once, on a machine with other work.",
         f"Versions: {versions}; Python {facts['python']}; git {facts['git']}.",

@@ -32,7 +32,7 @@ from regionhash.data.object_queries import (
     hold_out,
 )
 from regionhash.data.transforms import to_input
-from regionhash.encoding import Precision, code_file_writer, encode_boxes, encode_images
+from regionhash.encoding import code_file_writer, encode_boxes, encode_images
 from regionhash.evaluation import paper_figures
 from regionhash.evaluation.instance import dense_ranks
 from regionhash.evaluation.object_report import (
@@ -46,7 +46,7 @@ from regionhash.evaluation.object_report import (
 )
 from regionhash.evaluation.protocols import TABLE_2, ObjectPreset, find_object_preset
 from regionhash.evaluation.report import hash_ids
-from regionhash.feature_cache import stored_features
+from regionhash.feature_cache import PRECISION, head_training, stored_features
 from regionhash.models.dmih import THETA
 from regionhash.models.region_dh import codes_of
 from regionhash.parts.multiscale import window_boxes
@@ -67,7 +67,6 @@ _LEAST = 20  # relevant pictures of a combination
 _SAMPLE = 20_000  # descriptors that a vocabulary is learned from
 _BATCH = 64
 _TIMED = 20  # queries
-_PRECISION: Precision = "bf16-mixed"
 _RAMP = {"ramp_start": 0.4, "ramp_end": 0.6}
 """Of DMIH's pair loss: until the proposals are known, it would pull at the wrong ones."""
 
@@ -112,19 +111,7 @@ class ObjectOptions:
 
     def training(self) -> TrainingConfig:
         """Of all methods that learn from labels."""
-        return TrainingConfig(
-            epochs=self.epochs,
-            batch_size=32,
-            optimizer="adamw",
-            learning_rate=1e-3,
-            weight_decay=1e-2,
-            warmup=0.1,
-            short=self.short,
-            held_out=0.0,
-            cached_views=self.views,
-            precision=_PRECISION,
-            seed=self.seed,
-        )
+        return head_training(epochs=self.epochs, short=self.short, views=self.views, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -496,9 +483,9 @@ class _Run:
         path = self.out / f"region-dh-{checkpoint.model_hash}-{self.database.fingerprint()}.h5"
         self.say(f"{self.database.name}: codes of Region-DH")
         with code_file_writer(
-            path, model, checkpoint, checkpoint_path=folder, precision=_PRECISION
+            path, model, checkpoint, checkpoint_path=folder, precision=PRECISION
         ) as writer:
-            encode_images(model, checkpoint, self.database, writer, precision=_PRECISION)
+            encode_images(model, checkpoint, self.database, writer, precision=PRECISION)
             writer.finish()
         table: CodeTable = CodeFile.open(path).table
         row_of = {image_id: n for n, image_id in enumerate(table.ids)}
@@ -511,7 +498,7 @@ class _Run:
             image = self.asked.images[query.row]
             whole = np.array([0, 0, image.shape[1], image.shape[0]], np.float32)
             boxes = (whole if query.box is None else query.box)[None]
-            return encode_boxes(model, checkpoint, image, boxes, precision=_PRECISION).codes
+            return encode_boxes(model, checkpoint, image, boxes, precision=PRECISION).codes
 
         seconds = sum(row["seconds"] for row in checkpoint.provenance["epochs"])
         width = model.n_region_bits // 8

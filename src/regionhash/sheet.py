@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -28,6 +27,7 @@ _GAP = 16
 _CAPTION = 15  # font size
 _TITLE = 22
 _LINE = 20  # height of a caption's line
+_HEADING = 34  # height of a group's heading
 _COLUMNS = 5
 _CELL = THUMBNAIL + 2 * _FRAME
 _CAPTION_LETTERS = 34  # of a caption's line in HTML
@@ -42,12 +42,14 @@ class Tile:
         boxes: xyxy in pixels of the image: of a result one per query object, in their order.
         caption: text below, at most two lines.
         good: whether the result is right: a green or a red frame; None where that is unknown.
+        heading: of the group that begins with this result, on a line of its own; "" is none.
     """
 
     image: NDArray[np.uint8]
     boxes: Sequence[tuple[float, float, float, float]]
     caption: str
     good: bool | None = None
+    heading: str = ""
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
@@ -164,22 +166,29 @@ def _caption_lines(caption: str) -> list[str]:
 def _png(queries: Sequence[Tile], results: Sequence[Tile], title: str) -> bytes:
     """Queries in a shaded column, results in a grid to its right."""
     columns = max(1, min(_COLUMNS, len(results)))
-    rows = max(len(queries), math.ceil(len(results) / columns), 1)
     n_lines = max((len(_caption_lines(tile.caption)) for tile in (*queries, *results)), default=0)
     step_x, step_y = _CELL + _GAP, _CELL + n_lines * _LINE + _GAP + 4
     top = _TITLE + 2 * _GAP
     left = _CELL + 3 * _GAP  # of the results
-    sheet = Image.new("RGB", (left + columns * step_x, top + rows * step_y), "white")
+    corners: list[tuple[int, int]] = []  # of the results' cells
+    column, y = 0, top
+    for tile in results:
+        if column == columns or (tile.heading and column):
+            column, y = 0, y + step_y
+        y += _HEADING * bool(tile.heading)
+        corners.append((left + column * step_x, y))
+        column += 1
+    height = max(y + step_y, top + len(queries) * step_y)
+    sheet = Image.new("RGB", (left + columns * step_x, height), "white")
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((0, top - _GAP // 2, _CELL + 2 * _GAP, sheet.height), "#eceff3")
     title_font = ImageFont.load_default(_TITLE)
     _draw_text(draw, (_GAP, _GAP), title, title_font, sheet.width - 2 * _GAP)
     for n, (tile, colors) in enumerate(zip(queries, _query_colors(queries), strict=True)):
         _draw_tile(sheet, draw, (_GAP, top + n * step_y), tile, colors)
-    for n, tile in enumerate(results):
-        row, column = divmod(n, columns)
-        corner = left + column * step_x, top + row * step_y
-        _draw_tile(sheet, draw, corner, tile, _colors(len(tile.boxes)))
+    for (x, y), tile in zip(corners, results, strict=True):
+        _draw_text(draw, (x, y - _HEADING), tile.heading, title_font, sheet.width - x - _GAP)
+        _draw_tile(sheet, draw, (x, y), tile, _colors(len(tile.boxes)))
     stream = io.BytesIO()
     sheet.save(stream, "PNG")
     return stream.getvalue()
@@ -247,6 +256,7 @@ section {{ display: grid; gap: 16px; padding: 16px; align-content: start;
   grid-template-columns: repeat(auto-fill, {cell}px); }}
 .queries {{ background: var(--side); flex: none; grid-template-columns: {cell}px; }}
 .results {{ flex: 1; }}
+h2 {{ grid-column: 1 / -1; margin: 0; font-size: 19px; font-weight: 600; }}
 figure {{ margin: 0; }}
 .picture {{ box-sizing: border-box; width: {cell}px; height: {cell}px; background: var(--cell);
   border: {frame}px solid; display: grid; place-items: center; }}
@@ -273,7 +283,11 @@ def _html(queries: Sequence[Tile], results: Sequence[Tile], title: str) -> str:
         cell=_CELL,
         frame=_FRAME,
         queries="\n".join(map(_figure, queries, _query_colors(queries))),
-        results="\n".join(_figure(tile, _colors(len(tile.boxes))) for tile in results),
+        results="\n".join(
+            f"<h2>{escape(tile.heading)}</h2>" * bool(tile.heading)
+            + _figure(tile, _colors(len(tile.boxes)))
+            for tile in results
+        ),
     )
 
 

@@ -16,11 +16,10 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from regionhash.codes import binarize, pack_bits
+from regionhash.codes import pack_signs
 from regionhash.losses import (
     MultiLabelForm,
     category_triplet_loss,
@@ -303,7 +302,7 @@ class IAH(nn.Module):
         features = self.frozen_features(images)
         found = self._describe(features)
         fused = self._fuse(features, found)
-        image_codes = _signs_packed(self._of_image(fused))
+        image_codes = _packed(self._of_image(fused))
         category_activations = self._of_categories(fused)
         probs = multi_label_probs(found.logits, self.multi_label)  # (B, C)
         encoded = []
@@ -322,7 +321,7 @@ class IAH(nn.Module):
                     categories=CategoryCodes(
                         categories.cpu().numpy().astype(np.int64),
                         probs[n, categories].cpu().numpy(),
-                        _signs_packed(category_activations[n, categories]),
+                        _packed(category_activations[n, categories]),
                     ),
                 )
             )
@@ -361,7 +360,7 @@ class IAH(nn.Module):
         rows = torch.arange(len(boxes), device=labels.device)
         codes = np.zeros((0, self.n_region_bits // 8), np.uint8)
         if len(boxes):
-            codes = _signs_packed(self._of_categories(fused)[rows, labels])
+            codes = _packed(self._of_categories(fused)[rows, labels])
         return Regions(
             boxes.float().cpu().numpy(),
             found.probs[rows, labels].cpu().numpy(),
@@ -387,10 +386,9 @@ def _as_maps(cells: Tensor, grid: Tensor) -> Tensor:
     return torch.stack(maps)
 
 
-def _signs_packed(activations: Tensor) -> Codes:
-    """Packed codes of activations (N, K), cut at 0; bits beyond K are 0."""
-    bits: NDArray[np.bool_] = binarize(activations.float().cpu().numpy(), 0.0)
-    return pack_bits(np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))))
+def _packed(activations: Tensor) -> Codes:
+    """See `pack_signs`."""
+    return pack_signs(activations.float().cpu().numpy())
 
 
 def iah(
@@ -416,10 +414,10 @@ def iah(
     """IAH: codes of pictures and of the categories in them, from labels of whole pictures.
 
     The paper's form is `proposals="selective-search", n_proposals=100, trained_stages=3,
-    bounded=False`, with one of the two weights 0, on GoogLeNet, which is not among BACKBONES. With
-    `proposals="rpn"` the feature pyramid and the RPN are those of a trained Region-DH, as are its
-    stages: `regionhash train iah ... --init CHECKPOINT`. For `weights` see `build_backbone`, for
-    the others `IAH`.
+    bounded=False, backbone="googlenet_fpn"`, with one of the two weights 0. With `proposals="rpn"`
+    the feature pyramid and the RPN are those of a trained Region-DH, as are its stages:
+    `regionhash train iah ... --init CHECKPOINT`. For `weights` see `build_backbone`, for the others
+    `IAH`.
     """
     if proposals not in get_args(ProposalSource):
         known = ", ".join(get_args(ProposalSource))

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regionhash.codes import binarize, pack_bits
+from regionhash.codes import pack_signs
 from regionhash.losses import (
     MultiLabelForm,
     balance_bits,
@@ -357,16 +357,15 @@ class CategoryBaseline(nn.Module):
     @torch.no_grad()
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
         """A code of every category for each of B images; all have probability 1."""
-        bits = binarize(self.category_features(self.frozen_features(images)).cpu().numpy(), 0.0)
-        padded = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[2] % 8)))
+        codes = pack_signs(self.category_features(self.frozen_features(images)).cpu().numpy())
         categories = np.arange(self.n_classes, dtype=np.int64)
         certain = np.ones(self.n_classes, np.float32)
         return [
             EncodedImage(
                 (image.shape[1], image.shape[2]),
-                categories=CategoryCodes(categories, certain, pack_bits(own)),
+                categories=CategoryCodes(categories, certain, own),
             )
-            for image, own in zip(images, padded, strict=True)
+            for image, own in zip(images, codes, strict=True)
         ]
 
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
@@ -387,32 +386,6 @@ def _description(n_in: int, n_hidden: int, dropout: float) -> nn.Module:
     return nn.Sequential(*layers, nn.Dropout(dropout))
 
 
-def _image_level(
-    n_bits: int,
-    n_classes: int,
-    *,
-    hash_weight: float,
-    n_hidden: int,
-    trained_stages: int,
-    backbone: str,
-    weights: str,
-    centred: bool,
-    multi_label: MultiLabelForm,
-    dropout: float,
-) -> ImageLevelHash:
-    # The pyramid is not built: nothing here reads it.
-    return ImageLevelHash(
-        _body(backbone, weights, trained_stages),
-        n_classes=n_classes,
-        n_bits=n_bits,
-        n_hidden=n_hidden,
-        hash_weight=hash_weight,
-        centred=centred,
-        multi_label=multi_label,
-        dropout=dropout,
-    )
-
-
 def dlbhc(
     n_bits: int,
     n_classes: int,
@@ -425,14 +398,12 @@ def dlbhc(
     dropout: float = 0.2,
 ) -> ImageLevelHash:
     """DLBHC: the latent layer learns from classification alone."""
-    return _image_level(
-        n_bits,
-        n_classes,
-        hash_weight=0.0,
+    return ImageLevelHash(
+        _body(backbone, weights, trained_stages),
+        n_classes=n_classes,
+        n_bits=n_bits,
         n_hidden=0,
-        trained_stages=trained_stages,
-        backbone=backbone,
-        weights=weights,
+        hash_weight=0.0,
         centred=centred,
         multi_label=multi_label,
         dropout=dropout,
@@ -451,14 +422,12 @@ def ssdh(
     dropout: float = 0.2,
 ) -> ImageLevelHash:
     """SSDH: DLBHC with E1 and E2, weights 1."""
-    return _image_level(
-        n_bits,
-        n_classes,
-        hash_weight=1.0,
+    return ImageLevelHash(
+        _body(backbone, weights, trained_stages),
+        n_classes=n_classes,
+        n_bits=n_bits,
         n_hidden=0,
-        trained_stages=trained_stages,
-        backbone=backbone,
-        weights=weights,
+        hash_weight=1.0,
         centred=centred,
         multi_label=multi_label,
         dropout=dropout,
@@ -477,14 +446,12 @@ def control(
     n_hidden: int = 512,
 ) -> ImageLevelHash:
     """The control: SSDH's losses, a hidden layer, and a backbone that is never trained."""
-    return _image_level(
-        n_bits,
-        n_classes,
-        hash_weight=1.0,
+    return ImageLevelHash(
+        _body(backbone, weights, 0),
+        n_classes=n_classes,
+        n_bits=n_bits,
         n_hidden=n_hidden,
-        trained_stages=0,
-        backbone=backbone,
-        weights=weights,
+        hash_weight=1.0,
         centred=centred,
         multi_label=multi_label,
         dropout=dropout,
@@ -561,6 +528,7 @@ def category_baseline(
 
 
 def _body(backbone: str, weights: str, trained_stages: int) -> Backbone:
+    """A backbone without a pyramid, which nothing here reads."""
     return build_backbone(
         backbone, weights=weights, trained_stages=trained_stages, fpn_channels=None
     )

@@ -7,8 +7,8 @@ that a detector or a whole-image head needs to know of it stands in `Backbone`.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -37,6 +37,9 @@ class BackboneSpec:
         fpn: whether a feature pyramid is put on these maps, with one more map of half their size.
         anchor_sizes: sides of the RPN's square anchors on each map, in input pixels.
         summary: one line for `regionhash models`.
+        options: of torchvision's builder, for weights that it does not fetch.
+        unread: beginnings of the names of weights behind the stages, which a file may lack.
+        mean, std: how the network's pretrained weights want their input brought to one scale.
     """
 
     network: str | None
@@ -45,6 +48,10 @@ class BackboneSpec:
     fpn: bool
     anchor_sizes: tuple[tuple[int, ...], ...]
     summary: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
 
 def _resnet(net: Any) -> Stages:
@@ -72,6 +79,17 @@ def _squeezenet1_0(net: Any) -> Stages:
 def _vgg16(net: Any) -> Stages:
     f = net.features  # strides 4, 8, 16; conv5_3 with its ReLU, without the last pooling
     return [f[:16], f[16:23], f[23:30]], [256, 512, 512]
+
+
+def _googlenet(net: Any) -> Stages:
+    stem = [net.conv1, net.maxpool1, net.conv2, net.conv3, net.maxpool2]
+    fourth = [net.inception4a, net.inception4b, net.inception4c, net.inception4d, net.inception4e]
+    stages: list[nn.Module] = [  # strides 8, 16, 32
+        nn.Sequential(*stem, net.inception3a, net.inception3b),
+        nn.Sequential(net.maxpool3, *fourth),
+        nn.Sequential(net.maxpool4, net.inception5a, net.inception5b),
+    ]
+    return stages, [480, 832, 1024]
 
 
 def _tiny(_: Any) -> Stages:
@@ -116,6 +134,18 @@ BACKBONES: dict[str, BackboneSpec] = {
     "mobilenet_v3_large_fpn": BackboneSpec(
         "mobilenet_v3_large", _mobilenet_v3_large, 2, True, _SIZES_16_TO_64, "as mobilenet_v2_fpn"
     ),
+    "googlenet_fpn": BackboneSpec(
+        "googlenet",
+        _googlenet,
+        2,
+        True,
+        _SIZES_16_TO_64,
+        "IAH's; FPN at strides 16 to 64",
+        options={"aux_logits": False, "init_weights": False},
+        unread=("aux1.", "aux2.", "fc."),
+        mean=(0.5, 0.5, 0.5),  # its weights come from TensorFlow: torchvision's transform_input
+        std=(0.5, 0.5, 0.5),
+    ),
     "squeezenet1_0_fpn": BackboneSpec(
         "squeezenet1_0", _squeezenet1_0, 2, True, _SIZES_8_TO_32, "FPN at strides 8 to 32"
     ),
@@ -147,6 +177,8 @@ class Backbone(nn.Module):
         *,
         n_levels: int,
         fpn_channels: int | None,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -158,8 +190,8 @@ class Backbone(nn.Module):
                 channels[-n_levels:], fpn_channels, extra_blocks=LastLevelMaxPool()
             )
         self.out_channels = fpn_channels or channels[-1]
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def freeze_all_but(self, trained_stages: int) -> None:
         """Freezes all stages but the last `trained_stages`, for good: their batch norm is folded.
@@ -210,7 +242,7 @@ class Backbone(nn.Module):
 def stack_images(images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
     """One batch (B, 3, H, W) float32 in [0, 1] of images (3, h, w) uint8, and their sizes (h, w).
 
-    Smaller images stand at the top left; the rest has the colour that normalisation makes zero.
+    Smaller images stand at the top left; the rest has the mean colour of ImageNet.
     """
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = (max(side) for side in zip(*sizes, strict=True))
@@ -250,7 +282,8 @@ def build_backbone(
     Args:
         name: a key of BACKBONES.
         weights: "default" (torchvision's ImageNet weights, fetched once from the internet), "none"
-            (random), or a local file: the state dict of the whole torchvision network.
+            (random), or a local file: the state dict of the whole torchvision network. That of
+            GoogLeNet may lack the classifiers.
         trained_stages: how many of the last stages are trained; 0 freezes the network, None nothing
             yet. The feature pyramid is always trained.
         fpn_channels: channels of the feature pyramid; None leaves it out.
@@ -261,20 +294,23 @@ def build_backbone(
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
     spec = BACKBONES[name]
-    stages, channels = spec.stages(_network(spec.network, str(weights)))
+    stages, channels = spec.stages(_network(spec, str(weights)))
     backbone = Backbone(
         stages,
         channels,
         n_levels=spec.n_levels,
         fpn_channels=fpn_channels if spec.fpn else None,
+        mean=spec.mean,
+        std=spec.std,
     )
     if trained_stages is not None:
         backbone.freeze_all_but(trained_stages)
     return backbone
 
 
-def _network(name: str | None, weights: str) -> nn.Module | None:
-    """The torchvision network `name` with its weights."""
+def _network(spec: BackboneSpec, weights: str) -> nn.Module | None:
+    """The torchvision network of a backbone with its weights."""
+    name = spec.network
     if name is None:
         if weights not in ("default", "none"):
             raise ValueError(f"this backbone has no pretrained weights, got {weights!r}")
@@ -287,14 +323,19 @@ def _network(name: str | None, weights: str) -> nn.Module | None:
                 f"the ImageNet weights of {name} could not be fetched ({error}); without internet "
                 f"give a local state dict (--weights FILE) or start from nothing (--weights none)"
             ) from error
-    net = get_model(name, weights=None)
+    net = get_model(name, weights=None, **spec.options)
     if weights != "none":
-        load_local_weights(net, Path(weights))
+        load_local_weights(net, Path(weights), spec.unread)
     return net
 
 
-def load_local_weights(network: nn.Module, path: Path) -> None:
+def load_local_weights(network: nn.Module, path: Path, unread: tuple[str, ...] = ()) -> None:
     """Loads a state dict of exactly this network; pickled code in the file is never run.
+
+    Args:
+        network: takes the weights.
+        path: of the state dict.
+        unread: beginnings of names; such weights stay as they are, in the file or not.
 
     Raises:
         ValueError: the file is missing, is no state dict, or belongs to another network.
@@ -306,7 +347,9 @@ def load_local_weights(network: nn.Module, path: Path) -> None:
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path}: not a readable state dict ({error})") from error
     try:
-        network.load_state_dict(state)
+        read = {name: value for name, value in state.items() if not name.startswith(unread)}
+        own = network.state_dict().items()
+        network.load_state_dict(read | {k: value for k, value in own if k.startswith(unread)})
     except (RuntimeError, TypeError, AttributeError) as error:
         name = type(network).__name__
         raise ValueError(f"{path}: these weights do not fit {name}: {error}") from error
