@@ -169,7 +169,7 @@ def test_a_model_starts_from_another(trained, tmp_path):
     run(*command, "--init", folder, "--cached-views", 1, "--set", "epochs=1")
     first, second = (load_file(place / "model.safetensors") for place in (folder, tmp_path))
     for name in first:
-        trained_anew = name.startswith(("instance.", "h1.", "classify", "h2."))
+        trained_anew = name.startswith(("instance.", "h1.", "classify", "context.", "h2."))
         assert np.array_equal(first[name], second[name]) != trained_anew, name
 
 
