@@ -213,6 +213,16 @@ def test_a_loss_that_is_not_finite_stops_with_its_name(tmp_path, monkeypatch):
         train("ssdh", TINY, SCENES, tmp_path, _config())
 
 
+def test_an_rpn_that_nobody_trains_is_told(tmp_path, caplog):
+    start = build_model("region-dh", REGION | {"n_classes": 10})
+    arguments = {name: REGION[name] for name in ("n_bits", "backbone", "weights", "fpn_channels")}
+    config = _config(epochs=1, held_out=0.0)
+    for own, told in ((None, True), (start, False)):
+        caplog.clear()
+        train("iah", arguments, SCENES, tmp_path / str(told), config, start=own)
+        assert ("its proposals are drawn at random" in caplog.text) == told
+
+
 def test_unreadable_pictures_are_skipped_and_named(tmp_path, caplog):
     rows = ["image,label"]
     for n in range(5):

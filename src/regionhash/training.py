@@ -202,6 +202,12 @@ def train(
     if start is not None:
         fold_as(model, start)
         take_over(model, start)
+    elif getattr(model, "wants_start", False):
+        log.warning(
+            "%s: its proposals are drawn at random, since its RPN is never trained; start from a "
+            'trained region-dh, or take proposals="selective-search"',
+            model_name,
+        )
     if cache is not None and (config.held_out or len(cache) != config.cached_views):
         raise ValueError("a given cache needs held_out = 0 and as many cached_views as it has")
     return _Run(fabric, model_name, built, model, image_set, folder, config, cache).train(

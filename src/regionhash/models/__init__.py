@@ -39,7 +39,8 @@ class TrainedHashModel(HashModel, Protocol):
     """What `regionhash train` needs besides, of a model that learns from labels.
 
     A model that learns from the labels of whole pictures says so with `weak = True`: boxes are then
-    taken away before anything is read. One without image codes has no `hash_features`.
+    taken away before anything is read. One without image codes has no `hash_features`. One with a
+    part that is never trained, such as an RPN for IAH, says `wants_start = True`.
 
     Attributes:
         ramped_terms: names of the losses that training may bring in slowly.

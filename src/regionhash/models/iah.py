@@ -104,6 +104,7 @@ class IAH(nn.Module):
         self.backbone = backbone
         self.rpn = proposer if isinstance(proposer, ScoredRPN) else None
         self.search = proposer if isinstance(proposer, SelectiveSearch) else None
+        self.wants_start = self.rpn is not None
         self.reduce = nn.Linear(backbone.top_channels, N_MAPS)  # a convolution of 1 x 1
         n_pooled = N_MAPS * sum(n * n for n in PYRAMID)  # 960
         self.dropout = nn.Dropout(dropout)
