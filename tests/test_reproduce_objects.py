@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from PIL import Image as PILImage
+from scipy.stats import t as student_t
 
 from regionhash.data import open_dataset
 from regionhash.data.object_queries import ObjectQuery, QueryObject
@@ -133,6 +134,11 @@ def test_a_report_names_combinations_that_are_too_rare_and_the_papers_figures(tm
     assert "| 0.799 | 0.642 |" in lines["cat + dog"]  # the paper says dog + cat
     assert "| 0.812 | 0.693 |" in lines["horse + person"]
     assert lines["bus + car"].split("|")[2:6] == [" 3 ", " - ", " - ", " - "]
+    pairs = np.stack([results[0].map, results[2].map])  # single queries of DMIH and DSRH
+    gaps = pairs[0] - pairs[1]
+    t = gaps.mean() / (gaps.std(ddof=1) / np.sqrt(len(gaps)))
+    row = next(line for line in text.splitlines() if line.startswith("| DSRH | 64 |"))
+    assert row.split("|")[-2].strip() == f"{2 * student_t.sf(abs(t), len(gaps) - 1):.4f}"
     sizes = [line.split("|")[2:4] for line in text.splitlines() if line[:5] in ("| 1 |", "| 2 |")]
     of_one = [float(cell) for cell in sizes[0]]
     assert of_one == pytest.approx([labels[:, 1].mean(), results[0].map.mean()], abs=5e-4)
