@@ -239,6 +239,16 @@ def test_nothing_within_radius_2_has_precision_0_there() -> None:
     assert measure([2, 2, 3], [1, 0, 1])["precision_radius_2"] == 0.5
 
 
+@pytest.mark.parametrize("n", [20, 57, 500])
+def test_rounding_takes_no_perfect_ranking_beyond_1(n: int) -> None:
+    rng = np.random.default_rng(n)
+    distances = np.sort(rng.integers(0, 40, n))
+    similarities = (distances < rng.integers(5, 35)).astype(int)
+    for denominator in get_args(Denominator):
+        values = measure(distances, similarities, k=n, denominator=denominator)
+        assert values["map"] <= 1 and values["map"] == pytest.approx(1)
+
+
 def test_the_means_are_those_of_the_queries() -> None:
     queries, database, query_labels, database_labels = random_problem(3)
     means = evaluate_ranking(queries, database, query_labels, database_labels, k=10)

@@ -234,7 +234,7 @@ def per_query(
         ideal = _discounted_gains(block.ideal, discount)
         blocks.append(
             {
-                "map": average,
+                "map": np.minimum(average, 1.0),  # rounding may pass 1
                 "acg": levels.sums_at(levels.shared, [k])[:, 0] / k,
                 "ndcg": ratio(_discounted_gains(levels, discount), ideal),
                 "wmap": weighted,
