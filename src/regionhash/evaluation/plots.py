@@ -37,6 +37,11 @@ _METHODS = (
     "pmh",
     "dmih-ind",
     "l2-scan",
+    "thresholded classes",
+    "random hyperplanes",
+    "ssdh, fine-tuned",
+    "pmh+cnn",
+    "region-dh, trained on boxes",
 )
 _WIDTH, _HEIGHT, _DPI = 6.4, 4.4, 150  # inches, inches, dots per inch
 _MOST_MARKERS = 12  # on one curve
