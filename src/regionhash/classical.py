@@ -14,7 +14,7 @@ from scipy.linalg import cho_factor, solve_triangular, svd
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.extmath import randomized_svd
 
-from regionhash.codes import pack_bits
+from regionhash.codes import check_n_bits, pack_bits
 from regionhash.structures import Codes, Floats, Ints
 
 Features = NDArray[np.floating[Any]]
@@ -323,8 +323,7 @@ class PartitionMinHash:
 
 
 def _whole_bytes(n_bits: int) -> int:
-    if n_bits < 8 or n_bits % 8:
-        raise ValueError(f"the number of bits must be a positive multiple of 8, got {n_bits}")
+    check_n_bits(n_bits)
     return n_bits
 
 

@@ -20,6 +20,12 @@ _RADIUS_LENGTHS = frozenset((3, 4, 5, 6, 7, 8, 16, 20, 32, 64))
 """Bytes of codes on which FAISS's search within a radius is quicker than all distances are."""
 
 
+def check_n_bits(n_bits: int) -> None:
+    """Raises ValueError unless codes of so many bits fill whole bytes."""
+    if n_bits < 8 or n_bits % 8:
+        raise ValueError(f"the number of bits must be a positive multiple of 8, got {n_bits}")
+
+
 def binarize(activations: NDArray[np.floating[Any]], threshold: float = 0.5) -> NDArray[np.bool_]:
     """Bits of activations of any shape: a >= threshold (Region-DH, eqs. 1 and 2)."""
     return np.asarray(activations) >= threshold

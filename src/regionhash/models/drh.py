@@ -24,7 +24,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from regionhash.codes import binarize, pack_bits
+from regionhash.codes import binarize, check_n_bits, pack_bits
 from regionhash.losses import drh_losses
 from regionhash.parts.backbones import BACKBONES, Backbone, build_backbone, stack_images
 from regionhash.parts.proposals import ScoredRPN, build_rpn
@@ -79,8 +79,7 @@ class DRH(nn.Module):
         rpn: ScoredRPN | None = None,
     ) -> None:
         super().__init__()
-        if n_bits < 8 or n_bits % 8:
-            raise ValueError(f"the number of bits must be a positive multiple of 8, got {n_bits}")
+        check_n_bits(n_bits)
         sliding_windows(1, 1, overlap)  # refuses an overlap out of range
         self.backbone = backbone
         self.rpn = rpn

@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from regionhash.codes import pack_signs
+from regionhash.codes import check_n_bits, pack_signs
 from regionhash.losses import (
     MultiLabelForm,
     category_triplet_loss,
@@ -95,8 +95,7 @@ class IAH(nn.Module):
         max_regions: int,
     ) -> None:
         super().__init__()
-        if n_bits < 8 or n_bits % 8:
-            raise ValueError(f"the number of bits must be a positive multiple of 8, got {n_bits}")
+        check_n_bits(n_bits)
         if n_category_bits < 1:
             raise ValueError(f"n_category_bits must be at least 1, got {n_category_bits}")
         if not 0 <= threshold <= 1:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regionhash.codes import pack_signs
+from regionhash.codes import check_n_bits, pack_signs
 from regionhash.losses import (
     MultiLabelForm,
     balance_bits,
@@ -42,7 +42,46 @@ from regionhash.parts.proposals import Targets
 from regionhash.structures import CategoryCodes, EncodedImage, Regions
 
 
-class ImageLevelHash(nn.Module):
+class _PooledHash(nn.Module):
+    """What all models here have in common: they read pooled features of one backbone.
+
+    Args:
+        backbone: its last stage is read.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+        """Weighted terms by name, see `head_losses`.
+
+        Args:
+            images: B times (3, h, w) uint8.
+            targets: B times "image_labels" (C,) float32, 0 or 1; boxes are not read.
+        """
+        image_labels = torch.stack([t["image_labels"] for t in targets])
+        return self.head_losses({"pooled": pool_images(self.backbone, images)}, image_labels)
+
+    def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
+        """Weighted terms by name, of `frozen_features` and image labels (B, C) float32, 0 or 1."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def frozen_features(
+        self, images: list[Tensor], targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """All that the head reads of B images: "pooled" (B, 2 * D); targets are not read."""
+        return {"pooled": pool_images(self.backbone, images)}
+
+    def pool_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """The features of given boxes, (M, 2 * D): B times (R, 4), xyxy in input pixels."""
+        batch, _ = stack_images(images)
+        top = self.backbone.top(batch)
+        return pool_top(top, boxes, batch.shape[3] / top.shape[3])
+
+
+class ImageLevelHash(_PooledHash):
     """A latent layer on the pooled features of a backbone.
 
     Args:
@@ -71,8 +110,7 @@ class ImageLevelHash(nn.Module):
         multi_label: MultiLabelForm,
         dropout: float,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         n_in = 2 * backbone.top_channels
         # Averages and maxima of different channels differ in scale by orders of magnitude.
         self.scale = RunningScale(n_in)
@@ -88,25 +126,8 @@ class ImageLevelHash(nn.Module):
         self.centred = centred
         self.multi_label: MultiLabelForm = multi_label
 
-    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
-        """Weighted terms by name: "cls3" and, where they count, "e1" and "e2".
-
-        Args:
-            images: B times (3, h, w) uint8.
-            targets: B times "image_labels" (C,) float32, 0 or 1; boxes are not read.
-        """
-        image_labels = torch.stack([t["image_labels"] for t in targets])
-        return self.head_losses({"pooled": pool_images(self.backbone, images)}, image_labels)
-
-    @torch.no_grad()
-    def frozen_features(
-        self, images: list[Tensor], targets: Targets | None = None
-    ) -> dict[str, Tensor]:
-        """All that the head reads of B images: "pooled" (B, 2 * D); targets are not read."""
-        return {"pooled": pool_images(self.backbone, images)}
-
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
-        """The losses of `frozen_features` with image labels (B, C) float32, 0 or 1."""
+        """Of `frozen_features` and image labels: "cls3" and, where they count, "e1" and "e2"."""
         activations = self.hash_features(features)
         logits = self.classify_image(centre(activations, self.centred))
         losses = {"cls3": multi_label_loss(logits, image_labels, self.multi_label)}
@@ -124,9 +145,8 @@ class ImageLevelHash(nn.Module):
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
         """Codes of B images (3, h, w) uint8, each with its one region: the whole picture."""
         activations = self.hash_features(self.frozen_features(images))
-        frames = [image.new_tensor([[0, 0, image.shape[2], image.shape[1]]]) for image in images]
         probs = self._probs(activations)
-        regions = self._regions([frame.float() for frame in frames], activations, probs)
+        regions = self._regions(_frames(images), activations, probs)
         return [
             EncodedImage(
                 size=(image.shape[1], image.shape[2]),
@@ -140,9 +160,7 @@ class ImageLevelHash(nn.Module):
     @torch.no_grad()
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
         """Codes of given boxes: B times (R, 4), xyxy in input pixels."""
-        batch, _ = stack_images(images)
-        top = self.backbone.top(batch)
-        pooled = pool_top(top, boxes, batch.shape[3] / top.shape[3])
+        pooled = self.pool_boxes(images, boxes)
         activations = self.hash_features({"pooled": pooled})
         return self._regions(boxes, activations, self._probs(activations))
 
@@ -171,7 +189,7 @@ class ImageLevelHash(nn.Module):
         ]
 
 
-class TripletHash(nn.Module):
+class TripletHash(_PooledHash):
     """A hash of the pooled features that learns to rank pictures by the labels they share.
 
     Features, dropout and hidden layer are those of `ImageLevelHash`, the code's activations those
@@ -203,10 +221,8 @@ class TripletHash(nn.Module):
         margin: float,
         dropout: float,
     ) -> None:
-        super().__init__()
-        if n_bits < 8 or n_bits % 8:
-            raise ValueError(f"the number of bits must be a positive multiple of 8, got {n_bits}")
-        self.backbone = backbone
+        super().__init__(backbone)
+        check_n_bits(n_bits)
         n_in = 2 * backbone.top_channels
         self.describe = _description(n_in, n_hidden, dropout)
         groups = n_bits if divided else 1
@@ -218,25 +234,8 @@ class TripletHash(nn.Module):
         self.balance = balance
         self.margin = margin
 
-    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
-        """Weighted terms by name: "triplet" (IAH, eq. 9) and, where it counts, "balance".
-
-        Args:
-            images: B times (3, h, w) uint8.
-            targets: B times "image_labels" (C,) float32, 0 or 1; boxes are not read.
-        """
-        image_labels = torch.stack([t["image_labels"] for t in targets])
-        return self.head_losses({"pooled": pool_images(self.backbone, images)}, image_labels)
-
-    @torch.no_grad()
-    def frozen_features(
-        self, images: list[Tensor], targets: Targets | None = None
-    ) -> dict[str, Tensor]:
-        """All that the head reads of B images: "pooled" (B, 2 * D); targets are not read."""
-        return {"pooled": pool_images(self.backbone, images)}
-
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
-        """The losses of `frozen_features` with image labels (B, C) float32, 0 or 1."""
+        """Of `frozen_features` and image labels: "triplet" (IAH, eq. 9), and "balance" if any."""
         a = self._activations(features)
         shared = image_labels @ image_labels.T
         losses = {"triplet": triplet_loss(a / self.n_bits**0.5, shared, margin=self.margin)}
@@ -257,8 +256,7 @@ class TripletHash(nn.Module):
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
         """Codes of B images (3, h, w) uint8, each with its one region: the whole picture."""
         activations = self.hash_features(self.frozen_features(images))
-        frames = [image.new_tensor([[0, 0, image.shape[2], image.shape[1]]]) for image in images]
-        regions = self._regions([frame.float() for frame in frames], activations)
+        regions = self._regions(_frames(images), activations)
         return [
             EncodedImage((image.shape[1], image.shape[2]), own.codes[0], regions=own)
             for image, own in zip(images, regions, strict=True)
@@ -267,9 +265,7 @@ class TripletHash(nn.Module):
     @torch.no_grad()
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
         """Codes of given boxes: B times (R, 4), xyxy in input pixels."""
-        batch, _ = stack_images(images)
-        top = self.backbone.top(batch)
-        pooled = pool_top(top, boxes, batch.shape[3] / top.shape[3])
+        pooled = self.pool_boxes(images, boxes)
         return self._regions(boxes, self.hash_features({"pooled": pooled}))
 
     def _activations(self, features: dict[str, Tensor]) -> Tensor:
@@ -290,7 +286,7 @@ class TripletHash(nn.Module):
         ]
 
 
-class CategoryBaseline(nn.Module):
+class CategoryBaseline(_PooledHash):
     """Codes of categories without regions and without label probabilities (IAH, Fig. 9).
 
     Args:
@@ -316,30 +312,17 @@ class CategoryBaseline(nn.Module):
         margin: float,
         dropout: float,
     ) -> None:
-        super().__init__()
+        super().__init__(backbone)
         if n_bits < 1:
             raise ValueError(f"the number of bits must be at least 1, got {n_bits}")
-        self.backbone = backbone
         self.describe = _description(2 * backbone.top_channels, n_hidden, dropout)
         self.slices = nn.Linear(n_hidden, n_classes * n_bits)
         self.sign = SignLayer(n_classes * n_bits)
         self.n_classes = n_classes
         self.margin = margin
 
-    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The one term "category" (IAH, eq. 7); see `TripletHash.losses`."""
-        image_labels = torch.stack([t["image_labels"] for t in targets])
-        return self.head_losses({"pooled": pool_images(self.backbone, images)}, image_labels)
-
-    @torch.no_grad()
-    def frozen_features(
-        self, images: list[Tensor], targets: Targets | None = None
-    ) -> dict[str, Tensor]:
-        """All that the head reads of B images: "pooled" (B, 2 * D); targets are not read."""
-        return {"pooled": pool_images(self.backbone, images)}
-
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
-        """The losses of `frozen_features` with image labels (B, C) float32, 0 or 1."""
+        """Of `frozen_features` and image labels the one term "category" (IAH, eq. 7)."""
         a = self.category_features(features)
         scaled = a / a.shape[2] ** 0.5
         return {"category": category_triplet_loss(scaled, image_labels, margin=self.margin)}
@@ -371,6 +354,11 @@ class CategoryBaseline(nn.Module):
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
         """There are no codes of boxes. Raises ValueError."""
         raise ValueError("category-baseline has codes of whole pictures' categories alone")
+
+
+def _frames(images: list[Tensor]) -> list[Tensor]:
+    """A box (1, 4) float32 around each picture."""
+    return [image.new_tensor([[0, 0, image.shape[2], image.shape[1]]]).float() for image in images]
 
 
 def pool_images(backbone: Backbone, images: list[Tensor]) -> Tensor:

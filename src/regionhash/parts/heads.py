@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from regionhash.codes import check_n_bits
+
 
 class RegionHead(nn.Module):
     """FC6 and FC7, each with a ReLU."""
@@ -85,8 +87,7 @@ class LatentLayer(nn.Module):
 
     def __init__(self, n_in: int, n_bits: int, std: float | None = None) -> None:
         super().__init__()
-        if n_bits < 8 or n_bits % 8:
-            raise ValueError(f"the number of bits must be a positive multiple of 8, got {n_bits}")
+        check_n_bits(n_bits)
         self.linear = nn.Linear(n_in, n_bits)
         nn.init.normal_(self.linear.weight, std=n_in**-0.5 if std is None else std)
         nn.init.zeros_(self.linear.bias)
