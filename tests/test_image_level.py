@@ -141,3 +141,10 @@ def test_bad_numbers_of_bits_are_refused():
     for name, n_bits in (("one-stage", 12), ("dsrh", 0), ("category-baseline", 0)):
         with pytest.raises(ValueError, match="the number of bits must be"):
             _model(name, n_bits=n_bits)
+
+
+@pytest.mark.parametrize("name", ["ssdh", "one-stage"])
+def test_the_frame_of_a_large_picture_is_all_of_it(name):
+    small, large = _model(name).eval().encode(_images((64, 96), (288, 320)))
+    assert small.regions.boxes.tolist() == [[0, 0, 96, 64]]
+    assert large.regions.boxes.tolist() == [[0, 0, 320, 288]]

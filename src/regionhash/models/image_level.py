@@ -358,7 +358,10 @@ class CategoryBaseline(_PooledHash):
 
 def _frames(images: list[Tensor]) -> list[Tensor]:
     """A box (1, 4) float32 around each picture."""
-    return [image.new_tensor([[0, 0, image.shape[2], image.shape[1]]]).float() for image in images]
+    return [
+        image.new_tensor([[0, 0, image.shape[2], image.shape[1]]], dtype=torch.float32)
+        for image in images
+    ]
 
 
 def pool_images(backbone: Backbone, images: list[Tensor]) -> Tensor:
