@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash.files import sync_directory
 from regionhash.structures import Codes, CodeTable, EncodedImage, Ints
 
 LOCK_SECONDS = 3.0  # how long a writer waits for another one to end
@@ -671,12 +672,3 @@ def _described(row_shapes: Shapes | None) -> str:
     return ", ".join(
         " x ".join((name, *map(str, shape))) for name, shape in (row_shapes or {}).items()
     )
-
-
-def sync_directory(path: Path) -> None:
-    """Makes a renaming in `path` outlast a power cut."""
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
