@@ -574,9 +574,9 @@ def test_what_is_no_collection_is_refused(tmp_path, made, other_saved):
     connection = sqlite3.connect(made / "collection.db")
     with connection:
         connection.execute(
-            "UPDATE about SET header = replace(header, '\"version\": 1', '\"version\": 2')"
+            "UPDATE about SET header = replace(header, '\"version\": 2', '\"version\": 3')"
         )
     connection.close()
-    with pytest.raises(StoreError, match="version must be 1, got 2"):
+    with pytest.raises(StoreError, match="version must be 2, got 3"):
         Collection.open(made)
-    assert "version must be 1" in error_of("search", made, "--query", "x.png")
+    assert "version must be 2" in error_of("search", made, "--query", "x.png")

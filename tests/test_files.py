@@ -6,8 +6,10 @@ import sys
 import textwrap
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from regionhash.files import leftovers, replacing, write_text
+from regionhash.files import leftovers, path_of, replacing, shown_name, write_text
 
 WRITER = textwrap.dedent("""
     import sys, time
@@ -58,10 +60,40 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
         assert leftovers(path) == []  # it is being written
         write_text(path, "whole")
         assert path.read_text() == "whole"
-        assert len(names(tmp_path)) == 2
+        assert len(names(tmp_path)) == 3
         process.send_signal(signal.SIGKILL)
-    (left,) = leftovers(path)
-    assert left.read_text() == "half"
+    assert sorted(left.suffix for left in leftovers(path)) == [".lock", ".new"]
     write_text(path, "again")
     assert names(tmp_path) == ["a[b].json"]
     assert path.read_text() == "again"
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced_where_that_is_asked_for(tmp_path):
+    path = tmp_path / "codes.h5"
+    with pytest.raises(FileExistsError), replacing(path, exclusive=True) as new:
+        new.write_text("ours")
+        path.write_text("theirs")
+    assert path.read_text() == "theirs"
+    assert names(tmp_path) == ["codes.h5"]
+
+
+parts = st.lists(
+    st.sampled_from([b"a", b"\\", b"\xff", b"\\xff", b"xff", "é".encode(), b" ", b"\\xFF"]),
+    min_size=1,
+    max_size=6,
+).map(b"".join)
+
+
+@given(st.lists(parts, min_size=1, max_size=2), st.lists(parts, min_size=1, max_size=2))
+def test_different_paths_have_different_names_and_names_lead_back(one, other):
+    paths = [b"/".join(own) for own in (one, other)]
+    shown = [shown_name(path) for path in paths]
+    assert (shown[0] == shown[1]) == (paths[0] == paths[1])
+    for path, name in zip(paths, shown, strict=True):
+        name.encode()
+        assert bytes(path_of(name)) == path
+
+
+def test_ordinary_names_are_shown_as_they_are():
+    for name in ("photos/cat 1.jpg", "a\\b.png", "/x/é.jpg"):
+        assert shown_name(name) == name

@@ -535,14 +535,15 @@ def refresh(
 def check(
     collection: Folder,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Build the arrays anew where they are wrong.")
+        bool,
+        typer.Option("--repair", help="Set right what can be, and remove what was left over."),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare a collection's database, its arrays and the files of its pictures.
 
     Ends with 1 if the collection itself is damaged. Files that are gone or have changed are listed,
-    and `refresh` sets them right.
+    and `refresh` sets them right. It also encodes pictures again whose row is damaged.
 
     \b
     Example:
@@ -550,22 +551,22 @@ def check(
     """
     from dataclasses import asdict
 
-    from regionhash.collection import Collection
+    from regionhash.collection import check_folder
 
-    with Collection.open(collection) as opened:
-        report = opened.check(repair=repair)
+    report = check_folder(collection, repair=repair)
     if as_json:
         _print_json(asdict(report))
     else:
-        for line in report.problems:
+        for line in (*report.repaired, *report.problems):
             typer.echo(line)
-        for what, ids in (("gone", report.missing), ("changed", report.changed)):
-            for image_id in ids:
-                typer.echo(
-                    f"{image_id}: its file is {what}"
-                    if what == "gone"
-                    else f"{image_id}: its file has changed"
-                )
+        for line, names in (
+            ("its file is gone", report.missing),
+            ("its file has changed", report.changed),
+            ("its file cannot be looked at", report.unreadable),
+            ("belongs to no picture; --repair removes it", report.orphans),
+        ):
+            for name in names:
+                typer.echo(f"{name}: {line}")
         typer.echo(
             f"{collection}: {report.n_images} pictures, {len(report.problems)} problems, "
             f"{len(report.missing)} files gone, {len(report.changed)} changed"
@@ -870,6 +871,7 @@ def search(
             **numbers,
         )
         answer = collection.answer(results, queries, unwanted)
+        file = collection.searched(results)
     else:
         answer = find(
             network,
@@ -882,10 +884,12 @@ def search(
             **numbers,
         )
     if sheet:
-        pictures = Pictures(file.meta["sources"], images_dir)
+        find_picture = Pictures(file.meta["sources"], images_dir).__getitem__
+        if collection is not None and images_dir is None:
+            find_picture = collection.picture
         n_hits = len(answer.hits) + sum(len(group.hits) for group in answer.groups)
         title = f"{n_hits} nearest of {len(file.table)} pictures, by {answer.mode}"
-        write_answer(sheet, answer, file, pictures, title=title, wanted=wanted)
+        write_answer(sheet, answer, file, find_picture, title=title, wanted=wanted)
     if as_json:
         _print_json(_answer_record(answer, file, offset))
     elif answer.mode == "category":

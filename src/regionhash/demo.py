@@ -299,7 +299,7 @@ def _write_sheets(
 ) -> None:
     """Searches `file` by the whole example, by one digit of it, and by two."""
     model, checkpoint = _load(checkpoint_folder)
-    pictures = Pictures(file.meta["sources"])
+    find_picture = Pictures(file.meta["sources"]).__getitem__
     searches: dict[Mode, int] = {"image": 0, "region": 1, "objects": 2}  # boxes of the query
     for mode, n_boxes in searches.items():
         query = QueryPicture("query", example.image, example.boxes[:n_boxes])
@@ -308,7 +308,7 @@ def _write_sheets(
         digits = " and ".join(file.classes[label] for label in wanted)
         title = f"{SHOWN} nearest of {len(file.table)} scenes, by {mode}; right: with {digits}"
         path = file.path.with_name(f"{mode}.png")
-        write_answer(path, answer, file, pictures, title=title, wanted=wanted)
+        write_answer(path, answer, file, find_picture, title=title, wanted=wanted)
         console.print(f"{path}: {title}", soft_wrap=True, highlight=False)
 
 

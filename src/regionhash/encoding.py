@@ -18,7 +18,7 @@ from torchvision.ops import clip_boxes_to_image
 from regionhash.checkpoints import Checkpoint, provenance
 from regionhash.data.batches import batches_of_one_shape
 from regionhash.data.image_set import Image, ImageSet
-from regionhash.data.images import ImageError
+from regionhash.data.images import FileImages, FileVersion, ImageError, read_image_version
 from regionhash.data.transforms import Frame, to_input
 from regionhash.sources import Source, class_indices
 from regionhash.store import CodeFile, CodeFileWriter
@@ -132,6 +132,7 @@ def encode_images(
     precision: Precision = "32-true",
     on_skip: Callable[[str, str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_file: Callable[[str, FileVersion], None] | None = None,
 ) -> EncodingReport:
     """Encodes the pictures that `writer` does not hold yet, in their order.
 
@@ -152,6 +153,8 @@ def encode_images(
         precision: see `Precision`.
         on_skip: called with id and reason of each picture that cannot be read.
         on_progress: called after each batch with the pictures done and those to be done in all.
+        on_file: called, before a picture is stored, with its id and the version of the file that it
+            was decoded from; for sets of files.
 
     Raises:
         ValueError: a class that the model does not know, or a size that is not positive.
@@ -170,8 +173,12 @@ def encode_images(
     n_encoded, model_seconds = 0, 0.0
 
     def readable() -> Iterator[tuple[int, Input]]:
-        for row, item in read_inputs(image_set, rows, checkpoint.short, workers):
+        for row, item in read_inputs(
+            image_set, rows, checkpoint.short, workers, versions=on_file is not None
+        ):
             if isinstance(item, Input):
+                if on_file and item.version:
+                    on_file(image_set.ids[row], item.version)
                 # A copy, so that the shared memory is free for the next picture.
                 yield row, item._replace(image=item.image.to(device, copy=True))
                 continue
@@ -289,10 +296,11 @@ def _in_original(encoded: EncodedImage, frame: Frame) -> EncodedImage:
 
 
 class Input(NamedTuple):
-    """A picture as the network takes it: (3, h, w) uint8, and the frame of its boxes."""
+    """A picture as the network takes it: (3, h, w) uint8, the frame of its boxes, its file."""
 
     image: Tensor
     frame: Frame
+    version: FileVersion | None = None
 
 
 def _image_of(item: tuple[int, Input]) -> Tensor:
@@ -302,26 +310,34 @@ def _image_of(item: tuple[int, Input]) -> Tensor:
 class _Inputs(Dataset["Input | str"]):
     """The network's input of each picture; of one that cannot be read, the reason."""
 
-    def __init__(self, image_set: ImageSet, short: int) -> None:
-        self.image_set = image_set
+    def __init__(self, image_set: ImageSet, short: int, versions: bool) -> None:
+        self.images = image_set.images
         self.short = short
+        self.versions = versions
 
     def __getitem__(self, row: int) -> Input | str:
+        version = None
         try:
-            image = self.image_set.images[row]
+            if self.versions and isinstance(self.images, FileImages):
+                image, version = read_image_version(self.images.paths[row])
+            else:
+                image = self.images[row]
         except ImageError as error:
             return str(error)
-        return Input(*to_input(image, self.short))
+        return Input(*to_input(image, self.short), version)
 
 
 def read_inputs(
-    image_set: ImageSet, rows: list[int], short: int, workers: int
+    image_set: ImageSet, rows: list[int], short: int, workers: int, *, versions: bool = False
 ) -> Iterator[tuple[int, Input | str]]:
-    """Row and input of each picture of `rows`, in order; of one that cannot be read, the reason."""
+    """Row and input of each picture of `rows`, in order; of one that cannot be read, the reason.
+
+    With `versions` the inputs of files carry the version that was read.
+    """
     picture_bytes = 3 * short * (3 * short // 2)
     ahead = max(2, _AHEAD_BYTES // picture_bytes)
     loader = DataLoader(
-        _Inputs(image_set, short),
+        _Inputs(image_set, short, versions),
         sampler=rows,
         batch_size=None,
         num_workers=workers,

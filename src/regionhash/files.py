@@ -2,67 +2,103 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, Literal
 
-_SUFFIX = ".new"
+_LOCK, _NEW = ".lock", ".new"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new empty file beside `path`, which takes its place when the block ends without an error.
+def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
+    """A path beside `path` to write a file to; it takes its place when the block ends well.
 
-    It is written to by its name. A kill at any moment leaves the file at `path` as it was, or whole
-    and new; what is left of the killed writer is removed by the next one. Several writers at once
-    do not touch each other's files, and the last one to end wins.
+    A kill at any moment leaves the file at `path` as it was, or whole and new; what is left of the
+    killed writer is removed by the next one. Several writers at once do not touch each other's
+    files, and the last one to end wins. Files whose names begin with the given one are removed at
+    the end.
+
+    Args:
+        path: of the file.
+        exclusive: raise FileExistsError rather than replace a file.
 
     Raises:
         OSError: the disk refuses; the file at `path` is as it was.
     """
-    remove_leftovers(path)
-    with _held(path) as held:
-        temporary = Path(held.name)
-        try:
-            yield temporary
-            with temporary.open("rb+") as written:
-                os.fsync(written.fileno())
+    for left in leftovers(path):
+        left.unlink(missing_ok=True)
+    with _locked_name(path) as name:
+        temporary = Path(name + _NEW)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        if exclusive:
+            _put_where_nothing_is(temporary, path)
+        else:
             temporary.replace(path)
-            sync_directory(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        sync_directory(path.parent)
 
 
-def _held(path: Path) -> BinaryIO:
-    """A new file beside `path`, locked: `leftovers` of another process leaves it alone."""
+def _put_where_nothing_is(temporary: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links, where two writers cannot be told apart
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        temporary.replace(path)
+
+
+@contextmanager
+def _locked_name(path: Path) -> Iterator[str]:
+    """The start of names beside `path` that no other process touches; removes them at the end."""
     while True:
-        held = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}").open("xb")
-        fcntl.flock(held, fcntl.LOCK_EX)
-        if Path(held.name).exists():  # else another process was quicker than the lock
-            return held
-        held.close()
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        lock = Path(f"{name}{_LOCK}")
+        with lock.open("xb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if not lock.exists():
+                continue  # another process took it for a leftover before it was locked
+            try:
+                yield str(name)
+            finally:
+                for own in path.parent.glob(f"{glob.escape(name.name)}.*"):
+                    own.unlink(missing_ok=True)
+            return
 
 
 def leftovers(path: Path) -> list[Path]:
-    """What killed writers of `path` have left beside it; files that are being written are not."""
-    found = []
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
-        with suppress(OSError), left.open("rb") as file:  # gone by now, or being written
+    """What killed writers of `path` have left beside it, without what is being written."""
+    found: list[Path] = []
+    for lock in path.parent.glob(f".{glob.escape(path.name)}.*{_LOCK}"):
+        with suppress(OSError), lock.open("rb") as file:  # gone by now, or held
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            found.append(left)
+            name = lock.name.removesuffix(_LOCK)
+            found += path.parent.glob(f"{glob.escape(name)}.*")
     return found
 
 
-def remove_leftovers(path: Path) -> None:
-    """Removes them."""
-    for left in leftovers(path):
-        left.unlink(missing_ok=True)
+def condition_of(path: Any) -> Literal["there", "gone", "unreadable"]:
+    """Whether a file is there. It is gone only if the disk says so: ENOENT.
+
+    What cannot be looked at, for want of permission or since a disk does not answer, may be there
+    another time.
+    """
+    try:
+        os.stat(path)  # noqa: PTH116 (bytes)
+    except FileNotFoundError:
+        return "gone"
+    except (OSError, TypeError, ValueError):
+        return "unreadable"
+    return "there"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,3 +114,37 @@ def sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def shown_name(path: str | bytes | os.PathLike[str]) -> str:
+    r"""A path as valid UTF-8, different for different paths; most are shown as they are.
+
+    A part that is not valid UTF-8 has its bytes as `\xff` and its backslashes doubled; so has a
+    part in which such an escape stands literally.
+    """
+    parts = os.fsencode(path).split(b"/")
+    return "/".join(map(_shown_part, parts))
+
+
+def path_of(shown: str) -> Path:
+    """The inverse of `shown_name`."""
+    return Path("/".join(map(_real_part, shown.split("/"))))
+
+
+def _real_part(shown: str) -> str:
+    if not _ESCAPE.search(shown):
+        return shown
+    pieces = re.split(rb"(\\\\|\\x[89a-f][0-9a-f])", shown.encode())
+    # Every second piece is an escape: a doubled backslash, or a byte.
+    pieces[1::2] = [b"\\" if own == b"\\\\" else bytes([int(own[2:], 16)]) for own in pieces[1::2]]
+    return os.fsdecode(b"".join(pieces))
+
+
+def _shown_part(part: bytes) -> str:
+    shown = part.decode("utf-8", "backslashreplace")
+    if _ESCAPE.search(shown):
+        return part.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return shown
+
+
+_ESCAPE = re.compile(r"\\x[89a-f][0-9a-f]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,11 +28,12 @@ from regionhash.search import (
     search_regions,
 )
 from regionhash.sheet import THUMBNAIL, Tile, with_saliency, write_sheet
-from regionhash.sources import Pictures
 from regionhash.store import CodeFile
 from regionhash.structures import CategoryHits, Codes, EncodedImage, Hit, Mask, Regions
 
 Box = tuple[float, float, float, float]
+
+FindPicture = Callable[[str], Image]
 
 Mode = Literal["image", "region", "objects", "category"]
 """What is compared: whole pictures; one object; several objects, all of which are wanted; or one
@@ -290,7 +291,7 @@ def write_answer(
     path: str | Path,
     answer: Answer,
     file: CodeFile,
-    pictures: Pictures,
+    find_picture: FindPicture,
     *,
     title: str,
     wanted: Sequence[int] = (),
@@ -305,7 +306,7 @@ def write_answer(
         path: ends in .png or .html.
         answer: of `find`.
         file: the codes that were searched.
-        pictures: where the pictures lie.
+        find_picture: gives the picture with an id; raises ImageError where it is gone.
         title: the sheet's heading.
         wanted: indices of the classes that a right result shows, all of them. Frames are green and
             red where some are given and the file has labels, else grey.
@@ -318,7 +319,7 @@ def write_answer(
         _tile(
             hit,
             file,
-            pictures,
+            find_picture,
             wanted,
             caption=f"{rank}. {hit.image_id}\ndistance {distance_text(hit)}",
         )
@@ -329,7 +330,7 @@ def write_answer(
             _tile(
                 hit,
                 file,
-                pictures,
+                find_picture,
                 wanted or [group.category] * (file.labels is not None),
                 caption=f"{rank}. {hit.image_id}\ndistance {hit.distance}",
                 category=group.category,
@@ -345,7 +346,7 @@ def write_answer(
 def _tile(
     hit: Hit,
     file: CodeFile,
-    pictures: Pictures,
+    find_picture: FindPicture,
     wanted: Sequence[int],
     *,
     caption: str,
@@ -357,7 +358,7 @@ def _tile(
         good = bool(file.labels[hit.index, list(wanted)].all())
     boxes = [match.box for match in hit.matches]
     try:
-        image = pictures[hit.image_id]
+        image = find_picture(hit.image_id)
     except ImageError:
         grey = np.full((THUMBNAIL, THUMBNAIL, 3), 200, np.uint8)
         return Tile(grey, [], f"{caption}, picture not found", good)

@@ -1,7 +1,13 @@
 """A collection that lives: pictures come and go, and are searched meanwhile."""
 
-from regionhash.collection.collection import CheckReport, Collection, is_collection, open_codes
-from regionhash.collection.database import DATABASE_FILE
+from regionhash.collection.checking import CheckReport
+from regionhash.collection.collection import (
+    Collection,
+    check_folder,
+    is_collection,
+    open_codes,
+)
+from regionhash.collection.database import DATABASE_FILE, CollectionReplacedError
 from regionhash.collection.filters import Filter
 from regionhash.collection.results import Query, Result, ResultGroup, Results
 
@@ -9,11 +15,13 @@ __all__ = [
     "DATABASE_FILE",
     "CheckReport",
     "Collection",
+    "CollectionReplacedError",
     "Filter",
     "Query",
     "Result",
     "ResultGroup",
     "Results",
+    "check_folder",
     "is_collection",
     "open_codes",
 ]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from regionhash.checkpoints import Checkpoint
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data.image_set import ImageSet
-from regionhash.data.images import FileImages, ImageError, read_taken
+from regionhash.data.images import FileImages, FileVersion, file_version
 from regionhash.encoding import EncodingReport, encode_images
+from regionhash.files import condition_of
 from regionhash.sources import Source
 from regionhash.store import rows_of
 from regionhash.structures import EncodedImage
@@ -36,12 +35,14 @@ class AddReport:
         moved: pictures whose file was found in another place; copied: second files of the same
             bytes. Neither was encoded again.
         removed: pictures whose file is gone.
+        kept: pictures whose file cannot be read, and may be there again another time.
     """
 
     encoding: EncodingReport
     moved: int = 0
     copied: int = 0
     removed: int = 0
+    kept: int = 0
 
 
 def add_pictures(
@@ -59,8 +60,9 @@ def add_pictures(
 ) -> AddReport:
     """Stores the pictures that are not stored, or not as they are now.
 
-    A file is known again by its bytes: moved, it keeps its codes; changed, it is encoded again.
-    Pictures without files are known by their ids.
+    A file is recognized by its bytes: moved, it keeps its codes; changed, it is encoded again. What
+    is stored of a file is the state of the bytes that were encoded, whatever becomes of it
+    meanwhile. Pictures without files are recognized by their ids.
 
     Args:
         database: of the collection.
@@ -80,19 +82,19 @@ def add_pictures(
             stays.
     """
     source = database.source(inputs, place)
-    plan = _Plan(database, source)
-    ids = tuple(plan.take(image_set, n) for n in range(len(image_set)))
-    writer = _Writer(database, checkpoint, source, plan)
+    plan = _Plan(database, image_set, source)
+    writer = _Writer(database, source, plan)
     encoding = encode_images(
         model,
         checkpoint,
-        replace(image_set, ids=ids),
+        image_set,
         writer,
         batch_size=batch_size,
         workers=workers,
         precision=database.header["meta"]["precision"],
         on_skip=on_skip,
         on_progress=on_progress,
+        on_file=plan.note,
     )
     writer.commit()
     return AddReport(encoding, plan.moved, plan.copied)
@@ -102,83 +104,66 @@ class _Plan:
     """What is to be done with each picture; what needs no encoding is done at once.
 
     Attributes:
-        done: ids of the pictures that are stored as they are.
-        files: of the others, the state of the file, by id.
+        done: ids, in the set, of the pictures that are stored as they are.
+        files: of pictures that were read, the state of their file, by id.
         moved: number of files found in another place; copied: of second files of the same bytes.
     """
 
-    def __init__(self, database: Database, source: int) -> None:
+    def __init__(self, database: Database, image_set: ImageSet, source: int) -> None:
         self._database = database
         self._source = source
-        self.done: set[str] = set()
+        self._paths: dict[str, Path] = {}
         self.files: dict[str, FileState] = {}
         self.moved = self.copied = 0
+        if isinstance(image_set.images, FileImages):
+            self._paths = dict(zip(image_set.ids, image_set.images.paths, strict=True))
+            self.done = {own for own, path in self._paths.items() if self._is_done(own, path)}
+        else:
+            self.done = {own for own in image_set.ids if self._is_stored(own)}
 
-    def take(self, image_set: ImageSet, n: int) -> str:
-        """The id of picture `n` in the collection."""
-        image_id = image_set.ids[n]
-        if not isinstance(image_set.images, FileImages):
-            if self._database.read("SELECT 1 FROM images WHERE id = ?", image_id):
-                self.done.add(image_id)
-            return image_id
-        path = image_set.images.paths[n]
-        where = os.fsencode(path.absolute())
-        known = self._database.read(
-            "SELECT row, id, hash, n_bytes, mtime_ns FROM images "
-            "WHERE path = ? OR (id = ? AND path IS NULL)",
-            where,
-            image_id,
-        )
+    def note(self, image_id: str, version: FileVersion) -> None:
+        """Takes the state of a file whose bytes were read to be encoded."""
+        self.files[image_id] = _state(self._paths[image_id], version)
+
+    def _is_stored(self, image_id: str) -> bool:
+        """Whether the picture of a data set without files is stored."""
+        where = "name = ? AND path IS NULL AND source NOT NULL"
+        return self._database.intact(where, image_id) is not None
+
+    def _is_done(self, image_id: str, path: Path) -> bool:
+        """Whether the picture in a file is stored, after what can be done without encoding it."""
+        known = self._database.intact("path = ?", os.fsencode(path.absolute()))
         try:
             state = path.stat()
-            if known and known[0][2:] == (known[0][2], state.st_size, state.st_mtime_ns):
-                self.done.add(known[0][1])
-                return str(known[0][1])
-            file = file_state(path)
+            if known and (known["n_bytes"], known["mtime_ns"]) == (
+                state.st_size,
+                state.st_mtime_ns,
+            ):
+                return True
+            file = _state(path, file_version(path))
         except OSError:
-            return image_id  # reading it tells the reason
+            return False  # reading it tells the reason
         if known:
-            row, image_id, hash_before = known[0][:3]
-            if hash_before in (None, file.hash):
-                self._database.set_file(row, image_id, file, self._source)
-                self.done.add(image_id)
-                return str(image_id)
-        else:
-            image_id = self._free(image_id, path)
-            if self._known_by_content(image_id, file):
-                return image_id
-        self.files[image_id] = file
-        return image_id
+            return self._database.set_file(file, self._source)
+        return self._has_codes_of(image_id, file)
 
-    def _known_by_content(self, image_id: str, file: FileState) -> bool:
+    def _has_codes_of(self, image_id: str, file: FileState) -> bool:
         """Takes over the codes of a file of the same bytes, if there is one."""
         twins = self._database.read("SELECT row, path FROM images WHERE hash = ?", file.hash)
-        if not twins:
-            return False
-        gone = [row for row, path in twins if path is None or not Path(os.fsdecode(path)).exists()]
-        if gone:
-            self._database.set_file(gone[0], image_id, file, self._source)
-            self.moved += 1
-        else:
-            self._database.copy(twins[0][0], image_id, file, self._source)
-            self.copied += 1
-        self.done.add(image_id)
-        return True
-
-    def _free(self, image_id: str, path: Path) -> str:
-        """The id, or the whole path where another file has that id."""
-        taken = self._database.read("SELECT 1 FROM images WHERE id = ?", image_id)
-        if taken or image_id in self.files:
-            return os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")
-        return image_id
+        gone = [row for row, path in twins if condition_of(path) == "gone"]
+        for row in gone + [row for row, _ in twins if row not in gone]:
+            moved = row in gone
+            if self._database.take_codes(row, image_id, file, self._source, moved=moved):
+                self.moved += moved
+                self.copied += not moved
+                return True
+        return False
 
 
 class _Writer:
     """What `encode_images` writes to: gathers some pictures and stores them in one transaction."""
 
-    def __init__(
-        self, database: Database, checkpoint: Checkpoint, source: int, plan: _Plan
-    ) -> None:
+    def __init__(self, database: Database, source: int, plan: _Plan) -> None:
         self.done = plan.done
         self._database = database
         self._source = source
@@ -191,7 +176,7 @@ class _Writer:
     ) -> None:
         """Takes one picture, stored by now or by the next `commit`."""
         rows = rows_of(image_id, encoded, labels, self._database.header)
-        file = self._files.get(image_id, FileState())
+        file = self._files.pop(image_id, FileState())
         self._pending.append(NewImage(image_id, file, self._source, rows))
         waited = time.monotonic() - self._committed
         if len(self._pending) >= _COMMIT_IMAGES or waited > _COMMIT_SECONDS:
@@ -205,21 +190,5 @@ class _Writer:
         self._committed = time.monotonic()
 
 
-def file_state(path: Path) -> FileState:
-    """What is kept of a file. Raises OSError where it cannot be read."""
-    before = path.stat()
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
-    try:
-        taken = read_taken(path)
-    except ImageError:
-        taken = None
-    if taken is None:
-        taken = datetime.fromtimestamp(before.st_mtime, UTC)
-    return FileState(
-        os.fsencode(path.absolute()),
-        digest,
-        before.st_size,
-        before.st_mtime_ns,
-        taken.timestamp(),
-    )
+def _state(path: Path, version: FileVersion) -> FileState:
+    return FileState(os.fsencode(path.absolute()), *version)

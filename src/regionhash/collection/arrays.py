@@ -7,9 +7,12 @@ the arrays and is masked, until so much has gone that they are built anew.
     arrays/state.json            what is valid, replaced in one step after the rows are on the disk
     arrays/<generation>/<name>   one file per array, without header, little-endian
 
-Behind the counts in state.json a file may hold the rest of an append that was killed; the next one
-writes over it. A lock keeps two processes from appending at once. Readers need none: what they have
-mapped never changes, and is kept by the system when a generation is deleted.
+Who appends locks the folder of the collection, since arrays/ may be deleted. A file may extend past the byte counts in state.json: the tail of an append that was killed. The
+next one writes over it. Readers need no lock: what they have mapped never changes, and the system
+keeps it when a generation is deleted. The name of a generation is never given twice.
+
+A snapshot is the database at one moment: its version, header, rows and removals are read in one
+transaction, and arrays that do not stand for just these rows are not used.
 """
 
 from __future__ import annotations
@@ -19,24 +22,25 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.collection.database import BLOBS, Database, reported, row_width
+from regionhash.collection.database import BLOBS, Database, fits, reported, row_width
+from regionhash.files import write_text
 from regionhash.store import LAYOUT, OFFSETS, Ids, StoreError, dtype_of, encode_id
 from regionhash.structures import Codes, CodeTable, Floats64, Ints
 
 ARRAYS_FOLDER = "arrays"
 _STATE_FILE = "state.json"
-_LOCK_FILE = "lock"
-_VERSION = 1
+_VERSION = 2
+_TRIES = 3  # while somebody deletes the folder under us
 _REBUILT_AT = 0.25  # share of the rows that are removed
-_CHUNK = 4096  # rows of the database held at a time
 
 _OWN = {"rows": ((), "<i8"), "taken": ((), "<f8"), "sizes": ((2,), "<i4")}
 """Arrays that every picture has a row of: shape of a row, type."""
@@ -68,6 +72,10 @@ class Snapshot:
         """Number of pictures that are not removed."""
         return len(self.rows) if self.alive is None else int(np.count_nonzero(self.alive))
 
+    def holds(self, row: int) -> bool:
+        """Whether a row of the database is in the arrays, removed or not."""
+        return bool(len(self.places(np.array([row], np.int64))))
+
     def places(self, rows: Ints) -> Ints:
         """Where in the arrays the given rows of the database are; those that are not are left out.
 
@@ -89,143 +97,227 @@ class Arrays:
     def follow(
         self, database: Database, before: Snapshot | None = None, *, compact: bool = False
     ) -> Snapshot:
-        """The collection as the database has it now; only what is new is read.
+        """The collection as the database has it now; see `at_moment`."""
+        with self.at_moment(database, before, compact=compact) as snapshot:
+            return snapshot
+
+    @contextmanager
+    def at_moment(
+        self,
+        database: Database,
+        before: Snapshot | None = None,
+        *,
+        compact: bool = False,
+        rebuild: bool = False,
+    ) -> Iterator[Snapshot]:
+        """The collection as the database has it; inside, the database stays at that moment.
+
+        Only what is new is read. Arrays that are missing, damaged or of another database are built
+        anew.
 
         Args:
             database: of the collection.
             before: an earlier snapshot, returned where nothing has changed.
             compact: leave out removed pictures, at the cost of building the arrays anew if there
                 are any.
+            rebuild: build the arrays anew, whatever they are.
 
         Raises:
-            StoreError: the disk refuses.
+            StoreError: the disk refuses, or the database is gone or another one by now.
         """
+        with database.moment():
+            snapshot = None if rebuild else self._ready(database, before, compact)
+            if snapshot is not None:
+                yield snapshot
+                return
+        with ExitStack() as stack:
+            with self._locked():
+                stack.enter_context(database.moment())
+                snapshot = self._caught_up(database, before, compact, rebuild)
+            yield snapshot
+
+    def _ready(self, database: Database, before: Snapshot | None, compact: bool) -> Snapshot | None:
+        """The snapshot of this moment if the arrays stand for it as they are."""
         version = database.version()
         if before is not None and before.version == version:
-            if before.alive is None or not compact:
-                return before
-        else:
-            database.read_header()  # the first pictures tell what all consist of
-        state = self._state(database)
-        if state is None or state["last_row"] < version[0]:
-            state = self._append(database)
-        snapshot = self._open(database, state, before)
-        removed = 0 if snapshot.alive is None else len(snapshot.rows) - len(snapshot)
-        if removed and (compact or removed > _REBUILT_AT * len(snapshot.rows)):
-            snapshot = self._open(database, self._append(database, rebuild=True), None)
-        return snapshot
+            return before if before.alive is None or not compact else None
+        state = self._state(database, version)
+        if state is None or state["last_row"] != version[0]:
+            return None
+        snapshot = self._open(database, state, version, before)
+        return None if snapshot is None or _wants_compaction(snapshot, compact) else snapshot
 
-    def discard(self) -> None:
-        """Deletes the arrays, so that the next `follow` builds them anew."""
-        with reported(self.folder):
-            shutil.rmtree(self.folder, ignore_errors=True)
+    def _caught_up(
+        self, database: Database, before: Snapshot | None, compact: bool, rebuild: bool
+    ) -> Snapshot:
+        """The snapshot of this moment, with the lock held; what the arrays lack is written."""
+        version = database.version()
+        for _ in range(_TRIES):
+            try:
+                with reported(self.folder):
+                    state = None if rebuild else self._state(database, version)
+                    state = self._append(database, version, state)
+                    snapshot = self._open(database, state, version, before)
+                    if snapshot is None or _wants_compaction(snapshot, compact):
+                        state = self._append(database, version, None)
+                        snapshot = self._open(database, state, version, None)
+            except StoreError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                continue
+            if snapshot is not None:
+                return snapshot
+        raise StoreError(f"{self.folder}: is deleted or changed as fast as it is built")
 
-    def _state(self, database: Database) -> dict[str, Any] | None:
-        """What state.json says; None where it is missing, damaged or of another database."""
+    def _state(self, database: Database, version: tuple[int, int]) -> dict[str, Any] | None:
+        """What state.json says; None where it is missing, damaged or not of this moment's past."""
         try:
             state: dict[str, Any] = json.loads((self.folder / _STATE_FILE).read_text())
             if (state["version"], state["uuid"]) != (_VERSION, database.header["uuid"]):
                 return None
-            if state["last_row"] > database.version()[0]:
-                return None  # of a later state of the database than this one
+            if state["last_row"] > version[0] or state["last_removal"] > version[1]:
+                return None
             folder = self.folder / state["generation"]
             for name, length in state["bytes"].items():
                 if (folder / name).stat().st_size < length:
                     return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return state
 
-    def _append(self, database: Database, *, rebuild: bool = False) -> dict[str, Any]:
-        """Writes the rows that the arrays lack, or all; returns the new state."""
-        with reported(self.folder), self._locked():
-            state = None if rebuild else self._state(database)
-            if state is None:
-                newest = max((int(own.name) for own in self._generations()), default=0)
-                state = {
-                    "version": _VERSION,
-                    "uuid": database.header["uuid"],
-                    "generation": str(newest + 1),
-                    "last_row": 0,
-                    "last_removal": database.version()[1],
-                    "bytes": {},
-                }
-            folder = self.folder / state["generation"]
-            folder.mkdir(exist_ok=True)
-            # The last of these rows may have been removed again before it came into the arrays.
-            newest_row = database.version()[0]
-            with _Appender(folder, state["bytes"]) as files:
-                for row, columns in _rows_after(database, state["last_row"]):
-                    for name, content in columns.items():
-                        files.append(name, content)
-                    state["last_row"] = row
-                state["last_row"] = max(state["last_row"], newest_row)
-                state["bytes"] = files.finish()
-            temporary = self.folder / f"{_STATE_FILE}.tmp"
-            with temporary.open("w") as file:
-                json.dump(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / _STATE_FILE)
-            for own in self._generations():
-                if own.name != state["generation"]:
-                    shutil.rmtree(own, ignore_errors=True)
+    def _append(
+        self, database: Database, version: tuple[int, int], state: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Writes the rows that the arrays lack, or, without a state, all; returns the new state."""
+        if state is not None and state["last_row"] == version[0]:
+            return state
+        if state is None:
+            state = {
+                "version": _VERSION,
+                "uuid": database.header["uuid"],
+                "generation": uuid4().hex,
+                "last_row": 0,
+                "begun": version[1],  # removals up to this one have left no row
+                "bytes": {},
+            }
+        folder = self.folder / state["generation"]
+        folder.mkdir(parents=True, exist_ok=True)
+        with _Appender(folder, state["bytes"]) as files:
+            for columns in _columns_after(database, state["last_row"]):
+                for name, content in columns.items():
+                    files.append(name, content)
+            lengths = files.finish()
+        # The last of these rows may have been removed again before it came into the arrays.
+        state |= {"last_row": version[0], "last_removal": version[1], "bytes": lengths}
+        write_text(self.folder / _STATE_FILE, json.dumps(state))
+        self._remove_all_but(state)
         return state
 
-    def _generations(self) -> list[Path]:
-        return [own for own in self.folder.iterdir() if own.name.isdigit()]
+    def remove_stale(self, database: Database) -> list[Path]:
+        """Removes arrays that a killed process has left unfinished; returns their folders."""
+        with self._locked(), database.moment():
+            state = self._state(database, database.version())
+            return [] if state is None else self._remove_all_but(state)
+
+    def _remove_all_but(self, state: dict[str, Any]) -> list[Path]:
+        others = [
+            path
+            for path in self.folder.iterdir()
+            if path.is_dir() and path.name != state["generation"]
+        ]
+        for path in others:
+            shutil.rmtree(path, ignore_errors=True)
+        return others
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self.folder.mkdir(exist_ok=True)
-        with (self.folder / _LOCK_FILE).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def _open(self, database: Database, state: dict[str, Any], before: Snapshot | None) -> Snapshot:
-        """Maps the arrays and masks what has been removed since they were begun."""
-        folder = self.folder / state["generation"]
-        lengths: dict[str, int] = state["bytes"]
-        shapes = _shapes(database)
-
-        def mapped(name: str) -> NDArray[Any]:
-            shape, dtype = shapes[name]
-            length = lengths.get(name, 0)
-            if not length:
-                return np.empty((0, *shape), dtype)
-            rows = np.memmap(folder / name, np.uint8, "r", shape=(length,))
-            # A plain array over the map: slices of numpy.memmap itself cost several times more.
-            return np.asarray(rows).view(dtype).reshape(-1, *shape)
-
-        with reported(folder):
-            arrays = {name: mapped(name) for name in shapes}
-        for name in OFFSETS.values():
-            if name in arrays and not len(arrays[name]):
-                arrays[name] = np.zeros(1, np.int64)
-        rows, taken = arrays.pop("rows"), arrays.pop("taken")
-        labels = arrays.pop("image_labels", None)
-        ids = Ids(arrays.pop("id_bytes"), arrays.pop("id_offsets"))
+        with reported(self.folder.parent):
+            folder = os.open(self.folder.parent, os.O_RDONLY)
         try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _open(
+        self,
+        database: Database,
+        state: dict[str, Any],
+        version: tuple[int, int],
+        before: Snapshot | None,
+    ) -> Snapshot | None:
+        """Maps the arrays and masks what has been removed; None where they are gone or damaged."""
+        generation: str = state["generation"]
+        if before is not None and before.generation != generation:
+            before = None
+        try:
+            arrays = _mapped(self.folder / generation, state["bytes"], _shapes(database))
+            rows, taken = arrays.pop("rows"), arrays.pop("taken")
+            labels = arrays.pop("image_labels", None)
+            ids = Ids(arrays.pop("id_bytes"), arrays.pop("id_offsets"))
             table = CodeTable(ids=ids, classes=tuple(database.header["classes"]), **arrays)
-        except ValueError as error:
-            raise StoreError(f"{folder}: damaged ({error}); delete {self.folder}") from error
-        alive, since = None, state["last_removal"]
-        if before is not None and before.generation == state["generation"]:
+            _check_lengths(table, rows, taken, labels)
+            if before is None:
+                _check_values(table, rows)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        alive, since = None, state["begun"]
+        if before is not None:
             since = before.version[1]
             if before.alive is not None:
                 alive = np.ones(len(rows), bool)
                 alive[: len(before.alive)] = before.alive
-        removals = database.read("SELECT seq, row FROM removals WHERE seq > ?", since)
+        removals = database.read("SELECT row FROM removals WHERE seq > ?", since)
         if removals and len(rows):
-            gone = np.array([row for _, row in removals], np.int64)
+            gone = np.array([row for (row,) in removals], np.int64)
             at = np.minimum(np.searchsorted(rows, gone), len(rows) - 1)
             at = at[rows[at] == gone]  # others were removed before they came into the arrays
             if len(at):
                 alive = np.ones(len(rows), bool) if alive is None else alive
                 alive[at] = False
-        last_removal = removals[-1][0] if removals else since
-        version = (state["last_row"], last_removal)
-        return Snapshot(table, rows, taken, labels, alive, version, state["generation"])
+        return Snapshot(table, rows, taken, labels, alive, version, generation)
+
+
+def _wants_compaction(snapshot: Snapshot, compact: bool) -> bool:
+    """Whether so much has been removed that the arrays are built anew."""
+    removed = 0 if snapshot.alive is None else len(snapshot.rows) - len(snapshot)
+    return removed > (0 if compact else _REBUILT_AT * len(snapshot.rows))
+
+
+def _mapped(
+    folder: Path, lengths: dict[str, int], shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a generation, memory-mapped up to the bytes that are valid."""
+    arrays = {}
+    for name, (shape, dtype) in shapes.items():
+        length = lengths.get(name, 0)
+        if length:
+            rows = np.memmap(folder / name, np.uint8, "r", shape=(length,))
+            # A plain array over the map: slices of numpy.memmap itself cost several times more.
+            arrays[name] = np.asarray(rows).view(dtype).reshape(-1, *shape)
+        elif name in OFFSETS.values():
+            arrays[name] = np.zeros(1, np.int64)
+        else:
+            arrays[name] = np.empty((0, *shape), dtype)
+    return arrays
+
+
+def _check_lengths(table: CodeTable, rows: Ints, taken: Floats64, labels: Codes | None) -> None:
+    """Raises ValueError unless every picture has its place in every array."""
+    for array in (rows, taken, labels):
+        if array is not None and len(array) != len(table):
+            raise ValueError(f"{len(table)} pictures, got {len(array)}")
+
+
+def _check_values(table: CodeTable, rows: Ints) -> None:
+    """Raises ValueError for numbers that no search could work with."""
+    if (np.diff(rows) <= 0).any():
+        raise ValueError("rows must rise")
+    for labels in (table.labels, table.categories):
+        if labels is not None and not -1 <= labels.min(initial=0) <= labels.max(initial=0) < max(
+            1, len(table.classes)
+        ):
+            raise ValueError("a label is no class")
 
 
 def _shapes(database: Database) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -245,35 +337,33 @@ def _shapes(database: Database) -> dict[str, tuple[tuple[int, ...], np.dtype[Any
     return shapes
 
 
-def _rows_after(database: Database, row: int) -> Iterator[tuple[int, dict[str, bytes]]]:
-    """Number and columns of each picture behind `row`; of offsets the count."""
+def _columns_after(database: Database, row: int) -> Iterator[dict[str, bytes]]:
+    """What each intact picture after `row` adds to the arrays; of offsets the count."""
     shapes = _shapes(database)
     blobs = [name for name in BLOBS if name in shapes]
-    query = f"SELECT row, id, taken, height, width{''.join(', ' + name for name in blobs)} "
-    query += f"FROM images WHERE row > ? ORDER BY row LIMIT {_CHUNK}"
-    none = bytes(len(database.header["classes"]))  # of a picture whose labels are unknown
+    no_labels = bytes(len(database.header["classes"]))  # of a picture whose labels are unknown
     counted = {}  # the array whose rows tell how many things of a kind a picture owns
     for unit, name in OFFSETS.items():
         if name in shapes and unit != "id_byte":
             counted[name] = next(own for own in blobs if LAYOUT[own][0] == unit)
-    while chunk := database.read(query, row):
-        for number, image_id, taken, height, width, *own in chunk:
-            columns = dict(zip(blobs, own, strict=True))
-            if "image_labels" in columns and columns["image_labels"] is None:
-                columns["image_labels"] = none
-            encoded = encode_id(image_id)
-            counts = {
-                name: len(columns[of]) // row_width(of, shapes[of][0])
-                for name, of in counted.items()
-            }
-            counts["id_offsets"] = len(encoded)
-            columns |= {name: count.to_bytes(8, "little") for name, count in counts.items()}
-            columns["id_bytes"] = encoded
-            columns["rows"] = number.to_bytes(8, "little")
-            columns["taken"] = np.array(np.nan if taken is None else taken, "<f8").tobytes()
-            columns["sizes"] = np.array([height, width], "<i4").tobytes()
-            row = number
-            yield number, columns
+    for number, stored in database.rows(row):
+        if stored is None or not fits(stored, database.header):
+            continue
+        columns = {name: stored[name] for name in blobs}
+        if "image_labels" in columns and columns["image_labels"] is None:
+            columns["image_labels"] = no_labels
+        counts = {
+            name: len(columns[of]) // row_width(of, shapes[of][0]) for name, of in counted.items()
+        }
+        encoded = encode_id(stored["id"])
+        counts["id_offsets"] = len(encoded)
+        columns |= {name: count.to_bytes(8, "little") for name, count in counts.items()}
+        columns["id_bytes"] = encoded
+        columns["rows"] = number.to_bytes(8, "little")
+        taken = np.nan if stored["taken"] is None else stored["taken"]
+        columns["taken"] = np.array(taken, "<f8").tobytes()
+        columns["sizes"] = np.array([stored["height"], stored["width"]], "<i4").tobytes()
+        yield columns
 
 
 class _Appender:

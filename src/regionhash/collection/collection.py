@@ -9,14 +9,16 @@ photos.collection/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
@@ -25,13 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.collection.arrays import Arrays, Snapshot
+from regionhash.collection.checking import UPLOADS_FOLDER, CheckReport, check, rebuild_header
 from regionhash.collection.database import (
-    BLOBS,
     DATABASE_FILE,
     Database,
     FileState,
+    HeaderError,
     NewImage,
-    row_width,
 )
 from regionhash.collection.filters import Filter, mask_of
 from regionhash.collection.results import (
@@ -43,16 +45,10 @@ from regionhash.collection.results import (
     group_near_duplicates,
     with_duplicates,
 )
-from regionhash.store import CODES_FILE, LAYOUT, CodeFile, CodeFileWriter, StoreError, rows_of
-from regionhash.structures import (
-    CategoryCodes,
-    CategoryHits,
-    CodeTable,
-    EncodedImage,
-    Hit,
-    Mask,
-    Regions,
-)
+from regionhash.collection.transfer import encoded_image, import_code_file, write_code_file
+from regionhash.files import condition_of, replacing, shown_name
+from regionhash.store import CODES_FILE, CodeFile, StoreError, rows_of
+from regionhash.structures import CategoryHits, EncodedImage, Hit, Mask, Regions
 
 if TYPE_CHECKING:
     from regionhash.checkpoints import Checkpoint
@@ -61,31 +57,12 @@ if TYPE_CHECKING:
     from regionhash.querying import Answer, Mode, QueryPicture
     from regionhash.sources import Source
 
-UPLOADS_FOLDER = "uploads"
 SHOWN_SCORE = 0.5
 """Least score of a detection whose class is named with a result."""
 
 _KEPT_MASKS = 8  # of filters used last
-_IMPORTED_AT_A_TIME = 1000
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What `Collection.check` found.
-
-    Attributes:
-        n_images: pictures in the database.
-        problems: what is wrong with the collection itself, a line each.
-        missing: ids of pictures whose file is gone; changed: whose file is not what was encoded.
-            `Collection.refresh` sets both right.
-    """
-
-    n_images: int
-    problems: tuple[str, ...]
-    missing: tuple[str, ...]
-    changed: tuple[str, ...]
 
 
 class Collection:
@@ -187,7 +164,7 @@ class Collection:
             },
         }
         with Database.create(folder / DATABASE_FILE, header) as database:
-            _import(database, file)
+            import_code_file(database, file)
         return cls(folder, device=device, follow=follow)
 
     def close(self) -> None:
@@ -217,19 +194,16 @@ class Collection:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The pictures as they are now; where `follow` is False, as they were at the last `sync`.
-
-        While one thread takes over what is new, others get the snapshot before.
-        """
-        if self._follow and self._following.acquire(blocking=False):
-            try:
-                self._snapshot = self._arrays.follow(self._database, self._snapshot)
-            finally:
-                self._following.release()
-        return self._snapshot
+        """The pictures as they are now; without `follow`, as they were at the last `sync`."""
+        return self.sync() if self._follow else self._snapshot
 
     def sync(self) -> Snapshot:
-        """Takes over what has changed in the database; waits where another thread does that."""
+        """Takes over what has changed in the database; waits where another thread does that.
+
+        Raises:
+            StoreError: the database is gone or cannot be read; CollectionReplacedError: another
+                collection is in its place.
+        """
         with self._following:
             self._snapshot = self._arrays.follow(self._database, self._snapshot)
             return self._snapshot
@@ -327,8 +301,7 @@ class Collection:
             asked.insert(0, Query(image, like, boxes, regions))
         if not asked:
             raise ValueError("nothing to search by: give an image, or the id of a picture (like)")
-        snapshot = self.snapshot
-        among = self._mask(filter or Filter(), snapshot)
+        snapshot, among = self._searched(filter or Filter())
         model, checkpoint = self.model
         pictures = [self._query_picture(query, snapshot) for query in asked]
         unwanted = [self._query_picture(query, snapshot) for query in without]
@@ -379,6 +352,7 @@ class Collection:
                 for own, page in zip(answer.groups, pages if by_category else (), strict=True)
             ),
             tuple(query.boxes for query in answer.without),
+            snapshot=snapshot,
         )
 
     def answer(
@@ -387,7 +361,7 @@ class Collection:
         queries: Sequence[QueryPicture],
         without: Sequence[QueryPicture] = (),
     ) -> Answer:
-        """The same as `find` gives it for `code_file`, for a contact sheet.
+        """The same as `find` gives it for the codes that were `searched`, for a contact sheet.
 
         Args:
             results: of `search`.
@@ -396,24 +370,32 @@ class Collection:
         """
         from regionhash.querying import Answer
 
+        snapshot = results.snapshot or self.snapshot
         return Answer(
             results.mode,
             _with_boxes(queries, results.boxes),
-            self._hits(results.hits),
+            self._hits(results.hits, snapshot),
             results.steps,
             tuple(
                 CategoryHits(
-                    self.classes.index(own.category), own.prob, tuple(self._hits(own.hits))
+                    self.classes.index(own.category),
+                    own.prob,
+                    tuple(self._hits(own.hits, snapshot)),
                 )
                 for own in results.groups
             ),
             _with_boxes(without, results.without),
         )
 
-    def _hits(self, results: Sequence[Result]) -> list[Hit]:
-        at = self.snapshot.places(np.array([own.row for own in results], np.int64)).tolist()
+    def searched(self, results: Results) -> CodeFile:
+        """The collection as it was when a search gave these results."""
+        return self._as_file(results.snapshot or self.snapshot)
+
+    def _hits(self, results: Sequence[Result], snapshot: Snapshot) -> list[Hit]:
+        places = snapshot.places(np.array([own.row for own in results], np.int64)).tolist()
         return [
-            Hit(n, own.id, own.distance, own.matches) for n, own in zip(at, results, strict=True)
+            Hit(n, own.id, own.distance, own.matches)
+            for n, own in zip(places, results, strict=True)
         ]
 
     def image(self, image_id: str) -> tuple[int, EncodedImage]:
@@ -423,10 +405,7 @@ class Collection:
 
     def path(self, row: int) -> Path | None:
         """The file of the picture of a row; None of one without. Raises KeyError."""
-        found = self._database.read("SELECT path FROM images WHERE row = ?", row)
-        if not found:
-            raise KeyError(row)
-        (path,) = found[0]
+        path = self._columns(row)["path"]
         return None if path is None else Path(os.fsdecode(path))
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
@@ -439,32 +418,57 @@ class Collection:
         from regionhash.data.images import read_image
         from regionhash.sources import Pictures
 
-        path = self.path(row)
-        if path is not None:
-            return read_image(path)
-        ((image_id, place),) = self._database.read(
-            "SELECT id, place FROM images LEFT JOIN sources USING (source) WHERE row = ?", row
-        )
-        return Pictures([json.loads(place)] if place else [])[image_id]
+        columns = self._columns(row)
+        if columns["path"] is not None:
+            return read_image(Path(os.fsdecode(columns["path"])))
+        places = self._places("WHERE source = ?", columns["source"])
+        return Pictures(places)[columns["name"]]
+
+    def picture(self, image_id: str) -> NDArray[np.uint8]:
+        """The picture with an id, (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: it is no longer in the collection, or its file is gone or cannot be read.
+        """
+        from regionhash.data.images import ImageError
+
+        found = self._database.intact("id = ?", shown_name(image_id))
+        if found is None:
+            raise ImageError(f"{image_id}: is no longer in {self.folder}")
+        return self.pixels(found["row"])
 
     def images(self, *, after: int = 0, limit: int = 100) -> list[tuple[int, str, int, int]]:
         """Row, id, height and width of the pictures of the rows behind `after`, in their order."""
-        return self._database.read(
-            "SELECT row, id, height, width FROM images WHERE row > ? ORDER BY row LIMIT ?",
-            after,
-            limit,
-        )
+        with self._database.moment():
+            found = (own for _, own in self._database.rows(after) if own is not None)
+            return [
+                (own["row"], own["id"], own["height"], own["width"]) for own in islice(found, limit)
+            ]
 
     def id_of(self, row: int) -> str:
         """The id of the picture of a row. Raises KeyError."""
-        found = self._database.read("SELECT id FROM images WHERE row = ?", row)
-        if not found:
-            raise KeyError(row)
-        return str(found[0][0])
+        return str(self._columns(row)["id"])
 
-    def ids(self) -> Iterator[tuple[int, str]]:
+    def ids(self) -> list[tuple[int, str]]:
         """Row number and id of each picture, in the order of the rows."""
-        return self._database.stream("SELECT row, id FROM images ORDER BY row")
+        with self._database.moment():
+            return [(row, own["id"]) for row, own in self._database.rows() if own is not None]
+
+    def _columns(self, row: int) -> dict[str, Any]:
+        columns = self._database.intact("row = ?", row)
+        if columns is None:
+            raise KeyError(row)
+        return columns
+
+    def _places(self, where: str = "", *values: Any) -> list[Source]:
+        """Where pictures lie, of all sources or of some; damaged ones are left out."""
+        places = []
+        for (text,) in self._database.read(f"SELECT place FROM sources {where}", *values):
+            with suppress(TypeError, ValueError):
+                place = json.loads(text)
+                if isinstance(place, dict) and all(map(isinstance, place.values(), repeat(str))):
+                    places.append(place)
+        return places
 
     def code_file(self) -> CodeFile:
         """The collection as an opened code file, for everything that reads one."""
@@ -474,9 +478,7 @@ class Collection:
 
     def _as_file(self, snapshot: Snapshot) -> CodeFile:
         header = self.header
-        places: list[Source] = [
-            json.loads(place) for (place,) in self._database.read("SELECT place FROM sources")
-        ]
+        places = self._places()
         everywhere: Source = {"folder": "/", "suffix": ""}  # ids may be whole paths
         return CodeFile(
             path=self.folder / DATABASE_FILE,
@@ -493,6 +495,15 @@ class Collection:
             labels=snapshot.labels if header.get("labelled") else None,
         )
 
+    def _searched(self, wanted: Filter) -> tuple[Snapshot, Mask | None]:
+        """The pictures, and which of them a filter lets through, both of one moment."""
+        if wanted.folder is None:
+            snapshot = self.snapshot
+            return snapshot, self._mask(wanted, snapshot)
+        # Where files lie is in the database alone.
+        with self._arrays.at_moment(self._database, self._snapshot) as snapshot:
+            return snapshot, self._mask(wanted, snapshot)
+
     def _mask(self, wanted: Filter, snapshot: Snapshot) -> Mask | None:
         key = (wanted, (snapshot.generation, snapshot.version))
         with suppress(KeyError):
@@ -505,14 +516,16 @@ class Collection:
         return mask
 
     def _stored(self, image_id: str, snapshot: Snapshot) -> tuple[int, EncodedImage]:
-        try:
-            found = self._database.read("SELECT row FROM images WHERE id = ?", image_id)
-        except UnicodeEncodeError:
-            found = []
-        at = snapshot.places(np.array([row for (row,) in found], np.int64))
-        if not len(at):
+        columns = self._database.intact("id = ?", shown_name(image_id))
+        if columns is None:
             raise KeyError(image_id)
-        return int(found[0][0]), _encoded(snapshot.table, int(at[0]))
+        row = int(columns["row"])
+        if not snapshot.holds(row):
+            snapshot = self.sync()  # the picture is newer
+        if not snapshot.holds(row):
+            raise KeyError(image_id)
+        (place,) = snapshot.places(np.array([row], np.int64)).tolist()
+        return row, encoded_image(snapshot.table, place)
 
     def _query_picture(self, query: Query, snapshot: Snapshot) -> QueryPicture:
         from regionhash.data.images import read_image
@@ -553,7 +566,7 @@ class Collection:
     def _paths(self, rows: Sequence[int]) -> dict[int, Path]:
         """The files of some rows; of those that are in no file, or removed by now, none."""
         found = self._database.read(
-            "SELECT row, path FROM images WHERE path NOT NULL "
+            "SELECT row, path FROM images WHERE typeof(path) = 'blob' "
             "AND row IN (SELECT value FROM json_each(?))",
             json.dumps(rows),
         )
@@ -637,11 +650,11 @@ class Collection:
         is gone removed. Where nothing is left of what was added, as of a disk that is not mounted,
         its pictures are kept and `on_lost` is told.
         """
-        reports = []
+        reports, told = {}, on_lost or (lambda _: None)
         for source, text in self._database.read("SELECT source, inputs FROM sources"):
             try:
-                report = self.add(
-                    json.loads(text),
+                reports[source] = self.add(
+                    _inputs(text),
                     batch_size=batch_size,
                     workers=workers,
                     on_skip=on_skip,
@@ -649,17 +662,25 @@ class Collection:
                 )
             except StoreError:
                 raise
-            except ValueError as error:
-                if on_lost:
-                    on_lost(f"{error}; its pictures are kept")
-                continue
-            rows = self._database.stream(
-                "SELECT row, path FROM images WHERE source = ? AND path NOT NULL", source
+            except (ValueError, OSError) as error:
+                told(f"{error}; its pictures are kept")
+        # Only now: what has moved from one source to another was found there.
+        for source, report in reports.items():
+            files = self._database.read(
+                "SELECT row, path, id FROM images WHERE source = ? AND path NOT NULL", source
             )
-            gone = [row for row, path in rows if not os.path.exists(path)]  # noqa: PTH110 (bytes)
-            reports.append(replace(report, removed=self._database.remove(gone)))
+            gone, kept = [], 0
+            for row, path, image_id in files:
+                condition = condition_of(path)
+                if condition == "gone":
+                    gone.append((row, path))
+                elif condition == "unreadable":
+                    kept += 1
+                    told(f"{image_id}: its file cannot be looked at; the picture is kept")
+            removed = self._database.remove_gone(gone)
+            reports[source] = replace(report, removed=removed, kept=kept)
         self.sync()
-        return reports
+        return list(reports.values())
 
     def remove(self, names: Sequence[str]) -> int:
         """Removes pictures, at once; their files stay. Returns how many.
@@ -670,40 +691,96 @@ class Collection:
         Raises:
             ValueError: a name that is nothing in the collection; then nothing is removed.
         """
-        rows: set[int] = set()
-        for name in names:
-            path = os.fsencode(Path(name).absolute())
-            found = self._database.read(
-                "SELECT row FROM images WHERE id = ? OR path = ? OR (path >= ? AND path < ?)",
-                name,
-                path,
-                path + b"/",
-                path + b"0",
-            )
-            if not found:
-                raise ValueError(f"{name}: no picture of {self.folder}, and no folder with one")
-            rows |= {row for (row,) in found}
-        removed = self._database.remove(sorted(rows))
+        with self._database.transaction():
+            rows = {row for name in names for row in self._rows_of(name)}
+            files = self._own_files(rows)
+            removed = self._database.delete(rows)
+        self._remove_files(files)
         self.sync()
         return removed
 
     def remove_rows(self, rows: Sequence[int]) -> int:
         """Removes pictures by row number, at once; returns how many were there."""
-        removed = self._database.remove(rows)
+        with self._database.transaction():
+            files = self._own_files(rows)
+            removed = self._database.delete(rows)
+        self._remove_files(files)
         self.sync()
         return removed
 
-    def add_encoded(self, image_id: str, file: FileState, encoded: EncodedImage) -> int:
-        """Stores one picture that was encoded by the collection's model; returns its row.
+    def _rows_of(self, name: str) -> list[int]:
+        path = os.fsencode(Path(name).absolute())
+        found = self._database.read(
+            "SELECT row FROM images WHERE id = ? OR path = ? OR (path >= ? AND path < ?)",
+            shown_name(name),
+            path,
+            path + b"/",
+            path + b"0",
+        )
+        if not found:
+            raise ValueError(f"{name}: no picture of {self.folder}, and no folder with one")
+        return [row for (row,) in found]
 
-        A picture whose file has the same bytes is not stored a second time.
+    def _own_files(self, rows: Iterable[int]) -> list[bytes]:
+        """Of some pictures, the files that only the collection knows: those of uploads."""
+        folder = os.fsencode((self.folder / UPLOADS_FOLDER).absolute()) + b"/"
+        found = self._database.read(
+            "SELECT path FROM images WHERE path >= ? AND path < ? "
+            "AND row IN (SELECT value FROM json_each(?))",
+            folder,
+            folder[:-1] + b"0",
+            json.dumps(list(rows)),
+        )
+        return [path for (path,) in found]
+
+    def _remove_files(self, files: Iterable[bytes]) -> None:
+        """Removes files that belong to no picture; one may have been uploaded again by now."""
+        for file in files:
+            with self._database.transaction():
+                if not self._database.read("SELECT 1 FROM images WHERE path = ?", file):
+                    Path(os.fsdecode(file)).unlink(missing_ok=True)
+
+    def add_upload(
+        self, content: bytes, name: str, kind: str, encoded: EncodedImage
+    ) -> tuple[int, str]:
+        """Stores a picture that came as bytes, and its file among the collection's own.
+
+        One of the same content as a picture that is there is not stored a second time.
+
+        Args:
+            content: of the file, which is named by it.
+            name: what people call the picture; part of its id.
+            kind: suffix of the file, as ".jpg".
+            encoded: by the collection's model.
+
+        Returns:
+            Row and id of the picture.
+
+        Raises:
+            StoreError: the disk refuses; then nothing is stored.
         """
-        known = self._database.read("SELECT row FROM images WHERE hash = ?", file.hash)
-        if not known:
+        digest = hashlib.sha256(content)
+        folder = (self.folder / UPLOADS_FOLDER).absolute()
+        path = folder / (digest.hexdigest()[:32] + kind)
+        image_id = f"{UPLOADS_FOLDER}/{digest.hexdigest()[:8]}-{name}"
+        database = self._database
+        with database.transaction():  # in which `check` removes what belongs to no picture
+            known = database.intact("hash = ?", digest.digest())
+            if known is not None:
+                return int(known["row"]), str(known["id"])
+            folder.mkdir(exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+            state = path.stat()
+            file = FileState(
+                os.fsencode(path), digest.digest(), len(content), state.st_mtime_ns, state.st_mtime
+            )
             rows = rows_of(image_id, encoded, None, self.header)
-            self._database.store([NewImage(image_id, file, None, rows)])
-            known = self._database.read("SELECT row FROM images WHERE id = ?", image_id)
-        return int(known[0][0])
+            row = database.put(NewImage(image_id, file, None, rows))
+            ((image_id,),) = database.read("SELECT id FROM images WHERE row = ?", row)
+        assert row is not None  # no picture has these bytes
+        self.sync()
+        return row, image_id
 
     # Keeping
 
@@ -725,43 +802,20 @@ class Collection:
             "classes": header["classes"],
             "model": header["model"],
             "model_hash": header["model_hash"],
-            "added": [{"inputs": json.loads(text), "pictures": count} for text, count in sources],
-            "bytes": sum(own.stat().st_size for own in self.folder.rglob("*") if own.is_file()),
+            "added": [{"inputs": _shown_inputs(text), "pictures": n} for text, n in sources],
+            "bytes": sum(map(_n_bytes, self.folder.rglob("*"))),
             **header["meta"],
         }
 
     def check(self, *, repair: bool = False) -> CheckReport:
-        """Compares database, arrays and files.
+        """Compares database, arrays and files; see `regionhash.collection.checking.check`.
 
         Args:
-            repair: build the arrays anew where they are not what the database holds.
+            repair: set right what can be.
         """
-        database = self._database
-        problems = [
-            f"{database.path}: {line}"
-            for (line,) in database.read("PRAGMA integrity_check")
-            if line != "ok"
-        ]
-        snapshot = self.sync()
-        problems += _odd_rows(database)
-        wrong = _differences(database, snapshot)
-        if wrong and repair:
-            self._arrays.discard()
-            with self._following:
-                self._snapshot = self._arrays.follow(database)
-            wrong = _differences(database, self._snapshot)
-        problems += wrong
-        missing, changed = [], []
-        query = "SELECT id, path, n_bytes, mtime_ns FROM images WHERE path NOT NULL ORDER BY row"
-        for image_id, path, n_bytes, mtime_ns in database.stream(query):
-            try:
-                state = os.stat(path)  # noqa: PTH116 (bytes)
-            except OSError:
-                missing.append(image_id)
-                continue
-            if n_bytes is not None and (state.st_size, state.st_mtime_ns) != (n_bytes, mtime_ns):
-                changed.append(image_id)
-        return CheckReport(database.count(), tuple(problems), tuple(missing), tuple(changed))
+        report = check(self._database, self._arrays, repair=repair)
+        self.sync()
+        return report
 
     def export(self, path: Path) -> int:
         """Writes a code file of all pictures; returns how many.
@@ -770,27 +824,10 @@ class Collection:
             ValueError: something is there already.
             StoreError: the disk refuses.
         """
-        if path.exists():
-            raise ValueError(f"{path}: is there already")
-        file = self.code_file()
-        writer = CodeFileWriter(
-            path,
-            model_hash=file.model_hash,
-            model_name=file.model,
-            classes=file.classes,
-            n_bits=file.n_bits,
-            n_region_bits=file.n_region_bits,
-            meta=file.meta,
-        )
-        with writer:
-            for n, image_id in enumerate(file.table.ids):
-                if image_id not in writer.done:
-                    labels = None
-                    if file.labels is not None:
-                        labels = np.flatnonzero(file.labels[n]).tolist()
-                    writer.add(image_id, _encoded(file.table, n), labels)
-            writer.finish()
-        return len(file.table)
+        with self._arrays.at_moment(self._database, self._snapshot, compact=True) as snapshot:
+            codes = self._as_file(snapshot)
+            files = dict(self._database.read("SELECT id, path FROM images WHERE path NOT NULL"))
+        return write_code_file(path, codes, files)
 
     def import_codes(self, path: Path) -> int:
         """Adds the pictures of a code file of the same model; returns how many were new.
@@ -804,9 +841,29 @@ class Collection:
                 f"{path}: of the model {file.model_hash}, {self.folder} is of "
                 f"{self.header['model_hash']}"
             )
-        stored = _import(self._database, file)
+        stored = import_code_file(self._database, file)
         self.sync()
         return stored
+
+
+def check_folder(folder: Path, *, repair: bool = False) -> CheckReport:
+    """`Collection.check` of a folder, also where the header is damaged and nothing can be opened.
+
+    Raises:
+        ValueError: no collection, or no model to build the header from.
+    """
+    repaired: tuple[str, ...] = ()
+    try:
+        collection = Collection.open(folder)
+    except HeaderError as error:
+        if not repair:
+            return CheckReport(0, (str(error),), (), ())
+        rebuild_header(folder)
+        repaired = (f"{folder / DATABASE_FILE}: the header was built anew from the model",)
+        collection = Collection.open(folder)
+    with collection:
+        report = collection.check(repair=repair)
+    return replace(report, repaired=repaired + report.repaired)
 
 
 def is_collection(path: Path) -> bool:
@@ -836,67 +893,6 @@ def _with_boxes(
     return tuple(replace(query, boxes=own) for query, own in zip(queries, boxes, strict=True))
 
 
-def _encoded(table: CodeTable, n: int) -> EncodedImage:
-    """Picture `n` of a table as a model gave it."""
-    categories = None
-    if (
-        table.category_offsets is not None
-        and table.categories is not None
-        and table.category_probs is not None
-        and table.category_codes is not None
-    ):
-        own = slice(*table.category_offsets[n : n + 2].tolist())
-        categories = CategoryCodes(
-            np.asarray(table.categories[own]),
-            np.asarray(table.category_probs[own]),
-            np.asarray(table.category_codes[own]),
-        )
-    height, width = table.sizes[n].tolist()
-    return EncodedImage(
-        (height, width),
-        None if table.image_codes is None else np.asarray(table.image_codes[n]),
-        None if table.class_probs is None else np.asarray(table.class_probs[n]),
-        None if table.offsets is None else table.regions(n),
-        categories,
-    )
-
-
-def _import(database: Database, file: CodeFile) -> int:
-    """Stores the pictures of a code file; those whose id is there are left out.
-
-    A picture whose file is where the code file says becomes one of that file. Its bytes are not
-    read: the next `add` or `refresh` notes them, trusting that they are those that were encoded.
-    """
-    places = [place for place in file.meta.get("sources", []) if "folder" in place]
-    sources = [
-        database.source([place["data"]], place)
-        for place in file.meta.get("sources", [])
-        if "data" in place
-    ]
-    stored, pending = 0, []
-    known = {image_id for (image_id,) in database.read("SELECT id FROM images")}
-    for n, image_id in enumerate(file.table.ids):
-        if image_id in known:
-            continue
-        labels = None if file.labels is None else np.flatnonzero(file.labels[n]).tolist()
-        rows = rows_of(image_id, _encoded(file.table, n), labels, database.header)
-        state = _file_of(image_id, places)
-        source = None if state.path or len(sources) != 1 else sources[0]
-        pending.append(NewImage(image_id, state, source, rows))
-        if len(pending) >= _IMPORTED_AT_A_TIME:
-            stored += database.store(pending)
-            pending.clear()
-    return stored + database.store(pending)
-
-
-def _file_of(image_id: str, places: Sequence[Source]) -> FileState:
-    for place in places:
-        path = Path(place["folder"]) / (image_id + place["suffix"])
-        if path.is_file():
-            return FileState(os.fsencode(path.absolute()), taken=path.stat().st_mtime)
-    return FileState()
-
-
 def _copy_model(file: CodeFile, folder: Path) -> None:
     """Puts the model of a code file into a folder that has none."""
     from regionhash.checkpoints import CONFIG_FILE, WEIGHTS_FILE, read_checkpoint
@@ -911,51 +907,30 @@ def _copy_model(file: CodeFile, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     origin = origin if origin.is_dir() else origin.parent
     for name in (WEIGHTS_FILE, CONFIG_FILE):
-        shutil.copy(origin / name, folder / name)
+        with replacing(folder / name) as temporary:
+            shutil.copy(origin / name, temporary)
 
 
-def _odd_rows(database: Database) -> list[str]:
-    """Pictures whose parts do not fit together."""
-    problems = []
-    parts: dict[str, list[int]] = database.header.get("rows", {})
-    names = [name for name in BLOBS if name in parts]
-    lengths = "".join(f", length({name})" for name in names)
-    for image_id, *sizes in database.stream(f"SELECT id{lengths} FROM images ORDER BY row"):
-        counts: dict[str, set[float]] = {}
-        for name, size in zip(names, sizes, strict=True):
-            width = row_width(name, parts[name])
-            counts.setdefault(LAYOUT[name][0], set()).add(-1 if size is None else size / width)
-        if any(
-            len(own) > 1 or not min(own).is_integer() or min(own) < 0 for own in counts.values()
-        ):
-            problems.append(f"{image_id}: its parts do not fit together")
-    return problems
+def _inputs(text: Any) -> list[str]:
+    """What a source was named by. Raises ValueError where that is damaged."""
+    try:
+        inputs = json.loads(text)
+    except (TypeError, ValueError):
+        inputs = None
+    if not isinstance(inputs, list) or not all(map(isinstance, inputs, repeat(str))):
+        raise ValueError("collection.db: a row of sources is damaged")
+    return inputs
 
 
-def _differences(database: Database, snapshot: Snapshot) -> list[str]:
-    """What the arrays hold otherwise than the database."""
-    table = snapshot.table
-    alive = np.ones(len(snapshot.rows), bool) if snapshot.alive is None else snapshot.alive
-    at = iter(np.flatnonzero(alive).tolist())
-    names = [name for name in BLOBS if getattr(table, name, None) is not None]
-    query = f"SELECT row, id, height, width{''.join(', ' + name for name in names)} "
-    query += "FROM images WHERE row <= ? ORDER BY row"
-    for row, image_id, height, width, *blobs in database.stream(query, snapshot.version[0]):
-        n = next(at, None)
-        if n is None or int(snapshot.rows[n]) != row:
-            return [f"arrays: picture {image_id} (row {row}) is not in its place"]
-        if table.ids[n] != image_id or table.sizes[n].tolist() != [height, width]:
-            return [f"arrays: picture {image_id} (row {row}) has another id or size"]
-        for name, blob in zip(names, blobs, strict=True):
-            array = getattr(table, name)
-            unit = LAYOUT[name][0]
-            if unit == "image":
-                own = array[n]
-            else:
-                offsets = table.offsets if unit == "region" else table.category_offsets
-                own = array[slice(*offsets[n : n + 2].tolist())]  # type: ignore[index]
-            if own.tobytes() != blob:
-                return [f"arrays: {name} of picture {image_id} (row {row}) differ"]
-    if next(at, None) is not None:
-        return ["arrays: hold pictures that the database does not"]
-    return []
+def _shown_inputs(text: Any) -> list[str]:
+    try:
+        return _inputs(text)
+    except ValueError as error:
+        return [str(error)]
+
+
+def _n_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:  # removed just now
+        return 0

@@ -1,11 +1,16 @@
 """The database of a collection: SQLite, one row per picture, the source of truth.
 
-A row never changes but for where its file lies: a picture that is encoded again gets a new row, and
-the number of a row is never given twice. So whoever has read up to a row and up to a removal needs
-only what came after (`regionhash.collection.arrays`). Removals are kept as numbers of rows.
+The codes of a row never change, only where its file lies: a picture that is encoded again gets a
+new row, and the number of a row is never given twice. So whoever has read up to a row and up to a
+removal needs only what came after (`regionhash.collection.arrays`). Removals are kept as numbers of
+rows.
 
 SQLite's write-ahead log makes each transaction whole or not there at all, whenever the process is
-killed, and lets readers read while one writer writes.
+killed, and lets readers read while one writer writes. What belongs together is read inside one
+`moment`, and what a change depends on is read inside its `transaction`.
+
+Each row and both copies of the header carry a checksum. A row that fails it is left out wherever
+rows are read; `check` names it.
 """
 
 from __future__ import annotations
@@ -13,30 +18,51 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from time import time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash.files import shown_name
 from regionhash.store import LAYOUT, StoreError, dtype_of
 
 DATABASE_FILE = "collection.db"
 FORMAT = "regionhash collection"
-VERSION = 1
+VERSION = 2
 
 BLOBS = tuple(name for name in LAYOUT if name not in ("id_bytes", "sizes"))
 """Columns of `images` that hold the rows of one picture of a dataset of the code file."""
 
+_FACTS = (
+    "row",
+    "id",
+    "name",
+    "path",
+    "source",
+    "hash",
+    "n_bytes",
+    "mtime_ns",
+    "taken",
+    "added",
+    "height",
+    "width",
+)
+COLUMNS = (*_FACTS, *BLOBS)
+"""Columns of `images` that the checksum of a row covers, in its order."""
+
 _SECONDS_TO_WAIT = 60.0  # for another writer's transaction, which holds one batch
+_CHUNK = 4096  # rows held at a time
 
 _SCHEMA = f"""
-CREATE TABLE about (header TEXT NOT NULL);
+CREATE TABLE about (header TEXT NOT NULL, checksum INTEGER);  -- two rows, alike
 CREATE TABLE sources (
     source INTEGER PRIMARY KEY,
     inputs TEXT NOT NULL UNIQUE,   -- JSON list, absolute: what was given to index or add
@@ -54,14 +80,28 @@ CREATE TABLE images (
     added REAL NOT NULL,
     height INTEGER NOT NULL,
     width INTEGER NOT NULL,
-    {", ".join(f"{name} BLOB" for name in BLOBS)}
+    {", ".join(f"{name} BLOB" for name in BLOBS)},
+    name TEXT,                     -- the id that was asked for; the same but where it was taken
+    checksum INTEGER               -- CRC-32 of all columns above
 );
 CREATE INDEX images_by_hash ON images (hash);
+CREATE INDEX images_without_file ON images (name) WHERE path IS NULL;
 CREATE TABLE removals (seq INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL);
 CREATE TRIGGER removed AFTER DELETE ON images BEGIN
     INSERT INTO removals (row) VALUES (old.row);
 END;
 """
+
+Columns = dict[str, Any]
+"""One row of `images` by column."""
+
+
+class CollectionReplacedError(StoreError):
+    """Another collection stands where this one was opened; open it anew."""
+
+
+class HeaderError(StoreError):
+    """The header of a database is damaged, in both of its copies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +110,10 @@ class FileState:
 
     Attributes:
         path: absolute, as `os.fsencode` gives it; None of a picture that is in no file.
-        hash: SHA-256 of the bytes; None where there is no file.
+        hash: SHA-256 of the bytes that were encoded; None where that is unknown.
         n_bytes: size of the file.
-        mtime_ns: when it was written.
+        mtime_ns: when it was written; None where it was written so shortly before it was read that
+            a later change might have the same time.
         taken: when the picture was taken, in seconds since 1970; None where that is unknown.
     """
 
@@ -85,7 +126,7 @@ class FileState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewImage:
-    """One picture to store: its id, its file, the source it came from, and `rows_of` it."""
+    """One picture to store: the id it asks for, its file, its source, and `rows_of` it."""
 
     id: str
     file: FileState
@@ -107,6 +148,8 @@ def reported(path: Path) -> Iterator[None]:
 class Database:
     """The database of one collection. One object serves one thread.
 
+    A database of version 1 is brought to this version.
+
     Args:
         path: of the file, which must be there: see `create`.
 
@@ -116,26 +159,26 @@ class Database:
 
     Raises:
         StoreError: no such file, damaged, or of another format or version.
+        HeaderError: the header alone is damaged; `regionhash.collection.checking` can rebuild it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
-            raise StoreError(f"{path}: no such file")
+        self._inode = _inode(path)
+        self._about: list[Any] = []  # what the header was read from
         with reported(path):
             self._connection = _connect(path)
             try:
-                (text,) = self._connection.execute("SELECT header FROM about").fetchone()
-                self.header: dict[str, Any] = json.loads(text)
-            except (sqlite3.DatabaseError, TypeError, ValueError) as error:
+                if _read_header(_about(self._connection), path)["version"] == 1:
+                    _migrate(self._connection, path)
+                self.read_header()
+                self.check_current()
+            except sqlite3.DatabaseError as error:
                 self._connection.close()
                 raise StoreError(f"{path}: not the database of a collection: {error}") from error
-        for field, value in {"format": FORMAT, "version": VERSION}.items():
-            if self.header.get(field) != value:
+            except BaseException:
                 self._connection.close()
-                raise StoreError(
-                    f"{path}: {field} must be {value!r}, got {self.header.get(field)!r}"
-                )
+                raise
 
     @classmethod
     def create(cls, path: Path, model: Mapping[str, Any]) -> Database:
@@ -153,7 +196,7 @@ class Database:
             if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                 for statement in _statements(_SCHEMA):
                     connection.execute(statement)
-                connection.execute("INSERT INTO about VALUES (?)", (json.dumps(header),))
+                _write_header(connection, header)
         there = cls(path)
         for field in ("model", "model_hash", "classes", "n_bits", "n_region_bits"):
             if there.header[field] != header[field]:
@@ -163,12 +206,8 @@ class Database:
                 )
         return there
 
-    def read_header(self) -> None:
-        """Takes over what other writers have added to the header."""
-        self.header = json.loads(self.read("SELECT header FROM about")[0][0])
-
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the connection."""
         self._connection.close()
 
     def __del__(self) -> None:
@@ -182,30 +221,128 @@ class Database:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def check_current(self) -> None:
+        """Checks that the file at `path` is the one that was opened.
+
+        Raises:
+            CollectionReplacedError: it is another one by now; StoreError: there is none.
+        """
+        if _inode(self.path) != self._inode:
+            raise CollectionReplacedError(
+                f"{self.path}: replaced by another collection; open it anew"
+            )
+
+    def read_header(self) -> None:
+        """Takes over what other writers have added to the header."""
+        with reported(self.path):
+            about = _about(self._connection)
+        if about != self._about:
+            self.header, self._about = _read_header(about, self.path), about
+
+    # Reading
+
+    @contextmanager
+    def moment(self) -> Iterator[None]:
+        """Inside, everything that is read, the header too, is of one moment.
+
+        Raises:
+            StoreError: see `check_current`.
+        """
+        if self._connection.in_transaction:
+            yield
+            return
+        self.check_current()
+        with reported(self.path):
+            self._connection.execute("BEGIN")  # reads begin it
+        try:
+            self.read_header()
+            yield
+        finally:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+
     def read(self, query: str, *values: Any) -> list[Any]:
         """All rows of a SELECT."""
         with reported(self.path):
             return self._connection.execute(query, values).fetchall()
 
-    def stream(self, query: str, *values: Any) -> Iterator[Any]:
-        """The rows of a SELECT, one after the other."""
-        with reported(self.path):
-            yield from self._connection.execute(query, values)
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """What is executed inside is stored as a whole, or not at all if it raises."""
-        with reported(self.path), _transaction(self._connection):
-            yield self._connection
-
     def version(self) -> tuple[int, int]:
         """Numbers of the last row and of the last removal there have ever been."""
         counts = dict(self.read("SELECT name, seq FROM sqlite_sequence"))
-        return counts.get("images", 0), counts.get("removals", 0)
+        last_row = self.read("SELECT max(row) FROM images")[0][0] or 0
+        last_removal = self.read("SELECT max(seq) FROM removals")[0][0] or 0
+        return max(counts.get("images", 0), last_row), max(counts.get("removals", 0), last_removal)
 
     def count(self) -> int:
         """Number of pictures."""
         return int(self.read("SELECT count(*) FROM images")[0][0])
+
+    def rows(self, after: int = 0) -> Iterator[tuple[int, Columns | None]]:
+        """Number and columns of each row after `after`, in their order; None of a damaged row."""
+        last = self.version()[0]
+        while after < last:
+            try:
+                chunk = self._connection.execute(
+                    f"{_SELECT} WHERE row > ? ORDER BY row LIMIT {_CHUNK}", (after,)
+                ).fetchall()
+            except sqlite3.OperationalError as error:
+                raise StoreError(f"{self.path}: {error}") from error
+            except sqlite3.DatabaseError:  # a damaged page: its rows alone cannot be read
+                numbers = range(after + 1, min(after + _CHUNK, last) + 1)
+                yield from self._one_by_one(numbers)
+                after = numbers[-1]
+                continue
+            if not chunk:
+                return
+            for found in chunk:
+                columns, intact = _columns(found)
+                after = columns["row"]
+                yield after, columns if intact else None
+
+    def _one_by_one(self, numbers: Iterable[int]) -> Iterator[tuple[int, Columns | None]]:
+        for number in numbers:
+            try:
+                found = self._connection.execute(f"{_SELECT} WHERE row = ?", (number,)).fetchone()
+            except sqlite3.DatabaseError:
+                yield number, None
+                continue
+            if found:
+                columns, intact = _columns(found)
+                yield number, columns if intact else None
+
+    def one(self, where: str, *values: Any) -> tuple[Columns, bool] | None:
+        """Columns of the row for which a condition holds, and whether they are intact."""
+        for found in self.read(f"{_SELECT} WHERE {where} LIMIT 1", *values):
+            return _columns(found)
+        return None
+
+    def intact(self, where: str, *values: Any) -> Columns | None:
+        """Columns of the intact row for which a condition holds; None where there is none."""
+        found = self.one(where, *values)
+        return found[0] if found and found[1] else None
+
+    # Changing
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """What is executed inside is stored as a whole, or not at all if it raises.
+
+        No other writer changes anything meanwhile.
+
+        Raises:
+            StoreError: the disk refuses, another writer holds the database for a minute, or see
+                `check_current`.
+        """
+        try:
+            with reported(self.path), _transaction(self._connection):
+                self.check_current()
+                self.read_header()
+                yield self._connection
+        except BaseException:
+            self._about = []  # what was not stored is not in the header
+            with suppress(StoreError):
+                self.read_header()
+            raise
 
     def source(self, inputs: Sequence[str], place: Mapping[str, str]) -> int:
         """The number of a source, which is stored where it is new."""
@@ -221,94 +358,188 @@ class Database:
     def store(self, images: Iterable[NewImage]) -> int:
         """Stores pictures in one transaction; returns how many were not there already.
 
-        A picture of the same id or the same file gives way to the new one, unless it was made of
-        the same bytes: then another writer was quicker, and nothing is stored.
+        Two pictures are the same if they have the same file; or no file, and the same name in a
+        data set, or else the same name and the same codes. Then the new one takes the place of the
+        old one, or is left out if it was made of the same bytes. An id that is taken by another
+        picture is made free: see `_free_id`.
 
         Raises:
             ValueError: a picture has not the parts that the others have.
-            StoreError: the disk refuses, or another writer holds the database for a minute.
+            StoreError: see `transaction`.
         """
-        stored = 0
+        with self.transaction():
+            return sum(self.put(image) is not None for image in images)
+
+    def put(self, image: NewImage) -> int | None:
+        """Stores one picture, inside a transaction: its row, or None if it was there already."""
+        self._agree_on_parts(image)
+        height, width = np.asarray(image.rows["sizes"])[0].tolist()
+        taken = image.file.taken
+        content = {
+            "height": height,
+            "width": width,
+            "added": time(),
+            "taken": None if taken is None or math.isnan(taken) else float(taken),
+        }
+        for name in BLOBS:
+            content[name] = image.rows[name].tobytes() if name in image.rows else None
+        old = self._same_picture(image, content)
+        if old is not None and old[1] and _is_up_to_date(old[0], image):
+            return None
+        return self._replace(old, image.id, content | _file_columns(image.file, image.source))
+
+    def set_file(self, file: FileState, source: int | None) -> bool:
+        """Notes the state of a file whose codes are stored; False if they are not of its bytes."""
         with self.transaction() as connection:
-            for image in images:
-                if self._is_stored(connection, image):
-                    continue
-                self._agree_on_parts(connection, image)
-                connection.execute(
-                    "DELETE FROM images WHERE id = ? OR path = ?", (image.id, image.file.path)
-                )
-                _insert(connection, image)
-                stored += 1
-        return stored
+            known = self.intact("path = ?", file.path)
+            if known is None or known["hash"] not in (None, file.hash):
+                return False
+            known |= _file_columns(file, source)
+            known["checksum"] = checksum(known)
+            assignments = ", ".join(f"{name} = :{name}" for name in _CHANGEABLE)
+            connection.execute(f"UPDATE images SET {assignments} WHERE row = :row", known)
+            return True
 
-    def set_file(self, row: int, image_id: str, file: FileState, source: int | None) -> None:
-        """Tells of the picture of a row where its file lies now.
+    def take_codes(
+        self, row: int, image_id: str, file: FileState, source: int | None, *, moved: bool
+    ) -> bool:
+        """Stores the picture in a file with the codes of a row of the same bytes.
 
-        The arrays hold the ids, so a picture with another id becomes a new row.
+        Args:
+            row: of these codes.
+            image_id: that the picture asks for.
+            file: it.
+            source: of the picture.
+            moved: the row is this picture, whose file was found to be gone from where it was.
+
+        Returns:
+            Whether the picture is stored; False where the row is no longer what it was.
         """
-        known = (file.path, source, file.hash, file.n_bytes, file.mtime_ns)
-        columns = "height, width, taken, added, " + ", ".join(BLOBS)
-        with self.transaction() as connection:
-            old = connection.execute("SELECT id FROM images WHERE row = ?", (row,)).fetchone()
-            if old is None:
-                return  # another writer has removed it
-            if old[0] == image_id:
-                connection.execute(
-                    "UPDATE images SET path = ?, source = ?, hash = ?, n_bytes = ?, mtime_ns = ? "
-                    "WHERE row = ?",
-                    (*known, row),
-                )
-                return
-            content = connection.execute(
-                f"SELECT {columns} FROM images WHERE row = ?", (row,)
-            ).fetchone()
-            connection.execute("DELETE FROM images WHERE row = ?", (row,))
-            self._insert_copy(connection, image_id, known, columns, content)
-
-    def copy(self, row: int, image_id: str, file: FileState, source: int | None) -> None:
-        """Stores a picture with the content of another row: a second file of the same bytes."""
-        known = (file.path, source, file.hash, file.n_bytes, file.mtime_ns)
-        columns = "height, width, taken, added, " + ", ".join(BLOBS)
-        with self.transaction() as connection:
-            content = connection.execute(
-                f"SELECT {columns} FROM images WHERE row = ?", (row,)
-            ).fetchone()
-            if content is not None:
-                connection.execute(
-                    "DELETE FROM images WHERE id = ? OR path = ?", (image_id, file.path)
-                )
-                self._insert_copy(connection, image_id, known, columns, content)
+        with self.transaction():
+            twin = self.intact("row = ? AND hash = ?", row, file.hash)
+            there = self.one("path = ?", file.path)
+            if there and there[1] and there[0]["hash"] == file.hash:
+                return True  # another writer was quicker
+            if twin is None:
+                return False
+            gone = [found[0]["row"] for found in (there, (twin, True) if moved else None) if found]
+            self.delete(gone)
+            self._insert(image_id, twin | _file_columns(file, source))
+            return True
 
     def remove(self, rows: Iterable[int]) -> int:
         """Removes the pictures of some rows in one transaction; returns how many were there."""
+        with self.transaction():
+            return self.delete(rows)
+
+    def remove_gone(self, files: Iterable[tuple[int, bytes]]) -> int:
+        """Removes pictures by row and path: not those that were found elsewhere meanwhile."""
         with self.transaction() as connection:
-            cursor = connection.executemany(
-                "DELETE FROM images WHERE row = ?", ((row,) for row in rows)
-            )
-            return cursor.rowcount
+            return connection.executemany(
+                "DELETE FROM images WHERE row = ? AND path = ?", files
+            ).rowcount
 
-    def _insert_copy(
-        self,
-        connection: sqlite3.Connection,
-        image_id: str,
-        known: tuple[Any, ...],
-        columns: str,
-        content: tuple[Any, ...],
-    ) -> None:
-        marks = ", ".join("?" * (1 + len(known) + len(content)))
-        connection.execute(
-            f"INSERT INTO images (id, path, source, hash, n_bytes, mtime_ns, {columns}) "
-            f"VALUES ({marks})",
-            (image_id, *known, *content),
-        )
+    def restore(self, columns: Columns) -> None:
+        """Puts back the columns of a damaged row, which have its checksum."""
+        assignments = ", ".join(f"{name} = :{name}" for name in COLUMNS)
+        with self.transaction() as connection:
+            connection.execute(f"UPDATE images SET {assignments} WHERE row = :row", columns)
 
-    def _is_stored(self, connection: sqlite3.Connection, image: NewImage) -> bool:
-        there = connection.execute(
-            "SELECT path, hash FROM images WHERE id = ?", (image.id,)
-        ).fetchone()
-        return there is not None and there == (image.file.path, image.file.hash)
+    def header_is_whole(self) -> bool:
+        """Whether both copies of the header are there and alike."""
+        self.read_header()
+        return len(self._about) == _COPIES and len(set(self._about)) == 1
 
-    def _agree_on_parts(self, connection: sqlite3.Connection, image: NewImage) -> None:
+    def rewrite_header(self) -> None:
+        """Makes all copies of the header like the one that was read."""
+        with self.transaction() as connection:
+            _write_header(connection, self.header)
+
+    def reindex(self) -> None:
+        """Builds all indices anew."""
+        with self.transaction() as connection:
+            connection.execute("REINDEX")
+
+    @classmethod
+    def rebuild_header(cls, path: Path, model: Mapping[str, Any]) -> None:
+        """Writes the header anew where no copy of it is whole.
+
+        Args:
+            path: of the database.
+            model: see `create`.
+
+        Raises:
+            StoreError: the rows in it are not of this model, or the disk refuses.
+        """
+        header = {"format": FORMAT, "version": VERSION, "uuid": uuid.uuid4().hex, **model}
+        with reported(path), closing(_connect(path)) as connection, _transaction(connection):
+            for text, *_ in _about(connection):
+                known = _json_object(text)
+                if known.get("model_hash", header["model_hash"]) != header["model_hash"]:
+                    raise StoreError(f"{path}: the model beside it is not the one of its codes")
+                if isinstance(known.get("meta"), dict) and "precision" in known["meta"]:
+                    header["meta"] = known["meta"]
+            for found in connection.execute(_SELECT):
+                columns, intact = _columns(found)
+                if intact:
+                    header = _with_parts(header, columns)
+                    if not fits(columns, header):
+                        raise StoreError(f"{path}: {columns['id']} is not of the model beside it")
+            _write_header(connection, header)
+
+    def delete(self, rows: Iterable[int]) -> int:
+        """Removes the pictures of some rows, inside a transaction; returns how many were there."""
+        return self._connection.executemany(
+            "DELETE FROM images WHERE row = ?", ((row,) for row in rows)
+        ).rowcount
+
+    def _same_picture(self, image: NewImage, content: Columns) -> tuple[Columns, bool] | None:
+        """The row of the same picture, see `store`, and whether it is intact."""
+        if image.file.path is not None:
+            found = self.one("path = ?", image.file.path)
+            if found:
+                return found
+        for found in self.read(f"{_SELECT} WHERE name = ? AND path IS NULL", image.id):
+            columns, intact = _columns(found)
+            of_data_set = image.file.path is None and image.source is not None
+            if intact and of_data_set and columns["source"] is not None:
+                return columns, True
+            if intact and all(columns[name] == content[name] for name in _COMPARED):
+                return columns, True
+        return None
+
+    def _replace(self, old: tuple[Columns, bool] | None, image_id: str, new: Columns) -> int:
+        """Stores a new row in place of an old one, whose id it keeps; returns its number."""
+        if old is None:
+            return self._insert(image_id, new)
+        columns, intact = old
+        self.delete([columns["row"]])
+        if not intact:
+            return self._insert(image_id, new)
+        return self._insert(columns["id"], new, name=columns["name"])
+
+    def _insert(self, image_id: str, new: Columns, *, name: str | None = None) -> int:
+        new["row"] = self.version()[0] + 1
+        new["id"] = self._free_id(image_id, new["path"])
+        new["name"] = name or image_id
+        new["checksum"] = checksum(new)
+        self._connection.execute(_INSERT, new)
+        return int(new["row"])
+
+    def _free_id(self, image_id: str, path: bytes | None) -> str:
+        """The id if no picture has it; else the whole path; else the id with a number."""
+
+        def taken(candidate: str) -> bool:
+            return bool(self.read("SELECT 1 FROM images WHERE id = ?", candidate))
+
+        if not taken(image_id):
+            return image_id
+        whole = None if path is None else shown_name(path)
+        if whole and not taken(whole):
+            return whole
+        return next(own for n in count(2) if not taken(own := f"{whole or image_id} ({n})"))
+
+    def _agree_on_parts(self, image: NewImage) -> None:
         """Keeps the parts of the first picture and raises ValueError for others."""
         parts = {
             name: list(array.shape[1:])
@@ -316,21 +547,66 @@ class Database:
             if name != "image_labels"  # a picture whose labels are unknown has none
         }
         known = self.header.get("rows")
-        labelled = "image_labels" in image.rows and not self.header.get("labelled")
         if known is not None and known != parts:
             raise ValueError(
                 f"{image.id}: every picture of {self.path} must have the parts "
                 f"{', '.join(known)}, got {', '.join(parts)}"
             )
+        labelled = "image_labels" in image.rows and not self.header.get("labelled")
         if known is None or labelled:
-            # Another writer may have been first: its word holds.
-            (text,) = connection.execute("SELECT header FROM about").fetchone()
-            self.header = {"rows": parts} | json.loads(text)
-            if labelled:
-                self.header["labelled"] = True
-            connection.execute("UPDATE about SET header = ?", (json.dumps(self.header),))
-            if self.header["rows"] != parts:
-                self._agree_on_parts(connection, image)
+            added = {"rows": parts} | ({"labelled": True} if labelled else {})
+            _write_header(self._connection, self.header | added)
+            self.read_header()
+
+
+_COPIES = 2  # of the header
+
+_SELECT = f"SELECT {', '.join(COLUMNS)}, checksum FROM images"
+_INSERT = (
+    f"INSERT INTO images ({', '.join(COLUMNS)}, checksum) "
+    f"VALUES ({', '.join(f':{name}' for name in COLUMNS)}, :checksum)"
+)
+_CHANGEABLE = ("path", "source", "hash", "n_bytes", "mtime_ns", "checksum")
+_COMPARED = ("height", "width", *(name for name in BLOBS if name != "image_labels"))
+
+
+def checksum(columns: Mapping[str, Any]) -> int:
+    """CRC-32 of `COLUMNS` of a row. Raises TypeError for a column of a type that no row has."""
+    facts = [columns[name] for name in _FACTS]
+    blobs = [columns[name] for name in BLOBS]
+    lengths = [None if blob is None else len(blob) for blob in blobs]
+    crc = zlib.crc32(repr((facts, lengths)).encode("utf-8", "surrogateescape"))
+    for blob in blobs:
+        if blob is not None:
+            crc = zlib.crc32(blob, crc)
+    return crc
+
+
+def _columns(found: Sequence[Any]) -> tuple[Columns, bool]:
+    """A row of `_SELECT` by column, and whether its checksum is right."""
+    columns = dict(zip((*COLUMNS, "checksum"), found, strict=True))
+    try:
+        return columns, checksum(columns) == columns["checksum"]
+    except TypeError:
+        return columns, False
+
+
+def _file_columns(file: FileState, source: int | None) -> Columns:
+    """What a row notes of the file of its picture."""
+    return {
+        "path": file.path,
+        "source": source,
+        "hash": file.hash,
+        "n_bytes": file.n_bytes,
+        "mtime_ns": file.mtime_ns,
+    }
+
+
+def _is_up_to_date(stored: Columns, image: NewImage) -> bool:
+    """Whether nothing is new in the picture of an intact row, which may know more of its file."""
+    if stored["path"] != image.file.path:
+        return False  # the codes of the picture were there before its file
+    return image.file.hash is None or stored["hash"] == image.file.hash
 
 
 def row_width(name: str, shape: Sequence[int]) -> int:
@@ -338,34 +614,169 @@ def row_width(name: str, shape: Sequence[int]) -> int:
     return math.prod(shape) * dtype_of(name).itemsize
 
 
-def _insert(connection: sqlite3.Connection, image: NewImage) -> None:
-    height, width = np.asarray(image.rows["sizes"])[0].tolist()
-    file = image.file
-    blobs = [image.rows[name].tobytes() if name in image.rows else None for name in BLOBS]
-    marks = ", ".join("?" * (10 + len(blobs)))
-    connection.execute(
-        "INSERT INTO images (id, path, source, hash, n_bytes, mtime_ns, taken, added, height, "
-        f"width, {', '.join(BLOBS)}) VALUES ({marks})",
-        (
-            image.id,
-            file.path,
-            image.source,
-            file.hash,
-            file.n_bytes,
-            file.mtime_ns,
-            file.taken,
-            time.time(),
-            height,
-            width,
-            *blobs,
-        ),
+def fits(columns: Columns, header: Mapping[str, Any]) -> bool:
+    """Whether the parts of a picture are those that all have, and fit together."""
+    parts: dict[str, Sequence[int]] = dict(header.get("rows") or {})
+    if columns["image_labels"] is not None:  # else its labels are unknown
+        parts["image_labels"] = [len(header["classes"])]
+    counts: dict[str, set[float]] = {"image": {1.0}}
+    for name in BLOBS:
+        blob = columns[name]
+        if (blob is not None) != (name in parts) or not isinstance(blob, bytes | None):
+            return False
+        width = row_width(name, parts.get(name, ()))
+        if blob is not None and width:
+            counts.setdefault(LAYOUT[name][0], set()).add(len(blob) / width)
+    return all(len(own) == 1 and min(own).is_integer() for own in counts.values())
+
+
+# The header
+
+
+def _about(connection: sqlite3.Connection) -> list[Any]:
+    """What the header is read from. Raises sqlite3.DatabaseError where there is no such table."""
+    return connection.execute("SELECT * FROM about").fetchall()
+
+
+def _read_header(about: Sequence[Any], path: Path) -> dict[str, Any]:
+    """The header, from whichever of its copies is whole.
+
+    Raises:
+        StoreError: another format or version; HeaderError: no copy is whole.
+    """
+    reasons = []
+    for text, *known in about:
+        header, reason = _parsed(text)
+        if reason is None and (known or header["version"] > 1):
+            reason = None if known == [zlib.crc32(text.encode())] else "its checksum is wrong"
+        if reason is None:
+            return header
+        reasons.append(reason)
+    if reasons and all("must be" in reason for reason in reasons):
+        raise StoreError(f"{path}: {reasons[0]}")
+    raise HeaderError(
+        f"{path}: the header is damaged ({reasons[0] if reasons else 'it is missing'}); "
+        "`regionhash check --repair` rebuilds it from the model"
     )
+
+
+def _json_object(text: Any) -> dict[str, Any]:
+    """The object that a text holds; empty where it holds none."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _parsed(text: Any) -> tuple[dict[str, Any], str | None]:
+    """A header, and what is wrong with it."""
+    header = _json_object(text)
+    for field, values in {"format": (FORMAT,), "version": (VERSION, 1)}.items():
+        if header.get(field) not in values:
+            return {}, f"{field} must be {values[0]!r}, got {header.get(field)!r}"
+    for field, kind in _FIELDS.items():
+        if not isinstance(header.get(field), kind):
+            return {}, f"{field} is not a {kind.__name__}"
+    if not all(isinstance(name, str) for name in header["classes"]):
+        return {}, "a class is no str"
+    parts = header.get("rows", {})
+    if not isinstance(parts, dict) or not all(
+        name in LAYOUT and isinstance(shape, list) and all(type(n) is int for n in shape)
+        for name, shape in parts.items()
+    ):
+        return {}, "rows are no shapes"
+    return header, None
+
+
+_FIELDS = {
+    "uuid": str,
+    "model": str,
+    "model_hash": str,
+    "classes": list,
+    "n_bits": int,
+    "n_region_bits": int,
+    "meta": dict,
+}
+
+
+def _write_header(connection: sqlite3.Connection, header: Mapping[str, Any]) -> None:
+    text = json.dumps(header)
+    copies = [(text, zlib.crc32(text.encode()))] * _COPIES
+    connection.execute("DELETE FROM about")
+    connection.executemany("INSERT INTO about VALUES (?, ?)", copies)
+
+
+def _with_parts(header: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """A header that lacks the parts of its pictures, with those of an intact row."""
+    n_categories = len(columns["categories"] or b"") // row_width("categories", ())
+    category_width = len(columns["category_codes"] or b"") // max(1, n_categories)
+    shapes = {
+        "image_codes": [header["n_bits"] // 8],
+        "class_probs": [len(header["classes"])],
+        "boxes": [4],
+        "region_codes": [header["n_region_bits"] // 8],
+        "category_codes": [category_width],
+    }
+    known = header.get("rows")
+    if known is None or known.get("category_codes") == [0]:  # of a picture without categories
+        known = {"id_bytes": [], "sizes": [2]} | {
+            name: shapes.get(name, [])
+            for name in BLOBS
+            if columns[name] is not None and name != "image_labels"
+        }
+    labelled = header.get("labelled") or columns["image_labels"] is not None
+    return header | {"rows": known} | ({"labelled": True} if labelled else {})
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Brings a database of version 1, which has no checksums, to this version."""
+    with _transaction(connection):
+        header = _read_header(_about(connection), path)
+        if header["version"] != 1:
+            return  # another process was quicker
+        header["version"] = VERSION
+        for addition in (
+            "ALTER TABLE about ADD COLUMN checksum INTEGER",
+            "ALTER TABLE images ADD COLUMN name TEXT",
+            "ALTER TABLE images ADD COLUMN checksum INTEGER",
+            "UPDATE images SET name = id",
+            "CREATE INDEX images_without_file ON images (name) WHERE path IS NULL",
+        ):
+            connection.execute(addition)
+        _write_header(connection, header)
+        after = 0
+        while chunk := connection.execute(
+            f"{_SELECT} WHERE row > ? ORDER BY row LIMIT {_CHUNK}", (after,)
+        ).fetchall():
+            rows = [_columns(found)[0] for found in chunk]
+            connection.executemany(
+                "UPDATE images SET checksum = ? WHERE row = ?",
+                [(checksum(own), own["row"]) for own in rows if fits(own, header)],
+            )
+            after = rows[-1]["row"]
+
+
+# The connection
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    """What tells a file from one that is put in its place. Raises StoreError if there is none."""
+    try:
+        state = path.stat()
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: no such file") from error
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+    return state.st_dev, state.st_ino
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=_SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False
     )
+    # A text that is damaged must not keep the rows beside it from being read.
+    connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # a commit outlasts a power cut
     connection.execute("PRAGMA foreign_keys = ON")

@@ -10,6 +10,7 @@ import numpy as np
 
 from regionhash.collection.arrays import Snapshot
 from regionhash.collection.database import Database
+from regionhash.files import shown_name
 from regionhash.structures import Mask
 
 
@@ -95,7 +96,7 @@ def _below(snapshot: Snapshot, database: Database, folder: str) -> Mask:
         "SELECT row FROM images WHERE path >= ? AND path < ?", start, start[:-1] + b"0"
     )
     if not Path(folder).is_absolute():
-        short = Path(folder).as_posix() + "/"
+        short = shown_name(Path(folder).as_posix()) + "/"
         rows += database.read(
             "SELECT row FROM images WHERE id >= ? AND id < ?", short, short[:-1] + "0"
         )

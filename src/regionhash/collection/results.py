@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from regionhash.codes import hamming_distances
 from regionhash.structures import CodeTable, EncodedImage, Hit, Match
 
 if TYPE_CHECKING:
+    from regionhash.collection.arrays import Snapshot
     from regionhash.querying import Mode
 
 Box = tuple[float, float, float, float]
@@ -103,6 +104,7 @@ class Results:
         groups: of mode category, the page of each category of the query, most probable category
             first; `hits` is empty then.
         without: boxes of what must not be there, one tuple per picture of it.
+        snapshot: the collection as it was searched.
     """
 
     mode: Mode
@@ -114,6 +116,7 @@ class Results:
     searched: int
     groups: tuple[ResultGroup, ...] = ()
     without: tuple[tuple[Box, ...], ...] = ()
+    snapshot: Snapshot | None = field(default=None, compare=False, repr=False)
 
 
 def group_near_duplicates(hits: Sequence[Hit], table: CodeTable, bits: int) -> list[list[Hit]]:

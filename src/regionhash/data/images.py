@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
 
 from regionhash.data.image_set import Image
+from regionhash.files import shown_name
 
 SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -95,19 +98,14 @@ def read_image_bytes(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS)
         raise ImageError(f"{name}: {_reason(error, name)}") from error
 
 
-def read_taken(path: str | Path) -> datetime | None:
+def _noted_time(file: io.BytesIO) -> datetime | None:
     """When the camera took the picture in a file, if it has noted that (EXIF).
 
     The camera's clock has no time zone; it is taken for UTC, so that the date stays the same.
-
-    Raises:
-        ImageError: as `read_size`.
+    Raises what a decoder raises for what is no picture.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"), _opened(path) as image:
-            noted = image.getexif().get_ifd(_EXIF_IFD).get(_TAKEN)
-    except Exception as error:  # as above
-        raise ImageError(f"{path}: {_reason(error, path)}") from error
+    with warnings.catch_warnings(action="ignore"), _opened(file) as image:
+        noted = image.getexif().get_ifd(_EXIF_IFD).get(_TAKEN)
     try:
         return datetime.strptime(str(noted), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
     except ValueError:
@@ -148,6 +146,60 @@ def _reason(error: Exception, path: str | Path) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
+
+
+class FileVersion(NamedTuple):
+    """What tells one content of a file from another.
+
+    Attributes:
+        hash: SHA-256 of the bytes.
+        n_bytes: how many they are.
+        mtime_ns: when the file was written; None where that was so shortly before it was read that
+            a later change might have the same time.
+        taken: when the picture was taken, in seconds since 1970: of EXIF, or else when the file was
+            written.
+    """
+
+    hash: bytes
+    n_bytes: int
+    mtime_ns: int | None
+    taken: float
+
+
+_CLOCK_NS = 50_000_000
+"""Coarser than the clock of any disk of a Unix system, of which most tick every 1 to 10 ms."""
+
+
+def file_version(path: str | Path) -> FileVersion:
+    """The version of a file as it is now. Raises OSError where it cannot be read."""
+    return _read_version(path)[1]
+
+
+def read_image_version(path: str | Path) -> tuple[Image, FileVersion]:
+    """The picture in a file, and the version of just the bytes that it was decoded from.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    try:
+        content, version = _read_version(path)
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror or error}") from error
+    return read_image_bytes(content, str(path)), version
+
+
+def _read_version(path: str | Path) -> tuple[bytes, FileVersion]:
+    """All bytes of a file and their version."""
+    with Path(path).open("rb") as file:
+        state, now = os.fstat(file.fileno()), time.time_ns()
+        content = file.read()
+    mtime = state.st_mtime_ns if now - state.st_mtime_ns > _CLOCK_NS else None
+    try:
+        noted = _noted_time(io.BytesIO(content))
+    except Exception:  # no picture, which decoding it tells
+        noted = None
+    taken = noted.timestamp() if noted else state.st_mtime
+    return content, FileVersion(hashlib.sha256(content).digest(), len(content), mtime, taken)
 
 
 class FileImages(Sequence[Image]):
@@ -193,8 +245,7 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
         for path, base in files:
             shown = path.relative_to(base) if base and len(inputs) == 1 else path
             # Names on disk need not be UTF-8; ids are stored and printed, so they must be.
-            image_id = os.fsencode(shown.as_posix()).decode("utf-8", "backslashreplace")
-            found.setdefault(image_id, path)
+            found.setdefault(shown_name(shown.as_posix()), path)
     return list(found.items())
 
 

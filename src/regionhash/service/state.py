@@ -19,8 +19,6 @@ from PIL import Image as PILImage
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from regionhash.collection import Collection
-from regionhash.collection.adding import file_state
-from regionhash.collection.collection import UPLOADS_FOLDER
 from regionhash.data.image_set import Image
 from regionhash.data.images import read_image_bytes
 from regionhash.encoding import encode_picture
@@ -123,7 +121,6 @@ class Service:
         self._thumbnails: Recent[bytes] = Recent(_KEPT_THUMBNAILS_BYTES)
         cores = os.cpu_count() or 1
         self._scanning, self._reading = CapacityLimiter(cores), CapacityLimiter(max(4, cores))
-        self._writing = threading.Lock()
         self._ended = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._follower.start()
@@ -182,34 +179,12 @@ class Service:
         encoded = encode_picture(self.model, self.checkpoint, image, precision=self._precision)
         with PILImage.open(io.BytesIO(content)) as opened:
             kind = opened.format or ""
-        folder = self.collection.folder / UPLOADS_FOLDER
-        with self._writing:
-            folder.mkdir(exist_ok=True)
-            temporary = folder / f".{secrets.token_hex(8)}"
-            try:
-                temporary.write_bytes(content)
-                file = file_state(temporary)
-                assert file.hash is not None
-                path = folder / (file.hash.hex()[:32] + _SUFFIXES.get(kind, f".{kind.lower()}"))
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-            image_id = f"{UPLOADS_FOLDER}/{path.stem[:8]}-{_plain(name)}"
-            row = self.collection.add_encoded(image_id, file_state(path), encoded)
-            self.collection.sync()
-        return row, self.collection.id_of(row)
+        suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
+        return self.collection.add_upload(content, _plain(name), suffix, encoded)
 
     def remove(self, row: int) -> bool:
         """Removes a picture, at once; of an upload its file as well."""
-        with self._writing:
-            try:
-                path = self.collection.path(row)
-            except KeyError:
-                return False
-            removed = self.collection.remove_rows([row])
-            if path and path.parent == (self.collection.folder / UPLOADS_FOLDER).absolute():
-                path.unlink(missing_ok=True)
-        return bool(removed)
+        return bool(self.collection.remove_rows([row]))
 
     def thumbnail(self, row: int, size: int) -> bytes:
         """A picture as JPEG, its longer side at most `size` pixels.

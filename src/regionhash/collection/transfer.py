@@ -1,0 +1,134 @@
+"""Pictures of a collection as a code file, and pictures of a code file into a collection."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from regionhash.collection.database import Database, FileState, NewImage
+from regionhash.files import path_of, replacing, shown_name
+from regionhash.store import CodeFile, CodeFileWriter, reported, rows_of
+from regionhash.structures import CategoryCodes, CodeTable, EncodedImage
+
+if TYPE_CHECKING:
+    from regionhash.sources import Source
+
+_IMPORTED_AT_A_TIME = 1000
+
+
+def write_code_file(path: Path, codes: CodeFile, files: Mapping[str, bytes]) -> int:
+    """Writes the pictures of a collection as a code file; returns how many.
+
+    An id that would lead to another file than that of its picture becomes the whole path.
+
+    Args:
+        path: where nothing is yet.
+        codes: the collection, compacted.
+        files: path of the file of each picture that has one, by id.
+
+    Raises:
+        ValueError: something is there already.
+        StoreError: the disk refuses.
+    """
+    there = f"{path}: is there already"
+    if path.exists():
+        raise ValueError(there)
+    try:
+        with reported(path, "cannot write"), replacing(path, exclusive=True) as temporary:
+            _write(temporary, codes, files)
+    except FileExistsError:
+        raise ValueError(there) from None
+    return len(codes.table)
+
+
+def _write(path: Path, codes: CodeFile, files: Mapping[str, bytes]) -> None:
+    places = folders(codes.meta)
+    with CodeFileWriter(
+        path,
+        model_hash=codes.model_hash,
+        model_name=codes.model,
+        classes=codes.classes,
+        n_bits=codes.n_bits,
+        n_region_bits=codes.n_region_bits,
+        meta=codes.meta,
+    ) as writer:
+        for n, image_id in enumerate(codes.table.ids):
+            labels = None
+            if codes.labels is not None:
+                labels = np.flatnonzero(codes.labels[n]).tolist()
+            file = files.get(image_id)
+            if file is not None and file_of(image_id, places).path != file:
+                image_id = shown_name(file)
+            writer.add(image_id, encoded_image(codes.table, n), labels)
+        writer.finish()
+
+
+def import_code_file(database: Database, codes: CodeFile) -> int:
+    """Stores the pictures of a code file that are not stored; returns how many they were.
+
+    A picture whose file is where the code file says becomes one of that file. Its bytes are not
+    read: the next `add` or `refresh` notes them, trusting that they are those that were encoded.
+    """
+    places = folders(codes.meta)
+    sources = [
+        database.source([place["data"]], place)
+        for place in codes.meta.get("sources", [])
+        if "data" in place
+    ]
+    stored, pending = 0, []
+    for n, own in enumerate(codes.table.ids):
+        image_id = own if own.isascii() else shown_name(own)
+        labels = None if codes.labels is None else np.flatnonzero(codes.labels[n]).tolist()
+        rows = rows_of(image_id, encoded_image(codes.table, n), labels, database.header)
+        state = file_of(image_id, places)
+        source = None if state.path or len(sources) != 1 else sources[0]
+        pending.append(NewImage(image_id, state, source, rows))
+        if len(pending) >= _IMPORTED_AT_A_TIME:
+            stored += database.store(pending)
+            pending.clear()
+    return stored + database.store(pending)
+
+
+def folders(meta: Mapping[str, object]) -> list[Source]:
+    """The folders in which a code file says that its pictures are."""
+    sources = meta.get("sources", [])
+    assert isinstance(sources, list)
+    return [place for place in sources if "folder" in place]
+
+
+def file_of(image_id: str, places: Sequence[Source]) -> FileState:
+    """The file that an id leads to, as `regionhash.sources.Pictures` finds it."""
+    for place in places:
+        path = Path(place["folder"]) / path_of(image_id + place["suffix"])
+        if path.is_file():
+            return FileState(os.fsencode(path.absolute()), taken=path.stat().st_mtime)
+    return FileState()
+
+
+def encoded_image(table: CodeTable, n: int) -> EncodedImage:
+    """Picture `n` of a table as a model gave it."""
+    categories = None
+    if (
+        table.category_offsets is not None
+        and table.categories is not None
+        and table.category_probs is not None
+        and table.category_codes is not None
+    ):
+        own = slice(*table.category_offsets[n : n + 2].tolist())
+        categories = CategoryCodes(
+            np.asarray(table.categories[own]),
+            np.asarray(table.category_probs[own]),
+            np.asarray(table.category_codes[own]),
+        )
+    height, width = table.sizes[n].tolist()
+    return EncodedImage(
+        (height, width),
+        None if table.image_codes is None else np.asarray(table.image_codes[n]),
+        None if table.class_probs is None else np.asarray(table.class_probs[n]),
+        None if table.offsets is None else table.regions(n),
+        categories,
+    )
