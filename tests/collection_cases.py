@@ -1,9 +1,14 @@
 """Pictures for collections, made without a model: processes that tests start import it quickly."""
 
 import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 
+from regionhash.collection import Collection
 from regionhash.collection.database import FileState, NewImage
 from regionhash.store import rows_of
 from regionhash.structures import EncodedImage, Regions
@@ -41,3 +46,39 @@ def new_image(n, **state):
         None,
         rows_of(f"{n}.jpg", encoded(n), None, MODEL),
     )
+
+
+PRELUDE = """
+import sys
+import time
+from pathlib import Path
+from collection_cases import new_image
+from regionhash.collection import Collection
+from regionhash.collection.database import Database
+from regionhash.store import StoreError
+"""
+
+
+def child(code, *args, **options):
+    """A Python process that runs some code, with what stores pictures imported."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(code), *map(str, args)],
+        cwd=Path(__file__).parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def holds(folder, numbers):
+    """The collection has exactly these pictures, once each, with their codes, in their order."""
+    with Collection(folder) as collection:
+        table = collection.code_file().table
+        assert list(table.ids) == [f"{n}.jpg" for n in numbers]
+        for at, n in enumerate(numbers):
+            np.testing.assert_array_equal(table.image_codes[at], encoded(n).image_code)
+            np.testing.assert_array_equal(table.regions(at).codes, encoded(n).regions.codes)
+            np.testing.assert_array_equal(table.regions(at).boxes, encoded(n).regions.boxes)
+        assert collection.check().problems == ()

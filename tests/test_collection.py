@@ -5,17 +5,13 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collection_cases import MODEL, encoded, new_image
+from collection_cases import MODEL, child, holds, new_image
 from conftest import write_picture
 from regionhash.collection import Collection, Filter, Query, open_codes
 from regionhash.collection.database import Database
@@ -24,18 +20,6 @@ from regionhash.data.images import read_image
 from regionhash.search import search_categories, search_objects, search_regions
 from regionhash.store import StoreError
 from test_cli import error_of, run
-
-
-def holds(folder, numbers):
-    """The collection has exactly these pictures, once each, with their codes, in their order."""
-    with Collection(folder) as collection:
-        table = collection.code_file().table
-        assert list(table.ids) == [f"{n}.jpg" for n in numbers]
-        for at, n in enumerate(numbers):
-            np.testing.assert_array_equal(table.image_codes[at], encoded(n).image_code)
-            np.testing.assert_array_equal(table.regions(at).codes, encoded(n).regions.codes)
-            np.testing.assert_array_equal(table.regions(at).boxes, encoded(n).regions.boxes)
-        assert collection.check().problems == ()
 
 
 @pytest.fixture
@@ -156,25 +140,6 @@ def test_a_rotten_array_is_found_and_repaired(made):
 
 
 # Processes
-
-
-def child(code, *args, **options):
-    prelude = """
-import sys
-from pathlib import Path
-from collection_cases import new_image
-from regionhash.collection import Collection
-from regionhash.collection.database import Database
-from regionhash.store import StoreError
-"""
-    return subprocess.Popen(
-        [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, args)],
-        cwd=Path(__file__).parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
 
 
 STORE = """

@@ -1369,7 +1369,7 @@ def _encoding_record(report: EncodingReport) -> dict[str, Any]:
 
 
 def _added_record(report: AddReport) -> dict[str, Any]:
-    counts = {"moved": report.moved, "copied": report.copied, "removed": report.removed}
+    counts = {name: getattr(report, name) for name in ("moved", "copied", "removed", "kept")}
     return _encoding_record(report.encoding) | counts
 
 

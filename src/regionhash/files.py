@@ -126,6 +126,19 @@ def shown_name(path: str | bytes | os.PathLike[str]) -> str:
     return "/".join(map(_shown_part, parts))
 
 
+def as_shown(name: str) -> str:
+    """What somebody gives as a name or an id, in the form of `shown_name`."""
+    return name if name.isascii() or _is_utf8(name) else shown_name(name)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def path_of(shown: str) -> Path:
     """The inverse of `shown_name`."""
     return Path("/".join(map(_real_part, shown.split("/"))))

@@ -15,7 +15,6 @@ from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, FileVersion, file_version
 from regionhash.encoding import EncodingReport, encode_images
 from regionhash.files import condition_of
-from regionhash.sources import Source
 from regionhash.store import rows_of
 from regionhash.structures import EncodedImage
 
@@ -50,8 +49,7 @@ def add_pictures(
     model: Any,
     checkpoint: Checkpoint,
     image_set: ImageSet,
-    inputs: Sequence[str],
-    place: Source,
+    source: int | None,
     *,
     batch_size: int = 8,
     workers: int = 1,
@@ -69,8 +67,7 @@ def add_pictures(
         model: that made its codes, on the device that it shall run on.
         checkpoint: as well.
         image_set: the pictures.
-        inputs: what they were named by, absolute, for `refresh`.
-        place: where they lie.
+        source: what they come from, see `Database.source`.
         batch_size: pictures that the model takes at a time.
         workers: processes that read pictures.
         on_skip: called with id and reason of each picture that cannot be read.
@@ -81,7 +78,6 @@ def add_pictures(
         StoreError: the disk refuses, or another writer holds the database; what was stored before
             stays.
     """
-    source = database.source(inputs, place)
     plan = _Plan(database, image_set, source)
     writer = _Writer(database, source, plan)
     encoding = encode_images(
@@ -109,7 +105,7 @@ class _Plan:
         moved: number of files found in another place; copied: of second files of the same bytes.
     """
 
-    def __init__(self, database: Database, image_set: ImageSet, source: int) -> None:
+    def __init__(self, database: Database, image_set: ImageSet, source: int | None) -> None:
         self._database = database
         self._source = source
         self._paths: dict[str, Path] = {}
@@ -163,7 +159,7 @@ class _Plan:
 class _Writer:
     """What `encode_images` writes to: gathers some pictures and stores them in one transaction."""
 
-    def __init__(self, database: Database, source: int, plan: _Plan) -> None:
+    def __init__(self, database: Database, source: int | None, plan: _Plan) -> None:
         self.done = plan.done
         self._database = database
         self._source = source

@@ -7,9 +7,10 @@ the arrays and is masked, until so much has gone that they are built anew.
     arrays/state.json            what is valid, replaced in one step after the rows are on the disk
     arrays/<generation>/<name>   one file per array, without header, little-endian
 
-Who appends locks the folder of the collection, since arrays/ may be deleted. A file may extend past the byte counts in state.json: the tail of an append that was killed. The
-next one writes over it. Readers need no lock: what they have mapped never changes, and the system
-keeps it when a generation is deleted. The name of a generation is never given twice.
+A file may extend past the byte counts in state.json: the tail of an append that was killed. The
+next one writes over it. A process that appends locks the folder of the collection, since arrays/
+may be deleted. Readers need no lock: what they have mapped never changes, and the system keeps it
+when a generation is deleted. The name of a generation is never given twice.
 
 A snapshot is the database at one moment: its version, header, rows and removals are read in one
 transaction, and arrays that do not stand for just these rows are not used.

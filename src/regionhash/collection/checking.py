@@ -62,7 +62,7 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
     with arrays.at_moment(database) as snapshot:
         problems = [*_database_problems(database)]
         problems += [
-            f"row {row}: damaged, and left out; `refresh` encodes a picture again whose file is "
+            f"row {row}: damaged, and left out; `refresh` encodes its picture again if the file is "
             "there"
             for row, columns in database.rows()
             if columns is None
@@ -211,13 +211,9 @@ def _differences(database: Database, snapshot: Snapshot) -> list[str]:
 def _restorable(database: Database, snapshot: Snapshot) -> Iterator[Columns]:
     """Damaged rows as they were, where the arrays hold what makes their checksum right."""
     table = snapshot.table
-    for row, intact in database.rows():
-        places = snapshot.places(np.array([row], np.int64))
-        if intact is not None or not len(places):
-            continue
-        try:
-            found = database.one("row = ?", row)
-        except StoreError:
+    for damaged in database.damaged():
+        places = snapshot.places(np.array([damaged["row"]], np.int64))
+        if not len(places):
             continue
         n = int(places[0])
         taken = float(snapshot.taken[n])
@@ -231,8 +227,8 @@ def _restorable(database: Database, snapshot: Snapshot) -> Iterator[Columns]:
         }
         labels = None if snapshot.labels is None else snapshot.labels[n].tobytes()
         for image_labels in (labels, None):  # the arrays do not tell none from unknown
-            columns = (found[0] if found else {}) | held | {"image_labels": image_labels}
-            with suppress(TypeError, KeyError):
+            columns = damaged | held | {"image_labels": image_labels}
+            with suppress(TypeError):
                 if checksum(columns) == columns["checksum"]:
                     yield columns
                     break

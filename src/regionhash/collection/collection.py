@@ -46,7 +46,7 @@ from regionhash.collection.results import (
     with_duplicates,
 )
 from regionhash.collection.transfer import encoded_image, import_code_file, write_code_file
-from regionhash.files import condition_of, replacing, shown_name
+from regionhash.files import as_shown, condition_of, replacing
 from regionhash.store import CODES_FILE, CodeFile, StoreError, rows_of
 from regionhash.structures import CategoryHits, EncodedImage, Hit, Mask, Regions
 
@@ -432,7 +432,7 @@ class Collection:
         """
         from regionhash.data.images import ImageError
 
-        found = self._database.intact("id = ?", shown_name(image_id))
+        found = self._database.intact("id = ?", as_shown(image_id))
         if found is None:
             raise ImageError(f"{image_id}: is no longer in {self.folder}")
         return self.pixels(found["row"])
@@ -516,7 +516,7 @@ class Collection:
         return mask
 
     def _stored(self, image_id: str, snapshot: Snapshot) -> tuple[int, EncodedImage]:
-        columns = self._database.intact("id = ?", shown_name(image_id))
+        columns = self._database.intact("id = ?", as_shown(image_id))
         if columns is None:
             raise KeyError(image_id)
         row = int(columns["row"])
@@ -631,7 +631,8 @@ class Collection:
         """`add` for a set that is open already."""
         from regionhash.collection.adding import add_pictures
 
-        report = add_pictures(self._database, *self.model, image_set, inputs, place, **options)
+        source = self._database.source(inputs, place)
+        report = add_pictures(self._database, *self.model, image_set, source, **options)
         self.sync()
         return report
 
@@ -650,37 +651,73 @@ class Collection:
         is gone removed. Where nothing is left of what was added, as of a disk that is not mounted,
         its pictures are kept and `on_lost` is told.
         """
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "workers": workers,
+            "on_skip": on_skip,
+            "on_progress": on_progress,
+        }
         reports, told = {}, on_lost or (lambda _: None)
-        for source, text in self._database.read("SELECT source, inputs FROM sources"):
+        for source, text in self._database.read("SELECT source, inputs FROM sources ORDER BY 1"):
             try:
-                reports[source] = self.add(
-                    _inputs(text),
-                    batch_size=batch_size,
-                    workers=workers,
-                    on_skip=on_skip,
-                    on_progress=on_progress,
-                )
+                reports[source] = self.add(_inputs(text), **options)
             except StoreError:
                 raise
             except (ValueError, OSError) as error:
                 told(f"{error}; its pictures are kept")
         # Only now: what has moved from one source to another was found there.
         for source, report in reports.items():
-            files = self._database.read(
-                "SELECT row, path, id FROM images WHERE source = ? AND path NOT NULL", source
-            )
-            gone, kept = [], 0
-            for row, path, image_id in files:
-                condition = condition_of(path)
-                if condition == "gone":
-                    gone.append((row, path))
-                elif condition == "unreadable":
-                    kept += 1
-                    told(f"{image_id}: its file cannot be looked at; the picture is kept")
-            removed = self._database.remove_gone(gone)
+            removed, kept = self._remove_gone(source, told)
             reports[source] = replace(report, removed=removed, kept=kept)
+        reports |= self._encode_damaged_again(reports, options)
         self.sync()
         return list(reports.values())
+
+    def _remove_gone(self, source: int, told: Callable[[str], None]) -> tuple[int, int]:
+        """Removes the pictures of a source whose file is gone.
+
+        Returns:
+            How many they were, and how many are kept since their file cannot be looked at.
+        """
+        with self._database.moment():
+            files = [
+                (row, own["path"], own["id"])
+                for row, own in self._database.rows()
+                if own is not None and own["source"] == source and own["path"] is not None
+            ]
+        gone, kept = [], 0
+        for row, path, image_id in files:
+            condition = condition_of(path)
+            if condition == "gone":
+                gone.append((row, path))
+            elif condition == "unreadable":
+                kept += 1
+                told(f"{image_id}: its file cannot be looked at; the picture is kept")
+        return self._database.remove_gone(gone), kept
+
+    def _encode_damaged_again(
+        self, refreshed: Mapping[int, AddReport], options: dict[str, Any]
+    ) -> dict[int, AddReport]:
+        """Encodes pictures again whose row is damaged and that no refreshed source holds."""
+        with self._database.moment():
+            damaged = self._database.damaged()
+        # What a refreshed source holds has been encoded again by now, as a row of its own.
+        self._database.remove(own["row"] for own in damaged if own["source"] in refreshed)
+        again = [
+            own
+            for own in damaged
+            if own["source"] not in refreshed
+            and isinstance(own["id"], str)
+            and condition_of(own["path"]) == "there"
+        ]
+        if not again:
+            return {}
+        from regionhash.collection.adding import add_pictures
+        from regionhash.sources import open_inputs
+
+        image_set, _ = open_inputs([os.fsdecode(own["path"]) for own in again])
+        image_set = replace(image_set, ids=tuple(own["id"] for own in again))
+        return {-1: add_pictures(self._database, *self.model, image_set, None, **options)}
 
     def remove(self, names: Sequence[str]) -> int:
         """Removes pictures, at once; their files stay. Returns how many.
@@ -712,7 +749,7 @@ class Collection:
         path = os.fsencode(Path(name).absolute())
         found = self._database.read(
             "SELECT row FROM images WHERE id = ? OR path = ? OR (path >= ? AND path < ?)",
-            shown_name(name),
+            as_shown(name),
             path,
             path + b"/",
             path + b"0",

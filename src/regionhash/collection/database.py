@@ -310,6 +310,14 @@ class Database:
                 columns, intact = _columns(found)
                 yield number, columns if intact else None
 
+    def damaged(self) -> list[Columns]:
+        """Columns of the damaged rows that can be read."""
+        damaged = []
+        for row in [row for row, columns in self.rows() if columns is None]:
+            with suppress(StoreError):  # on a page that is damaged
+                damaged += self.read(f"{_SELECT} WHERE row = ?", row)
+        return [_columns(found)[0] for found in damaged]
+
     def one(self, where: str, *values: Any) -> tuple[Columns, bool] | None:
         """Columns of the row for which a condition holds, and whether they are intact."""
         for found in self.read(f"{_SELECT} WHERE {where} LIMIT 1", *values):
@@ -663,8 +671,8 @@ def _read_header(about: Sequence[Any], path: Path) -> dict[str, Any]:
 def _json_object(text: Any) -> dict[str, Any]:
     """The object that a text holds; empty where it holds none."""
     try:
-        found = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
+        found = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -672,6 +680,8 @@ def _json_object(text: Any) -> dict[str, Any]:
 def _parsed(text: Any) -> tuple[dict[str, Any], str | None]:
     """A header, and what is wrong with it."""
     header = _json_object(text)
+    if "format" not in header:
+        return {}, "it does not say what it is"
     for field, values in {"format": (FORMAT,), "version": (VERSION, 1)}.items():
         if header.get(field) not in values:
             return {}, f"{field} must be {values[0]!r}, got {header.get(field)!r}"

@@ -1,0 +1,343 @@
+"""Adding to a collection by several writers at once, and while files change, move and vanish."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from conftest import write_picture
+from regionhash.collection import Collection, Filter, adding, open_codes
+from regionhash.data import open_dataset
+from regionhash.data.images import file_version, read_image
+from regionhash.encoding import encode_picture
+from test_cli import error_of, run
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Folders "seed", "a" and "b": pictures of the same names, all different."""
+    scenes = iter(open_dataset("digits:test:13").images)
+    for folder, count in (("seed", 1), ("a", 6), ("b", 6)):
+        (tmp_path / folder).mkdir()
+        for n in range(count):
+            write_picture(tmp_path / folder / f"{n}.png", next(scenes)[:80, : 80 + n])
+    return tmp_path
+
+
+@pytest.fixture
+def made(saved, folders):
+    """A collection of the folder "seed"."""
+    collection = folders / "made"
+    run("index", folders / "seed", "-o", collection, "--model", saved.folder, "--workers", 0)
+    return collection
+
+
+class Halting:
+    """The command in a process that waits, once it knows what is to be done, to go on."""
+
+    def __init__(self, *arguments):
+        context = multiprocessing.get_context("fork")
+        self.planned, self.go = context.Event(), context.Event()
+        self.said, said = context.Pipe(duplex=False)
+        self.process = context.Process(target=self._run, args=(arguments, said))
+        self.process.start()
+        assert self.planned.wait(60)
+
+    def _run(self, arguments, said):
+        original = adding.encode_images
+
+        def wait(*positional, **named):
+            self.planned.set()
+            assert self.go.wait(60)
+            return original(*positional, **named)
+
+        adding.encode_images = wait
+        said.send(run(*arguments, "--workers", 0).stdout)
+
+    def finish(self):
+        """Lets it go on; what it says at the end."""
+        self.go.set()
+        said = self.said.recv()
+        self.process.join()
+        assert self.process.exitcode == 0
+        return said
+
+
+def added(command, folder, *options):
+    return json.loads(run(command, folder, *options, "--workers", 0, "--json").stdout)
+
+
+def codes_by_path(collection, *folders):
+    """What the collection holds of each file: the codes of its regions."""
+    with Collection.open(collection) as opened:
+        table = opened.code_file().table
+        paths = {opened.path(row): image_id for row, image_id in opened.ids()}
+    places = {image_id: n for n, image_id in enumerate(table.ids)}
+    return {path: table.regions(places[image_id]).codes for path, image_id in paths.items()}
+
+
+def assert_holds(saved, collection, *folders):
+    """The collection holds each file of the folders once, with the codes of its bytes."""
+    held = codes_by_path(collection)
+    files = [path for folder in folders for path in sorted(folder.rglob("*.png"))]
+    assert sorted(held) == sorted(files)
+    for path in files:
+        wanted = encode_picture(saved.model, saved.checkpoint, read_image(path)).regions.codes
+        np.testing.assert_array_equal(held[path], wanted)
+    assert json.loads(run("check", collection, "--json").stdout)["problems"] == []
+
+
+# Writers at once
+
+
+def test_two_adds_at_once_of_the_same_names_keep_all_pictures(saved, made, folders):
+    processes = [Halting("add", made, folders / name) for name in ("a", "b")]
+    for process in processes:
+        assert "6 encoded" in process.finish()
+    assert_holds(saved, made, folders / "seed", folders / "a", folders / "b")
+    assert added("add", made, folders / "a")["encoded"] == 0
+
+
+def test_two_refreshes_and_an_add_at_once_encode_what_is_new_once_each(saved, made, folders):
+    run("add", made, folders / "a", "--workers", 0)
+    shutil.copytree(folders / "b", folders / "a" / "new")
+    processes = [Halting("add", made, folders / "b"), Halting("add", made, folders / "a")]
+    for process in processes:
+        process.finish()
+    added("refresh", made)
+    assert_holds(saved, made, folders / "seed", folders / "a", folders / "b")
+
+
+def test_a_picture_that_another_writer_removed_meanwhile_is_not_taken_for_stored(
+    saved, made, folders
+):
+    process = Halting("add", made, folders / "a")
+    run("remove", made, folders / "seed")
+    process.finish()
+    assert_holds(saved, made, folders / "a")
+
+
+# Files that change
+
+
+def test_what_was_hashed_is_what_was_decoded(saved, made, folders):
+    target, other = folders / "a" / "0.png", folders / "b" / "1.png"
+    process = Halting("add", made, folders / "a")
+    times = target.stat()
+    shutil.copy(other, target)  # with other bytes by the time it is read
+    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+    process.finish()
+    assert_holds(saved, made, folders / "seed", folders / "a")
+    connection = sqlite3.connect(made / "collection.db")
+    ((known,),) = connection.execute(
+        "SELECT hash FROM images WHERE path = ?", (os.fsencode(target),)
+    )
+    connection.close()
+    assert known == hashlib.sha256(target.read_bytes()).digest()
+
+
+def test_a_file_that_was_written_just_now_is_hashed_again_next_time(saved, made, folders):
+    target = folders / "seed" / "0.png"
+    other = (folders / "a" / "0.png").read_bytes()
+    size = max(len(other), target.stat().st_size)  # what follows a PNG is not read
+    soon = time.time_ns() + 10**12
+    target.write_bytes(target.read_bytes().ljust(size, b"\0"))
+    os.utime(target, ns=(soon, soon))
+    assert file_version(target).mtime_ns is None
+    added("refresh", made)
+    target.write_bytes(other.ljust(size, b"\0"))
+    os.utime(target, ns=(soon, soon))  # as by the same tick of the disk's clock
+    assert json.loads(run("check", made, "--json").stdout)["changed"] == []
+    added("refresh", made)
+    assert_holds(saved, made, folders / "seed")
+    os.utime(target, ns=(10**18, 10**18))
+    assert file_version(target).mtime_ns == 10**18
+
+
+# Files that are gone, or not
+
+
+def test_what_cannot_be_looked_at_is_kept(saved, made, folders):
+    run("add", made, folders / "a", "--workers", 0)
+    (folders / "a" / "sub").mkdir()
+    shutil.move(folders / "a" / "5.png", folders / "a" / "sub" / "5.png")
+    run("refresh", made, "--workers", 0)
+    shutil.move(folders / "a" / "sub", folders / "away")
+    (folders / "a" / "sub").symlink_to("sub")  # a circle: neither there nor gone
+    (folders / "a" / "4.png").unlink()
+    result = run("refresh", made, "--workers", 0, "--json")
+    reports = json.loads(result.stdout)["added"]
+    assert [(own["removed"], own["kept"]) for own in reports] == [(0, 0), (1, 1)]
+    assert "sub/5.png: its file cannot be looked at; the picture is kept" in result.stderr
+    assert json.loads(run("check", made, "--json").stdout)["unreadable"] == ["sub/5.png"]
+    (folders / "a" / "sub").unlink()
+    shutil.move(folders / "away", folders / "a" / "sub")
+    reports = added("refresh", made)["added"]
+    assert [(own["encoded"], own["removed"]) for own in reports] == [(0, 0), (0, 0)]
+    assert_holds(saved, made, folders / "seed", folders / "a")
+
+
+@pytest.mark.parametrize("error", [PermissionError, OSError(5, "EIO"), OSError(116, "ESTALE")])
+def test_only_a_file_that_the_disk_says_is_not_there_is_gone(
+    made, folders, monkeypatch, saved, error
+):
+    run("add", made, folders / "a", "--workers", 0)
+    stat = os.stat
+
+    def failing(path, *arguments, **options):
+        if isinstance(path, bytes) and path.endswith(b"a/3.png"):
+            raise error
+        return stat(path, *arguments, **options)
+
+    with Collection.open(made) as collection:
+        monkeypatch.setattr(os, "stat", failing)
+        told = []
+        reports = collection.refresh(workers=0, on_lost=told.append)
+        monkeypatch.undo()
+        assert [(own.removed, own.kept) for own in reports] == [(0, 0), (0, 1)]
+        assert told == ["3.png: its file cannot be looked at; the picture is kept"]
+        assert len(collection) == 7
+
+
+def test_a_picture_that_moves_between_two_sources_is_not_encoded_again(saved, made, folders):
+    run("add", made, folders / "a", "--workers", 0)
+    run("add", made, folders / "b", "--workers", 0)
+    shutil.move(folders / "a" / "2.png", folders / "b" / "from-a.png")
+    shutil.move(folders / "b" / "3.png", folders / "seed" / "from-b.png")
+    reports = added("refresh", made)["added"]
+    assert [own["encoded"] for own in reports] == [0, 0, 0]
+    assert sum(own["moved"] for own in reports) == 2
+    assert_holds(saved, made, folders / "seed", folders / "a", folders / "b")
+
+
+def test_a_damaged_row_is_encoded_again_by_refresh(saved, made, folders):
+    run("add", made, folders / "a", "--workers", 0)
+    connection = sqlite3.connect(made / "collection.db")
+    with connection:
+        connection.execute("UPDATE images SET region_codes = x'0000' WHERE row = 3")
+        connection.execute("UPDATE images SET path = x'00' WHERE row = 4")
+    connection.close()
+    shutil.rmtree(made / "arrays")
+    assert len(open_codes(made).table) == 5
+    assert "2 problems" in run("check", made, code=1).stdout
+    reports = added("refresh", made)["added"]
+    assert sum(own["encoded"] for own in reports) == 2
+    assert_holds(saved, made, folders / "seed", folders / "a")
+
+
+def test_a_header_is_built_anew_from_the_model(saved, made, folders):
+    connection = sqlite3.connect(made / "collection.db")
+    with connection:
+        connection.execute("UPDATE about SET header = 'lost'")
+    connection.close()
+    assert "the header is damaged" in error_of("search", made, "--query", folders / "a" / "0.png")
+    assert "the header is damaged" in run("check", made, code=1).stdout
+    assert "built anew from the model" in run("check", made, "--repair").stdout
+    assert_holds(saved, made, folders / "seed")
+    run("add", made, folders / "a", "--workers", 0)
+    assert_holds(saved, made, folders / "seed", folders / "a")
+
+
+# Names
+
+
+def test_names_that_are_no_text_are_added_found_and_removed(saved, made, folders):
+    odd = folders / os.fsdecode(b"odd \xe9")
+    odd.mkdir()
+    raw, literal = odd / os.fsdecode(b"\xff.png"), odd / "\\xff.png"
+    shutil.copy(folders / "a" / "0.png", raw)
+    shutil.copy(folders / "a" / "1.png", literal)
+    shutil.copy(folders / "a" / "2.png", folders / "seed" / os.fsdecode(b"\xfe.png"))
+    assert added("add", made, odd)["encoded"] == 2
+    run("refresh", made, "--workers", 0)
+    assert_holds(saved, made, folders / "seed", odd)
+    query = ["--query", raw, "--json"]
+    for wanted in (odd, os.fsdecode(b"odd \xe9")):
+        hits = json.loads(run("search", made, *query, "--folder", wanted).stdout)["hits"]
+        assert len(hits) == (2 if wanted == odd else 0)
+    with Collection.open(made) as collection:
+        within = collection.search(like="0.png", filter=Filter(folder=str(odd))).hits
+        assert {hit.path for hit in within} == {raw, literal}
+        assert {hit.id for hit in within} == {"\\xff.png", "\\\\xff.png"}
+        assert collection.image(os.fsdecode(b"\xff.png"))[0] == collection.image("\\xff.png")[0]
+    assert "1 removed" in run("remove", made, raw).stdout
+    assert "1 removed" in run("remove", made, "\\\\xff.png").stdout
+    assert "no picture of" in error_of("remove", made, os.fsdecode(b"\xfd"))
+    assert_holds(saved, made, folders / "seed")
+
+
+# Code files
+
+
+def test_pictures_of_one_name_from_two_code_files_are_two(saved, made, folders):
+    for name in ("a", "b"):
+        run("encode", saved.folder, folders / name, "-o", folders / f"{name}.h5", "--workers", 0)
+        shutil.move(folders / name, folders / f"{name}-moved")  # the codes alone are left
+        assert "6 pictures" in run("import", made, folders / f"{name}.h5").stdout
+    assert len(open_codes(made).table) == 13
+    for name in ("a", "b"):
+        assert "0 pictures" in run("import", made, folders / f"{name}.h5").stdout
+    wanted = [open_codes(folders / f"{name}.h5").table.region_codes for name in ("a", "b")]
+    held = open_codes(made).table.region_codes
+    np.testing.assert_array_equal(held[-len(wanted[0]) - len(wanted[1]) :], np.vstack(wanted))
+
+
+def test_an_exported_id_leads_to_the_file_of_its_picture(saved, made, folders):
+    run("add", made, folders / "a", "--workers", 0)
+    run("add", made, folders / "b", "--workers", 0)
+    run("remove", made, folders / "a" / "2.png")
+    run("remove", made, folders / "b" / "2.png")
+    run("add", made, folders / "b", "--workers", 0)  # its 2.png has the short id now
+    run("export", made, "-o", folders / "codes.h5")
+    again = folders / "again"
+    run("import", again, folders / "codes.h5")
+    held, wanted = codes_by_path(again), codes_by_path(made)
+    assert sorted(held) == sorted(wanted)
+    for path, codes in wanted.items():
+        np.testing.assert_array_equal(held[path], codes)
+
+
+def test_an_export_takes_nothing_from_one_that_was_killed(made, folders):
+    code = """
+import sys, time
+from pathlib import Path
+from regionhash.collection import Collection
+from regionhash.store import CodeFileWriter
+add = CodeFileWriter.add
+def stop(self, *arguments):
+    add(self, *arguments)
+    print("written", flush=True)
+    time.sleep(60)
+CodeFileWriter.add = stop
+Collection.open(sys.argv[1]).export(Path(sys.argv[2]))
+"""
+    output = folders / "codes.h5"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, made, output], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "written\n"
+    process.kill()
+    process.communicate()
+    run("add", made, folders / "a", "--workers", 0)
+    run("remove", made, folders / "seed")
+    assert "6 pictures" in run("export", made, "-o", output).stdout
+    assert len(open_codes(output).table) == 6
+    assert [path.name for path in folders.iterdir() if "codes.h5" in path.name] == ["codes.h5"]
+
+
+def test_a_sheet_shows_the_file_of_the_picture_and_no_other_of_its_name(made, folders, tmp_path):
+    run("add", made, folders / "a", "--workers", 0)
+    run("remove", made, folders / "a" / "1.png")
+    run("add", made, folders / "b" / "1.png", "--workers", 0)
+    with Collection.open(made) as collection:
+        (row,) = [row for row, _ in collection.ids() if collection.path(row).parent.name == "b"]
+        shown = collection.picture(collection.id_of(row))
+    np.testing.assert_array_equal(shown, read_image(folders / "b" / "1.png"))

@@ -1,0 +1,543 @@
+"""The database of a collection: what a picture is, one moment, and rows that are damaged."""
+
+import hashlib
+import os
+import sqlite3
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collection_cases import MODEL, child, encoded, holds, new_image
+from regionhash.collection import Collection, CollectionReplacedError, check_folder
+from regionhash.collection.database import (
+    BLOBS,
+    COLUMNS,
+    Database,
+    FileState,
+    HeaderError,
+    NewImage,
+    fits,
+)
+from regionhash.store import StoreError, rows_of
+
+
+@pytest.fixture
+def database(tmp_path):
+    with Database.create(tmp_path / "collection.db", MODEL) as database:
+        yield database
+
+
+def picture(image_id, n, path=None, content=None, source=None):
+    """A picture with the codes of number `n`."""
+    file = FileState(path and os.fsencode(path), content)
+    return NewImage(image_id, file, source, rows_of(image_id, encoded(n), None, MODEL))
+
+
+KEPT = 10**6
+"""Number of the first picture that a test leaves alone."""
+
+
+def places_of_alive(snapshot):
+    """Where in the arrays the pictures are that were not removed."""
+    alive = np.ones(len(snapshot.rows), bool) if snapshot.alive is None else snapshot.alive
+    return np.flatnonzero(alive)
+
+
+def stored(database):
+    """Ids of the pictures by what is in them."""
+    codes = {encoded(n).image_code.tobytes(): n for n in range(100)}
+    return {own["id"]: codes[own["image_codes"]] for _, own in database.rows()}
+
+
+# What a picture is
+
+
+def test_an_id_that_is_taken_is_made_free(database):
+    database.store([picture("a.jpg", 1, "/x/a.jpg", b"1")])
+    assert database.store([picture("a.jpg", 2, "/y/a.jpg", b"2")]) == 1
+    assert database.store([picture("/y/a.jpg", 3, "/z/a.jpg", b"3")]) == 1
+    assert database.store([picture("/y/a.jpg", 4, "/z/a.jpg/b", b"4")]) == 1
+    assert stored(database) == {"a.jpg": 1, "/y/a.jpg": 2, "/z/a.jpg": 3, "/z/a.jpg/b": 4}
+    assert database.store([picture("/z/a.jpg/b", 5), picture("/z/a.jpg/b", 6)]) == 2
+    assert stored(database) | {"/z/a.jpg/b (2)": 5, "/z/a.jpg/b (3)": 6} == stored(database)
+
+
+def test_the_file_says_which_picture_is_replaced(database):
+    database.store([picture("a.jpg", 1, "/x/a.jpg", b"1")])
+    assert database.store([picture("other", 2, "/x/a.jpg", b"1")]) == 0  # the same bytes
+    assert database.store([picture("other", 2, "/x/a.jpg", b"2")]) == 1
+    assert stored(database) == {"a.jpg": 2}  # it keeps the id that people know
+
+
+def test_a_picture_without_file_is_the_same_if_its_codes_are(database):
+    assert database.store([picture("a", 1)]) == 1
+    assert database.store([picture("a", 1)]) == 0
+    assert database.store([picture("a", 2)]) == 1
+    assert stored(database) == {"a": 1, "a (2)": 2}
+    assert database.store([picture("a", 2), picture("a", 1)]) == 0
+    source = database.source(["digits:test:2"], {"data": "digits:test:2"})
+    assert database.store([picture("scene", 3, source=source)]) == 1
+    assert database.store([picture("scene", 4, source=source)]) == 0  # named by its data set
+
+
+def test_a_file_whose_codes_were_there_before_it_takes_them_over(database):
+    database.store([picture("a.jpg", 1), picture("b.jpg", 2)])
+    database.store([picture("a.jpg", 1, "/x/a.jpg", b"1"), picture("b.jpg", 3, "/x/b.jpg", b"3")])
+    assert stored(database) == {"a.jpg": 1, "b.jpg": 2, "/x/b.jpg": 3}
+    (known,) = database.read("SELECT path FROM images WHERE id = 'a.jpg'")
+    assert known == (b"/x/a.jpg",)
+
+
+def test_codes_of_unknown_bytes_do_not_replace_codes_of_known_ones(database):
+    database.store([picture("a.jpg", 1, "/x/a.jpg", b"1")])
+    assert database.store([picture("a.jpg", 2, "/x/a.jpg")]) == 0
+    assert stored(database) == {"a.jpg": 1}
+
+
+def test_codes_are_taken_over_only_from_a_row_that_is_still_what_it_was(database):
+    database.store([picture("a.jpg", 1, "/x/a.jpg", b"1"), picture("b.jpg", 2, "/x/b.jpg", b"2")])
+    new = FileState(b"/y/a.jpg", b"1")
+    assert not database.take_codes(2, "a.jpg", new, None, moved=False)  # other bytes
+    assert not database.take_codes(9, "a.jpg", new, None, moved=True)  # removed meanwhile
+    assert database.take_codes(1, "c.jpg", new, None, moved=False)
+    assert database.take_codes(1, "c.jpg", new, None, moved=False)  # another writer was quicker
+    assert stored(database) == {"a.jpg": 1, "b.jpg": 2, "c.jpg": 1}
+    assert database.take_codes(1, "a.jpg", FileState(b"/z/a.jpg", b"1"), None, moved=True)
+    assert stored(database) == {"b.jpg": 2, "c.jpg": 1, "a.jpg": 1}
+    assert database.read("SELECT count(*) FROM images WHERE path = ?", b"/x/a.jpg") == [(0,)]
+
+
+def test_a_picture_that_was_found_elsewhere_is_not_removed_as_gone(database):
+    database.store([picture("a.jpg", 1, "/x/a.jpg", b"1"), picture("b.jpg", 2, "/x/b.jpg", b"2")])
+    assert database.remove_gone([(1, b"/old/a.jpg"), (2, b"/x/b.jpg")]) == 1
+    assert stored(database) == {"a.jpg": 1}
+
+
+# One moment
+
+
+def test_pictures_that_are_stored_after_the_header_was_read_come_with_the_next_moment(
+    database, tmp_path, monkeypatch
+):
+    original, todo = Database.read_header, [new_image(n) for n in range(3)]
+
+    def read_then_store(self):
+        original(self)
+        while todo:
+            with monkeypatch.context() as undone:
+                undone.setattr(Database, "read_header", original)
+                database.store([todo.pop(0)])
+
+    Collection(tmp_path).close()
+    monkeypatch.setattr(Database, "read_header", read_then_store)
+    with Collection(tmp_path) as collection:
+        collection.sync()
+    monkeypatch.undo()
+    holds(tmp_path, range(3))
+
+
+NEWBORN = """
+    import os
+    for _ in range(int(sys.argv[2])):
+        folder = Path(sys.argv[1]) / str(_)
+        folder.mkdir()
+        from collection_cases import MODEL
+        Database.create(folder / "collection.db", MODEL).close()
+        children = []
+        for job in ("write", "read", "read"):
+            child = os.fork()
+            if child:
+                children.append(child)
+                continue
+            try:
+                if job == "write":
+                    with Database(folder / "collection.db") as database:
+                        for n in range(3):
+                            database.store([new_image(n)])
+                else:
+                    for _ in range(5):
+                        with Collection(folder) as collection:
+                            assert collection.check().problems == ()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        for child in children:
+            assert os.waitpid(child, 0)[1] == 0
+        with Collection(folder) as collection:
+            assert len(collection) == 3, folder
+            assert collection.check().problems == ()
+"""
+
+
+def test_a_new_collection_is_read_while_its_first_pictures_are_stored(tmp_path):
+    with child(NEWBORN, tmp_path, 12) as process:
+        assert process.communicate()[1] == ""
+    assert process.returncode == 0
+
+
+REPLACE = """
+    from collection_cases import NewImage, FileState, MODEL, encoded, rows_of
+    database = Database(Path(sys.argv[1]) / "collection.db")
+    n = 0
+    while True:
+        n += 1
+        rows = rows_of("x.jpg", encoded(n % 50), None, MODEL)
+        file = FileState(b"/photos/x.jpg", b"%d" % n)
+        database.store([NewImage("x.jpg", file, None, rows)])
+        database.store([new_image(n)])
+        database.remove([row for (row,) in database.read(
+            "SELECT row FROM images WHERE id = ?", f"{n}.jpg")])
+        if n == 1:
+            print("begun", flush=True)
+"""
+
+
+def test_a_picture_that_is_replaced_all_the_time_is_there_once_at_every_moment(database, tmp_path):
+    database.store(new_image(KEPT + n) for n in range(3))
+    seen = set()
+    with child(REPLACE, tmp_path) as process, Collection(tmp_path) as collection:
+        try:
+            assert process.stdout.readline() == "begun\n"
+            for n in range(100):
+                snapshot = collection.snapshot
+                ids = [snapshot.table.ids[place] for place in places_of_alive(snapshot)]
+                assert ids.count("x.jpg") == 1
+                assert {f"{KEPT + own}.jpg" for own in range(3)} <= set(ids)
+                assert 4 <= len(ids) <= 5
+                seen.add(snapshot.version)
+                if n % 10 == 0:
+                    assert collection.check(repair=n % 20 == 0).problems == ()
+        finally:
+            process.kill()
+            process.communicate()
+    assert len(seen) > 20
+
+
+def test_a_database_that_was_replaced_or_deleted_is_noticed(database, tmp_path):
+    database.store([new_image(0)])
+    with Collection(tmp_path, follow=False) as collection:
+        (tmp_path / "collection.db").unlink()
+        for name in ("collection.db-wal", "collection.db-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+        with pytest.raises(StoreError, match="no such file"):
+            collection.sync()
+        with Database.create(tmp_path / "collection.db", MODEL) as other:
+            other.store([new_image(1)])
+        with pytest.raises(CollectionReplacedError, match="replaced by another collection"):
+            collection.sync()
+        with pytest.raises(CollectionReplacedError):
+            collection.remove(["0.jpg"])
+    holds(tmp_path, [1])
+
+
+def test_what_was_not_stored_is_not_in_the_header(database, tmp_path):
+    with pytest.raises(RuntimeError), database.transaction():
+        database.put(new_image(0))
+        raise RuntimeError("the disk is full")
+    assert "rows" not in database.header
+    database.store([new_image(0)])
+    holds(tmp_path, [0])
+
+
+# Damage
+
+
+def damage(folder, statement, *values):
+    connection = sqlite3.connect(folder / "collection.db")
+    with connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute(statement, values)
+    connection.close()
+
+
+@pytest.mark.parametrize("value", ["text", b"\xff\x00", -7, 2.5, None], ids=str)
+@pytest.mark.parametrize("column", [own for own in COLUMNS if own not in ("row", *BLOBS[3:7])])
+def test_a_damaged_row_is_left_out_and_named(database, tmp_path, column, value):
+    database.store(new_image(n) for n in range(4))
+    if database.intact("row = 2")[column] == value:
+        pytest.skip("it is that already")
+    database.close()
+    try:
+        damage(tmp_path, f"UPDATE images SET {column} = ? WHERE row = 2", value)
+    except sqlite3.IntegrityError:
+        pytest.skip("SQLite refuses it")
+    with Collection(tmp_path) as collection:
+        assert [own[0] for own in collection.images()] == [1, 3, 4]
+        assert [row for row, _ in collection.ids()] == [1, 3, 4]
+        assert len(collection) == 3
+        (line,) = collection.check().problems
+        assert line.startswith("row 2: damaged, and left out")
+        assert len(collection.code_file().table) == 3
+        collection.info()
+        for name in ("1.jpg", "0.jpg"):
+            if name == "0.jpg":
+                assert collection.image(name)[0] == 1
+            else:
+                with pytest.raises(KeyError):
+                    collection.image(name)
+        assert collection.remove(["0.jpg"]) == 1
+
+
+def test_a_damaged_row_is_restored_from_the_arrays_that_hold_it(database, tmp_path):
+    database.store(new_image(n) for n in range(4))
+    holds(tmp_path, range(4))
+    before = database.intact("row = 2")
+    database.close()
+    damage(tmp_path, "UPDATE images SET region_codes = zeroblob(2), taken = 5 WHERE row = 2")
+    report = check_folder(tmp_path)
+    assert len(report.problems) == 1 and "row 2" in report.problems[0]
+    report = check_folder(tmp_path, repair=True)
+    assert report.problems == ()
+    assert report.repaired == ("1.jpg: row 2 was restored from the arrays",)
+    with Database(tmp_path / "collection.db") as database:
+        assert database.intact("row = 2") == before
+    holds(tmp_path, range(4))
+
+
+def test_repair_never_takes_a_damaged_row_over_into_good_arrays(database, tmp_path):
+    database.store(new_image(n) for n in range(4))
+    holds(tmp_path, range(4))
+    database.close()
+    damage(tmp_path, "UPDATE images SET hash = x'00', boxes = zeroblob(32) WHERE row = 2")
+    codes = next((tmp_path / "arrays").glob("*/region_codes"))
+    codes.write_bytes(bytes(8))  # these are damaged as well, and built anew
+    report = check_folder(tmp_path, repair=True)
+    assert len(report.problems) == 1 and "row 2" in report.problems[0]
+    with Collection(tmp_path) as collection:
+        assert list(collection.code_file().table.ids) == ["0.jpg", "2.jpg", "3.jpg"]
+
+
+def test_one_copy_of_the_header_is_enough(database, tmp_path):
+    database.store(new_image(n) for n in range(2))
+    database.close()
+    damage(tmp_path, "UPDATE about SET header = 'x' WHERE rowid = (SELECT max(rowid) FROM about)")
+    holds_but_for_a_header(tmp_path)
+    damage(tmp_path, "DELETE FROM about WHERE header = 'x'")
+    holds_but_for_a_header(tmp_path)
+    assert check_folder(tmp_path, repair=True).problems == ()
+    holds(tmp_path, range(2))
+
+
+def holds_but_for_a_header(folder):
+    with Collection(folder) as collection:
+        assert len(collection) == 2
+        assert collection.check().problems == (
+            f"{folder / 'collection.db'}: a copy of the header is damaged",
+        )
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "[" * 100_000,
+        '{"format": "regionhash collection", "version": 2}',
+    ],
+)
+def test_a_damaged_header_is_named(database, tmp_path, header):
+    database.store([new_image(0)])
+    database.close()
+    damage(tmp_path, "UPDATE about SET header = ?", header)
+    with pytest.raises(HeaderError, match=r"collection\.db: the header is damaged .*--repair"):
+        Database(tmp_path / "collection.db")
+    (line,) = check_folder(tmp_path).problems
+    assert "the header is damaged" in line
+
+
+@pytest.mark.parametrize("field", [*MODEL, "uuid", "rows"])
+@pytest.mark.parametrize("value", ["5", '"x"', "null", '["a", 5]', '{"boxes": [1.5]}'])
+def test_a_damaged_field_of_the_header_is_named(database, tmp_path, field, value):
+    database.store([new_image(0)])
+    database.close()
+    damage(tmp_path, f"UPDATE about SET header = json_set(header, '$.{field}', json('{value}'))")
+    with pytest.raises(HeaderError, match="the header is damaged"):
+        Database(tmp_path / "collection.db")
+
+
+@settings(max_examples=25, deadline=None)
+@given(place=st.floats(0, 1), length=st.integers(1, 600), fill=st.integers(0, 255))
+def test_damaged_bytes_are_reported_and_never_a_traceback(tmp_path_factory, place, length, fill):
+    folder = tmp_path_factory.mktemp("damaged")
+    with Database.create(folder / "collection.db", MODEL) as database:
+        database.store(new_image(n) for n in range(40))
+    path = folder / "collection.db"
+    content = bytearray(path.read_bytes())
+    at = int(place * (len(content) - 1))
+    content[at : at + length] = bytes([fill]) * min(length, len(content) - at)
+    path.write_bytes(content)
+    known = {encoded(n).image_code.tobytes() for n in range(40)}
+    try:
+        report = check_folder(folder)
+        with Collection.open(folder) as collection:
+            table = collection.code_file().table
+            found = [own.tobytes() for own in table.image_codes] if len(table) else []
+            collection.images(limit=100)
+            collection.info()
+    except (StoreError, ValueError) as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return
+    assert set(found) <= known and len(set(found)) == len(found)
+    if len(found) < 40:
+        assert report.problems
+
+
+def test_a_database_of_version_1_is_brought_to_this_one(database, tmp_path):
+    database.store(new_image(n) for n in range(3))
+    header = database.header
+    database.close()
+    damage(tmp_path, "DROP INDEX images_without_file")
+    for column in ("checksum", "name"):
+        damage(tmp_path, f"ALTER TABLE images DROP COLUMN {column}")
+    damage(tmp_path, "DELETE FROM about WHERE rowid = (SELECT max(rowid) FROM about)")
+    damage(tmp_path, "ALTER TABLE about DROP COLUMN checksum")
+    damage(tmp_path, "UPDATE about SET header = json_set(header, '$.version', 1)")
+    damage(tmp_path, "UPDATE images SET boxes = x'00' WHERE row = 2")  # never fitted
+    with Database(tmp_path / "collection.db") as database:
+        assert database.header == header
+        assert [own and own["id"] for _, own in database.rows()] == ["0.jpg", None, "2.jpg"]
+        assert database.store([new_image(1), new_image(2)]) == 1
+    holds(tmp_path, [0, 2, 1])
+
+
+def test_parts_that_do_not_fit_together_are_told_from_those_that_do(database):
+    database.store([new_image(0)])
+    good = database.intact("row = 1")
+    assert fits(good, database.header)
+    for change in (
+        {"boxes": good["boxes"][:-16]},
+        {"boxes": None},
+        {"scores": good["scores"] + b"\0"},
+        {"categories": b""},
+        {"image_labels": b"\0"},
+        {"image_codes": "text"},
+    ):
+        assert not fits(good | change, database.header)
+
+
+# Uploads
+
+
+def two_contents_of_one_prefix(start):
+    """Two files, different in bytes that no decoder reads, whose hashes begin alike."""
+    known = {}
+    for n in range(1 << 20):
+        content = start + n.to_bytes(4, "little")
+        prefix = hashlib.sha256(content).hexdigest()[:8]
+        if prefix in known:
+            return known[prefix], content
+        known[prefix] = content
+    raise AssertionError("no such pair")
+
+
+def test_uploads_of_one_name_whose_hashes_begin_alike_are_two_pictures(database, tmp_path):
+    contents = two_contents_of_one_prefix(b"picture")
+    with Collection(tmp_path) as collection:
+        added = [
+            collection.add_upload(content, "cat.jpg", ".jpg", encoded(n))
+            for n, content in enumerate(contents)
+        ]
+        assert added[0][1] != added[1][1]
+        assert len(collection) == 2
+        assert collection.add_upload(contents[0], "dog.jpg", ".jpg", encoded(0)) == added[0]
+        for (row, _), content in zip(added, contents, strict=True):
+            assert collection.path(row).read_bytes() == content
+        assert collection.check().orphans == ()
+        assert collection.remove_rows([added[0][0]]) == 1
+        assert len(list((tmp_path / "uploads").iterdir())) == 1
+        collection.remove([str(tmp_path / "uploads")])
+        assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_a_file_that_a_killed_upload_left_is_named_and_removed(database, tmp_path):
+    code = """
+        from regionhash.collection import collection as module
+        from collection_cases import encoded
+        def stop(self, image):
+            print("written", flush=True)
+            time.sleep(60)
+        Database.put = stop
+        Collection(Path(sys.argv[1])).add_upload(b"content", "cat.jpg", ".jpg", encoded(0))
+    """
+    with child(code, tmp_path) as process:
+        assert process.stdout.readline() == "written\n"
+        process.kill()
+        process.communicate()
+    (left,) = [path for path in (tmp_path / "uploads").iterdir() if path.suffix == ".jpg"]
+    assert str(left) in check_folder(tmp_path).orphans
+    assert any(str(left) in line for line in check_folder(tmp_path, repair=True).repaired)
+    assert list((tmp_path / "uploads").iterdir()) == []
+    with Collection(tmp_path) as collection:
+        collection.add_upload(b"content", "cat.jpg", ".jpg", encoded(0))
+        assert len(collection) == 1
+
+
+# Arrays
+
+
+def test_arrays_that_were_deleted_and_built_anew_are_not_masked_as_the_old_ones(database, tmp_path):
+    database.store(new_image(n) for n in range(6))
+    with Collection(tmp_path) as one, Collection(tmp_path) as other:
+        database.remove([1])
+        assert len(one.snapshot) == 5  # with a mask
+        for path in (tmp_path / "arrays").rglob("*"):
+            if path.is_file():
+                path.unlink()
+        other.code_file()
+        database.remove([3])
+        database.store([new_image(8)])
+        for collection in (one, other):
+            snapshot = collection.snapshot
+            rows = snapshot.rows[places_of_alive(snapshot)].tolist()
+            assert rows == [2, 4, 5, 6, 7]
+    holds(tmp_path, [1, 3, 4, 5, 8])
+
+
+def test_damaged_arrays_are_built_anew_by_whoever_opens_them(database, tmp_path):
+    database.store(new_image(n) for n in range(5))
+    holds(tmp_path, range(5))
+    for name in ("offsets", "id_offsets", "rows", "labels"):
+        path = next((tmp_path / "arrays").glob(f"*/{name}"))
+        path.write_bytes(np.full(path.stat().st_size // 8, 77, "<i8").tobytes())
+        holds(tmp_path, range(5))
+    for name in ("offsets", "taken", "sizes"):
+        next((tmp_path / "arrays").glob(f"*/{name}")).unlink()
+        holds(tmp_path, range(5))
+
+
+def test_everything_of_a_row_has_a_part_in_its_checksum(database):
+    database.store([new_image(0, n_bytes=5, mtime_ns=6, taken=7.0)])
+    columns = database.intact("row = 1")
+    from regionhash.collection.database import checksum
+
+    seen = {checksum(columns)}
+    for name in COLUMNS:
+        for value in (None, 1, 2.5, b"", b"x"):
+            changed = columns | {name: value}
+            if changed == columns or (name in BLOBS and not isinstance(value, bytes | None)):
+                continue
+            seen.add(checksum(changed))
+    for one, other in combinations(BLOBS, 2):
+        if columns[one] != columns[other]:
+            seen.add(checksum(columns | {one: columns[other], other: columns[one]}))
+    n_swaps = sum(columns[one] != columns[other] for one, other in combinations(BLOBS, 2))
+    n_changes = sum(
+        columns | {name: value} != columns
+        for name in COLUMNS
+        for value in (None, 1, 2.5, b"", b"x")
+        if not (name in BLOBS and not isinstance(value, bytes | None))
+    )
+    assert len(seen) == 1 + n_changes + n_swaps
+
+
+def test_what_is_in_the_way_of_the_arrays_is_told(database, tmp_path):
+    database.store([new_image(0)])
+    Path(tmp_path / "arrays").write_text("a file")
+    with pytest.raises(StoreError, match=r"arrays.*: Not a directory"):
+        Collection(tmp_path)
