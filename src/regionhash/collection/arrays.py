@@ -32,7 +32,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.collection.database import BLOBS, Database, fits, reported, row_width
+from regionhash.collection.database import BLOBS, Database, reported, row_width
 from regionhash.files import write_text
 from regionhash.store import LAYOUT, OFFSETS, Ids, StoreError, dtype_of, encode_id
 from regionhash.structures import Codes, CodeTable, Floats64, Ints
@@ -348,7 +348,7 @@ def _columns_after(database: Database, row: int) -> Iterator[dict[str, bytes]]:
         if name in shapes and unit != "id_byte":
             counted[name] = next(own for own in blobs if LAYOUT[own][0] == unit)
     for number, stored in database.rows(row):
-        if stored is None or not fits(stored, database.header):
+        if stored is None:
             continue
         columns = {name: stored[name] for name in blobs}
         if "image_labels" in columns and columns["image_labels"] is None:

@@ -569,7 +569,8 @@ class Database:
 
 _COPIES = 2  # of the header
 
-_SELECT = f"SELECT {', '.join(COLUMNS)}, checksum FROM images"
+_SELECTED = (*COLUMNS, "checksum")
+_SELECT = f"SELECT {', '.join(_SELECTED)} FROM images"
 _INSERT = (
     f"INSERT INTO images ({', '.join(COLUMNS)}, checksum) "
     f"VALUES ({', '.join(f':{name}' for name in COLUMNS)}, :checksum)"
@@ -580,23 +581,24 @@ _COMPARED = ("height", "width", *(name for name in BLOBS if name != "image_label
 
 def checksum(columns: Mapping[str, Any]) -> int:
     """CRC-32 of `COLUMNS` of a row. Raises TypeError for a column of a type that no row has."""
-    facts = [columns[name] for name in _FACTS]
-    blobs = [columns[name] for name in BLOBS]
-    lengths = [None if blob is None else len(blob) for blob in blobs]
-    crc = zlib.crc32(repr((facts, lengths)).encode("utf-8", "surrogateescape"))
-    for blob in blobs:
-        if blob is not None:
-            crc = zlib.crc32(blob, crc)
-    return crc
+    return _checksum([columns[name] for name in COLUMNS])
+
+
+def _checksum(values: Sequence[Any]) -> int:
+    facts, blobs = values[: len(_FACTS)], values[len(_FACTS) :]
+    lengths = [-1 if blob is None else len(blob) for blob in blobs]
+    crc = zlib.crc32(f"{facts}{lengths}".encode("utf-8", "surrogateescape"))
+    return zlib.crc32(b"".join([blob for blob in blobs if blob is not None]), crc)
 
 
 def _columns(found: Sequence[Any]) -> tuple[Columns, bool]:
     """A row of `_SELECT` by column, and whether its checksum is right."""
-    columns = dict(zip((*COLUMNS, "checksum"), found, strict=True))
+    *values, known = found
     try:
-        return columns, checksum(columns) == columns["checksum"]
+        intact = _checksum(values) == known
     except TypeError:
-        return columns, False
+        intact = False
+    return dict(zip(_SELECTED, found, strict=True)), intact
 
 
 def _file_columns(file: FileState, source: int | None) -> Columns:
