@@ -61,7 +61,7 @@ def _write(path: Path, codes: CodeFile, files: Mapping[str, bytes]) -> None:
             if codes.labels is not None:
                 labels = np.flatnonzero(codes.labels[n]).tolist()
             file = files.get(image_id)
-            if file is not None and file_of(image_id, places).path != file:
+            if file is not None and file_of(image_id, places).path not in (None, file):
                 image_id = shown_name(file)
             writer.add(image_id, encoded_image(codes.table, n), labels)
         writer.finish()
