@@ -294,6 +294,8 @@ HOSTILE = {
     "voc list": [
         ("a\nb\na\n", r"train\.txt, line 3: 'a' is in line 1 already"),
         ("a\n\0\n", r"train\.txt, line 2: an id has no NUL"),
+        ("a\nc\n", r"train\.txt: each picture needs an XML file, but .*c\.xml is missing"),
+        ("x" * 3000, r"train\.txt: each picture needs an XML file, but"),
     ],
     "voc": [
         (LAUGHS, "declares no entity"),
