@@ -55,3 +55,5 @@ def test_wrong_assignments_and_files_are_named(tmp_path):
         training_settings("ssdh", file=tmp_path / "a.toml")
     with pytest.raises(ValueError, match="unknown model 'x'"):
         training_settings("x")
+    with pytest.raises(ValueError, match=r"^epochs must be at least 1, got 0$"):
+        training_settings("ssdh", flags={"epochs": 0})

@@ -157,6 +157,64 @@ def test_candidates_are_the_first_of_the_pictures_that_are_searched(seed, m, top
     check(hits, wanted[:top], table)
 
 
+ORDERS = (
+    ["exact"],
+    ["exact", "local-expand"],
+    ["global"],
+    ["global", "global-expand"],
+    ["global", "local"],
+    ["global", "global-expand", "local"],
+    ["global", "local", "local-expand"],
+    ["global", "global-expand", "local", "local-expand"],
+)
+
+
+numbers = st.sampled_from([1, 2, 5, 12, 13, 400, 1 << 62, 10**30])
+
+
+@pytest.mark.timeout(120)
+@settings(deadline=None, max_examples=150)
+@given(
+    seed=seeds,
+    steps=st.sampled_from(ORDERS),
+    n=st.sampled_from([0, 1, 2, 12]),
+    n_bytes=st.sampled_from([1, 2, 8, 9, 32]),
+    share=st.sampled_from([None, 0, 0.1, 0.6, 1]),
+    top=numbers,
+    m=numbers,
+    q=numbers,
+)
+def test_steps_in_any_order_rank_as_the_paper_tells_whatever_is_asked(
+    seed, steps, n, n_bytes, share, top, m, q
+):
+    rng = np.random.default_rng(seed)
+    table = table_of(rng, n=n, n_bytes=n_bytes)
+    query = rng.integers(0, 8, n_bytes, np.uint8)
+    among = None if share is None else rng.random(n) < share
+    slow = Slow(table)
+    wanted = slow.images(query) if steps[0] == "global" else slow.regions([query], range(n))
+    wanted = [own for own in wanted if among is None or among[own[0]]]
+    wanted = wanted[: top if len(steps) == 1 else m]
+    for step in steps[1:]:
+        if step == "local":
+            wanted = slow.regions([query], [row for row, _, _ in wanted])
+        elif wanted:
+            wanted = (slow.images_expanded if "global" in step else slow.regions_expanded)(
+                wanted, q
+            )
+    hits = search_in_steps(
+        table,
+        steps,
+        image_query=query,
+        region_query=query,
+        top=top,
+        candidates=m,
+        expand=q,
+        among=among,
+    )
+    check(hits, wanted[:top], table)
+
+
 def test_with_all_pictures_as_candidates_two_steps_find_what_the_exact_search_finds():
     rng = np.random.default_rng(0)
     table = table_of(rng, n=200, n_bytes=64, low=1)  # long codes, hardly a tie

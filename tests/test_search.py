@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from regionhash import search
+from regionhash.codes import codes_within
 from regionhash.search import (
     nearest_bags,
+    search_categories,
     search_images,
     search_objects,
     search_regions,
     united_hamming,
 )
-from regionhash.structures import CodeTable
+from regionhash.structures import CategoryCodes, CodeTable
 
 
 def slow_distance(a, b):
@@ -128,6 +130,137 @@ def test_bags_are_ranked_as_all_distances_rank_them_whatever_the_sample_tells(dr
         found = nearest_bags(queries[0], codes, offsets, top=top, among=among)
     assert [own.tolist() for own in found] == [rows, [united[m] for m in rows]]
     assert [own.dtype for own in found] == [np.int64, np.int64]
+
+
+def slow_ranking(queries, codes, offsets, among, top):
+    """Row and distance of the `top` pictures, from the bits of all regions."""
+    found = []
+    for n, (start, end) in enumerate(pairwise(offsets)):
+        if end > start and (among is None or among[n]):
+            bits = np.unpackbits(codes[start:end], axis=1).astype(int)  # (R, K)
+            each = [
+                np.abs(bits - np.unpackbits(query)).sum(axis=1).min().item() for query in queries
+            ]
+            found.append((sum(each), n))
+    return [(n, distance) for distance, n in sorted(found)[:top]]
+
+
+@st.composite
+def tables(draw):
+    """Bags of codes of any length, a few of them empty or all, with a mask and how many to find."""
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    n_bytes = draw(st.sampled_from([1, 2, 3, 8, 9, 16, 33]))
+    n = draw(st.sampled_from([0, 1, 2, 10, 60]))
+    sizes = rng.integers(0, 1 + draw(st.sampled_from([0, 1, 3, 9])), n)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    highest = draw(st.sampled_from([1, 3, 255]))  # few values make ties
+    codes = rng.integers(0, highest, (int(offsets[-1]), n_bytes), np.uint8, endpoint=True)
+    queries = rng.integers(0, highest, (3, n_bytes), np.uint8, endpoint=True)
+    share = draw(st.sampled_from([None, 0, 0.05, 0.3, 0.8, 1]))
+    among = None if share is None else rng.random(n) < share
+    top = draw(st.sampled_from([1, 2, 5, n // 2 + 1, max(n, 1), n + 1, 1000, 1 << 62, 10**30]))
+    return queries, codes, offsets, among, top
+
+
+SAMPLED_CODES = st.sampled_from([1, 3, 20, 20_000])
+
+
+@pytest.mark.timeout(120)
+@given(tables(), SAMPLED_CODES)
+def test_bags_are_ranked_as_their_bits_rank_them_whatever_is_asked(drawn, sampled):
+    queries, codes, offsets, among, top = drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_SAMPLED_CODES", sampled)
+        bags, distances = nearest_bags(queries[0], codes, offsets, top=top, among=among)
+    wanted = slow_ranking(queries[:1], codes, offsets, among, top)
+    assert list(zip(bags.tolist(), distances.tolist(), strict=True)) == wanted
+
+
+@pytest.mark.timeout(120)
+@given(tables(), st.integers(1, 3), SAMPLED_CODES)
+def test_pictures_are_ranked_as_the_bits_of_their_regions_rank_them(drawn, n_queries, sampled):
+    queries, codes, offsets, among, top = drawn
+    table = table_of(np.diff(offsets), codes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_SAMPLED_CODES", sampled)
+        hits = search_objects(queries[:n_queries], table, top=top, among=among)
+        alone = search_regions(queries[0], table, top=top, among=among)
+    wanted = slow_ranking(queries[:n_queries], codes, offsets, among, top)
+    assert [(hit.index, hit.distance) for hit in hits] == wanted
+    wanted = slow_ranking(queries[:1], codes, offsets, among, top)
+    assert [(hit.index, hit.distance) for hit in alone] == wanted
+
+
+@pytest.mark.timeout(120)
+@given(tables(), st.integers(0, 1 << 32), st.sampled_from([0.0, 0.4, 1.0]))
+def test_pictures_of_a_category_are_ranked_as_its_bits_rank_them(drawn, seed, min_prob):
+    queries, codes, offsets, among, top = drawn
+    rng = np.random.default_rng(seed)
+    own = [np.sort(rng.permutation(9)[:size]) for size in np.diff(offsets)]  # 9 at most in a bag
+    categories = np.concatenate([*own, np.zeros(0, np.int64)]).astype(np.int64)
+    probs = rng.random(len(categories), np.float32)
+    table = CodeTable(
+        ids=[f"image{n}" for n in range(len(own))],
+        sizes=np.full((len(own), 2), 100, np.int32),
+        category_offsets=offsets,
+        categories=categories,
+        category_probs=probs,
+        category_codes=codes,
+    )
+    query = CategoryCodes(np.array([0, 4, 7]), np.array([0.5, 0.3, 1], np.float32), queries)
+    groups = search_categories(query, table, top=top, min_prob=min_prob, among=among)
+    assert [group.category for group in groups] == [
+        category for category, prob in ((7, 1), (0, 0.5), (4, 0.3)) if prob >= min_prob
+    ]
+    for group in groups:
+        code = queries[[0, 4, 7].index(group.category)]
+        found = []
+        for m in np.flatnonzero(categories == group.category).tolist():
+            n = sum(end <= m for end in offsets[1:].tolist())
+            if probs[m] >= np.float32(min_prob) and (among is None or among[n]):
+                found.append((slow_distance(code, codes[m]), n))
+        wanted = [(n, distance) for distance, n in sorted(found)[:top]]
+        assert [(hit.index, hit.distance) for hit in group.hits] == wanted
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("top", [1, 9_998, 10_001, 20_000, 20_003, np.int64(1 << 62), 10**30])
+def test_a_large_table_gives_all_that_match_where_more_are_asked_for(top):
+    codes = np.random.default_rng(0).integers(0, 256, (20_001, 8), dtype=np.uint8)
+    sizes = np.ones(20_002, np.int64)
+    sizes[3] = 0
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    each = np.insert(np.unpackbits(codes ^ codes[0], axis=1).sum(axis=1, dtype=np.int64), 3, 99)
+    half = np.arange(len(sizes)) < 10_000
+    for among in (None, half, half & (sizes > 1), half | True):
+        own = np.flatnonzero((sizes > 0) & (True if among is None else among))
+        own = own[np.lexsort([own, each[own]])][:top]
+        bags, distances = nearest_bags(codes[0], codes, offsets, top=top, among=among)
+        np.testing.assert_array_equal(bags, own)
+        np.testing.assert_array_equal(distances, each[own])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("top", "n_passes"), [(1, 1), (8, 2), (200, 3), (20_000, 1)])
+def test_a_sample_that_misleads_costs_another_pass_and_changes_nothing(monkeypatch, top, n_passes):
+    """Each sampled bag is one bit further away than the last, and all others are far away."""
+    distances = np.full(240_000, 500)
+    stride = 1 + len(distances) // search._SAMPLED_CODES
+    distances[::stride] = np.arange(len(distances[::stride])).clip(max=400)
+    by_distance = np.packbits(np.arange(512) < np.arange(513)[:, None], axis=1)
+    levels = []
+
+    def within(query, codes, level):
+        levels.append(level)
+        return codes_within(query, codes, level)
+
+    monkeypatch.setattr(search, "codes_within", within)
+    offsets = np.arange(len(distances) + 1)
+    bags, found = nearest_bags(by_distance[0], by_distance[distances], offsets, top=top)
+    wanted = np.argsort(distances, kind="stable")[:top]
+    np.testing.assert_array_equal(bags, wanted)
+    np.testing.assert_array_equal(found, distances[wanted])
+    assert len(levels) == n_passes  # of 20,000 there are too few even where the sample ends
 
 
 @pytest.mark.parametrize("n_near", [3, 500, 30_000])

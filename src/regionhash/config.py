@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -11,9 +12,18 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from regionhash.models import MODELS
+from regionhash.textfile import one_line, read_text, reason_of, shown
 from regionhash.training import TrainingConfig
 
 Arguments = dict[str, Any]
+
+_MOST_BYTES, _LONGEST_LINE = 1 << 16, 1000
+"""Of a file of settings; `tomllib` takes time that grows with the square of a line's length."""
+
+_MOST = 65_536
+"""Of every integer but the seed: a layer of more outputs takes gigabytes."""
+
+_LARGEST = 2**63 - 1
 
 
 def training_settings(
@@ -48,13 +58,21 @@ def training_settings(
     def put(where: str, table: str | None, name: str, value: Any) -> None:
         if table is None:
             raise ValueError(f"{where}: unknown; known are {', '.join(table_of)}")
-        settings[table][name] = _checked(where, value, known[table][name])
+        value = _checked(where, name, value, known[table][name])
+        if table == "training":
+            try:
+                TrainingConfig(**{name: value})
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}" if where != name else str(error)) from error
+        settings[table][name] = value
 
     for table, content in _read(file).items() if file else ():
         if table not in known or not isinstance(content, dict):
-            raise ValueError(f"{file}: unknown key {table!r}; known are [model] and [training]")
+            raise ValueError(
+                f"{file}: unknown key {shown(table)}; known are [model] and [training]"
+            )
         for name, value in content.items():
-            where = f"{file}: [{table}] {name}"
+            where = f"{file}: [{table}] {one_line(name)}"
             if name not in known[table]:
                 raise ValueError(f"{where}: unknown; known are {', '.join(known[table])}")
             put(where, table, name, value)
@@ -78,31 +96,49 @@ def _types(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    text = read_text(file, "the settings", most=_MOST_BYTES)
+    for row, line in enumerate(text.splitlines(), 1):
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(
+                f"{file}: broken TOML: line {row} is longer than {_LONGEST_LINE} characters"
+            )
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{file}: cannot read the settings: {error.strerror}") from error
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"{file}: broken TOML: nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{file}: broken TOML: {error}") from error
+        raise ValueError(f"{file}: broken TOML: {reason_of(error)}") from error
 
 
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or more than Python reads: a word
         return text
 
 
-def _checked(where: str, value: Any, hint: Any) -> Any:
-    """The value, an integer for a float made one. Raises ValueError unless it has the type."""
+def _checked(where: str, name: str, value: Any, hint: Any) -> Any:
+    """The value, an integer for a float made one.
+
+    Raises:
+        ValueError: it has another type, or is a number that nothing here can be.
+    """
     if get_origin(hint) is Literal:
         if value in get_args(hint):
             return value
-        raise ValueError(f"{where}: must be one of {', '.join(get_args(hint))}, got {value!r}")
+        known = ", ".join(get_args(hint))
+        raise ValueError(f"{where}: must be one of {known}, got {shown(value)}")
     allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if type(value) is int and int not in allowed and float in allowed:
+        value = float(value) if abs(value) <= _LARGEST else math.inf
     if type(value) in allowed:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{where}: must be finite, got {value}")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"{where}: must have no NUL, got {shown(value)}")
+        most = _LARGEST if name == "seed" else _MOST
+        if type(value) is int and not 0 <= value <= most:
+            raise ValueError(f"{where}: must be from 0 to {most}, got {shown(value)}")
         return value
-    if type(value) is int and float in allowed:
-        return float(value)
     names = " or ".join(kind.__name__ for kind in allowed if kind is not NoneType)
-    raise ValueError(f"{where}: must be {names}, got {value!r}")
+    raise ValueError(f"{where}: must be {names}, got {shown(value)}")

@@ -222,7 +222,7 @@ def nearest_bags(
 
     What `united_hamming` and a sorting give, without the minimum of every bag: a sample of the bags
     tells the distance within which enough of them are likely to be, one pass over the codes finds
-    all that are, and where they were too few, another pass looks further.
+    all that are, and where they were too few, another pass looks further, at last at every bag.
 
     Args:
         query: (B,) uint8, packed.
@@ -245,13 +245,12 @@ def nearest_bags(
     names = np.arange(0, n_bags, stride) if among is None else np.flatnonzero(among)[::stride]
     least = united_hamming(query[None], *_gathered(codes, offsets, names))
     if stride == 1:
-        found = np.flatnonzero(least <= last)  # an empty bag is further away
-        rows = found[_nearest(least[found], top)]
-        return names[rows], least[rows]
-    least.sort()
-    place = 1 + 2 * top // stride  # where more than enough are: a second pass costs the most
-    while True:
-        level = int(least[place]) if place < len(least) else last
+        return _nearest_of(names, least, last, top)
+    least = np.sort(least[least <= last])  # an empty bag is further away
+    # Where more than enough are, for a second pass costs the most.
+    place = 1 + 2 * min(top, n_bags) // stride
+    while place < len(least):
+        level = int(least[place])
         at, distances = codes_within(query, codes, level)
         owners = np.searchsorted(offsets, at, side="right") - 1
         if among is not None:
@@ -259,12 +258,20 @@ def nearest_bags(
             distances, owners = distances[own], owners[own]
         starts = np.flatnonzero(np.diff(owners, prepend=-1))  # of the codes of one bag
         if len(starts) >= top:
-            break
+            nearest = np.minimum.reduceat(distances, starts)
+            order = np.argsort(nearest, kind="stable")[:top]
+            return owners[starts[order]], nearest[order]
         place = max(4 * place, int(np.searchsorted(least, level, side="right")))
-    bags = owners[starts]
-    nearest = np.minimum.reduceat(distances, starts) if len(starts) else distances
-    order = np.argsort(nearest, kind="stable")[:top]
-    return bags[order], nearest[order]
+    # No level of the sample is far enough: about all bags are wanted, or more than there are.
+    names = np.arange(n_bags) if among is None else np.flatnonzero(among)
+    return _nearest_of(names, united_hamming(query[None], codes, offsets)[names], last, top)
+
+
+def _nearest_of(names: Ints, least: Ints, last: int, top: int) -> tuple[Ints, Ints]:
+    """The `top` nearest of some bags, and their distances; empty bags are beyond `last`."""
+    found = np.flatnonzero(least <= last)
+    rows = found[_nearest(least[found], top)]
+    return names[rows], least[rows]
 
 
 def _gathered(codes: Codes, offsets: Ints, names: Ints) -> tuple[Codes, Ints]:
@@ -340,7 +347,7 @@ def _nearest(distances: NDArray[np.integer[Any]], top: int) -> NDArray[np.intp]:
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
-    last = int(distances.max(initial=0))
+    top, last = min(top, len(distances)), int(distances.max(initial=0))
     sample = distances[:: min(_SHARE, 1 + len(distances) // _SAMPLE)].copy()
     level = bisect_left(
         range(last), top * len(sample), key=lambda n: _count(sample <= n) * len(distances)

@@ -10,6 +10,7 @@ from regionhash.data import DATASETS, open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, ImageError, find_images, read_image
 from regionhash.structures import Target
+from regionhash.textfile import open_regular, reason_of
 
 Source = dict[str, str]
 """Where pictures lie, as a code file keeps it: {"folder": ..., "suffix": ...} says that the picture
@@ -25,6 +26,9 @@ def open_inputs(inputs: Sequence[str]) -> tuple[ImageSet, Source]:
     Raises:
         ValueError: nothing, or no picture, is there.
     """
+    for given in inputs:
+        if given.startswith("@"):
+            _check_list(Path(given[1:]))
     data_sets = [given for given in inputs if _names_data_set(given)]
     if not data_sets:
         ids, paths = zip(*find_images(inputs), strict=True)
@@ -98,6 +102,14 @@ class Pictures:
 
 
 _opened = cache(open_dataset)
+
+
+def _check_list(path: Path) -> None:
+    """Raises ValueError unless there is a file to read: a pipe would be waited for."""
+    try:
+        open_regular(path).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot read the list: {reason_of(error)}") from error
 
 
 def _names_data_set(given: str) -> bool:

@@ -10,8 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from regionhash.structures import Target
+from regionhash.textfile import shown
 
 logger = logging.getLogger(__name__)
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class LabelledBox(NamedTuple):
@@ -41,19 +44,21 @@ def make_target(
     (a picture that cannot be read), boxes are only held to x0, y0 >= 0.
 
     Raises:
-        ValueError: a coordinate is not finite.
+        ValueError: a coordinate is not finite, or beyond what a float32 holds.
     """
     height, width = size or (math.inf, math.inf)
     kept: list[LabelledBox] = []
     for item in objects:
         if not all(map(math.isfinite, item.box)):
-            raise ValueError(f"{item.source}: box must be finite, got {item.box}")
+            raise ValueError(f"{item.source}: box must be finite, got {shown(item.box)}")
         x0, y0, x1, y1 = item.box
         clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height))
+        if max(clipped[2:]) > _LARGEST:
+            raise ValueError(f"{item.source}: box must be in pixels, got {shown(item.box)}")
         if clipped[0] < clipped[2] and clipped[1] < clipped[3]:
             kept.append(item._replace(box=clipped))
         else:
-            frame = f"a picture of {width} x {height} pixels"
+            frame = f"a picture of {shown(width)} x {shown(height)} pixels"
             logger.warning("%s: box %s has no area in %s; left out", item.source, item.box, frame)
     return Target(
         boxes=np.array([item.box for item in kept], np.float32).reshape(-1, 4),

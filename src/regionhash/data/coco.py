@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages
+from regionhash.jsonfile import read_json
+from regionhash.textfile import shown
 
 
 def read_coco(images_dir: str | Path, annotations_json: str | Path) -> ImageSet:
@@ -20,42 +21,48 @@ def read_coco(images_dir: str | Path, annotations_json: str | Path) -> ImageSet:
 
     Raises:
         ValueError: the folder or the file is missing, is not JSON, lacks a field, or an object
-            names an unknown category or picture.
+            names an unknown category or picture; or two categories or pictures have the same id.
     """
     images_dir, path = Path(images_dir), Path(annotations_json)
     if not images_dir.is_dir():
         raise ValueError(f"{images_dir} is missing: it must be the folder of the COCO pictures")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read the instances file: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: broken JSON: {error}") from error
+    content = read_json(path, what="the instances file")
 
     categories = sorted(_records(path, content, "categories", {"id": int, "name": str}), key=_id)
     indices = {category["id"]: index for index, category in enumerate(categories)}
     fields = {"id": int, "file_name": str, "height": int, "width": int}
     images = _records(path, content, "images", fields)
+    _check_unique(path, categories, "categories", "id")
+    for field in ("id", "file_name"):
+        _check_unique(path, images, "images", field)
+    for n, image in enumerate(images):
+        for field in ("height", "width"):
+            if image[field] < 1:
+                got = shown(image[field])
+                raise ValueError(f"{path}: images[{n}] needs a positive {field!r}, got {got}")
     objects: dict[int, list[LabelledBox]] = {image["id"]: [] for image in images}
     fields = {"image_id": int, "category_id": int, "bbox": list}
     for n, item in enumerate(_records(path, content, "annotations", fields)):
         source = f"{path}: annotations[{n}]"
         if item["image_id"] not in objects:
-            raise ValueError(f"{source}: unknown image_id {item['image_id']}")
+            raise ValueError(f"{source}: unknown image_id {shown(item['image_id'])}")
         if item["category_id"] not in indices:
-            raise ValueError(f"{source}: unknown category_id {item['category_id']}")
+            raise ValueError(f"{source}: unknown category_id {shown(item['category_id'])}")
         try:
             x, y, width, height = map(float, item["bbox"])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"{source}: bbox must be [x, y, width, height], got {item['bbox']}"
+                f"{source}: bbox must be [x, y, width, height], got {shown(item['bbox'])}"
             ) from error
+        crowd = item.get("iscrowd")
+        if crowd not in (None, 0, 1):
+            raise ValueError(f"{source}: iscrowd must be 0 or 1, got {shown(crowd)}")
         objects[item["image_id"]].append(
             LabelledBox(
                 source,
                 indices[item["category_id"]],
                 (x, y, x + width, y + height),
-                difficult=bool(item.get("iscrowd", 0)),
+                difficult=bool(crowd),
             )
         )
     return ImageSet(
@@ -85,8 +92,24 @@ def _records(
     for n, record in enumerate(records):
         for field, kind in fields.items():
             value = record.get(field) if isinstance(record, dict) else None
-            if not isinstance(value, kind):
+            if not isinstance(value, kind) or isinstance(value, bool):
+                got = shown(value)
                 raise ValueError(
-                    f"{path}: {name}[{n}] needs {field!r} ({kind.__name__}), got {value!r}"
+                    f"{path}: {name}[{n}] needs {field!r} ({kind.__name__}), got {got}"
                 )
+            if isinstance(value, str) and not _is_text(value):
+                raise ValueError(f"{path}: {name}[{n}]: {field!r} is no name: {shown(value)}")
     return records
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be a name of a file or a class: Unicode without NUL, and not empty."""
+    return bool(value) and not any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in value)
+
+
+def _check_unique(path: Path, records: list[dict[str, Any]], name: str, field: str) -> None:
+    seen = set()
+    for record in records:
+        if record[field] in seen:
+            raise ValueError(f"{path}: two of {name!r} have the {field} {shown(record[field])}")
+        seen.add(record[field])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,12 +14,16 @@ from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, ImageError, read_size
 from regionhash.structures import Target
+from regionhash.textfile import open_regular, reason_of, shown
 
 _HEADERS = (
     ("image", "label"),
     ("image", "label", "x0", "y0", "x1", "y1"),
     ("image", "label", "xmin", "ymin", "xmax", "ymax"),
 )
+
+
+_LONGEST = 1 << 20  # characters of a line; six cells have 6 x 128 Ki at most (`csv` itself)
 
 
 class _Row(NamedTuple):
@@ -49,10 +54,10 @@ def read_csv(path: str | Path, *, images_dir: str | Path | None = None) -> Image
     path = Path(path)
     folder = path.parent if images_dir is None else Path(images_dir)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(path, file))
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
+            rows = list(_rows(path, _lines(file)))
     except OSError as error:
-        raise ValueError(f"{path}: cannot read the table: {error.strerror}") from error
+        raise ValueError(f"{path}: cannot read the table: {reason_of(error)}") from error
     if not rows:
         raise ValueError(f"{path} lists no picture")
     classes = tuple(sorted({row.label for row in rows if row.label}))
@@ -69,13 +74,20 @@ def read_csv(path: str | Path, *, images_dir: str | Path | None = None) -> Image
     )
 
 
+def _lines(file: io.TextIOWrapper) -> Iterator[str]:
+    while line := file.readline(_LONGEST):
+        if len(line) == _LONGEST:
+            raise ValueError(f"a line has {_LONGEST:,} characters or more")
+        yield line
+
+
 def _rows(path: Path, file: Iterator[str]) -> Iterator[_Row]:
     lines = csv.reader(file)
     try:
         header = tuple(cell.strip() for cell in next(lines, ()))
         if header not in _HEADERS:
             forms = " or ".join(",".join(form) for form in _HEADERS)
-            raise ValueError(f"header must be {forms}, got {','.join(header)!r}")
+            raise ValueError(f"header must be {forms}, got {shown(','.join(header))}")
         for cells in lines:
             if not cells:  # a blank line
                 continue
@@ -84,12 +96,14 @@ def _rows(path: Path, file: Iterator[str]) -> Iterator[_Row]:
             image, label, *edges = (cell.strip() for cell in cells)
             if not image:
                 raise ValueError("the column image is empty")
+            if "\0" in image or "\0" in label:
+                raise ValueError("a cell has a NUL")
             box = _box(edges) if any(edges) else None
             if box and not label:
                 raise ValueError("a box needs a label")
             yield _Row(f"{path}:{lines.line_num}", image, label, box)
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path}:{max(lines.line_num, 1)}: {error}") from error
+        raise ValueError(f"{path}:{max(lines.line_num, 1)}: {reason_of(error)}") from error
 
 
 def _box(edges: list[str]) -> tuple[float, float, float, float]:
@@ -104,7 +118,8 @@ def _target(path: Path, rows: list[_Row], indices: dict[str, int]) -> Target:
     objects = [LabelledBox(row.source, indices[row.label], row.box) for row in rows if row.box]
     size = None
     if objects:
-        with suppress(ImageError):  # whoever reads the picture gets this error
-            size = read_size(path)
+        # Whoever reads the picture gets the error; a pipe would be waited for.
+        with suppress(ImageError, OSError):
+            size = read_size(path) if path.is_file() else None
     image_labels = [indices[row.label] for row in rows if row.label and not row.box]
     return make_target(objects, size, image_labels)

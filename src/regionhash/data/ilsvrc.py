@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from xml.etree import ElementTree
 
 from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, find_images
+from regionhash.data.xmlfile import read_xml
 from regionhash.structures import Target
+from regionhash.textfile import reason_of
 
 
 def read_ilsvrc(root: str | Path, split: str) -> ImageSet:
@@ -32,17 +34,18 @@ def read_ilsvrc(root: str | Path, split: str) -> ImageSet:
                 f"ILSVRC2013_DET_bbox_{split} with an XML file of the same name for each"
             )
     names, paths = zip(*find_images([pictures]), strict=True)
-    found = [_read_objects(annotations / Path(name).with_suffix(".xml")) for name in names]
+    files = [annotations / Path(name).with_suffix(".xml") for name in names]
+    found = [_read_objects(file) for file in files]
     classes = tuple(sorted({item[0] for objects, _ in found for item in objects}))
     if not classes:
         raise ValueError(f"{annotations}: no picture of {pictures} has an object")
     targets = [
         make_target(
-            [LabelledBox(name, classes.index(synset), box) for synset, box in objects], size
+            [LabelledBox(str(file), classes.index(synset), box) for synset, box in objects], size
         )
         if objects
         else Target.empty()
-        for name, (objects, size) in zip(names, found, strict=True)
+        for file, (objects, size) in zip(files, found, strict=True)
     ]
     ids = tuple(Path(name).with_suffix("").as_posix() for name in names)
     return ImageSet(f"ILSVRC2013:{split}", classes, ids, FileImages(paths), tuple(targets))
@@ -53,11 +56,13 @@ _Objects = list[tuple[str, tuple[float, float, float, float]]]
 
 def _read_objects(path: Path) -> tuple[_Objects, tuple[int, int] | None]:
     """Synset and box of each object of a picture, and the picture's height and width."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return [], None
+    root = read_xml(path)
     try:
-        root = ElementTree.parse(path).getroot()
         size = int(root.findtext("size/height", "")), int(root.findtext("size/width", ""))
+        if min(size) < 1:
+            raise ValueError(f"height and width must be positive, got {size}")
         objects: _Objects = []
         for item in root.iterfind("object"):
             x0, y0, x1, y1 = (
@@ -68,6 +73,6 @@ def _read_objects(path: Path) -> tuple[_Objects, tuple[int, int] | None]:
             if not name:
                 raise ValueError("an object lacks its name")
             objects.append((name, (x0, y0, x1 + 1, y1 + 1)))
-    except (ElementTree.ParseError, ValueError) as error:
-        raise ValueError(f"{path}: broken annotation: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: broken annotation: {reason_of(error)}") from error
     return objects, size

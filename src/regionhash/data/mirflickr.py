@@ -7,6 +7,9 @@ from pathlib import Path
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages
 from regionhash.structures import Target
+from regionhash.textfile import read_text, shown
+
+_DIGITS = 18  # of a number of a picture; Python reads 4300 at most
 
 ANNOTATIONS = ("annotations", "mirflickr25k_annotations_v080")
 
@@ -20,7 +23,8 @@ def read_mirflickr(root: str | Path) -> ImageSet:
     without a label are part of the set; numbers of pictures that are not there are left out.
 
     Raises:
-        ValueError: there is no picture or no annotation, or a line is no number.
+        ValueError: there is no picture or no annotation, or a list cannot be read or has a line
+            that is no number.
     """
     root = Path(root)
     numbers = sorted(
@@ -52,8 +56,14 @@ def read_mirflickr(root: str | Path) -> ImageSet:
 
 
 def _numbers(path: Path) -> list[int]:
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    for row, line in enumerate(lines, 1):
-        if line.strip() and not line.strip().isdecimal():
-            raise ValueError(f"{path}, line {row}: must be the number of a picture, got {line!r}")
-    return sorted({int(line) for line in lines if line.strip()})
+    numbers = set()
+    for row, line in enumerate(read_text(path, "the list").split("\n"), 1):
+        number = line.strip()
+        if not number:
+            continue
+        if not number.isdecimal() or len(number) > _DIGITS:
+            raise ValueError(
+                f"{path}, line {row}: must be the number of a picture, got {shown(line)}"
+            )
+        numbers.add(int(number))
+    return sorted(numbers)

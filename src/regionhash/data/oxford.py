@@ -7,12 +7,14 @@ Philbin et al., "Object retrieval with large vocabularies and fast spatial match
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, find_images
 from regionhash.data.instances import Box, InstanceQuery, InstanceSearch
 from regionhash.structures import Target
+from regionhash.textfile import one_line, read_text, shown
 
 logger = logging.getLogger(__name__)
 
@@ -41,20 +43,25 @@ def read_oxford(root: str | Path) -> InstanceSearch:
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"{root} is missing: it must hold pictures and ground truth\n{_layout()}")
+        raise ValueError(f"{root} is missing: it must hold pictures and ground truth; {_layout()}")
     files = sorted(root.rglob(f"*{_QUERY}"))
     if not files:
-        raise ValueError(f"{root}: no *{_QUERY} below it\n{_layout()}")
+        raise ValueError(f"{root}: no *{_QUERY} below it; {_layout()}")
     try:
         paths = [path for _, path in find_images([root])]
     except ValueError as error:
-        raise ValueError(f"{error}\n{_layout()}") from error
+        raise ValueError(f"{error}; {_layout()}") from error
     ids = tuple(path.stem for path in paths)
     database = ImageSet(
         root.resolve().name, (), ids, FileImages(paths), (Target.empty(),) * len(ids)
     )
     queries = tuple(_read_query(path) for path in files)
-    missing = {own for query in queries for own in query.positives} - set(ids)
+    known = set(ids)
+    for path, query in zip(files, queries, strict=True):
+        if query.image_id not in known:
+            picture = one_line(query.image_id)
+            raise ValueError(f"{path}: the picture {picture} of query {query.name} is missing")
+    missing = {own for query in queries for own in query.positives} - known
     if missing:
         logger.warning(
             "%s: %d positive pictures have no file, such as %s; they count as never found",
@@ -78,11 +85,12 @@ def _read_query(path: Path) -> InstanceQuery:
     try:
         image_id, edges = words[0], tuple(map(float, words[1:]))
         box: Box = (edges[0], edges[1], edges[2], edges[3])
-        if len(edges) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+        finite = all(map(math.isfinite, edges))
+        if len(edges) != 4 or not (finite and box[0] < box[2] and box[1] < box[3]):
             raise ValueError
     except (ValueError, IndexError):
         raise ValueError(
-            f"{path}: must be a picture and a box x0 y0 x1 y1, got {' '.join(words)!r}"
+            f"{path}: must be a picture and a box x0 y0 x1 y1, got {shown(' '.join(words))}"
         ) from None
     good, ok, junk = (
         tuple(_text(path.with_name(f"{name}_{kind}.txt")).split())
@@ -92,8 +100,4 @@ def _read_query(path: Path) -> InstanceQuery:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path}: cannot read the ground truth: {reason}") from error
+    return read_text(path, "the ground truth")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages
+from regionhash.data.xmlfile import read_xml
 from regionhash.structures import Target
+from regionhash.textfile import one_line, read_text, reason_of, shown
 
 VOC_CLASSES = (
     "aeroplane",
@@ -67,10 +69,7 @@ def read_voc(
                 f"{path} is missing: {folder} must be a VOC folder with JPEGImages/<id>.jpg, "
                 f"Annotations/<id>.xml and ImageSets/Main/{split}.txt (one id a line)"
             )
-    lines = listing.read_text(encoding="utf-8").splitlines()
-    ids = tuple(line.split()[0] for line in lines if line.strip())
-    if not ids:
-        raise ValueError(f"{listing} lists no picture")
+    ids = _listed(listing)
     names = tuple(VOC_CLASSES if classes is None else classes)
     indices = {name: index for index, name in enumerate(names)}
     return ImageSet(
@@ -79,32 +78,53 @@ def read_voc(
         ids=ids,
         images=FileImages([folder / "JPEGImages" / f"{image_id}.jpg" for image_id in ids]),
         targets=tuple(
-            _read_annotation(folder / "Annotations" / f"{image_id}.xml", indices)
+            _read_annotation(folder / "Annotations" / f"{image_id}.xml", indices, listing)
             for image_id in ids
         ),
     )
 
 
-def _read_annotation(path: Path, indices: dict[str, int]) -> Target:
+def _listed(path: Path) -> tuple[str, ...]:
+    """The ids of a list."""
+    rows: dict[str, int] = {}
+    for row, line in enumerate(read_text(path, "the list").splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        if "\0" in words[0]:
+            raise ValueError(f"{path}, line {row}: an id has no NUL, got {shown(words[0])}")
+        first = rows.setdefault(words[0], row)
+        if first != row:
+            raise ValueError(f"{path}, line {row}: {shown(words[0])} is in line {first} already")
+    if not rows:
+        raise ValueError(f"{path} lists no picture")
+    return tuple(rows)
+
+
+def _read_annotation(path: Path, indices: dict[str, int], listing: Path) -> Target:
     try:
-        root = ElementTree.parse(path).getroot()
+        root = read_xml(path)
+    except ValueError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        trouble = f"{path} is missing" if isinstance(cause, FileNotFoundError) else str(error)
+        message = f"{listing}: each picture needs an XML file, but {trouble}"
+        raise ValueError(one_line(message)) from error
+    try:
         size = (int(_text(root, "size/height")), int(_text(root, "size/width")))
         if min(size) < 1:
             raise ValueError(f"height and width must be positive, got {size}")
         objects = [_read_object(path, item, indices) for item in root.iterfind("object")]
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: each listed picture needs an XML file") from error
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: broken XML: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {reason_of(error)}") from error
     return make_target(objects, size)
 
 
-def _read_object(path: Path, item: ElementTree.Element, indices: dict[str, int]) -> LabelledBox:
+def _read_object(path: Path, item: Element, indices: dict[str, int]) -> LabelledBox:
     name = _text(item, "name")
     if name not in indices:
-        raise ValueError(f"unknown class {name!r}; known are {', '.join(indices)}")
+        raise ValueError(f"unknown class {shown(name)}; known are {', '.join(indices)}")
     # The first edges are inclusive and counted from 1, so the last ones are exclusive from 0.
     xmin, ymin, xmax, ymax = (
         float(_text(item, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")
@@ -113,7 +133,7 @@ def _read_object(path: Path, item: ElementTree.Element, indices: dict[str, int])
     return LabelledBox(str(path), indices[name], (xmin - 1, ymin - 1, xmax, ymax), difficult)
 
 
-def _text(element: ElementTree.Element, path: str) -> str:
+def _text(element: Element, path: str) -> str:
     text = (element.findtext(path) or "").strip()
     if not text:
         raise ValueError(f"<{element.tag}> lacks <{path}>")

@@ -1,0 +1,88 @@
+"""Text files that people hand over: read, or refused in one line with the file and the reason."""
+
+from __future__ import annotations
+
+import errno
+import os
+import reprlib
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+_LONGEST = 1000  # characters of a message: a file may hold a value of any length
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, opened to read bytes; nothing else is waited for, such as a pipe.
+
+    Raises:
+        OSError: there is none, or it may not be read.
+        ValueError: the path holds a NUL.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(
+    path: Path, what: str, *, most: int | None = None, error: type[ValueError] = ValueError
+) -> bytes:
+    """The content of a file.
+
+    Args:
+        path: the file.
+        what: it should be, for messages: "the settings".
+        most: bytes that are read; a larger file is refused. None reads any.
+        error: what is raised.
+
+    Raises:
+        ValueError: `error`: the file cannot be read or is too large.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if most is not None and size > most:
+                raise ValueError(f"its {size:,} bytes are more than the limit of {most:,}")
+            return file.read()
+    except (OSError, ValueError, MemoryError) as failure:
+        raise error(one_line(f"{path}: cannot read {what}: {reason_of(failure)}")) from failure
+
+
+def read_text(
+    path: Path, what: str, *, most: int | None = None, error: type[ValueError] = ValueError
+) -> str:
+    """The content of a file in UTF-8, without a byte order mark; otherwise as `read_bytes`."""
+    content = read_bytes(path, what, most=most, error=error)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        raise error(f"{path}: cannot read {what}: {reason_of(failure)}") from failure
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in one line: of a file, without its name."""
+    strerror = getattr(error, "strerror", None)
+    return one_line(strerror or str(error) or type(error).__name__)
+
+
+def one_line(text: str) -> str:
+    """A message without line breaks and signs that steer a terminal, cut where it is very long."""
+    text = " ".join(text[: 2 * _LONGEST].split())
+    text = "".join(sign if sign.isprintable() else "?" for sign in text)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, for a message: cut where it is long or deep."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"<{type(value).__name__} too long to be written>"
