@@ -3,6 +3,7 @@
 #   make test             all tests
 #   make check            formatting, lint, types
 #   make docs             docs/cli.md anew, from the commands' --help
+#   make torture MINUTES=5            many processes on one collection, killed all the time
 #   make clean            removes caches and the demo's files; .venv and runs/ stay
 #   make PYTHON=python3.12 demo       with another interpreter than python3
 
@@ -13,7 +14,12 @@ THREADS ?= 1
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check docs clean .venv
+# Of the torture, see benchmarks/torture; OPTIONS may be --json.
+MINUTES ?= 5
+SEED ?= 0
+WRITERS ?= 3
+
+.PHONY: demo test check docs torture clean .venv
 
 demo: $(READY)
 	$(BIN)/regionhash demo
@@ -30,6 +36,9 @@ check: $(READY)
 
 docs: $(READY)
 	$(BIN)/python scripts/write_cli_docs.py
+
+torture: $(READY)
+	$(BIN)/python benchmarks/torture --minutes $(MINUTES) --seed $(SEED) --writers $(WRITERS) $(OPTIONS)
 
 clean:
 	rm -rf build demo dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
