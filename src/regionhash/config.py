@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from regionhash.models import MODELS
+from regionhash.parameters import checked, types_of
 from regionhash.training import TrainingConfig
 
 Arguments = dict[str, Any]
@@ -40,7 +38,7 @@ def training_settings(
     """
     if model not in MODELS:
         raise ValueError(f"unknown model {model!r}; known: {', '.join(MODELS)}")
-    known = {"model": _types(MODELS[model]), "training": _types(TrainingConfig)}
+    known = {"model": types_of(MODELS[model]), "training": types_of(TrainingConfig)}
     known["model"].pop("n_classes")  # the data tells
     table_of = {name: table for table, names in known.items() for name in names}
     settings: dict[str, Arguments] = {"model": {}, "training": {}}
@@ -48,7 +46,7 @@ def training_settings(
     def put(where: str, table: str | None, name: str, value: Any) -> None:
         if table is None:
             raise ValueError(f"{where}: unknown; known are {', '.join(table_of)}")
-        settings[table][name] = _checked(where, value, known[table][name])
+        settings[table][name] = checked(where, value, known[table][name])
 
     for table, content in _read(file).items() if file else ():
         if table not in known or not isinstance(content, dict):
@@ -69,14 +67,6 @@ def training_settings(
     return settings["model"], TrainingConfig(**settings["training"])
 
 
-def _types(function: Callable[..., Any]) -> dict[str, Any]:
-    """The type of each parameter of a builder, or of each field of a dataclass."""
-    hints = get_type_hints(function)
-    if isinstance(function, type):
-        return {field.name: hints[field.name] for field in fields(function)}
-    return {name: hints[name] for name in inspect.signature(function).parameters}
-
-
 def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
@@ -91,18 +81,3 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _checked(where: str, value: Any, hint: Any) -> Any:
-    """The value, an integer for a float made one. Raises ValueError unless it has the type."""
-    if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-        raise ValueError(f"{where}: must be one of {', '.join(get_args(hint))}, got {value!r}")
-    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if type(value) in allowed:
-        return value
-    if type(value) is int and float in allowed:
-        return float(value)
-    names = " or ".join(kind.__name__ for kind in allowed if kind is not NoneType)
-    raise ValueError(f"{where}: must be {names}, got {value!r}")
