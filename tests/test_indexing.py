@@ -205,7 +205,7 @@ def test_an_index_that_was_moved_brings_its_model_along(photos, tmp_path):
     other = shutil.copytree(after, tmp_path / "other")
     (after / "model.json").write_text("[]")  # something else of that name
     said = error_of("search", after, *command)
-    assert said == f"{after / 'model.json'}: not a checkpoint"
+    assert said == f"{after / 'model.json'}: not a checkpoint: must be an object, got []"
     assert search(after, *command, "--model", other) == wanted
 
 
@@ -333,7 +333,7 @@ def test_bad_settings_are_named(photos, saved, tmp_path):
         (["--proposals", saved.folder, "--backbone", "vgg16"], "leave out backbone"),
         (["--bits", 12, *SMALL[:4]], "positive multiple of 8, got 12"),
         (["--overlap", 1.5, *SMALL[:4]], "overlap must be in [0, 1), got 1.5"),
-        (["--short", 8], "short must be at least 32, got 8"),
+        (["--short", 8], "short must be in [32, 2048], got 8"),
         (["--backbone", "vgg"], "unknown backbone 'vgg'; known: vgg16,"),
     ):
         assert message in error_of("index", photos, "-o", tmp_path / "run", *options)

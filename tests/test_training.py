@@ -59,7 +59,8 @@ def test_a_run_leaves_a_checkpoint_a_log_and_its_provenance(tmp_path):
     model, stored = load_checkpoint(tmp_path)
     assert stored.model_hash == read_checkpoint(tmp_path / "model.json").model_hash
     assert checkpoint == stored and stored.classes == SCENES.classes
-    assert stored.arguments == REGION | {"n_classes": 10}
+    assert stored.arguments.items() >= (REGION | {"n_classes": 10}).items()
+    assert stored.arguments["gamma_h1"] == 0.05  # a default of the builder, which may change
     assert not model.training
     with (tmp_path / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -300,7 +301,7 @@ def test_damaged_weights_are_refused(checkpoint):
     [
         ({"format": 99}, "checkpoint format 99, this version of regionhash reads 1"),
         ({"model": "resnet"}, "unknown model 'resnet'"),
-        ({"classes": None}, "not a checkpoint, 'classes' is missing"),
+        ({"classes": None}, "'classes' is missing"),
     ],
 )
 def test_a_foreign_json_is_refused(checkpoint, change, message):
@@ -310,7 +311,7 @@ def test_a_foreign_json_is_refused(checkpoint, change, message):
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(checkpoint)
     config.write_text("{")
-    with pytest.raises(CheckpointError, match="not readable as JSON"):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         read_checkpoint(checkpoint)
     config.unlink()
     with pytest.raises(CheckpointError, match="a checkpoint is a folder with it"):

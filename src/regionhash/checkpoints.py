@@ -234,8 +234,10 @@ def _read_record(path: Path) -> tuple[dict[str, Any], Checkpoint]:
         record = strict_json.read_object(config)
     except FileNotFoundError:
         raise CheckpointError(f"{config}: no such file; a checkpoint is a folder with it") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{config}: not readable as JSON ({_one_line(error)})") from error
+    except OSError as error:
+        raise CheckpointError(f"{config}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{config}: not a checkpoint: {_one_line(error)}") from error
     try:
         return record, _checked(record)
     except ValueError as error:
