@@ -882,7 +882,7 @@ def search(
             **numbers,
         )
     if sheet:
-        pictures = Pictures(file.meta["sources"], images_dir)
+        pictures = Pictures(file.recorded("sources"), images_dir)
         n_hits = len(answer.hits) + sum(len(group.hits) for group in answer.groups)
         title = f"{n_hits} nearest of {len(file.table)} pictures, by {answer.mode}"
         write_answer(sheet, answer, file, pictures, title=title, wanted=wanted)

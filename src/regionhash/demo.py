@@ -299,7 +299,7 @@ def _write_sheets(
 ) -> None:
     """Searches `file` by the whole example, by one digit of it, and by two."""
     model, checkpoint = _load(checkpoint_folder)
-    pictures = Pictures(file.meta["sources"])
+    pictures = Pictures(file.recorded("sources"))
     searches: dict[Mode, int] = {"image": 0, "region": 1, "objects": 2}  # boxes of the query
     for mode, n_boxes in searches.items():
         query = QueryPicture("query", example.image, example.boxes[:n_boxes])
