@@ -174,6 +174,16 @@ def test_a_header_of_any_kind_is_one_line(path, value):
     assert refusal(path).startswith("header must be text")
 
 
+def test_a_heap_without_an_end_is_not_read_for_ever(path):
+    content = path.read_bytes()
+    at = content.index(b"GCOL")
+    (size,) = struct.unpack_from("<Q", content, at + 24)  # of the header
+    free = at + 32 + -(-size // 8) * 8
+    assert struct.unpack_from("<H", content, free) == (0,)
+    path.write_bytes(content[: free + 8] + bytes(8) + content[free + 16 :])
+    assert refusal(path).startswith("not a readable HDF5 file: an object of 0 bytes in the heap")
+
+
 def test_what_the_writer_did_not_record_is_named_when_it_is_asked_for(path):
     header = header_of(path)
     set_header(path, header | {"meta": {}})

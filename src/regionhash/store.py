@@ -60,6 +60,8 @@ _MAX_RECORD = 1 << 28  # bytes; a picture of 10,000 regions and codes of 1,024 b
 _SYNC_SECONDS = 5.0  # of work that a power cut may take; a kill takes none
 _CHUNK_BYTES = 1 << 20  # of each dataset held in memory while packing
 _HDF5_ROOM = 1 << 20  # more than HDF5 needs for its own structures, which take some 10 KiB
+_HEAP = b"GCOL\1\0\0\0"  # a global heap: its size follows, then objects of 16 bytes and content
+_SIZE, _HEAP_OBJECT = struct.Struct("<Q"), struct.Struct("<H6xQ")
 _ALIGNMENT = 64  # of each dataset in the file, in bytes: a cache line
 
 Shapes = dict[str, tuple[int, ...]]
@@ -227,6 +229,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     if not path.is_file():  # to open a pipe would wait for whoever fills it
         raise StoreError(f"{path}: {'not an ordinary' if path.exists() else 'no such'} file")
     try:
+        _check_heaps(path)
         with h5py.File(path, "r") as file:
             content = _header_of(file)
             datasets = {
@@ -262,6 +265,27 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         else:
             arrays[name] = np.ndarray(shape, dtype, file_bytes.data, offset)
     return header, arrays
+
+
+def _check_heaps(path: Path) -> None:
+    """Raises ValueError for a heap with an object of no size, which HDF5 would read for ever.
+
+    The heap of the header has no checksum; it lies before the datasets of every file that was
+    written here.
+    """
+    with path.open("rb") as file:
+        start = file.read(_HDF5_ROOM + strict_json.MAX_BYTES)
+    at = start.find(_HEAP)
+    while at >= 0:
+        (size,) = _SIZE.unpack_from(start[at : at + 16].ljust(16), 8)
+        end, place = min(at + size, len(start)), at + 16
+        while place + 16 <= end:
+            index, size = _HEAP_OBJECT.unpack_from(start, place)
+            step = 16 + -(-size // 8) * 8 if index else size  # of free space, all of it
+            if step < 16:
+                raise ValueError(f"an object of {size} bytes in the heap at {at}")
+            place += step
+        at = start.find(_HEAP, at + 4)
 
 
 def _header_of(file: h5py.File) -> bytes:
