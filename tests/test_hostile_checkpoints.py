@@ -171,6 +171,14 @@ def test_what_is_no_ordinary_file_is_not_waited_for(folder, name):
         path.write_bytes(b"")
 
 
+def test_a_name_that_is_too_long_is_one_line(tmp_path):
+    for name in ("x" * 300, "x/" * 3000):
+        with pytest.raises(
+            CheckpointError, match=r": (cannot be read: File name too|no such file)"
+        ):
+            load_checkpoint(tmp_path / name)
+
+
 def test_a_changed_field_has_another_hash_and_is_refused(folder):
     record = record_of(folder)
     for change in (

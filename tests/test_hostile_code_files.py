@@ -181,7 +181,7 @@ def test_a_heap_without_an_end_is_not_read_for_ever(path):
     free = at + 32 + -(-size // 8) * 8
     assert struct.unpack_from("<H", content, free) == (0,)
     path.write_bytes(content[: free + 8] + bytes(8) + content[free + 16 :])
-    assert refusal(path).startswith("not a readable HDF5 file: an object of 0 bytes in the heap")
+    assert refusal(path).startswith("not a readable HDF5 file: object 2 of 0 bytes in the heap")
 
 
 def test_what_the_writer_did_not_record_is_named_when_it_is_asked_for(path):
@@ -190,6 +190,13 @@ def test_what_the_writer_did_not_record_is_named_when_it_is_asked_for(path):
     file = CodeFile.open(path)
     with pytest.raises(StoreError, match=r"codes\.h5: its writer recorded no 'checkpoint' in meta"):
         model_folder(file)
+
+
+@pytest.mark.parametrize("change", [{"classes": ("a", "a")}, {"meta": {"precision": 3}}])
+def test_a_writer_does_not_begin_what_could_not_be_opened(tmp_path, change):
+    with pytest.raises(StoreError, match=r"codes\.h5: header: "):
+        CodeFileWriter(tmp_path / "codes.h5", **(MODEL | change))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_precisions_are_those_of_encoding():

@@ -408,7 +408,10 @@ def _described(weight: tuple[str, tuple[int, ...]] | None) -> str:
 
 
 def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
+    try:
+        return path if path.is_dir() else path.parent
+    except OSError as error:  # such as a name that is too long
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _file_hash(path: Path) -> str:

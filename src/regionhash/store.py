@@ -60,7 +60,10 @@ _MAX_RECORD = 1 << 28  # bytes; a picture of 10,000 regions and codes of 1,024 b
 _SYNC_SECONDS = 5.0  # of work that a power cut may take; a kill takes none
 _CHUNK_BYTES = 1 << 20  # of each dataset held in memory while packing
 _HDF5_ROOM = 1 << 20  # more than HDF5 needs for its own structures, which take some 10 KiB
+_NOT_OF_TABLE = ("id_bytes", "id_offsets", "sizes", "image_labels")  # as they are
 _HEAP = b"GCOL\1\0\0\0"  # a global heap: its size follows, then objects of 16 bytes and content
+_MAX_PATH = 4096  # Linux's PATH_MAX
+_MAX_OBJECTS = 10_000  # in all heaps; the one that is written here has two
 _SIZE, _HEAP_OBJECT = struct.Struct("<Q"), struct.Struct("<H6xQ")
 _ALIGNMENT = 64  # of each dataset in the file, in bytes: a cache line
 
@@ -151,13 +154,16 @@ class CodeFile:
 
     @classmethod
     def open(cls, path: str | Path) -> CodeFile:
-        """Opens a code file; arrays are read from the disk when used.
+        """Opens a code file; codes are read from the disk when used.
+
+        Boxes, scores and labels are read once, to check them.
 
         Args:
             path: of the file.
 
         Raises:
-            StoreError: the file is missing, damaged, of another format or of another version.
+            StoreError: the file is missing, damaged, of another format or of another version, or
+                holds what no picture has: labels without a class, boxes that are not finite.
         """
         path = Path(path)
         return cls._of(path, *_read(path))
@@ -165,7 +171,7 @@ class CodeFile:
     @classmethod
     def _of(cls, path: Path, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CodeFile:
         """The file of what was read of it. Raises StoreError for parts that do not fit together."""
-        table = {name: array for name, array in arrays.items() if name in _OF_TABLE}
+        parts = {name: rows for name, rows in arrays.items() if name not in _NOT_OF_TABLE}
         try:
             check_ranges(arrays, len(header["classes"]))
             file = cls(
@@ -175,7 +181,7 @@ class CodeFile:
                     ids=Ids(arrays["id_bytes"], arrays["id_offsets"]),
                     sizes=arrays["sizes"],
                     classes=tuple(header["classes"]),
-                    **table,
+                    **parts,
                 ),
                 model=header["model"],
                 model_hash=header["model_hash"],
@@ -209,18 +215,15 @@ class CodeFile:
         return self.meta[name]
 
 
-_OF_TABLE = (
-    "image_codes",
-    "class_probs",
-    "offsets",
-    "boxes",
-    "scores",
-    "labels",
-    "region_codes",
-    "category_offsets",
-    "categories",
-    "category_probs",
-    "category_codes",
+# Which of them h5py raises for damaged bytes depends on where the damage lies.
+_H5PY_ERRORS = (
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 
@@ -241,9 +244,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         file_bytes = np.asarray(np.memmap(path, np.uint8, "r"))
     except StoreError as error:
         raise StoreError(f"{path}: {error}") from error
-    except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
-            ValueError) as error:  # fmt: skip
-        # Which of them h5py raises for damaged bytes depends on where the damage lies.
+    except _H5PY_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise StoreError(f"{path}: not a readable HDF5 file: {reason}") from error
     header = _checked_header(path, content)
@@ -275,15 +276,16 @@ def _check_heaps(path: Path) -> None:
     """
     with path.open("rb") as file:
         start = file.read(_HDF5_ROOM + strict_json.MAX_BYTES)
-    at = start.find(_HEAP)
+    at, n_objects = start.find(_HEAP), 0
     while at >= 0:
         (size,) = _SIZE.unpack_from(start[at : at + 16].ljust(16), 8)
         end, place = min(at + size, len(start)), at + 16
         while place + 16 <= end:
             index, size = _HEAP_OBJECT.unpack_from(start, place)
             step = 16 + -(-size // 8) * 8 if index else size  # of free space, all of it
-            if step < 16:
-                raise ValueError(f"an object of {size} bytes in the heap at {at}")
+            n_objects += 1
+            if step < 16 or n_objects > _MAX_OBJECTS:
+                raise ValueError(f"object {n_objects} of {size} bytes in the heap at {at}")
             place += step
         at = start.find(_HEAP, at + 4)
 
@@ -338,18 +340,22 @@ def _checked_header(path: Path, content: bytes) -> dict[str, Any]:
 
 def _check_meta(meta: dict[str, Any]) -> None:
     """Raises ValueError for values that a search would trip over; other keys hold anything."""
-    if "checkpoint" in meta and "\0" in strict_json.field(meta, "checkpoint", str):
+    if "checkpoint" in meta and not _is_path(strict_json.field(meta, "checkpoint", str)):
         raise ValueError("meta: checkpoint must be a path")
     if meta.get("precision", PRECISIONS[0]) not in PRECISIONS:
         shown = strict_json.shown(meta["precision"])
         raise ValueError(f"meta: precision must be one of {', '.join(PRECISIONS)}, got {shown}")
     for source in strict_json.field(meta, "sources", list) if "sources" in meta else ():
         ok = isinstance(source, dict) and set(source) in ({"folder", "suffix"}, {"data"})
-        if not ok or not all(isinstance(value, str) for value in source.values()):
+        if not ok or not all(isinstance(own, str) and _is_path(own) for own in source.values()):
             raise ValueError(
                 "meta: sources must be objects of texts, with folder and suffix or with data, "
                 f"got {strict_json.shown(source)}"
             )
+
+
+def _is_path(text: str) -> bool:
+    return "\0" not in text and len(text) <= _MAX_PATH
 
 
 def row_shapes_of(model: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
@@ -625,8 +631,9 @@ class CodeFileWriter:
         done: ids of the images that are stored.
 
     Raises:
-        StoreError: a file or journal of another model, version or number of bits is there, another
-            writer is at work on it, or the disk refuses.
+        StoreError: a file or journal of another model, version or number of bits, or a damaged one,
+            is there, another writer is at work on it, or the disk refuses; or classes that are not
+            distinct names.
         ValueError: the bits are not whole bytes.
     """
 
@@ -656,6 +663,7 @@ class CodeFileWriter:
             "n_region_bits": n_region_bits,
         }
         self._header = json.dumps(self._model | {"meta": meta or {}})
+        _checked_header(self.path, self._header.encode())  # what it refuses must not be written
         self._finished: dict[str, NDArray[Any]] = {}  # datasets of the file that is there
         self._packed_ids: frozenset[str] = frozenset()
         self._row_shapes: Shapes | None = None  # known from the first image on
