@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from torchvision.models import get_model
@@ -124,6 +126,26 @@ def test_weights_that_cannot_be_read_are_refused_with_the_file_and_the_reason(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=f"weights.pth: {reason}"):
+        build_backbone("squeezenet1_0_fpn", weights=path)
+
+
+def test_odd_weights_files_are_one_line_and_no_pipe_is_waited_for(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(999)}, path)
+    whole = path.read_bytes()
+    for content in (whole[:-200], whole[:300], whole[:600] + b"x" * 40 + whole[640:]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"weights\.pth: ") as caught:
+            build_backbone("squeezenet1_0_fpn", weights=path)
+        assert "\n" not in str(caught.value)
+    for state in (3, [1], {1: torch.zeros(2)}, {"features.0.weight": "a"}):
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=r"weights\.pth: these weights do not fit") as caught:
+            build_backbone("squeezenet1_0_fpn", weights=path)
+        assert "\n" not in str(caught.value)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"weights\.pth: not an ordinary file"):
         build_backbone("squeezenet1_0_fpn", weights=path)
 
 

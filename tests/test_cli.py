@@ -242,7 +242,7 @@ def test_inputs_without_pictures_are_named(saved, tmp_path, monkeypatch, inputs,
     [
         ({"format": 99}, "checkpoint format 99, this version of regionhash reads 1"),
         ({"model": "other"}, "unknown model 'other'"),
-        ({"weights_hash": "0"}, "damaged, or not the weights that model.json describes"),
+        ({"weights_hash": "0" * 64}, "changed since the model was saved"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_used_is_named(saved, photos, tmp_path, change, message):

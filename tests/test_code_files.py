@@ -98,3 +98,13 @@ def test_curves_are_written_as_a_table(tmp_path):
         rows = list(csv.DictReader(file))
     assert [int(row["k"]) for row in rows] == curves.ks.tolist()
     assert [float(row["recall"]) for row in rows] == curves.recall.tolist()
+
+
+def test_curves_are_replaced_whole_or_not_at_all(tmp_path):
+    codes = labelled_codes(*[write(tmp_path / "a.h5")] * 2)
+    curves = ranking_curves(HammingMatrix(*codes[:2]), SharedLabels(*codes[2:]))
+    write_curves(tmp_path / "curves", "perfect", curves)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "curves").iterdir()}
+    with pytest.raises(ValueError, match="shorter"):
+        write_curves(tmp_path / "curves", "perfect", replace(curves, acg=curves.acg[:1]))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "curves").iterdir()} == before

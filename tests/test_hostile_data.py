@@ -28,9 +28,9 @@ from regionhash.data.instances import read_instances
 from regionhash.data.mirflickr import read_mirflickr
 from regionhash.data.oxford import read_oxford
 from regionhash.data.voc import read_voc
-from regionhash.jsonfile import read_json
 from regionhash.models import MODELS
 from regionhash.sources import open_inputs
+from regionhash.strict_json import read_json
 from regionhash.training import TrainingConfig
 
 pytestmark = pytest.mark.timeout(60)

@@ -132,6 +132,58 @@ def test_a_trained_model_is_taken_as_it_is(saved, photos, tmp_path):
     assert len(hits[0]["matches"]) == 1
 
 
+# What an earlier run has left
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.json", b'{"format": 1, "model": "dr'),
+        ("model.json", b""),
+        ("model.safetensors", b"\0" * 100),
+        ("model.safetensors", None),
+    ],
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_damaged_model_without_codes_is_made_anew(saved, photos, tmp_path, name, content, given):
+    folder = tmp_path / "run"
+    shutil.copytree(saved.folder, folder)
+    damage(folder / name, content)
+    result = index(photos, folder, *(["--model", saved.folder] if given else SMALL))
+    first = result.stderr.splitlines()[0]
+    assert first.startswith(f"{folder / name}: ") and first.endswith("; the model is made anew")
+    assert record_of(run("info", folder, "--json"))["model"] == ("region-dh" if given else "drh")
+    assert record_of(run("info", folder, "--json"))["pictures"] == 6
+
+
+def damage(path, content):
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("model.json", b"{"), ("model.json", None), ("model.safetensors", b"cut")],
+)
+def test_a_damaged_model_of_codes_is_named_or_restored_from_a_copy(
+    saved, other_saved, photo_collection, photos, tmp_path, name, content
+):
+    folder = tmp_path / "run"
+    shutil.copytree(photo_collection, folder)
+    damage(folder / name, content)
+    wanted = saved.checkpoint.model_hash
+    for options in (SMALL, ["--model", other_saved.folder], ["--short", 64]):
+        said = error_of("index", photos, "-o", folder, "--workers", 0, *options)
+        assert said.startswith(f"{folder / name}: ")
+        assert f"the codes there are of the model {wanted}: name the folder of a copy" in said
+    restored = index(photos, folder, "--model", saved.folder)
+    assert f"restored from {saved.folder}" in restored.stderr
+    assert load_checkpoint(folder)[1].model_hash == wanted
+    assert record_of(run("info", folder, "--json"))["pictures"] == 6
+
+
 @pytest.mark.parametrize("name", ["ssdh", "control", "one-stage", "iah", "dmih"])
 def test_models_of_all_kinds_make_the_codes(name, photos, tmp_path):
     torch.manual_seed(0)
@@ -205,7 +257,7 @@ def test_an_index_that_was_moved_brings_its_model_along(photos, tmp_path):
     other = shutil.copytree(after, tmp_path / "other")
     (after / "model.json").write_text("[]")  # something else of that name
     said = error_of("search", after, *command)
-    assert said == f"{after / 'model.json'}: not a checkpoint"
+    assert said == f"{after / 'model.json'}: not a checkpoint: must be an object, got []"
     assert search(after, *command, "--model", other) == wanted
 
 
@@ -333,7 +385,7 @@ def test_bad_settings_are_named(photos, saved, tmp_path):
         (["--proposals", saved.folder, "--backbone", "vgg16"], "leave out backbone"),
         (["--bits", 12, *SMALL[:4]], "positive multiple of 8, got 12"),
         (["--overlap", 1.5, *SMALL[:4]], "overlap must be in [0, 1), got 1.5"),
-        (["--short", 8], "short must be at least 32, got 8"),
+        (["--short", 8], "short must be in [32, 2048], got 8"),
         (["--backbone", "vgg"], "unknown backbone 'vgg'; known: vgg16,"),
     ):
         assert message in error_of("index", photos, "-o", tmp_path / "run", *options)

@@ -63,9 +63,10 @@ def test_what_is_said_of_an_image_does_not_depend_on_the_padding():
     assert present[1].all() and present[0].sum() == alone.shape[1]
 
 
-def test_no_scale_is_refused():
-    with pytest.raises(ValueError, match="n_scales must be at least 1, got 0"):
-        _windows(n_scales=0)
+@pytest.mark.parametrize("n_scales", [0, 13, 10**9])
+def test_no_scale_and_more_than_a_picture_has_are_refused(n_scales):
+    with pytest.raises(ValueError, match=rf"n_scales must be in \[1, 12\], got {n_scales}"):
+        _windows(n_scales=n_scales)
 
 
 def test_the_script_draws_a_window_of_each_scale(tmp_path):

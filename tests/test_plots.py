@@ -120,3 +120,20 @@ def test_plots_leave_the_global_state_of_pyplot_alone(
     plot_precision_recall(tmp_path / "pr.png", curves)
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_a_plot_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, curves: dict[str, RankingCurves], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pr.png"
+    path.write_text("old")
+
+    def half(figure: Figure, path: Path, **_: object) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="disk full"):
+        plot_precision_recall(path, curves)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pr.png"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from regionhash.checkpoints import build_model
+from regionhash.checkpoints import build_model, load_checkpoint
 from regionhash.codes import binarize, pack_bits
 from regionhash.data import open_dataset
 from regionhash.data.transforms import to_input
@@ -259,3 +259,12 @@ def test_unusable_arguments_are_refused_with_words():
         _model(bits=12)
     with pytest.raises(ValueError, match="imagenet or coco"):
         _model(init="voc")
+
+
+def test_a_picture_in_which_nothing_is_proposed_has_codes_and_no_region(saved):
+    model, _ = load_checkpoint(saved.folder)
+    with torch.no_grad():  # sides of e^-100 of an anchor's are dropped
+        model.rpn.head.bbox_pred.bias.fill_(-100)
+    (encoded,) = model.encode([torch.zeros(3, 64, 64, dtype=torch.uint8)])
+    assert encoded.image_code.shape == (4,) and len(encoded.regions) == 0
+    assert encoded.regions.boxes.shape == (0, 4)

@@ -6,22 +6,36 @@ import hashlib
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from regionhash import strict_json
+from regionhash.files import replacing, sync_directory, write_text
 from regionhash.models import MODELS
+from regionhash.parameters import checked, defaults_of, types_of
+from regionhash.textfile import shown
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
+NEXT_WEIGHTS_FILE = f"{WEIGHTS_FILE}.new"  # only while a model is written, or after a kill
 CONFIG_FILE = "model.json"
+
+MIN_SHORT, MAX_SHORT = 32, 2048
+"""Of the network's input: below, the last stage sees nothing; above, pictures take gigabytes."""
+
+
+_MAX_HEADER = 10 << 20  # bytes of names and shapes in a file of weights; a ResNet-101 has 100 KB
 _PACKAGES = ("regionhash", "torch", "torchvision", "numpy", "faiss-cpu")
 
 
@@ -35,7 +49,8 @@ class Checkpoint:
 
     Attributes:
         name: a key of MODELS.
-        arguments: what its builder was called with, so that it can be built again.
+        arguments: what its builder was called with, so that it can be built again; of one that was
+            saved or read, with the defaults of the version that saved it.
         classes: names of the classes.
         short: short side of the network's input in pixels.
         model_hash: of the weights and all of the above: two checkpoints with the same hash give
@@ -80,41 +95,85 @@ def _git_hash() -> str | None:
 
 
 def save_checkpoint(folder: Path, model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
-    """Writes `folder`/model.safetensors and model.json; an older pair is replaced at the end.
+    """Writes `folder`/model.safetensors and model.json, in place of an older pair.
 
-    Returns the checkpoint with its hash.
+    Killed at any moment, it leaves the older pair or the new one, whole; see `load_checkpoint`.
+
+    Returns:
+        The checkpoint with its hash, and with the defaults of the builder among its arguments:
+        those of a later version may be others, and with them the codes.
+
+    Raises:
+        CheckpointError: what `read_checkpoint` would refuse, or a full disk.
+        OSError: the disk refuses.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
-    weights, config = folder / WEIGHTS_FILE, folder / CONFIG_FILE
-    new_weights, new_config = folder / f"{WEIGHTS_FILE}.new", folder / f"{CONFIG_FILE}.new"
-    save_file(state, new_weights)
-    identity = {
-        "format": FORMAT_VERSION,
-        "model": checkpoint.name,
-        "arguments": checkpoint.arguments,
-        "classes": list(checkpoint.classes),
-        "short": checkpoint.short,
-    }
-    weights_hash = _file_hash(new_weights)
-    model_hash = _identity_hash(identity, weights_hash)
-    record = identity | {
-        "weights_hash": weights_hash,
-        "model_hash": model_hash,
-        "provenance": checkpoint.provenance,
-    }
-    new_config.write_text(json.dumps(record, indent=2) + "\n")
-    # Two renames are not one: a kill between them is found by the hash when the pair is read.
-    new_weights.replace(weights)
-    new_config.replace(config)
-    return Checkpoint(
-        checkpoint.name,
-        checkpoint.arguments,
-        checkpoint.classes,
-        checkpoint.short,
-        model_hash,
-        checkpoint.provenance,
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / NEXT_WEIGHTS_FILE) as weights:
+        _save_file(state, weights)
+        weights_hash = _file_hash(weights)
+        complete = replace(
+            checkpoint, arguments=defaults_of(MODELS[checkpoint.name]) | checkpoint.arguments
+        )
+        model_hash = _identity_hash(_identity(complete), weights_hash)
+        hashes = {"weights_hash": weights_hash, "model_hash": model_hash}
+        record = _identity(complete) | hashes | {"provenance": checkpoint.provenance}
+        text = json.dumps(record, indent=2) + "\n"
+        try:
+            _checked(strict_json.parse_object(text.encode()))
+        except ValueError as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: not written: {error}") from error
+        _finish_pair(folder)
+    _put_in_place(folder, text)
+    return replace(complete, model_hash=model_hash)
+
+
+def copy_checkpoint(origin: Path, folder: Path) -> None:
+    """Copies a model into a folder, in place of an older one, as `save_checkpoint` writes it.
+
+    Raises:
+        CheckpointError: there is none at `origin`, or one that cannot be used.
+        OSError: the disk refuses.
+    """
+    record, _ = _read_record(origin)
+    weights, _ = _find_weights(origin)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / NEXT_WEIGHTS_FILE) as copied:
+        shutil.copyfile(weights, copied)
+        _finish_pair(folder)
+    _put_in_place(folder, json.dumps(record, indent=2) + "\n")
+
+
+# The new weights lie under a name of their own until the JSON that tells their hash is there. So at
+# any moment the JSON has weights that belong to it, under one of the two names.
+
+
+def _put_in_place(folder: Path, text: str) -> None:
+    """Writes the JSON of the weights that wait, then gives these their name."""
+    write_text(folder / CONFIG_FILE, text)
+    (folder / NEXT_WEIGHTS_FILE).replace(folder / WEIGHTS_FILE)
+    sync_directory(folder)
+
+
+def _finish_pair(folder: Path) -> None:
+    """Does what a writer that was killed between the two has left to do, if one was."""
+    waiting = folder / NEXT_WEIGHTS_FILE
+    if not waiting.exists():
+        return
+    try:
+        used, _ = _find_weights(folder)
+    except CheckpointError:  # there is no pair to keep
+        return
+    if used == waiting:
+        waiting.replace(folder / WEIGHTS_FILE)
+        sync_directory(folder)
+
+
+def _save_file(state: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(state, path)
+    except SafetensorError as error:  # also of a full disk
+        raise CheckpointError(f"{path}: cannot write: {_one_line(error)}") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -124,52 +183,32 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path: the folder, or either file in it.
 
     Raises:
-        CheckpointError: missing, damaged, of another format version, or of an unknown model.
+        CheckpointError: missing, damaged, of another format version, of an unknown model, with a
+            field that cannot be right, or changed since its hash was taken.
     """
-    config = _folder(path) / CONFIG_FILE
-    record = _read_json(config)
-    if record.get("format") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{config}: checkpoint format {record.get('format')}, this version of regionhash reads "
-            f"{FORMAT_VERSION}"
-        )
-    try:
-        checkpoint = Checkpoint(
-            record["model"],
-            record["arguments"],
-            tuple(record["classes"]),
-            record["short"],
-            record["model_hash"],
-            record["provenance"],
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{config}: not a checkpoint, {error} is missing") from error
-    if checkpoint.name not in MODELS:
-        known = ", ".join(MODELS)
-        raise CheckpointError(f"{config}: unknown model {checkpoint.name!r}; known: {known}")
-    return checkpoint
+    return _read_record(path)[1]
 
 
 def load_checkpoint(path: Path) -> tuple[Any, Checkpoint]:
     """The model, in evaluation mode, and what is known of it.
 
+    Where a writer was killed before its last step, the weights that belong to model.json are still
+    called model.safetensors.new, and are read from there.
+
     Raises:
-        CheckpointError: as `read_checkpoint`; or weights that are missing or damaged, or that do
-            not belong to the JSON beside them.
+        CheckpointError: as `read_checkpoint`; or weights that are missing or damaged, that do not
+            belong to the JSON beside them or do not fit the model, or are not finite.
     """
-    checkpoint = read_checkpoint(path)
-    weights = _folder(path) / WEIGHTS_FILE
-    if not weights.is_file():
-        raise CheckpointError(f"{weights}: no such file")
-    if _file_hash(weights) != _read_json(_folder(path) / CONFIG_FILE)["weights_hash"]:
-        raise CheckpointError(
-            f"{weights}: damaged, or not the weights that {CONFIG_FILE} describes"
-        )
-    model = build_model(checkpoint.name, checkpoint.arguments | {"weights": "none"})
+    weights, checkpoint = _find_weights(path)
     try:
-        model.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{weights}: the weights do not fit the model ({error})") from error
+        state = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{weights}: not readable: {_one_line(error)}") from error
+    model = build_model(checkpoint.name, checkpoint.arguments | {"weights": "none"})
+    model.load_state_dict(state)
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{weights}: {name} holds values that are not finite")
     return model.eval(), checkpoint
 
 
@@ -183,20 +222,192 @@ def build_model(name: str, arguments: dict[str, Any]) -> Any:
         raise ValueError(f"model {name}: {error}") from error
 
 
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
+# -- model.json -----------------------------------------------------------------------------------
 
 
-def _read_json(config: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> tuple[dict[str, Any], Checkpoint]:
+    """The content of model.json, and what it says, checked."""
+    config = _folder(path) / CONFIG_FILE
     try:
-        record = json.loads(config.read_text())
+        record = strict_json.read_object(config)
     except FileNotFoundError:
         raise CheckpointError(f"{config}: no such file; a checkpoint is a folder with it") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{config}: not readable as JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{config}: not a checkpoint")
-    return record
+    except OSError as error:
+        raise CheckpointError(f"{config}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{config}: not a checkpoint: {_one_line(error)}") from error
+    try:
+        return record, _checked(record)
+    except ValueError as error:
+        raise CheckpointError(f"{config}: {error}") from error
+
+
+def _checked(record: dict[str, Any]) -> Checkpoint:
+    """What model.json says. Raises ValueError for what cannot be right."""
+    if record.get("format") != FORMAT_VERSION:
+        raise ValueError(
+            f"checkpoint format {shown(record.get('format'))}, this version of regionhash reads "
+            f"{FORMAT_VERSION}"
+        )
+    name = strict_json.field(record, "model", str)
+    if name not in MODELS:
+        raise ValueError(f"unknown model {shown(name)}; known: {', '.join(MODELS)}")
+    checkpoint = Checkpoint(
+        name,
+        strict_json.field(record, "arguments", dict),
+        strict_json.class_names(record),
+        strict_json.whole_number(record, "short", MIN_SHORT, MAX_SHORT),
+        _hash_field(record, "model_hash", 16),
+        strict_json.field(record, "provenance", dict),
+    )
+    _check_arguments(checkpoint)
+    identity = _identity_hash(_identity(checkpoint), _hash_field(record, "weights_hash", 64))
+    if identity != checkpoint.model_hash:
+        raise ValueError(
+            f"model_hash is {checkpoint.model_hash}, but what stands here has {identity}: changed "
+            "since the model was saved"
+        )
+    return checkpoint
+
+
+def _hash_field(record: dict[str, Any], name: str, length: int) -> str:
+    value: str = strict_json.field(record, name, str)
+    if not re.fullmatch(f"[0-9a-f]{{{length}}}", value):
+        raise ValueError(f"{name} must be {length} digits of 0-9 and a-f, got {shown(value)}")
+    return value
+
+
+def _check_arguments(checkpoint: Checkpoint) -> None:
+    """Raises ValueError for arguments that the builder does not take."""
+    types, defaults = types_of(MODELS[checkpoint.name]), defaults_of(MODELS[checkpoint.name])
+    for name, value in checkpoint.arguments.items():
+        if name not in types:
+            known = ", ".join(types)
+            raise ValueError(f"arguments: {shown(name)} is unknown; known are {known}")
+        checked(f"arguments: {name}", value, types[name])
+    for name in types:
+        if name not in checkpoint.arguments and name not in defaults:
+            raise ValueError(f"arguments: {name} is missing")
+    n_classes = checkpoint.arguments.get("n_classes")
+    if "n_classes" not in defaults and n_classes != len(checkpoint.classes):
+        raise ValueError(f"arguments: n_classes is {n_classes}, of {len(checkpoint.classes)}")
+
+
+def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All that codes depend on besides the weights."""
+    return {
+        "format": FORMAT_VERSION,
+        "model": checkpoint.name,
+        "arguments": checkpoint.arguments,
+        "classes": list(checkpoint.classes),
+        "short": checkpoint.short,
+    }
+
+
+def _identity_hash(identity: dict[str, Any], weights_hash: str) -> str:
+    text = json.dumps(identity, sort_keys=True) + weights_hash
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# -- weights --------------------------------------------------------------------------------------
+
+_Shapes = dict[str, tuple[str, tuple[int, ...]]]  # kind of number, and shape, of each weight
+_KINDS = {**dict.fromkeys(("F16", "BF16", "F32", "F64"), "float"), "I64": "int"}
+
+
+def _find_weights(path: Path) -> tuple[Path, Checkpoint]:
+    """The file of the weights that belong to model.json, and what that says.
+
+    Raises:
+        CheckpointError: see `load_checkpoint`.
+    """
+    folder = _folder(path)
+    record, checkpoint = _read_record(folder)
+    try:
+        wanted = _shapes_wanted(checkpoint)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    weights, waiting = folder / WEIGHTS_FILE, folder / NEXT_WEIGHTS_FILE
+    try:
+        _check_weights(weights, wanted, record["weights_hash"])
+        return weights, checkpoint
+    except CheckpointError:
+        if not waiting.exists():
+            raise
+        try:
+            _check_weights(waiting, wanted, record["weights_hash"])
+        except CheckpointError:
+            pass
+        else:
+            return waiting, checkpoint
+        raise
+
+
+def _shapes_wanted(checkpoint: Checkpoint) -> _Shapes:
+    """What the model needs. It is built without memory for its weights, however large they are.
+
+    Raises:
+        ValueError: it cannot be built.
+    """
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights of no value at all
+            model = MODELS[checkpoint.name](**checkpoint.arguments | {"weights": "none"})
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Whatever torch and torchvision raise for numbers that make no layer.
+        raise ValueError(f"arguments: {_one_line(error)}") from error
+    return {
+        name: ("float" if value.is_floating_point() else "int", tuple(value.shape))
+        for name, value in model.state_dict().items()
+    }
+
+
+def _check_weights(weights: Path, wanted: _Shapes, weights_hash: str) -> None:
+    """Raises CheckpointError unless the file holds what is wanted, and has the hash.
+
+    Names and shapes come first: only then is the file known to be no larger than the model.
+    """
+    if not weights.is_file():
+        raise CheckpointError(f"{weights}: {'not a' if weights.exists() else 'no such'} file")
+    try:
+        there = _shapes_in(weights)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{weights}: damaged: {_one_line(error)}") from error
+    for name in [*wanted, *there]:
+        if there.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"{weights}: the weights do not fit the model: {shown(name)} must be "
+                f"{_described(wanted.get(name))}, got {_described(there.get(name))}"
+            )
+    if _file_hash(weights) != weights_hash:
+        raise CheckpointError(
+            f"{weights}: damaged, or not the weights that {CONFIG_FILE} describes"
+        )
+
+
+def _shapes_in(weights: Path) -> _Shapes:
+    """Type and shape of each weight in a file, of which only the header is read."""
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    with safe_open(weights, framework="pt") as file:
+        views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: (_KINDS.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape()))
+            for name, view in views.items()
+        }
+
+
+def _described(weight: tuple[str, tuple[int, ...]] | None) -> str:
+    return "left out" if weight is None else f"{weight[0]} {shown(weight[1])}"
+
+
+def _folder(path: Path) -> Path:
+    try:
+        return path if path.is_dir() else path.parent
+    except OSError as error:  # such as a name that is too long
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _file_hash(path: Path) -> str:
@@ -204,6 +415,5 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _identity_hash(identity: dict[str, Any], weights_hash: str) -> str:
-    text = json.dumps(identity, sort_keys=True) + weights_hash
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _one_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

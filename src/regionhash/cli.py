@@ -884,7 +884,7 @@ def search(
             **numbers,
         )
     if sheet:
-        find_picture = Pictures(file.meta["sources"], images_dir).__getitem__
+        find_picture = Pictures(file.recorded("sources"), images_dir).__getitem__
         if collection is not None and images_dir is None:
             find_picture = collection.picture
         n_hits = len(answer.hits) + sum(len(group.hits) for group in answer.groups)

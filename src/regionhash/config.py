@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from regionhash.models import MODELS
+from regionhash.parameters import LARGEST, MOST, checked, types_of
 from regionhash.textfile import one_line, read_text, reason_of, shown
 from regionhash.training import TrainingConfig
 
@@ -19,11 +16,6 @@ Arguments = dict[str, Any]
 
 _MOST_BYTES, _LONGEST_LINE = 1 << 16, 1000
 """Of a file of settings; `tomllib` takes time that grows with the square of a line's length."""
-
-_MOST = 65_536
-"""Of every integer but the seed: a layer of more outputs takes gigabytes."""
-
-_LARGEST = 2**63 - 1
 
 
 def training_settings(
@@ -50,7 +42,7 @@ def training_settings(
     """
     if model not in MODELS:
         raise ValueError(f"unknown model {model!r}; known: {', '.join(MODELS)}")
-    known = {"model": _types(MODELS[model]), "training": _types(TrainingConfig)}
+    known = {"model": types_of(MODELS[model]), "training": types_of(TrainingConfig)}
     known["model"].pop("n_classes")  # the data tells
     table_of = {name: table for table, names in known.items() for name in names}
     settings: dict[str, Arguments] = {"model": {}, "training": {}}
@@ -58,7 +50,8 @@ def training_settings(
     def put(where: str, table: str | None, name: str, value: Any) -> None:
         if table is None:
             raise ValueError(f"{where}: unknown; known are {', '.join(table_of)}")
-        value = _checked(where, name, value, known[table][name])
+        most = LARGEST if name == "seed" else MOST
+        value = checked(where, value, known[table][name], most=most)
         if table == "training":
             try:
                 TrainingConfig(**{name: value})
@@ -87,14 +80,6 @@ def training_settings(
     return settings["model"], TrainingConfig(**settings["training"])
 
 
-def _types(function: Callable[..., Any]) -> dict[str, Any]:
-    """The type of each parameter of a builder, or of each field of a dataclass."""
-    hints = get_type_hints(function)
-    if isinstance(function, type):
-        return {field.name: hints[field.name] for field in fields(function)}
-    return {name: hints[name] for name in inspect.signature(function).parameters}
-
-
 def _read(file: Path) -> dict[str, Any]:
     text = read_text(file, "the settings", most=_MOST_BYTES)
     for row, line in enumerate(text.splitlines(), 1):
@@ -115,30 +100,3 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):  # no TOML, or more than Python reads: a word
         return text
-
-
-def _checked(where: str, name: str, value: Any, hint: Any) -> Any:
-    """The value, an integer for a float made one.
-
-    Raises:
-        ValueError: it has another type, or is a number that nothing here can be.
-    """
-    if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-        known = ", ".join(get_args(hint))
-        raise ValueError(f"{where}: must be one of {known}, got {shown(value)}")
-    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if type(value) is int and int not in allowed and float in allowed:
-        value = float(value) if abs(value) <= _LARGEST else math.inf
-    if type(value) in allowed:
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{where}: must be finite, got {value}")
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError(f"{where}: must have no NUL, got {shown(value)}")
-        most = _LARGEST if name == "seed" else _MOST
-        if type(value) is int and not 0 <= value <= most:
-            raise ValueError(f"{where}: must be from 0 to {most}, got {shown(value)}")
-        return value
-    names = " or ".join(kind.__name__ for kind in allowed if kind is not NoneType)
-    raise ValueError(f"{where}: must be {names}, got {shown(value)}")

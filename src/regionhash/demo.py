@@ -28,6 +28,7 @@ from regionhash.data.image_set import Image, ImageSet
 from regionhash.encoding import code_file_writer, encode_images, pick_device
 from regionhash.evaluation import SharedLabels, evaluate_ranking, per_query
 from regionhash.evaluation.code_files import LabelledCodes, labelled_codes
+from regionhash.files import replacing
 from regionhash.querying import Box, Mode, QueryPicture, find, write_answer
 from regionhash.sources import Pictures, Source, open_inputs
 from regionhash.store import CodeFile
@@ -204,7 +205,8 @@ def run_demo(
     )
     example = _choose(scenes["queries"][0])
     query, database = folder / "query.png", folder / "region-dh-database.h5"
-    PILImage.fromarray(example.image).save(query)
+    with replacing(query) as new:
+        PILImage.fromarray(example.image).save(new, "PNG")
     _write_sheets(models / "region-dh", CodeFile.open(database), example, console)
     _tell_next(query, database, example, console)
     return results
@@ -299,7 +301,7 @@ def _write_sheets(
 ) -> None:
     """Searches `file` by the whole example, by one digit of it, and by two."""
     model, checkpoint = _load(checkpoint_folder)
-    find_picture = Pictures(file.meta["sources"]).__getitem__
+    find_picture = Pictures(file.recorded("sources")).__getitem__
     searches: dict[Mode, int] = {"image": 0, "region": 1, "objects": 2}  # boxes of the query
     for mode, n_boxes in searches.items():
         query = QueryPicture("query", example.image, example.boxes[:n_boxes])

@@ -97,13 +97,13 @@ def code_file_writer(
     sources = [] if source is None else [source]
     if Path(path).exists():
         there = CodeFile.open(path)
-        if there.model_hash == checkpoint.model_hash and there.meta["precision"] != precision:
+        if there.model_hash == checkpoint.model_hash and there.recorded("precision") != precision:
             raise ValueError(
                 f"{path}: holds codes of precision {there.meta['precision']}, got {precision}"
             )
         sources = [
-            *there.meta["sources"],
-            *(new for new in sources if new not in there.meta["sources"]),
+            *there.recorded("sources"),
+            *(new for new in sources if new not in there.recorded("sources")),
         ]
     return CodeFileWriter(
         path,

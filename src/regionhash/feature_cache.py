@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regionhash.data.image_set import ImageSet
 from regionhash.encoding import Precision
+from regionhash.files import replacing
 from regionhash.training import Cache, TrainingConfig, cache_features
 
 PRECISION: Precision = "bf16-mixed"  # of the presets
@@ -37,15 +39,27 @@ def stored_features(
     Raises:
         ValueError: a picture cannot be read.
     """
-    if not path.exists():
+    found = _stored(path, n_views, say)
+    if found is None:
         say(f"{image_set.name}: computing the features of {n_views} views")
         found = cache_features(build(), image_set, config, n_views)
         if len(found[0][1]) != len(image_set):
             raise ValueError(f"{image_set.name}: some pictures cannot be read, see above")
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_flat(found), path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
-    return _nested(load_file(path), n_views)
+        with replacing(path) as new:
+            save_file(_flat(found), new)
+    return found
+
+
+def _stored(path: Path, n_views: int, say: Callable[[str], None]) -> Cache | None:
+    """The features in `path`; None where it is missing or broken."""
+    if not path.exists():
+        return None
+    try:
+        return _nested(load_file(path), n_views)
+    except (OSError, SafetensorError, LookupError) as error:
+        say(f"{path}: damaged ({str(error).splitlines()[0]}); computed again")
+        return None
 
 
 def head_training(

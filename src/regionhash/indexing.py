@@ -5,8 +5,6 @@ The result is one directory to copy: a collection (`regionhash.collection`) with
 
 from __future__ import annotations
 
-import inspect
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -19,20 +17,24 @@ from torch import Tensor
 
 from regionhash.checkpoints import (
     CONFIG_FILE,
-    WEIGHTS_FILE,
+    MAX_SHORT,
+    MIN_SHORT,
     Checkpoint,
+    CheckpointError,
     build_model,
+    copy_checkpoint,
     load_checkpoint,
     provenance,
     read_checkpoint,
     save_checkpoint,
 )
-from regionhash.collection import Collection
+from regionhash.collection import Collection, is_collection, open_codes
 from regionhash.collection.adding import AddReport
 from regionhash.data.image_set import ImageSet
 from regionhash.encoding import Input, pick_device, read_inputs
 from regionhash.models.drh import DRH, FitReport, drh, fit_drh
 from regionhash.models.region_dh import region_dh
+from regionhash.parameters import defaults_of
 from regionhash.sources import absolute_inputs, open_inputs
 
 MAX_PICTURES = 2_000
@@ -75,8 +77,8 @@ class IndexSettings:
         own = [name for name in ("backbone", "weights") if name in self.arguments]
         if self.detector and own:
             raise ValueError(f"the detector brings its backbone: leave out {', '.join(own)}")
-        if self.short is not None and self.short < 32:
-            raise ValueError(f"short must be at least 32, got {self.short}")
+        if self.short is not None and not MIN_SHORT <= self.short <= MAX_SHORT:
+            raise ValueError(f"short must be in [{MIN_SHORT}, {MAX_SHORT}], got {self.short}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def build_index(
 
     The model is fitted once, on a sample of the pictures that are there at the first call, and is
     written before the first picture is encoded. A run that was killed goes on there: it fits again
-    only if it was killed before.
+    only if it was killed before, or if what it left of the model is damaged and no code was made.
 
     Args:
         inputs: see `open_inputs`. Labels are stored with the codes and used for nothing.
@@ -114,22 +116,19 @@ def build_index(
         workers: processes that read pictures.
 
     Raises:
-        ValueError: no picture there or none that can be read, or settings that are unusable or not
-            those of the index that is there.
+        ValueError: no picture there or none that can be read, settings that are unusable or not
+            those of the index that is there, or an index whose model is damaged.
     """
     where = pick_device(device)
     image_set, source = open_inputs(inputs)
-    fit = None
-    if (output / CONFIG_FILE).exists():
-        _check_same(output, settings)
-    elif settings.model:
-        load_checkpoint(settings.model)  # refuses one that cannot be used
-        output.mkdir(parents=True, exist_ok=True)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            shutil.copy(_folder(settings.model) / name, output / name)
-    else:
-        with stage("fitting") as (show, _):
-            fit = _fit(image_set, output, settings, where, workers, show)
+    with stage("fitting") as (show, note):
+        fit = None
+        if not _take_up_model(output, settings, note):
+            if settings.model:
+                load_checkpoint(settings.model)  # refuses one that cannot be used
+                copy_checkpoint(settings.model, output)
+            else:
+                fit = _fit(image_set, output, settings, where, workers, show)
     with (
         Collection.create(output, device=device) as collection,
         stage("encoding") as (show, note),
@@ -156,7 +155,7 @@ def detector_arguments(path: Path) -> dict[str, Any]:
     theirs = read_checkpoint(path)
     if theirs.name != "region-dh":
         raise ValueError(f"{path}: a {theirs.name} proposes no regions")
-    built = _defaults(region_dh) | theirs.arguments
+    built = defaults_of(region_dh) | theirs.arguments
     own = {name: built[name] for name in ("backbone", "fpn_channels")}
     return own | {"weights": "none", "proposals": "rpn"}
 
@@ -224,7 +223,7 @@ def _fit(
     show: Progress,
 ) -> FitReport:
     """Fits a DRH on the pictures and leaves it in `output`."""
-    arguments = _defaults(drh) | settings.arguments
+    arguments = defaults_of(drh) | settings.arguments
     short = settings.short or DEFAULT_SHORT
     if settings.detector:
         arguments |= detector_arguments(settings.detector)
@@ -249,15 +248,44 @@ def _fit(
     return report
 
 
-def _defaults(builder: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments of a builder that have a default, and these."""
-    parameters = inspect.signature(builder).parameters.values()
-    return {own.name: own.default for own in parameters if own.default is not own.empty}
+def _take_up_model(output: Path, settings: IndexSettings, note: Callable[[str], None]) -> bool:
+    """Whether the model of an earlier run is in `output`, and that of these settings.
+
+    One that is damaged is left to be made anew, unless there are codes of it.
+
+    Raises:
+        ValueError: it is of other settings; or it is damaged or gone, and there are codes of it.
+    """
+    has_codes = is_collection(output)
+    if not (output / CONFIG_FILE).exists() and not has_codes:
+        return False
+    try:
+        there = load_checkpoint(output)[1]
+    except CheckpointError as error:
+        if not has_codes:
+            note(f"{error}; the model is made anew")
+            return False
+        _restore(output, settings, error)
+        note(f"{error}; restored from {settings.model}")
+        return True
+    _check_same(output, there, settings)
+    return True
 
 
-def _check_same(output: Path, settings: IndexSettings) -> None:
+def _restore(output: Path, settings: IndexSettings, error: CheckpointError) -> None:
+    """Copies the given model to the codes that were made with it. Raises ValueError for another."""
+    of_codes = open_codes(output).model_hash
+    if settings.model is None or read_checkpoint(settings.model).model_hash != of_codes:
+        raise ValueError(
+            f"{error}; the codes there are of the model {of_codes}: name the folder of a copy of "
+            "it with --model, or give another output"
+        ) from error
+    load_checkpoint(settings.model)
+    copy_checkpoint(settings.model, output)
+
+
+def _check_same(output: Path, there: Checkpoint, settings: IndexSettings) -> None:
     """Raises ValueError unless the index in `output` was made with these settings."""
-    there = read_checkpoint(output)
     if settings.model:
         if read_checkpoint(settings.model).model_hash != there.model_hash:
             raise ValueError(f"{output}: is an index of another model than {settings.model}")
@@ -273,7 +301,3 @@ def _check_same(output: Path, settings: IndexSettings) -> None:
             raise ValueError(
                 f"{output}: is an index with {name} {known[name]}, got {value}; give another folder"
             )
-
-
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent

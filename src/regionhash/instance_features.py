@@ -7,6 +7,7 @@ written as float16, one file per kind.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from regionhash.data.images import ImageError
 from regionhash.data.instances import InstanceSearch
 from regionhash.data.transforms import Frame, to_input
 from regionhash.evaluation.report import hash_ids
+from regionhash.files import sync_directory
 from regionhash.indexing import detector_arguments, take_detector
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.descriptors import crow, gem, mac, rmac_vectors, spoc
@@ -117,14 +119,38 @@ def instance_features(
     if rpn:
         known.append(read_checkpoint(rpn).model_hash)
     path = folder / hash_ids(known)
-    if not path.exists():
+    found = _stored(path, say)
+    if found is None:
         say(f"{search.database.name}: computing the features of {len(search.database)} pictures")
         fresh = path.with_suffix(".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         _compute(model, _proposer(rpn) if rpn else None, search, overlaps, short, fresh, say)
+        _sync(fresh)
         fresh.replace(path)
-    return _opened(path)
+        sync_directory(folder)
+        found = _opened(path)
+    return found
+
+
+def _stored(path: Path, say: Callable[[str], None]) -> InstanceFeatures | None:
+    """The features in `path`; None where it is missing, or broken and therefore removed."""
+    if not path.exists():
+        return None
+    try:
+        return _opened(path)
+    except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
+        say(f"{path}: damaged ({error}); computed again")
+        shutil.rmtree(path)
+        return None
+
+
+def _sync(folder: Path) -> None:
+    """Puts the files in a folder on the disk, so that none is cut where the folder has its name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 class _BagWriter:
@@ -222,13 +248,12 @@ def _opened(path: Path) -> InstanceFeatures:
 
     def bags(folder: Path) -> dict[str, Bags]:
         record = json.loads((folder / "bags.json").read_text())
-        return {
-            kind: Bags(
-                np.memmap(folder / f"{kind}.f16", np.float16, "r").reshape(-1, record["n_dims"]),
-                np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            )
-            for kind, counts in record["counts"].items()
-        }
+        found = {}
+        for kind, counts in record["counts"].items():
+            values = np.memmap(folder / f"{kind}.f16", np.float16, "r")
+            offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+            found[kind] = Bags(values.reshape(offsets[-1], record["n_dims"]), offsets)
+        return found
 
     return InstanceFeatures(
         tuple(pictures["ids"]), pictures["skipped"], bags(path / "database"), bags(path / "queries")

@@ -98,7 +98,7 @@ def model_folder(file: CodeFile) -> Path:
 
     A directory that holds both can be moved and copied.
     """
-    beside, recorded = file.path.parent, Path(file.meta["checkpoint"])
+    beside, recorded = file.path.parent, Path(file.recorded("checkpoint"))
     try:
         return beside if read_checkpoint(beside).model_hash == file.model_hash else recorded
     except CheckpointError:
@@ -179,7 +179,7 @@ def find(
         raise ValueError(
             f"mode {mode} takes {wanted}, got {len(queries)} pictures and {n_boxes} boxes"
         )
-    precision: Precision = file.meta["precision"]
+    precision: Precision = file.recorded("precision")
     if mode == "image":
         encoded = _encoded(model, checkpoint, queries[0], precision)
         if encoded.image_code is None:

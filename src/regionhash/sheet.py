@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from regionhash.files import replacing
+
 THUMBNAIL = 240
 """Longest side of a thumbnail in pixels."""
 
@@ -121,13 +123,8 @@ def write_sheet(
         content = _html(queries, results, title).encode()
     else:
         raise ValueError(f"{path}: a sheet must end in .png or .html, got {path.suffix!r}")
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as new:
+        new.write_bytes(content)
 
 
 def _thumbnail(image: NDArray[np.uint8], longest: int) -> Image.Image:

@@ -23,13 +23,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash import strict_json
 from regionhash.files import sync_directory
 from regionhash.structures import Codes, CodeTable, EncodedImage, Ints
+from regionhash.textfile import shown
 
 LOCK_SECONDS = 3.0  # how long a writer waits for another one to end
 CODES_FILE = "codes.h5"  # in a folder of `regionhash index` before it was a collection
 FORMAT = "regionhash codes"
 VERSION = 1
+MAX_BITS = 1 << 16  # of a code
+PRECISIONS = ("32-true", "bf16-mixed")  # those of `regionhash.encoding.Precision`
 
 LAYOUT = {
     "id_bytes": ("id_byte", "<u1"),
@@ -53,9 +57,15 @@ OFFSETS = {"id_byte": "id_offsets", "region": "offsets", "category": "category_o
 _MAGIC = b"RHJOURN1"
 _RECORD = struct.Struct("<II")  # length and CRC-32 of the payload that follows
 _COUNTS = struct.Struct(f"<{len(OFFSETS)}I")  # the image's rows of each kind in OFFSETS
+_MAX_RECORD = 1 << 28  # bytes; a picture of 10,000 regions and codes of 1,024 bits takes 2 MB
 _SYNC_SECONDS = 5.0  # of work that a power cut may take; a kill takes none
 _CHUNK_BYTES = 1 << 20  # of each dataset held in memory while packing
 _HDF5_ROOM = 1 << 20  # more than HDF5 needs for its own structures, which take some 10 KiB
+_NOT_OF_TABLE = ("id_bytes", "id_offsets", "sizes", "image_labels")  # as they are
+_HEAP = b"GCOL\1\0\0\0"  # a global heap: its size follows, then objects of 16 bytes and content
+_MAX_PATH = 4096  # Linux's PATH_MAX
+_MAX_OBJECTS = 10_000  # in all heaps; the one that is written here has two
+_SIZE, _HEAP_OBJECT = struct.Struct("<Q"), struct.Struct("<H6xQ")
 _ALIGNMENT = 64  # of each dataset in the file, in bytes: a cache line
 
 Shapes = dict[str, tuple[int, ...]]
@@ -85,6 +95,8 @@ class Ids(Sequence[str]):
     def __init__(self, encoded: Codes, offsets: Ints) -> None:
         if offsets.ndim != 1 or not len(offsets) or offsets[-1] != len(encoded):
             raise ValueError(f"id_offsets must end at {len(encoded)}, the number of id_bytes")
+        if offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
+            raise ValueError("id_offsets must start at 0 and never fall")
         self._encoded = encoded
         self._offsets = offsets
 
@@ -143,25 +155,34 @@ class CodeFile:
 
     @classmethod
     def open(cls, path: str | Path) -> CodeFile:
-        """Opens a code file; arrays are read from the disk when used.
+        """Opens a code file; codes are read from the disk when used.
+
+        Boxes, scores and labels are read once, to check them.
 
         Args:
             path: of the file.
 
         Raises:
-            StoreError: the file is missing, damaged, of another format or of another version.
+            StoreError: the file is missing, damaged, of another format or of another version, or
+                holds what no picture has: labels without a class, boxes that are not finite.
         """
         path = Path(path)
-        header, arrays = _read(path)
+        return cls._of(path, *_read(path))
+
+    @classmethod
+    def _of(cls, path: Path, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CodeFile:
+        """The file of what was read of it. Raises StoreError for parts that do not fit together."""
+        parts = {name: rows for name, rows in arrays.items() if name not in _NOT_OF_TABLE}
         try:
-            return cls(
+            check_ranges(arrays, len(header["classes"]))
+            file = cls(
                 path=path,
-                labels=arrays.pop("image_labels", None),
+                labels=arrays.get("image_labels"),
                 table=CodeTable(
-                    ids=Ids(arrays.pop("id_bytes"), arrays.pop("id_offsets")),
-                    sizes=arrays.pop("sizes"),
+                    ids=Ids(arrays["id_bytes"], arrays["id_offsets"]),
+                    sizes=arrays["sizes"],
                     classes=tuple(header["classes"]),
-                    **arrays,
+                    **parts,
                 ),
                 model=header["model"],
                 model_hash=header["model_hash"],
@@ -169,55 +190,239 @@ class CodeFile:
                 n_region_bits=header["n_region_bits"],
                 meta=header["meta"],
             )
+            if file.labels is not None and len(file.labels) != len(file.table):
+                raise ValueError(
+                    f"image_labels must have {len(file.table)} rows, got {len(file.labels)}"
+                )
         except KeyError as error:
             raise StoreError(f"{path}: damaged: no {error}") from error
         except (TypeError, ValueError) as error:
             raise StoreError(f"{path}: damaged: {error}") from error
+        return file
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the C classes."""
         return self.table.classes
 
+    def recorded(self, name: str) -> Any:
+        """What the writer was told of where the codes come from, such as "checkpoint".
+
+        Raises:
+            StoreError: nothing of that name.
+        """
+        if name not in self.meta:
+            raise StoreError(f"{self.path}: its writer recorded no {name!r} in meta")
+        return self.meta[name]
+
+
+# Which of them h5py raises for damaged bytes depends on where the damage lies.
+_H5PY_ERRORS = (
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Header and memory-mapped datasets of a code file."""
+    """Header and memory-mapped datasets of a code file, each of its type and with its columns."""
+    if not path.is_file():  # to open a pipe would wait for whoever fills it
+        raise StoreError(f"{path}: {'not an ordinary' if path.exists() else 'no such'} file")
     try:
+        _check_heaps(path)
         with h5py.File(path, "r") as file:
-            header = json.loads(file.attrs.get("header", "{}"))
+            content = _header_of(file)
             datasets = {
-                name: (file[name].shape, file[name].dtype, file[name].id.get_offset())
+                name: _place_of(file, name)
                 for name in (*LAYOUT, *OFFSETS.values())
-                if name in file
+                if file.id.links.exists(name.encode())
             }
         # A plain array over the map: slices of numpy.memmap itself cost several times more.
         file_bytes = np.asarray(np.memmap(path, np.uint8, "r"))
-    except FileNotFoundError as error:
-        raise StoreError(f"{path}: no such file") from error
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        # Which of them h5py raises for damaged bytes depends on where the damage lies.
-        raise StoreError(f"{path}: not a readable HDF5 file: {error}") from error
-    _check_fields(path, header, {"format": FORMAT, "version": VERSION})
+    except StoreError as error:
+        raise StoreError(f"{path}: {error}") from error
+    except _H5PY_ERRORS as error:
+        reason = str(error).partition("\n")[0]
+        raise StoreError(f"{path}: not a readable HDF5 file: {reason}") from error
+    header = _checked_header(path, content)
+    wanted = row_shapes_of(header)
     arrays = {}
     for name, (shape, dtype, offset) in datasets.items():
         expected = dtype_of(name)
         if dtype != expected:
             raise StoreError(f"{path}: {name} must be {expected}, got {dtype}")
-        if not math.prod(shape):
+        if not _fits(shape[1:], wanted.get(name, ())):
+            raise StoreError(
+                f"{path}: {name} must be {_columns(wanted.get(name, ()))}, got {shape}"
+            )
+        size = math.prod(shape) * dtype.itemsize
+        if not size:
             arrays[name] = np.empty(shape, dtype)
-        elif offset is None:
-            raise StoreError(f"{path}: {name} must be contiguous, without chunks or compression")
-        elif offset + math.prod(shape) * dtype.itemsize > len(file_bytes):
+        elif offset is None or offset + size > len(file_bytes):
             raise StoreError(f"{path}: damaged: {name} goes beyond the end of the file")
         else:
             arrays[name] = np.ndarray(shape, dtype, file_bytes.data, offset)
     return header, arrays
 
 
+def _check_heaps(path: Path) -> None:
+    """Raises ValueError for a heap with an object of no size, which HDF5 would read for ever.
+
+    The heap of the header has no checksum; it lies before the datasets of every file that was
+    written here.
+    """
+    with path.open("rb") as file:
+        start = file.read(_HDF5_ROOM + strict_json.MAX_BYTES)
+    at, n_objects = start.find(_HEAP), 0
+    while at >= 0:
+        (size,) = _SIZE.unpack_from(start[at : at + 16].ljust(16), 8)
+        end, place = min(at + size, len(start)), at + 16
+        while place + 16 <= end:
+            index, size = _HEAP_OBJECT.unpack_from(start, place)
+            step = 16 + -(-size // 8) * 8 if index else size  # of free space, all of it
+            n_objects += 1
+            if step < 16 or n_objects > _MAX_OBJECTS:
+                raise ValueError(f"object {n_objects} of {size} bytes in the heap at {at}")
+            place += step
+        at = start.find(_HEAP, at + 4)
+
+
+def _header_of(file: h5py.File) -> bytes:
+    """The attribute of that name; an empty object where there is none."""
+    if "header" not in file.attrs:
+        return b"{}"
+    attribute = file.attrs.get_id("header")
+    if attribute.shape != () or attribute.get_storage_size() > strict_json.MAX_BYTES:
+        raise StoreError("header must be one text")
+    header = file.attrs["header"]
+    if not isinstance(header, str):
+        raise StoreError(f"header must be text, got {shown(header)}")
+    return header.encode("utf-8", "surrogateescape")
+
+
+def _place_of(file: h5py.File, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int | None]:
+    """Shape, type and place in the file of a dataset, of which nothing is read."""
+    if file.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+        raise StoreError(f"{name} must be a dataset of this file, got a link")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.shape in (None, ()):
+        raise StoreError(f"{name} must be an array")
+    made = dataset.id.get_create_plist()
+    if made.get_layout() != h5py.h5d.CONTIGUOUS or made.get_external_count():
+        raise StoreError(
+            f"{name} must be contiguous, without chunks or compression, and in this file"
+        )
+    return dataset.shape, dataset.dtype, dataset.id.get_offset()
+
+
+def _checked_header(path: Path, content: bytes) -> dict[str, Any]:
+    """The header of a code file. Raises StoreError for what cannot be right."""
+    try:
+        header = strict_json.parse_object(content)
+    except ValueError as error:
+        raise StoreError(f"{path}: header: {error}") from error
+    _check_fields(path, header, {"format": FORMAT, "version": VERSION})
+    try:
+        for name in ("model", "model_hash"):
+            strict_json.field(header, name, str)
+        strict_json.class_names(header)
+        for name in ("n_bits", "n_region_bits"):
+            if strict_json.whole_number(header, name, 0, MAX_BITS) % 8:
+                raise ValueError(f"{name} must be a multiple of 8, got {header[name]}")
+        _check_meta(strict_json.field(header, "meta", dict))
+    except ValueError as error:
+        raise StoreError(f"{path}: header: {error}") from error
+    return header
+
+
+def _check_meta(meta: dict[str, Any]) -> None:
+    """Raises ValueError for values that a search would trip over; other keys hold anything."""
+    if "checkpoint" in meta and not _is_path(strict_json.field(meta, "checkpoint", str)):
+        raise ValueError("meta: checkpoint must be a path")
+    if meta.get("precision", PRECISIONS[0]) not in PRECISIONS:
+        given = shown(meta["precision"])
+        raise ValueError(f"meta: precision must be one of {', '.join(PRECISIONS)}, got {given}")
+    for source in strict_json.field(meta, "sources", list) if "sources" in meta else ():
+        ok = isinstance(source, dict) and set(source) in ({"folder", "suffix"}, {"data"})
+        if not ok or not all(isinstance(own, str) and _is_path(own) for own in source.values()):
+            raise ValueError(
+                "meta: sources must be objects of texts, with folder and suffix or with data, "
+                f"got {shown(source)}"
+            )
+
+
+def _is_path(text: str) -> bool:
+    return "\0" not in text and len(text) <= _MAX_PATH
+
+
+def row_shapes_of(model: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
+    """The shape of one row of each dataset of a model; None is any number.
+
+    Args:
+        model: its "classes", "n_bits" and "n_region_bits".
+    """
+    n_classes = len(model["classes"])
+    return {
+        "id_bytes": (),
+        "sizes": (2,),
+        "image_codes": (model["n_bits"] // 8,),
+        "class_probs": (n_classes,),
+        "image_labels": (n_classes,),
+        "boxes": (4,),
+        "scores": (),
+        "labels": (),
+        "region_codes": (model["n_region_bits"] // 8,),
+        "categories": (),
+        "category_probs": (),
+        "category_codes": (None,),
+    }
+
+
+def _fits(shape: Sequence[int], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        got <= MAX_BITS if want is None else got == want
+        for got, want in zip(shape, wanted, strict=True)
+    )
+
+
+def _columns(wanted: tuple[int | None, ...]) -> str:
+    return f"({', '.join(['*', *('*' if n is None else str(n) for n in wanted)])})"
+
+
+_FINITE = float(np.finfo(np.float32).max)
+
+
+def check_ranges(rows: Mapping[str, NDArray[Any]], n_classes: int) -> None:
+    """Raises ValueError for values that no picture has: labels without a class, NaN, infinity."""
+    limits = {
+        "sizes": (0, np.inf),
+        "class_probs": (-_FINITE, _FINITE),
+        "image_labels": (0, 1),
+        "boxes": (-_FINITE, _FINITE),
+        "scores": (-_FINITE, _FINITE),
+        "labels": (-1, n_classes - 1),
+        "categories": (0, n_classes - 1),
+        "category_probs": (-_FINITE, _FINITE),
+    }
+    for name, (low, high) in limits.items():
+        values = rows.get(name)
+        if values is None or not values.size:
+            continue
+        least, most = values.min(), values.max()  # both NaN where there is one
+        if not (low <= least and most <= high):
+            wanted = "finite" if high == _FINITE else f"in [{low}, {high}]"
+            raise ValueError(f"{name} must be {wanted}, got values from {least} to {most}")
+
+
 def _check_fields(path: Path, header: dict[str, Any], expected: dict[str, Any]) -> None:
     for field, value in expected.items():
         if header.get(field) != value:
-            raise StoreError(f"{path}: {field} must be {value!r}, got {header.get(field)!r}")
+            got = shown(header.get(field))
+            raise StoreError(f"{path}: {field} must be {value!r}, got {got}")
 
 
 class _Journal:
@@ -233,6 +438,8 @@ class _Journal:
         self.path = path
         self._end = 0  # of the last whole record
         self._synced = time.monotonic()
+        if path.exists() and not path.is_file():
+            raise StoreError(f"{path}: not an ordinary file; move it away")
         with reported(path, "cannot write"):
             self._file = path.open("a+b", buffering=0)
         try:
@@ -277,6 +484,8 @@ class _Journal:
 
     def append(self, payload: bytes) -> None:
         """Adds a record; where that fails, the journal is as it was before."""
+        if len(payload) > _MAX_RECORD:
+            raise StoreError(f"{self.path}: a record of {len(payload)} bytes is too long")
         start = b"" if self._end else _MAGIC
         record = start + _RECORD.pack(len(payload), zlib.crc32(payload)) + payload
         rest = memoryview(record)
@@ -315,6 +524,8 @@ def _next_payload(file: BinaryIO) -> bytes | None:
     if len(head) < _RECORD.size:
         return None
     length, checksum = _RECORD.unpack(head)
+    if length > min(_MAX_RECORD, os.fstat(file.fileno()).st_size - file.tell()):
+        return None  # before memory is taken for it
     payload = file.read(length)
     # A power cut may leave zeros behind; a length of 0 would pass the checksum.
     whole = length and len(payload) == length and zlib.crc32(payload) == checksum
@@ -421,8 +632,9 @@ class CodeFileWriter:
         done: ids of the images that are stored.
 
     Raises:
-        StoreError: a file or journal of another model, version or number of bits is there, another
-            writer is at work on it, or the disk refuses.
+        StoreError: a file or journal of another model, version or number of bits, or a damaged one,
+            is there, another writer is at work on it, or the disk refuses; or classes that are not
+            distinct names.
         ValueError: the bits are not whole bytes.
     """
 
@@ -452,6 +664,7 @@ class CodeFileWriter:
             "n_region_bits": n_region_bits,
         }
         self._header = json.dumps(self._model | {"meta": meta or {}})
+        _checked_header(self.path, self._header.encode())  # what it refuses must not be written
         self._finished: dict[str, NDArray[Any]] = {}  # datasets of the file that is there
         self._packed_ids: frozenset[str] = frozenset()
         self._row_shapes: Shapes | None = None  # known from the first image on
@@ -517,6 +730,7 @@ class CodeFileWriter:
             try:
                 with reported(temporary, "cannot write"):
                     self._pack(temporary)
+                    self._check_packed(temporary)
                     temporary.replace(self.path)
                     sync_directory(self.path.parent)
             except BaseException:
@@ -525,13 +739,23 @@ class CodeFileWriter:
         self._journal.clear()
         self.close()
 
+    def _check_packed(self, packed: Path) -> None:
+        """Raises StoreError for a file that would be refused: it must not replace a good one."""
+        try:
+            CodeFile.open(packed)
+        except StoreError as error:
+            raise self._damaged_journal(error) from error
+
     def _take_up_finished(self) -> None:
         """Goes on from the code file, if there is one."""
         if not self.path.exists():
             return
         header, self._finished = _read(self.path)
         _check_fields(self.path, header, self._model)
-        self._packed_ids = frozenset(CodeFile.open(self.path).table.ids)  # checks the file, too
+        ids = CodeFile._of(self.path, header, self._finished).table.ids
+        self._packed_ids = frozenset(ids)
+        if len(self._packed_ids) < len(ids):
+            raise StoreError(f"{self.path}: damaged: two pictures have the same id")
         self.done |= self._packed_ids
         if self._packed_ids:
             self._row_shapes = {
@@ -543,17 +767,20 @@ class CodeFileWriter:
         record = next(self._journal.records(), None)
         if record is None:
             return
-        header = json.loads(record)
-        _check_fields(self._journal.path, header, self._model)
         try:
-            self._agree_on_rows(
-                str(self._journal.path),
-                {name: tuple(shape) for name, shape in header["rows"].items()},
-            )
+            header = strict_json.parse_object(record)
+            _check_fields(self._journal.path, header, self._model)
+            row_shapes = _checked_row_shapes(header, self._model)
+            self._agree_on_rows(str(self._journal.path), row_shapes)
+        except StoreError:
+            raise
         except ValueError as error:
-            raise StoreError(str(error)) from error
+            raise self._damaged_journal(error) from error
         for image_id, counts, _ in self._journal_images():
             self._count(image_id, counts)
+
+    def _damaged_journal(self, reason: object) -> StoreError:
+        return StoreError(f"{self._journal.path}: damaged: {reason}; move it away")
 
     def _agree_on_rows(self, whose: str, row_shapes: Shapes) -> None:
         """Keeps the first row shapes and raises ValueError for others."""
@@ -570,12 +797,25 @@ class CodeFileWriter:
         Left out are images that the code file holds already: a kill came after the file was put in
         its place and before the journal was emptied.
         """
+        row_bytes = self._row_bytes()
         for payload in islice(self._journal.records(), 1, None):  # the first tells of the model
+            if len(payload) < _COUNTS.size:
+                raise self._damaged_journal(f"a picture of {len(payload)} bytes")
             counts = dict(zip(OFFSETS, _COUNTS.unpack_from(payload), strict=True))
             rows = memoryview(payload)[_COUNTS.size :]
+            wanted = sum(n * counts.get(LAYOUT[name][0], 1) for name, n in row_bytes.items())
+            if len(rows) != wanted:
+                raise self._damaged_journal(f"a picture of {len(rows)} bytes, not {wanted}")
             image_id = decode_id(bytes(rows[: counts["id_byte"]]))
             if image_id not in self._packed_ids:
                 yield image_id, counts, rows
+
+    def _row_bytes(self) -> dict[str, int]:
+        """Bytes of one row of each dataset."""
+        return {
+            name: math.prod(shape) * dtype_of(name).itemsize
+            for name, shape in (self._row_shapes or {}).items()
+        }
 
     def _count(self, image_id: str, counts: dict[str, int]) -> None:
         self.done.add(image_id)
@@ -595,9 +835,7 @@ class CodeFileWriter:
             shapes[name] = (n_rows, *row_shape)
         for name in offsets_names.values():
             shapes[name] = (len(start[name]) + self._n_new["image"],)
-        row_bytes = {
-            name: math.prod(shape) * dtype_of(name).itemsize for name, shape in row_shapes.items()
-        }
+        row_bytes = self._row_bytes()
         with _NewFile(path, self._header, shapes) as new:
             for name, rows in start.items():
                 new.copy(name, rows)
@@ -629,7 +867,8 @@ def rows_of(
         model: "classes", "n_bits" and "n_region_bits" of the model.
 
     Raises:
-        ValueError: a code has not the promised number of bits, or a label is no class.
+        ValueError: a code has not the promised number of bits, a label is no class, or a number is
+            not finite.
     """
     n_classes = len(model["classes"])
     given: dict[str, NDArray[Any]] = {
@@ -665,7 +904,28 @@ def rows_of(
             raise ValueError(
                 f"{image_id}: {name} must have {width} columns, got {given[name].shape[1]}"
             )
+    try:
+        check_ranges(given, n_classes)
+    except ValueError as error:
+        raise ValueError(f"{image_id}: {error}") from error
     return {name: given[name].astype(dtype_of(name)) for name in LAYOUT if name in given}
+
+
+def _checked_row_shapes(header: dict[str, Any], model: Mapping[str, Any]) -> Shapes:
+    """The field "rows" of a journal. Raises ValueError unless a model can have such rows."""
+    given = strict_json.field(header, "rows", dict)
+    wanted = row_shapes_of(model)
+    for name, shape in given.items():
+        if (
+            name not in wanted
+            or not isinstance(shape, list)
+            or not all(type(n) is int and n >= 0 for n in shape)
+            or not _fits(shape, wanted[name])
+        ):
+            raise ValueError(f"rows: {shown({name: shape})}")
+    if [name for name in LAYOUT if name in given] != list(given) or "sizes" not in given:
+        raise ValueError(f"rows: {shown(list(given))}")
+    return {name: tuple(shape) for name, shape in given.items()}
 
 
 def _described(row_shapes: Shapes | None) -> str:

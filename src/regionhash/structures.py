@@ -205,7 +205,7 @@ class CodeTable:
         if len(given) != len(names):
             missing = next(name for name in names if name not in given)
             raise ValueError(f"{offsets_name} needs {missing}")
-        if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        if offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():  # a difference could overflow
             raise ValueError(f"{offsets_name} must start at 0 and never fall")
         for name in names:
             array = getattr(self, name)

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from regionhash.checkpoints import (
+    MAX_SHORT,
     Checkpoint,
     build_model,
     provenance,
@@ -34,10 +35,13 @@ from regionhash.data.images import ImageError
 from regionhash.data.splits import split_off
 from regionhash.data.transforms import TrainingSample, TrainingTransform
 from regionhash.encoding import Precision
+from regionhash.files import replacing
 from regionhash.losses import nan_term
 from regionhash.parts.proposals import pad_regions
 
 log = logging.getLogger(__name__)
+
+_SHOWN_SKIPPED = 1000  # pictures that a checkpoint names: of a million, its JSON became unreadable
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step", "constant"]
@@ -100,6 +104,8 @@ class TrainingConfig:
         for name, low in (("epochs", 1), ("batch_size", 1), ("short", 32), ("cached_views", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.short > MAX_SHORT:
+            raise ValueError(f"short must be at most {MAX_SHORT}, got {self.short}")
         for name in ("warmup", "ramp_start", "ramp_end", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -420,7 +426,8 @@ class _Run:
             "data": {"name": self.rest.name, "hash": self.data_hash, "pictures": len(self.rest)},
             "training": asdict(self.config),
             "epochs": [report.row() for report in self.reports],
-            "skipped": sorted(self.reader.skipped),
+            "skipped": sorted(self.reader.skipped)[:_SHOWN_SKIPPED],
+            "n_skipped": len(self.reader.skipped),
         }
 
     def _save(self, best: bool) -> None:
@@ -435,10 +442,9 @@ class _Run:
         if best:
             made = replace(self.checkpoint, provenance=self._provenance())
             save_checkpoint(self.folder, self.bare, made)
-        new = self.folder / "state.new"
-        torch.save(state, new)
-        new.replace(self.folder / "state.pt")
-        with (self.folder / "log.csv").open("w", newline="") as file:
+        with replacing(self.folder / "state.pt") as path:
+            torch.save(state, path)
+        with replacing(self.folder / "log.csv") as path, path.open("w", newline="") as file:
             rows = [report.row() for report in self.reports]
             table = csv.DictWriter(file, fieldnames=list(rows[0]))
             table.writeheader()
@@ -449,19 +455,31 @@ class _Run:
         if not path.exists():
             return
         try:
+            if not path.is_file():
+                raise ValueError("not a file")
             state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+            theirs = dict(state["identity"])
+            reports = [EpochReport(**report) for report in state["reports"]]
         except Exception as error:  # torch raises what its reader happens to meet
-            raise ValueError(f"{path}: damaged ({error}); delete it to start anew") from error
+            raise self._damaged(path, error) from error
         identity = self._identity()
-        differing = [key for key in identity if identity[key] != state["identity"].get(key)]
+        differing = [key for key in identity if identity[key] != theirs.get(key)]
         if differing:
             raise ValueError(
                 f"{self.folder}: holds a run with other {' and '.join(differing)}; "
                 f"choose another folder"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.reports = [EpochReport(**report) for report in state["reports"]]
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise self._damaged(path, error) from error
+        self.reports = reports
+
+    @staticmethod
+    def _damaged(path: Path, error: Exception) -> ValueError:
+        reason = str(error).partition("\n")[0]
+        return ValueError(f"{path}: damaged ({reason}); delete it to start anew")
 
 
 class _Reader:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -932,7 +931,7 @@ def _with_boxes(
 
 def _copy_model(file: CodeFile, folder: Path) -> None:
     """Puts the model of a code file into a folder that has none."""
-    from regionhash.checkpoints import CONFIG_FILE, WEIGHTS_FILE, read_checkpoint
+    from regionhash.checkpoints import CONFIG_FILE, copy_checkpoint
     from regionhash.querying import model_folder
 
     if (folder / CONFIG_FILE).exists():
@@ -940,12 +939,7 @@ def _copy_model(file: CodeFile, folder: Path) -> None:
     origin = model_folder(file)
     if not origin.exists():
         raise ValueError(f"{origin}: the model of {file.path} is not there")
-    read_checkpoint(origin)
-    folder.mkdir(parents=True, exist_ok=True)
-    origin = origin if origin.is_dir() else origin.parent
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        with replacing(folder / name) as temporary:
-            shutil.copy(origin / name, temporary)
+    copy_checkpoint(origin, folder)
 
 
 def _inputs(text: Any) -> list[str]:

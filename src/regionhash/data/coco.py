@@ -8,7 +8,7 @@ from typing import Any
 from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages
-from regionhash.jsonfile import read_json
+from regionhash.strict_json import read_json
 from regionhash.textfile import shown
 
 

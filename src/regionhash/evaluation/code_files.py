@@ -13,6 +13,7 @@ from regionhash.data.image_set import ImageSet
 from regionhash.evaluation.detection import DetectionMap, detection_map
 from regionhash.evaluation.metrics import RankingCurves
 from regionhash.evaluation.plots import plot_at_k, plot_precision_recall
+from regionhash.files import replacing
 from regionhash.sources import class_indices
 from regionhash.store import CodeFile
 from regionhash.structures import Codes, Floats, Ints
@@ -97,7 +98,7 @@ def write_curves(folder: Path, method: str, curves: RankingCurves) -> None:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "curves.csv").open("w", newline="") as file:
+    with replacing(folder / "curves.csv") as new, new.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["k", "precision", "recall", "acg"])
         table.writerows(zip(curves.ks, curves.precision, curves.recall, curves.acg, strict=True))

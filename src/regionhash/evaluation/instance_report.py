@@ -18,6 +18,7 @@ from regionhash.evaluation.levels import IntegerMatrix, Values
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_against_bits
 from regionhash.evaluation.report import markdown_table
+from regionhash.files import replacing, write_text
 
 _PAPER_NAMES = {
     "oxford5k": "Oxford 5k",
@@ -169,7 +170,7 @@ def write_instance_report(folder: Path, report: InstanceReport) -> Path:
         parts += ["## Table 5: time of the filter step", "", *_table_5(report), ""]
     parts += ["![mAP against bits](map.png)"]
     page = folder / "report.md"
-    page.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    write_text(page, "\n".join(parts) + "\n")
     return page
 
 
@@ -299,7 +300,7 @@ def _table_5(report: InstanceReport) -> list[str]:
 
 
 def _write_csv(path: Path, report: InstanceReport) -> None:
-    with path.open("w", newline="") as file:
+    with replacing(path) as new, new.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["table", "method", "bits", "map", "rectangle_map", "stable_map"])
         for r in report.results:

@@ -16,6 +16,7 @@ from regionhash.evaluation.metrics import HammingMatrix, SharedLabels, per_query
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_against_bits, plot_against_m
 from regionhash.evaluation.report import Labels, markdown_table
+from regionhash.files import replacing, write_text
 from regionhash.structures import Codes
 
 OURS = "IAH"
@@ -145,7 +146,7 @@ def write_multi_label_report(folder: Path, report: MultiLabelReport) -> Path:
         parts += ["## Unseen classes", "", report.unseen_words, "", *_unseen(report), ""]
     parts += _plots(folder, report)
     page = folder / "report.md"
-    page.write_text("\n".join(parts) + "\n")
+    write_text(page, "\n".join(parts) + "\n")
     return page
 
 
@@ -288,14 +289,14 @@ def _plots(folder: Path, report: MultiLabelReport) -> list[str]:
 
 
 def _write_csv(folder: Path, report: MultiLabelReport) -> None:
-    with (folder / "results.csv").open("w", newline="") as file:
+    with replacing(folder / "results.csv") as new, new.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["group", "method", "bits", *report.metrics(), "seconds"])
         for group, results in (("main", report.semantic), ("unseen", report.unseen)):
             for r in results:
                 means = [f"{r.mean(metric):.6f}" for metric in report.metrics()]
                 table.writerow([group, r.method, r.n_bits, *means, f"{r.seconds:.1f}"])
-    with (folder / "categories.csv").open("w", newline="") as file:
+    with replacing(folder / "categories.csv") as new, new.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["method", "bits", "category", "map"])
         for own in report.categories:

@@ -19,6 +19,7 @@ from regionhash.evaluation.metrics import ContainedLabels, RankingCurves, per_qu
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_at_k
 from regionhash.evaluation.report import markdown_table
+from regionhash.files import replacing, write_text
 from regionhash.structures import Ints
 
 Kind = Literal["single", "combined"]
@@ -187,7 +188,7 @@ def write_object_report(folder: Path, report: ObjectReport) -> Path:
     if report.times:
         parts += ["## Time of a query", "", *_times(report), ""]
     page = folder / "report.md"
-    page.write_text("\n".join(parts), encoding="utf-8")
+    write_text(page, "\n".join(parts))
     return page
 
 
@@ -297,7 +298,7 @@ def _times(report: ObjectReport) -> list[str]:
 
 
 def _write_csv(path: Path, report: ObjectReport) -> None:
-    with path.open("w", newline="") as file:
+    with replacing(path) as new, new.open("w", newline="") as file:
         table = csv.writer(file)
         cuts = [f"precision_{k}" for k in report.cuts]
         table.writerow(["kind", "objects", "method", "bits", "queries", "map", *cuts, "seconds"])

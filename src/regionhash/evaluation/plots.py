@@ -15,6 +15,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from regionhash.evaluation.metrics import RankingCurves
 from regionhash.evaluation.papers import PaperFigure
+from regionhash.files import replacing
 
 # Okabe and Ito, "Color Universal Design", 2008; grey for yellow, which is too pale on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#888888")
@@ -178,4 +179,5 @@ def _line(
 def _write(figure: Figure, axes: Axes, path: str | Path) -> None:
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=_DPI, format="png")
+    with replacing(Path(path)) as new:
+        figure.savefig(new, dpi=_DPI, format="png")

@@ -22,6 +22,7 @@ from regionhash.evaluation.metrics import (
 )
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_against_bits, plot_at_k, plot_precision_recall
+from regionhash.files import replacing, write_text
 from regionhash.structures import Codes
 
 Labels = NDArray[np.uint8]
@@ -159,7 +160,7 @@ def write_report(
     parts += ["![precision at k](precision.png)", "![ACG at k](acg_at_k.png)"]
     parts += ["![precision and recall](precision_recall.png)"]
     page = folder / "report.md"
-    page.write_text("\n".join(parts) + "\n")
+    write_text(page, "\n".join(parts) + "\n")
     return page
 
 
@@ -254,7 +255,7 @@ def _duration(seconds: float) -> str:
 
 
 def _write_csv(path: Path, comparison: Comparison) -> None:
-    with path.open("w", newline="") as file:
+    with replacing(path) as new, new.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["group", "method", "bits", "seed", *METRICS, "stable_map", "seconds"])
         for group, results in (("main", comparison.results), ("ablation", comparison.ablations)):

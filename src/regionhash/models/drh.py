@@ -35,6 +35,7 @@ from regionhash.structures import EncodedImage, Regions
 Proposals = Literal["windows", "rpn"]
 
 ALPHA, BETA, ETA = 100.0, 0.001, 0.001  # "Network Training"
+MAX_OVERLAP = 0.95  # 2,500 windows of a picture; their number grows with 1 / (1 - overlap)^2
 _GAIN = 0.3  # spread of the first activations, where tanh is nearly linear: bits can still move
 _STATISTICS = 4096  # regions that the statistics of the bits are taken over
 
@@ -81,6 +82,8 @@ class DRH(nn.Module):
         super().__init__()
         check_n_bits(n_bits)
         sliding_windows(1, 1, overlap)  # refuses an overlap out of range
+        if overlap > MAX_OVERLAP:
+            raise ValueError(f"overlap must be at most {MAX_OVERLAP}, got {overlap}")
         self.backbone = backbone
         self.rpn = rpn
         self.whitening = Whitening(backbone.top_channels, n_dims, power=whitening)

@@ -302,7 +302,7 @@ class RegionDH(nn.Module):
         logits = self.classify_image(centre(of_images, self.centred)).float()
         image_probs = multi_label_probs(logits, self.multi_label).cpu().numpy()
         codes = codes_of(of_images)
-        decoded = self.box_coder.decode(deltas, boxes)[:, 0].split(n_boxes)
+        decoded = self.box_coder.decode(deltas, boxes).reshape(-1, 4).split(n_boxes)
         return [
             EncodedImage(
                 size=(image.shape[1], image.shape[2]),

@@ -6,7 +6,6 @@ that a detector or a whole-image head needs to know of it stands in `Backbone`.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import get_model
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+_SHOWN = 300  # letters of an error of torch, which lists all weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -340,16 +341,19 @@ def load_local_weights(network: nn.Module, path: Path, unread: tuple[str, ...] =
     Raises:
         ValueError: the file is missing, is no state dict, or belongs to another network.
     """
+    if not path.is_file():  # to open a pipe would wait for whoever fills it
+        raise ValueError(
+            f"{path}: {'not an ordinary' if path.exists() else 'no such weights'} file"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such weights file") from None
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a readable state dict ({error})") from error
+    except Exception as error:  # torch raises what its reader happens to meet
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: not a readable state dict ({reason})") from error
     try:
         read = {name: value for name, value in state.items() if not name.startswith(unread)}
         own = network.state_dict().items()
         network.load_state_dict(read | {k: value for k, value in own if k.startswith(unread)})
     except (RuntimeError, TypeError, AttributeError) as error:
-        name = type(network).__name__
-        raise ValueError(f"{path}: these weights do not fit {name}: {error}") from error
+        name, reason = type(network).__name__, " ".join(str(error).split())[:_SHOWN]
+        raise ValueError(f"{path}: these weights do not fit {name}: {reason}") from error

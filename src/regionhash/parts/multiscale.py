@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+MAX_SCALES = 12
+"""A map of a picture of 2,048 pixels has one cell long before."""
+
 
 class MultiScaleWindows(nn.Module):
     """Features of the 3 x 3 windows, stride 1, on `n_scales` maps.
@@ -27,8 +30,8 @@ class MultiScaleWindows(nn.Module):
 
     def __init__(self, n_in: int, n_channels: int, n_features: int, n_scales: int) -> None:
         super().__init__()
-        if n_scales < 1:
-            raise ValueError(f"n_scales must be at least 1, got {n_scales}")
+        if not 1 <= n_scales <= MAX_SCALES:
+            raise ValueError(f"n_scales must be in [1, {MAX_SCALES}], got {n_scales}")
         self.n_scales = n_scales
         self.reduce = nn.Conv2d(n_in, n_channels, 1)
         self.down = nn.ModuleList(

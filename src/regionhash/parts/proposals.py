@@ -14,6 +14,9 @@ from torchvision.models.detection.rpn import (
 
 Targets = list[dict[str, Tensor]]
 
+MAX_PROPOSALS = 10_000
+"""NMS compares four times as many boxes with each other: some seconds a picture."""
+
 
 class ScoredRPN(RegionProposalNetwork):
     """torchvision's RPN, which computes the objectness of its proposals and then drops it.
@@ -58,7 +61,12 @@ def build_rpn(
         channels: of the feature maps.
         anchor_sizes: sides of the anchors on each map, in input pixels; each with three aspects.
         n_proposals: how many are left of an image after NMS, at most.
+
+    Raises:
+        ValueError: `n_proposals` is out of range.
     """
+    if not 1 <= n_proposals <= MAX_PROPOSALS:
+        raise ValueError(f"n_proposals must be in [1, {MAX_PROPOSALS}], got {n_proposals}")
     ratios = ((0.5, 1.0, 2.0),) * len(anchor_sizes)
     anchors = AnchorGenerator(anchor_sizes, ratios)
     before_nms = max(4 * n_proposals, 400)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import nms
+
+from regionhash.files import replacing
 
 CACHE_VARIABLE = "REGIONHASH_CACHE"
 """The environment variable with the folder of the cache; ~/.cache/regionhash without it."""
@@ -84,15 +85,16 @@ def _search(pixels: Any) -> Any:
 
 def _read(path: Path) -> Any:
     """The boxes in a file; None where it is missing or broken."""
-    try:
-        boxes = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    try:  # mapped, since a broken header may promise more than the file holds
+        boxes = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, ArithmeticError):
         return None
-    return boxes if boxes.ndim == 2 and boxes.shape[1:] == (4,) else None
+    if not isinstance(boxes, np.ndarray) or boxes.dtype != np.float32 or boxes.shape[1:] != (4,):
+        return None
+    return np.array(boxes) if np.isfinite(boxes).all() else None
 
 
 def _write(path: Path, boxes: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".new", delete=False) as file:
+    with replacing(path) as new, new.open("wb") as file:
         np.save(file, boxes)
-    Path(file.name).replace(path)

@@ -1,0 +1,60 @@
+"""What a builder can be called with: names, types and defaults, from its signature."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from regionhash.textfile import shown
+
+MOST = 65_536
+"""Of every integer but a seed: a layer of more outputs takes gigabytes."""
+
+LARGEST = 2**63 - 1
+
+
+def types_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The type of each parameter of a builder, or of each field of a dataclass."""
+    hints = get_type_hints(function)
+    if isinstance(function, type):
+        return {field.name: hints[field.name] for field in fields(function)}
+    return {name: hints[name] for name in inspect.signature(function).parameters}
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of a builder that have a default, and these."""
+    parameters = inspect.signature(function).parameters.values()
+    return {own.name: own.default for own in parameters if own.default is not own.empty}
+
+
+def checked(where: str, value: Any, hint: Any, *, most: int = MOST) -> Any:
+    """The value, an integer for a float made one.
+
+    Raises:
+        ValueError: it has not the type, or is a number that nothing here can be: a float that is
+            not finite, an integer below 0 or above `most`.
+    """
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise ValueError(f"{where}: must be one of {', '.join(get_args(hint))}, got {shown(value)}")
+    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    try:
+        if type(value) is int and int not in allowed and float in allowed:
+            value = float(value)
+    except OverflowError:
+        raise ValueError(f"{where}: must be finite, got {shown(value)}") from None
+    if type(value) not in allowed:
+        names = " or ".join(kind.__name__ for kind in allowed if kind is not NoneType)
+        raise ValueError(f"{where}: must be {names}, got {shown(value)}")
+    if type(value) is float and not math.isfinite(value):
+        raise ValueError(f"{where}: must be finite, got {value}")
+    if type(value) is int and not 0 <= value <= most:
+        raise ValueError(f"{where}: must be from 0 to {most}, got {shown(value)}")
+    if type(value) is str and "\0" in value:
+        raise ValueError(f"{where}: must have no NUL, got {shown(value)}")
+    return value

@@ -1,0 +1,134 @@
+"""JSON that anybody may have written: read with bounds, and its fields checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from regionhash.textfile import open_regular, read_text, reason_of, shown
+
+MAX_BYTES = 16 << 20
+"""Of a file. The longest real ones, of runs of thousands of epochs, have less than a tenth."""
+
+_MAX_DEPTH = 32
+
+
+def read_json(
+    path: Path,
+    error: type[ValueError] = ValueError,
+    *,
+    what: str = "the file",
+    most: int | None = None,
+) -> Any:
+    """What a file of JSON in UTF-8 holds: values of any type, which the caller has to check.
+
+    As Python reads it: NaN and Infinity are numbers, 1e400 is infinite, and strings may hold half
+    of a surrogate pair.
+
+    Args:
+        path: the file.
+        error: what is raised.
+        what: the file should be, for messages: "the instances file".
+        most: bytes that are read; a larger file is refused. None reads any.
+
+    Raises:
+        ValueError: `error`: the file cannot be read, is no JSON, is nested more deeply than Python
+            follows, or has an integer of more than 4300 digits. The message is one line, which
+            names the file.
+    """
+    text = read_text(path, what, most=most, error=error)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise error(f"{path}: broken JSON: nested too deeply") from None
+    except MemoryError as failure:
+        raise error(f"{path}: broken JSON: too large for the memory") from failure
+    except ValueError as failure:
+        raise error(f"{path}: broken JSON: {reason_of(failure)}") from failure
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: see `parse_object`.
+    """
+    with open_regular(path) as file:
+        return parse_object(file.read(MAX_BYTES + 1))
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """The JSON object in UTF-8 text.
+
+    Raises:
+        ValueError: too long, too deep, no JSON, no object, or a key that is there twice.
+    """
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"longer than {MAX_BYTES >> 20} MiB")
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object, got {shown(value)}")
+    if _depth(value) > _MAX_DEPTH:  # what prints it is as recursive as what read it
+        raise ValueError("nested too deeply")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in record if names.count(name) > 1)
+        raise ValueError(f"the key {shown(twice)} is there twice")
+    return record
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return depth
+
+
+# -- fields ---------------------------------------------------------------------------------------
+
+
+def field(record: dict[str, Any], name: str, kind: type[Any]) -> Any:
+    """A field of an object. Raises ValueError where it is missing or of another type."""
+    if name not in record:
+        raise ValueError(f"{name!r} is missing")
+    if type(record[name]) is not kind:
+        raise ValueError(f"{name} must be {_KINDS[kind]}, got {shown(record[name])}")
+    return record[name]
+
+
+_KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
+
+
+def whole_number(record: dict[str, Any], name: str, low: int, high: int) -> int:
+    """A field in [low, high]. Raises ValueError as `field`, and for other numbers."""
+    value: int = field(record, name, int)
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {shown(value)}")
+    return value
+
+
+def class_names(record: dict[str, Any]) -> tuple[str, ...]:
+    """The field "classes". Raises ValueError unless it is a list of distinct names."""
+    names = field(record, "classes", list)
+    for name in names:
+        if type(name) is not str or not name:
+            raise ValueError(f"classes must be names, got {shown(name)}")
+    if len(set(names)) < len(names):
+        raise ValueError("classes must be distinct")
+    return tuple(names)
