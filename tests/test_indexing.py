@@ -1,7 +1,10 @@
 """A folder without labels made searchable, as a user does it."""
 
 import json
+import multiprocessing
 import shutil
+from contextlib import suppress
+from threading import BrokenBarrierError
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 
 from conftest import write_picture
+from regionhash import indexing
 from regionhash.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from regionhash.collection import open_codes
 from regionhash.data import open_dataset
@@ -42,6 +46,34 @@ def search(codes, *options):
 
 
 # Making
+
+
+def test_two_runs_at_once_make_one_index(photos, tmp_path):
+    context = multiprocessing.get_context("fork")
+    output, both = tmp_path / "photos.index", context.Barrier(2)
+
+    def make(seed):
+        original = indexing._take_up_model
+
+        def look(*arguments):
+            found = original(*arguments)
+            if not both.broken and both.n_waiting < 2:
+                with suppress(BrokenBarrierError):
+                    both.wait(2)  # each has seen that nothing is there
+            return found
+
+        indexing._take_up_model = look
+        index(photos, output, *SMALL, "--seed", seed)
+
+    processes = [context.Process(target=make, args=(seed,)) for seed in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert record_of(run("check", output, "--json"))["problems"] == []
+    found = search(output, "--query", photos / "1.png")["hits"]
+    assert len(found) == 6 and (found[0]["picture"], found[0]["distance"]) == ("1.png", 0)
 
 
 def test_an_index_is_one_folder_and_says_what_was_fitted_and_what_comes_next(made):

@@ -107,6 +107,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Inside, no other process or thread is in this block for the same folder."""
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
 def sync_directory(path: Path) -> None:
     """Makes a renaming in `path` outlast a power cut."""
     directory = os.open(path, os.O_RDONLY)

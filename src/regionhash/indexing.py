@@ -6,7 +6,7 @@ The result is one directory to copy: a collection (`regionhash.collection`) with
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from regionhash.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from regionhash.collection import Collection, is_collection, open_codes
+from regionhash.collection import Collection, is_collection, model_hash_of
 from regionhash.collection.adding import AddReport
 from regionhash.data.image_set import ImageSet
 from regionhash.encoding import Input, pick_device, read_inputs
+from regionhash.files import locked_folder
 from regionhash.models.drh import DRH, FitReport, drh, fit_drh
 from regionhash.models.region_dh import region_dh
 from regionhash.parameters import defaults_of
@@ -124,11 +125,15 @@ def build_index(
     with stage("fitting") as (show, note):
         fit = None
         if not _take_up_model(output, settings, note):
-            if settings.model:
-                load_checkpoint(settings.model)  # refuses one that cannot be used
-                copy_checkpoint(settings.model, output)
-            else:
-                fit = _fit(image_set, output, settings, where, workers, show)
+            output.mkdir(parents=True, exist_ok=True)
+            try:
+                with locked_folder(output):  # two runs at once must not make two models
+                    if not _take_up_model(output, settings, note):
+                        fit = _make_model(image_set, output, settings, where, workers, show)
+            except BaseException:
+                with suppress(OSError):  # something is in it
+                    output.rmdir()
+                raise
     with (
         Collection.create(output, device=device) as collection,
         stage("encoding") as (show, note),
@@ -214,6 +219,22 @@ def sample_features(
     return torch.cat(found)
 
 
+def _make_model(
+    image_set: ImageSet,
+    output: Path,
+    settings: IndexSettings,
+    device: torch.device,
+    workers: int,
+    show: Progress,
+) -> FitReport | None:
+    """Leaves a model in `output`: a copy of the one that is given, or one that is fitted."""
+    if settings.model is None:
+        return _fit(image_set, output, settings, device, workers, show)
+    load_checkpoint(settings.model)  # refuses one that cannot be used
+    copy_checkpoint(settings.model, output)
+    return None
+
+
 def _fit(
     image_set: ImageSet,
     output: Path,
@@ -274,7 +295,7 @@ def _take_up_model(output: Path, settings: IndexSettings, note: Callable[[str], 
 
 def _restore(output: Path, settings: IndexSettings, error: CheckpointError) -> None:
     """Copies the given model to the codes that were made with it. Raises ValueError for another."""
-    of_codes = open_codes(output).model_hash
+    of_codes = model_hash_of(output)
     if settings.model is None or read_checkpoint(settings.model).model_hash != of_codes:
         raise ValueError(
             f"{error}; the codes there are of the model {of_codes}: name the folder of a copy of "

@@ -5,6 +5,7 @@ from regionhash.collection.collection import (
     Collection,
     check_folder,
     is_collection,
+    model_hash_of,
     open_codes,
 )
 from regionhash.collection.database import DATABASE_FILE, CollectionReplacedError
@@ -23,5 +24,6 @@ __all__ = [
     "Results",
     "check_folder",
     "is_collection",
+    "model_hash_of",
     "open_codes",
 ]

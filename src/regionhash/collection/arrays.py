@@ -18,7 +18,6 @@ transaction, and arrays that do not stand for just these rows are not used.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -33,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.collection.database import BLOBS, Database, reported, row_width
-from regionhash.files import write_text
+from regionhash.files import locked_folder, write_text
 from regionhash.store import LAYOUT, OFFSETS, Ids, StoreError, dtype_of, encode_id
 from regionhash.structures import Codes, CodeTable, Floats64, Ints
 
@@ -132,7 +131,7 @@ class Arrays:
                 yield snapshot
                 return
         with ExitStack() as stack:
-            with self._locked():
+            with locked_folder(self.folder.parent):
                 stack.enter_context(database.moment())
                 snapshot = self._caught_up(database, before, compact, rebuild)
             yield snapshot
@@ -216,7 +215,7 @@ class Arrays:
 
     def remove_stale(self, database: Database) -> list[Path]:
         """Removes arrays that a killed process has left unfinished; returns their folders."""
-        with self._locked(), database.moment():
+        with locked_folder(self.folder.parent), database.moment():
             state = self._state(database, database.version())
             return [] if state is None else self._remove_all_but(state)
 
@@ -229,16 +228,6 @@ class Arrays:
         for path in others:
             shutil.rmtree(path, ignore_errors=True)
         return others
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with reported(self.folder.parent):
-            folder = os.open(self.folder.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
 
     def _open(
         self,

@@ -907,6 +907,14 @@ def is_collection(path: Path) -> bool:
     return (path / DATABASE_FILE).exists() or (path / CODES_FILE).exists()
 
 
+def model_hash_of(folder: Path) -> str:
+    """The hash of the model whose codes are in a folder. Raises StoreError as `Collection.open`."""
+    if not (folder / DATABASE_FILE).exists():
+        return CodeFile.open(folder / CODES_FILE).model_hash
+    with Database(folder / DATABASE_FILE) as database:
+        return str(database.header["model_hash"])
+
+
 def open_codes(path: str | Path) -> CodeFile:
     """The codes of a code file, or of a collection as if it were one.
 
