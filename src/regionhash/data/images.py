@@ -46,19 +46,23 @@ class ImageError(ValueError):
     """A picture that cannot be read: the message names the file and the reason."""
 
 
-def read_image(path: str | Path) -> Image:
+def read_image(path: str | Path, *, name: str | None = None) -> Image:
     """The picture in a file as (H, W, 3) uint8 RGB, writable, as shown.
 
     EXIF orientation is applied, transparent parts lie on white, 16 bits per channel are scaled to
     8, and of an animation the first frame is read. Pillow reads every format: torchvision's JPEG
     reader gives the same pixels a fifth faster, but is deprecated and will be removed.
 
+    Args:
+        path: of the file.
+        name: for messages; by default the path.
+
     Raises:
         ImageError: the file is missing, empty, truncated, broken, no regular file, no picture,
             larger than `MAX_PIXELS`, of a structure that `check_structure` refuses, or has pixels
             without a defined white (32-bit floats).
     """
-    with _named(path), open_regular(path) as file, _opened(file) as image:
+    with _named(name or path), open_regular(path) as file, _opened(file) as image:
         return _rgb(image)
 
 
@@ -96,6 +100,15 @@ def read_kind(content: bytes, name: str) -> str:
     """
     with _named(name), io.BytesIO(content) as file, _opened(file) as image:
         return image.format or ""
+
+
+def thumbnail(image: Image, size: int) -> bytes:
+    """A picture as JPEG, its longer side at most `size` pixels."""
+    small = PILImage.fromarray(image)
+    small.thumbnail((size, size), PILImage.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
 
 
 def read_taken(path: str | Path) -> datetime | None:
