@@ -11,6 +11,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+_ENDING = "the service is ending"
+
 Value = TypeVar("Value")
 
 
@@ -32,8 +34,8 @@ class Jobs:
     def __init__(self, places: int, name: str) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._unanswered: set[Future[Any]] = set()
-        self._running = 0
-        self._lock = threading.Lock()
+        self._running, self._stopped = 0, False
+        self._lock = threading.RLock()  # an answer calls `_answered`, in the thread that gives it
         self._threads = [
             threading.Thread(target=self._work, name=f"{name} {n}", daemon=True)
             for n in range(places)
@@ -59,6 +61,8 @@ class Jobs:
         """
         future: Future[Value] = Future()
         with self._lock:
+            if self._stopped:
+                raise BusyError(_ENDING)
             self._unanswered.add(future)
         future.add_done_callback(self._answered)
         waiting = asyncio.wrap_future(future)
@@ -76,10 +80,10 @@ class Jobs:
     def stop(self) -> None:
         """Answers all who wait with BusyError and lets the threads end after their calls."""
         with self._lock:
-            unanswered = list(self._unanswered)
-        for future in unanswered:
-            with suppress(InvalidStateError):
-                future.set_exception(BusyError("the service is ending"))
+            self._stopped = True
+            for future in list(self._unanswered):
+                with suppress(InvalidStateError):
+                    future.set_exception(BusyError(_ENDING))
         for _ in self._threads:
             self._calls.put(None)
 
@@ -90,12 +94,9 @@ class Jobs:
     def _work(self) -> None:
         while (taken := self._calls.get()) is not None:
             future, call = taken
-            try:
-                if not future.set_running_or_notify_cancel():
-                    continue
-            except (RuntimeError, InvalidStateError):  # answered by `stop`
-                continue
             with self._lock:
+                if future.done() or not future.set_running_or_notify_cancel():
+                    continue  # given up, or answered by `stop`
                 self._running += 1
             try:
                 answer, error = call(), None
