@@ -1,7 +1,10 @@
 """Real processes that decode, and pictures that are made to keep them busy."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -144,3 +147,15 @@ def test_a_name_that_is_no_utf8_is_read(decoders, tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.png"))
     path.write_bytes(SMALL)
     assert decoders.read(path, "picture 1", soon()).shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize(("content", "ended"), [(SLOW, -signal.SIGALRM), (b"", 0)])
+def test_a_process_outlives_who_started_it_by_seconds_alone(content, ended):
+    command = [sys.executable, "-m", "regionhash.data.decoding_process", str(2 << 30)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen(command, **pipes) as own:
+        if content:
+            request = {"name": "a", "bytes": len(content), "max_pixels": 10**8, "size": None}
+            own.stdin.write(json.dumps(request | {"seconds": 0}).encode() + b"\n" + content)
+        own.stdin.close()
+        assert own.wait(20) == ended
