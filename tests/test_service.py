@@ -458,6 +458,35 @@ def test_health_tells_what_no_longer_works(own, monkeypatch):
     assert "cannot be encoded" in client.get("/health").json()["reason"]
 
 
+def test_another_collection_is_waited_for_until_it_is_whole(own, monkeypatch, tmp_path):
+    folder, client = own
+    monkeypatch.setattr(state, "_PAUSE_SECONDS", 0.05)
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "model.json").rename(tmp_path / "model.json")
+    folder.rename(tmp_path / "before")
+    other.rename(folder)
+    soon(lambda: "cannot be opened" in client.get("/health").json().get("reason", ""))
+    assert len(search(client, {"image": 1})["hits"]) == 6  # of the one before
+    (tmp_path / "model.json").rename(folder / "model.json")
+    soon(lambda: client.get("/health").status_code == 200)
+    assert client.delete("/api/images/1", headers=TOKEN).status_code == 204
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seconds": 0},
+        {"seconds": float("nan")},
+        {"body_seconds": 1e9},
+        {"connections": 0},
+        {"pixels": 10**9},
+    ],
+)
+def test_limits_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        Limits(**wrong)
+
+
 def test_another_collection_in_its_place_is_taken_up(own, other_saved, photos, tmp_path):
     folder, client = own
     service = client.app.state.service

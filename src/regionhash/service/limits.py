@@ -12,7 +12,10 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from regionhash.data.images import MAX_PIXELS
+
 LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
+_DAY = 86_400
 _MULTIPART_ROOM = 64 * 1024  # boundaries and headers around an upload
 
 
@@ -39,8 +42,10 @@ class Limits:
     def __post_init__(self) -> None:
         counts = self.upload_bytes, self.pixels, self.connections
         times = self.seconds, self.header_seconds, self.body_seconds
-        if min(counts) < 1 or not all(own > 0 for own in times):
-            raise ValueError(f"limits must be positive, got {self}")
+        if min(counts) < 1 or not all(0 < own <= _DAY for own in times):
+            raise ValueError(f"limits must be positive, and times at most a day, got {self}")
+        if self.pixels > MAX_PIXELS:
+            raise ValueError(f"pixels must be at most {MAX_PIXELS:,}, got {self.pixels:,}")
 
 
 def problem_body(status: int, detail: str) -> bytes:

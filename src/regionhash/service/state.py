@@ -18,6 +18,7 @@ from regionhash.service.figures import Figures
 from regionhash.service.jobs import Jobs
 from regionhash.service.limits import Limits
 from regionhash.service.opened import MissingError, Opened, ReplacedError
+from regionhash.store import StoreError
 
 SYNC_SECONDS = 0.2
 """After which what another process has changed is seen; what this one changes is seen at once."""
@@ -31,6 +32,10 @@ _SECONDS_TO_END = 1.0  # for the thread that follows
 _log = logging.getLogger("regionhash.service")
 
 Value = TypeVar("Value")
+
+
+class NotOpenedError(StoreError):
+    """Another collection is in the place of the one that is served, and cannot be opened."""
 
 
 class Service:
@@ -174,11 +179,17 @@ class Service:
         try:
             self._opened.sync()
         except ReplacedError:
-            newer = self._open()
+            newer = self._open_newer()
             with self._lock:
                 before, self._opened = self._opened, newer
             before.retire()
             _log.warning("%s: another collection was in its place and is served now", self._folder)
+
+    def _open_newer(self) -> Opened:
+        try:
+            return self._open()
+        except Exception as error:  # of a database or a model that is not whole yet, of any kind
+            raise NotOpenedError(str(error)) from error
 
     def _note(self, failure: str | None, error: BaseException | None = None) -> None:
         """Keeps the state of health; a new failure is logged, with what only the log may tell."""
@@ -200,6 +211,6 @@ def _held(opened: Opened, call: Callable[[], Value]) -> Callable[[], Value]:
 def _told(error: BaseException) -> str:
     if isinstance(error, MissingError):
         return "the collection is no longer in its place"
-    if isinstance(error.__context__, ReplacedError):
+    if isinstance(error, NotOpenedError):
         return "another collection is in its place, which cannot be opened"
     return "changes of the collection cannot be read"
