@@ -1,5 +1,8 @@
 import io
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +10,15 @@ import pytest
 from PIL import Image
 
 from regionhash.data import images
-from regionhash.data.images import FileImages, ImageError, find_images, read_image, read_size
+from regionhash.data.images import (
+    FileImages,
+    ImageError,
+    find_images,
+    read_image,
+    read_image_bytes,
+    read_size,
+    read_taken,
+)
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
 
@@ -113,6 +124,96 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
     assert read_image(tmp_path / f"a{suffix}")[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_every_value_of_sixteen_bits_is_rounded(tmp_path, dtype):
+    values = np.arange(65536, dtype=dtype).reshape(256, 256)
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    expected = np.round(values / 257).astype(np.uint8)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tiff"), np.dstack([expected] * 3))
+
+
+@pytest.mark.parametrize("white", [1, 100, 254, 256, 4095, 65534])
+@pytest.mark.parametrize("kind", ["P5", "P6"])
+def test_a_pnm_of_another_white_is_read_as_pillow_reads_it(tmp_path, kind, white):
+    bands = 3 if kind == "P6" else 1
+    generator = np.random.default_rng(white)
+    values = generator.integers(0, 256 if white < 256 else 65536, (7, 9 * bands))
+    content = values.astype("u1" if white < 256 else ">u2").tobytes()
+    (tmp_path / "a.ppm").write_bytes(f"{kind} 9 7 {white}\n".encode() + content)
+    read = np.asarray(Image.open(tmp_path / "a.ppm"))
+    if read.dtype != np.uint8:
+        read = np.round(read / 257).astype(np.uint8)
+    expected = np.broadcast_to(read.reshape(7, 9, bands), (7, 9, 3))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.ppm"), expected)
+    (tmp_path / "cut.ppm").write_bytes(f"{kind} 9 7 {white}\n".encode() + content[:-2])
+    with pytest.raises(ImageError, match="cut"):
+        read_image(tmp_path / "cut.ppm")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "I;16"])
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_blocks_make_no_difference(tmp_path, monkeypatch, mode, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 13, 4), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    if mode == "I;16":
+        picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)
+    elif mode == "P":
+        picture = picture.convert("RGB").convert("P")
+        picture.info["transparency"] = 3
+    else:
+        picture = picture.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "a.png", exif=exif)
+    whole = read_image(tmp_path / "a.png")
+    for block in (1, 5, 13, 40):
+        monkeypatch.setattr(images, "_BLOCK", block)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), whole)
+
+
+_MEASURED = """
+import sys
+from regionhash.data.images import read_image
+
+def status(field):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(own for own in lines if own.startswith(field)).split()[1]) << 10
+
+for path in sys.argv[1:]:
+    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    before = status("VmRSS")
+    height, width, _ = read_image(path).shape
+    print((status("VmHWM") - before) / (height * width))
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
+def test_no_mode_takes_more_than_some_bytes_a_pixel(tmp_path):
+    side = 2000
+    grey = np.repeat(np.arange(side, dtype=np.uint16)[None] * 20, side, 0)
+    colours = Image.fromarray(np.stack([(grey >> shift).astype(np.uint8) for shift in range(4)], 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made = {
+        "rgba.png": (colours, {}),
+        "turned.png": (colours, {"exif": exif}),
+        "la.png": (colours.convert("LA"), {}),
+        "p.png": (colours.convert("RGB").convert("P"), {"transparency": 3}),
+        "cmyk.jpg": (colours.convert("CMYK"), {}),
+        "turned.jpg": (colours.convert("RGB"), {"exif": exif, "progressive": True}),
+        "sixteen.png": (Image.fromarray(grey), {}),
+        "sixteen.tiff": (Image.fromarray(grey.astype(np.int32)), {"exif": exif}),
+    }
+    for name, (picture, options) in made.items():
+        picture.save(tmp_path / name, **options | ({"compress_level": 1} if "png" in name else {}))
+    command = [sys.executable, "-c", _MEASURED, *(tmp_path / name for name in made)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    # 4 of Pillow's own and 3 of the result; the blocks and what Pillow loads first are the rest.
+    taken = dict(zip(made, map(float, ran.stdout.split()), strict=True))
+    assert max(taken.values()) < 8.8, taken
+    assert taken["sixteen.png"] < 7, taken
+
+
 def test_an_animation_shows_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (3, 2), tuple(colour)) for colour in (RED, [0, 0, 255])]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -171,6 +272,48 @@ def test_unusable_files_are_image_errors_with_the_reason(tmp_path, read):
         read(tmp_path / "none.jpg")
     with pytest.raises(ImageError, match="Is a directory"):
         read(tmp_path)
+
+
+@pytest.fixture(params=["pipe", "socket", "device", "link"])
+def irregular(request, tmp_path):
+    """A path that is no regular file."""
+    path = tmp_path / "a.jpg"
+    if request.param == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+            yield path
+        return
+    if request.param == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to("pipe") if request.param == "link" else os.mkfifo(path)
+    yield path
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_regular_file_is_not_waited_for(irregular):
+    for read in (read_image, read_size, read_taken):
+        with pytest.raises(ImageError, match=r"a\.jpg: not a regular file"):
+            read(irregular)
+    with pytest.raises(ValueError, match=r"a\.jpg: not a regular file"):
+        find_images([irregular])
+    with pytest.raises(ValueError, match=r"a\.jpg: cannot read the list: not a regular file"):
+        find_images([f"@{irregular}"])
+    with pytest.raises(ValueError, match="no picture"):
+        find_images([irregular.parent])
+    (irregular.parent / "list").write_text("a.jpg\n")
+    ((_, listed),) = find_images([f"@{irregular.parent / 'list'}"])
+    with pytest.raises(ImageError, match="not a regular file"):
+        read_image(listed)
+
+
+def test_bytes_and_files_are_read_alike(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    np.testing.assert_array_equal(read_image_bytes(content, "a"), read_image(tmp_path / "a.png"))
+    with pytest.raises(ImageError, match="a: 6 x 4 pixels are more than the limit of 23"):
+        read_image_bytes(content, "a", max_pixels=23)
 
 
 def test_floating_point_pixels_are_an_image_error(tmp_path):

@@ -227,3 +227,25 @@ def test_dark_and_light_are_chosen_and_kept(page):
     page.click("#theme")
     page.reload()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_token_is_asked_for_kept_and_given_back(browser, photo_collection):
+    app = create_app(photo_collection, token="secret", loopback=False)
+    with served(app) as address:
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.goto(address)
+        page.fill("#token", "secret")
+        page.press("#token", "Enter")
+        page.wait_for_selector(".hit")
+        page.reload()
+        page.wait_for_selector(".hit")  # the cookie has it
+        page.click("#leave")
+        page.wait_for_selector("#ask[open]")
+        assert context.cookies() == []
+        context.close()
+
+
+def test_without_a_token_there_is_nothing_to_log_out_of(page):
+    assert page.is_hidden("#leave")

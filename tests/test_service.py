@@ -3,9 +3,11 @@
 import io
 import json
 import shutil
+import sqlite3
 import struct
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zlib
@@ -19,11 +21,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from PIL import Image
 
+import costly_pictures as costly
+from conftest import collect, write_picture
 from regionhash.collection import Collection, Query
-from regionhash.data.images import read_image
+from regionhash.data.images import ImageError, read_image
 from regionhash.encoding import encode_picture
-from regionhash.service import Limits, create_app
-from regionhash.service.encoder import BatchedModel
+from regionhash.service import Limits, create_app, state
+from regionhash.service.encoder import BatchedModel, EncoderError
+from regionhash.store import StoreError
 from test_cli import error_of
 
 with warnings.catch_warnings():
@@ -66,6 +71,14 @@ def problem(answer, status):
     record = answer.json()
     assert record["status"] == status and record["title"]
     return record["detail"]
+
+
+def soon(is_so, seconds=10):
+    """Waits until something is so."""
+    until = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert is_so()
 
 
 def search(client, *queries, **wanted):
@@ -167,6 +180,48 @@ def test_pictures_asked_for_at_once_share_a_batch(saved, photos):
     assert sum(sizes) == 4 and max(sizes) > 1
 
 
+class Odd:
+    """Stands around a model; goes wrong in one way or another."""
+
+    def __init__(self, model):
+        self._model, self.wrong = model, None
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def encode(self, images):
+        if self.wrong == "raises":
+            raise RuntimeError("out of memory")
+        results = self._model.encode(images)
+        return results[:-1] if self.wrong == "too few" else results
+
+
+@pytest.mark.timeout(20)
+def test_the_encoder_answers_and_goes_on_whatever_goes_wrong(saved, photos):
+    image, odd, counted = read_image(photos / "0.png"), Odd(saved.model), []
+
+    def on_batch(size):
+        counted.append(size)
+        if odd.wrong == "count":
+            raise OSError("no")
+
+    model = BatchedModel(odd, on_batch=on_batch)
+    for odd.wrong, error in (
+        ("raises", RuntimeError),
+        ("too few", ValueError),
+        ("count", OSError),
+    ):
+        with pytest.raises(error):
+            encode_picture(model, saved.checkpoint, image)
+        assert model.is_alive
+    odd.wrong = None
+    assert encode_picture(model, saved.checkpoint, image).image_code is not None
+    model.close()
+    assert not model.is_alive
+    with pytest.raises(EncoderError, match="has ended"):
+        encode_picture(model, saved.checkpoint, image)
+
+
 def test_prometheus_is_told(client):
     client.get("/health")
     text = client.get("/metrics").text
@@ -224,6 +279,47 @@ def test_what_another_process_removes_is_gone_soon(own):
     assert len(search(client, {"image": 1})["hits"]) == 5
 
 
+def test_a_removed_picture_is_nowhere_left(own):
+    folder, client = own
+    where = "/api/images/3/picture?size=160"
+    first = client.get(where)
+    assert first.status_code == 200
+    assert first.headers["cache-control"] == "private, no-cache"
+    tag = {"If-None-Match": first.headers["etag"]}
+    again = client.get(where, headers=tag)
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == first.headers["etag"]
+    assert client.delete("/api/images/3", headers=TOKEN).status_code == 204
+    problem(client.get(where), 404)
+    problem(client.get(where, headers=tag), 404)
+    with client.app.state.service.use() as opened:
+        assert opened._thumbnails.kept() == []
+        # What another process removes: never shown, and soon forgotten.
+        assert client.get("/api/images/4/picture").status_code == 200
+        with Collection.open(folder) as other:
+            other.remove_rows([4])
+        problem(client.get("/api/images/4/picture"), 404)
+        soon(lambda: opened._thumbnails.kept() == [])
+
+
+def test_a_thumbnail_is_of_the_file_as_it_is_now(saved, photos, tmp_path):
+    pictures = shutil.copytree(photos, tmp_path / "pictures")
+    folder = collect(pictures, saved.folder, tmp_path / "c")
+    with TestClient(create_app(folder), base_url=HOME) as client:
+        where = "/api/images/1/picture?size=160"
+        first = client.get(where)
+        write_picture(pictures / "0.png", np.full((50, 60, 3), 200))
+        changed = client.get(where, headers={"If-None-Match": first.headers["etag"]})
+        assert changed.status_code == 200 and changed.headers["etag"] != first.headers["etag"]
+        assert Image.open(io.BytesIO(changed.content)).size == (60, 50)
+        (pictures / "0.png").unlink()
+        problem(client.get(where, headers={"If-None-Match": changed.headers["etag"]}), 404)
+
+
+def test_answers_are_kept_by_no_browser(client):
+    assert client.get("/api/images/1").headers["cache-control"] == "no-store"
+
+
 def test_elsewhere_than_on_this_machine_a_token_is_needed(photo_collection):
     with pytest.raises(ValueError, match="needs a token"):
         create_app(photo_collection, loopback=False)
@@ -237,6 +333,186 @@ def test_elsewhere_than_on_this_machine_a_token_is_needed(photo_collection):
         problem(client.post("/api/session"), 401)
         assert client.post("/api/session", headers=TOKEN).status_code == 204
         assert client.get("/api/collection").json()["can_change"]
+
+
+def test_on_this_machine_the_token_is_for_changes_alone(own):
+    _, client = own
+    wrong = [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}]
+    wrong += [{"Cookie": "regionhash_token_8000=wrong"}, {"Cookie": "regionhash_token=secret"}]
+    for headers in wrong:
+        for path in ("/", "/health", "/api/collection", "/api/images", "/api/images/1"):
+            assert client.get(path, headers=headers).status_code == 200
+        assert not client.get("/api/collection", headers=headers).json()["can_change"]
+        answer = client.post("/api/images", files={"file": png()}, headers=headers)
+        assert "missing or wrong" in problem(answer, 401)
+        problem(client.delete("/api/images/1", headers=headers), 401)
+        problem(client.post("/api/session", headers=headers), 401)
+    assert len(client.get("/api/images").json()["images"]) == 6
+
+
+def test_the_cookie_is_of_one_port_for_half_a_day_and_can_be_given_back(own):
+    _, client = own
+    answer = client.post("/api/session", headers=TOKEN)
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith("regionhash_token_8000=secret;")
+    for part in ("HttpOnly", "SameSite=strict", "Max-Age=43200"):
+        assert part in cookie
+    assert "Secure" not in cookie
+    assert client.get("/api/collection").json()["can_change"]
+    kept = {"Host": "127.0.0.1:9000", "Cookie": "regionhash_token_8000=secret"}
+    assert not client.get("/api/collection", headers=kept).json()["can_change"]
+    assert client.delete("/api/session").status_code == 204
+    assert not client.get("/api/collection").json()["can_change"]
+
+
+FOREIGN = [
+    {"Origin": "https://evil.example"},
+    {"Origin": "http://127.0.0.1:9000"},
+    {"Origin": "https://127.0.0.1:8000"},
+    {"Origin": "http://localhost:8000"},
+    {"Origin": "null"},
+    {"Origin": ""},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "cross-site", "Origin": HOME},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "http://127.0.0.1:9000"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_pages_of_other_sites_can_change_nothing(own, headers):
+    _, client = own
+    assert client.post("/api/session", headers=TOKEN).status_code == 204  # and the cookie is sent
+    for method, path in (
+        ("POST", "/api/uploads"),
+        ("POST", "/api/images"),
+        ("POST", "/api/search"),
+        ("POST", "/api/session"),
+        ("DELETE", "/api/session"),
+        ("DELETE", "/api/images/1"),
+        ("PUT", "/api/images/1"),
+        ("PATCH", "/api/images/1"),
+    ):
+        assert "another site" in problem(client.request(method, path, headers=headers), 403)
+    assert client.get("/api/collection", headers=headers).json()["pictures"] == 6
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Origin": HOME},
+        {"Origin": HOME, "Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "none"},
+    ],
+)
+def test_its_own_page_and_other_programs_can(own, headers):
+    _, client = own
+    answer = client.post("/api/images", files={"file": png()}, headers=headers | TOKEN)
+    assert answer.status_code == 201
+    with TestClient(client.app, base_url="http://localhost:8000") as other:
+        answer = other.post(
+            "/api/uploads", files={"file": png()}, headers={"Origin": "http://localhost:8000"}
+        )
+        assert answer.status_code == 201
+
+
+# Health
+
+
+def test_changes_are_followed_whatever_goes_wrong_meanwhile(own, monkeypatch):
+    folder, client = own
+    monkeypatch.setattr(state, "_PAUSE_SECONDS", 0.05)
+    with monkeypatch.context() as broken:
+
+        def fail():
+            raise MemoryError(f"{folder}: nothing is left")
+
+        broken.setattr(client.app.state.service.collection, "sync", fail)
+        soon(lambda: client.get("/health").status_code == 503)
+        told = client.get("/health").json()
+        assert told["status"] == "failing" and told["reason"].startswith("changes")
+        assert str(folder) not in json.dumps(told)
+    soon(lambda: client.get("/health").json() == {"status": "ok", "pictures": 6})
+    with Collection.open(folder) as other:
+        other.remove(["2.png"])
+    soon(lambda: client.get("/health").json()["pictures"] == 5)
+
+
+def test_health_tells_what_no_longer_works(own, monkeypatch):
+    folder, client = own
+    service = client.app.state.service
+    release = threading.Event()
+    monkeypatch.setattr(state, "LATE_SECONDS", 0.5)
+    with monkeypatch.context() as stuck:
+        stuck.setattr(service.collection, "sync", release.wait)
+        soon(lambda: client.get("/health").status_code == 503)
+        assert "have not been seen" in client.get("/health").json()["reason"]
+    release.set()
+    soon(lambda: client.get("/health").status_code == 200)
+    shutil.rmtree(folder)
+    soon(lambda: client.get("/health").status_code == 503)
+    assert client.get("/health").json()["reason"] == "the collection is no longer in its place"
+    with service.use() as opened:
+        opened.model.close()
+    assert "cannot be encoded" in client.get("/health").json()["reason"]
+
+
+def test_another_collection_is_waited_for_until_it_is_whole(own, monkeypatch, tmp_path):
+    folder, client = own
+    monkeypatch.setattr(state, "_PAUSE_SECONDS", 0.05)
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "model.json").rename(tmp_path / "model.json")
+    folder.rename(tmp_path / "before")
+    other.rename(folder)
+    soon(lambda: "cannot be opened" in client.get("/health").json().get("reason", ""))
+    assert len(search(client, {"image": 1})["hits"]) == 6  # of the one before
+    (tmp_path / "model.json").rename(folder / "model.json")
+    soon(lambda: client.get("/health").status_code == 200)
+    assert client.delete("/api/images/1", headers=TOKEN).status_code == 204
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seconds": 0},
+        {"seconds": float("nan")},
+        {"body_seconds": 1e9},
+        {"connections": 0},
+        {"pixels": 10**9},
+    ],
+)
+def test_limits_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        Limits(**wrong)
+
+
+def test_another_collection_in_its_place_is_taken_up(own, other_saved, photos, tmp_path):
+    folder, client = own
+    service = client.app.state.service
+    sent = client.post("/api/uploads", files={"file": (photos / "0.png").read_bytes()}).json()
+    first = client.get("/api/images/1/picture").headers["etag"]
+    before = client.get("/api/collection").json()
+    with service.use() as opened:
+        shutil.rmtree(folder)
+        fewer = tmp_path / "fewer"
+        fewer.mkdir()
+        for n in (5, 4):
+            shutil.copy(photos / f"{n}.png", fewer)
+        collect(fewer, other_saved.folder, folder)
+        soon(lambda: client.get("/health").json() == {"status": "ok", "pictures": 2})
+        after = client.get("/api/collection").json()
+        assert after["model_hash"] == other_saved.checkpoint.model_hash != before["model_hash"]
+        # What was begun with the one before ends with it.
+        assert len(opened.collection.search(like="1.png").hits) == 6
+        assert opened.model.is_alive
+    assert not opened.model.is_alive
+    answer = client.get("/api/images/1/picture", headers={"If-None-Match": first})
+    assert answer.status_code == 200 and answer.headers["etag"] != first
+    answer = client.post("/api/search", json={"queries": [{"upload": sent["upload"]}]})
+    assert "upload the picture again" in problem(answer, 404)
+    new = client.post("/api/uploads", files={"file": (photos / "0.png").read_bytes()}).json()
+    assert len(search(client, {"upload": new["upload"]})["hits"]) == 2
 
 
 # Misuse
@@ -343,6 +619,39 @@ def test_a_slow_answer_is_given_up(photo_collection, monkeypatch):
         assert "took too long" in problem(answer, 504)
 
 
+def test_a_search_that_is_given_up_keeps_its_place(photo_collection, monkeypatch):
+    monkeypatch.setattr(state.os, "cpu_count", lambda: 2)
+    app = create_app(photo_collection, limits=Limits(seconds=0.3))
+    release = threading.Event()
+    monkeypatch.setattr(app.state.service.collection, "search", lambda **_: release.wait(20))
+    with TestClient(app, base_url=HOME) as client:
+
+        def ask(_):
+            return client.post("/api/search", json={"queries": [{"image": 1}]})
+
+        with ThreadPoolExecutor(6) as pool:
+            statuses = sorted(answer.status_code for answer in pool.map(ask, range(6)))
+        assert statuses == [503] * 4 + [504] * 2
+        answer = ask(0)
+        assert "busy" in problem(answer, 503) and answer.headers["retry-after"] == "5"
+        assert app.state.service.running == 2
+        assert client.get("/api/images").status_code == 200  # other work has places of its own
+        release.set()
+        soon(lambda: app.state.service.running == 0)
+
+
+def test_decoding_that_takes_too_long_is_ended(photo_collection, photos):
+    app = create_app(photo_collection, limits=Limits(seconds=1.5))
+    slow = costly.jpeg_of_many_scans(85, side=7000)
+    with TestClient(app, base_url=HOME) as client:
+        client.post("/api/uploads", files={"file": png()})  # now a decoder is there
+        started = time.monotonic()
+        problem(client.post("/api/uploads", files={"file": slow}), 504)
+        assert time.monotonic() - started < 4
+        soon(lambda: app.state.service.running == 0, 3)
+        assert client.post("/api/uploads", files={"file": png()}).status_code == 201
+
+
 def test_a_picture_whose_file_is_gone_is_still_found(saved, photos, tmp_path):
     from test_cli import run
 
@@ -356,6 +665,70 @@ def test_a_picture_whose_file_is_gone_is_still_found(saved, photos, tmp_path):
             client.post("/api/search", json={"queries": [{"image": 1, "boxes": [[1, 1, 9, 9]]}]}),
             415,
         )
+
+
+ROUTES = [
+    ("GET", "/", {}),
+    ("GET", "/health", {}),
+    ("GET", "/metrics", {}),
+    ("GET", "/openapi.json", {}),
+    ("GET", "/api/collection", {}),
+    ("GET", "/api/images", {}),
+    ("GET", "/api/images/1", {}),
+    ("GET", "/api/images/1/picture", {}),
+    ("POST", "/api/session", {}),
+    ("POST", "/api/uploads", {"files": {"file": png()}}),
+    ("POST", "/api/uploads", {"files": {"file": png()[:99]}}),
+    ("POST", "/api/search", {"json": {"queries": [{"image": 1}]}}),
+    ("POST", "/api/search", {"json": {"queries": [{"image": 1, "boxes": [[1, 1, 9, 9]]}]}}),
+    ("POST", "/api/search", {"json": {"queries": [{"image": 1, "regions": [99]}]}}),
+    ("POST", "/api/images", {"files": {"file": png()}}),
+    ("POST", "/api/images", {"files": {"file": png()[:99]}}),
+    ("DELETE", "/api/images/2", {}),
+]
+
+
+def test_no_answer_tells_a_path_of_the_machine(saved, photos, tmp_path, monkeypatch):
+    pictures = shutil.copytree(photos, tmp_path / "pictures")
+    folder = collect(pictures, saved.folder, tmp_path / "own")
+    app = create_app(folder, token="secret")
+    collection, statuses = app.state.service.collection, set()
+
+    def check():
+        for method, path, sent in ROUTES:
+            answer = client.request(method, path, headers=TOKEN, **sent)
+            statuses.add(answer.status_code)
+            assert str(tmp_path) not in answer.text, (method, path, answer.text)
+            if answer.status_code >= 400 and path != "/health":
+                assert answer.headers["content-type"] == "application/problem+json"
+
+    with TestClient(app, base_url=HOME, raise_server_exceptions=False) as client:
+        for error in (
+            ImageError(f"{pictures}/0.png: broken"),
+            ValueError(f"{folder}: the codes are of another model"),
+            ValueError(f"no '{folder}/collection.db'"),
+            StoreError(f"{folder}: damaged"),
+            OSError(5, "broken", f"{pictures}/0.png"),
+            sqlite3.OperationalError(f"cannot open {folder}"),
+            KeyError(f"{folder}"),
+            TimeoutError(f"{folder}"),
+            RuntimeError(f"{folder}"),
+        ):
+            with monkeypatch.context() as broken:
+
+                def fail(*_, error=error, **__):
+                    raise error
+
+                for name in ("search", "path", "image", "images", "add_encoded", "remove_rows"):
+                    broken.setattr(collection, name, fail)
+                check()
+        (pictures / "0.png").write_bytes(b"no picture")
+        check()
+        shutil.rmtree(pictures)
+        check()
+        shutil.rmtree(folder)
+        check()
+    assert {200, 404, 415, 422, 500, 503, 504} <= statuses
 
 
 def test_no_request_that_the_description_allows_or_forbids_is_answered_with_500(own):

@@ -15,20 +15,25 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """A regular file, opened to read bytes; nothing else is waited for, such as a pipe.
+NOT_REGULAR = "not a regular file"
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """The regular file at `path` or where its links lead, opened to read bytes.
+
+    A pipe, a device or a socket, which may never answer, is not waited for.
 
     Raises:
         OSError: there is none, or it may not be read.
         ValueError: the path holds a NUL.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
     return os.fdopen(descriptor, "rb")
 
 

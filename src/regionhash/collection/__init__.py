@@ -8,7 +8,11 @@ from regionhash.collection.collection import (
     model_hash_of,
     open_codes,
 )
-from regionhash.collection.database import DATABASE_FILE, CollectionReplacedError
+from regionhash.collection.database import (
+    DATABASE_FILE,
+    CollectionMissingError,
+    CollectionReplacedError,
+)
 from regionhash.collection.filters import Filter
 from regionhash.collection.results import Query, Result, ResultGroup, Results
 
@@ -16,6 +20,7 @@ __all__ = [
     "DATABASE_FILE",
     "CheckReport",
     "Collection",
+    "CollectionMissingError",
     "CollectionReplacedError",
     "Filter",
     "Query",

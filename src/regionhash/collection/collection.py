@@ -200,8 +200,9 @@ class Collection:
         """Takes over what has changed in the database; waits where another thread does that.
 
         Raises:
-            StoreError: the database is gone or cannot be read; CollectionReplacedError: another
-                collection is in its place.
+            CollectionMissingError: the collection is gone from its place.
+            CollectionReplacedError: another one is there.
+            StoreError: it cannot be read.
         """
         with self._following:
             self._snapshot = self._arrays.follow(self._database, self._snapshot)

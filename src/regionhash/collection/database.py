@@ -100,6 +100,10 @@ class CollectionReplacedError(StoreError):
     """Another collection stands where this one was opened; open it anew."""
 
 
+class CollectionMissingError(StoreError):
+    """No collection is in this place."""
+
+
 class HeaderError(StoreError):
     """The header of a database is damaged, in both of its copies."""
 
@@ -225,7 +229,8 @@ class Database:
         """Checks that the file at `path` is the one that was opened.
 
         Raises:
-            CollectionReplacedError: it is another one by now; StoreError: there is none.
+            CollectionReplacedError: it is another one by now.
+            CollectionMissingError: there is none.
         """
         if _inode(self.path) != self._inode:
             raise CollectionReplacedError(
@@ -777,7 +782,7 @@ def _inode(path: Path) -> tuple[int, int]:
     try:
         state = path.stat()
     except FileNotFoundError as error:
-        raise StoreError(f"{path}: no such file") from error
+        raise CollectionMissingError(f"{path}: no such file") from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
     return state.st_dev, state.st_ino

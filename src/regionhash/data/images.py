@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as PILImage
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
+from regionhash.data.headers import check_structure
 from regionhash.data.image_set import Image
 from regionhash.files import shown_name
+from regionhash.textfile import NOT_REGULAR, open_regular
 
 SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -35,29 +41,33 @@ largest camera sensors (100 Mpx), and below the 179 Mpx at which Pillow itself r
 _ORIENTATION = 0x0112  # the EXIF tag
 _EXIF_IFD, _TAKEN = 0x8769, 0x9003  # the tags of the EXIF block and of DateTimeOriginal in it
 _SIDEWAYS = frozenset((5, 6, 7, 8))  # its values that swap height and width
+_BLOCK = 1 << 18  # pixels that are converted at a time
+_CLOCK_NS = 50_000_000
+"""Coarser than the clock of any disk of a Unix system, of which most tick every 1 to 10 ms."""
 
 
 class ImageError(ValueError):
     """A picture that cannot be read: the message names the file and the reason."""
 
 
-def read_image(path: str | Path) -> Image:
+def read_image(path: str | Path, *, name: str | None = None) -> Image:
     """The picture in a file as (H, W, 3) uint8 RGB, writable, as shown.
 
     EXIF orientation is applied, transparent parts lie on white, 16 bits per channel are scaled to
     8, and of an animation the first frame is read. Pillow reads every format: torchvision's JPEG
     reader gives the same pixels a fifth faster, but is deprecated and will be removed.
 
+    Args:
+        path: of the file.
+        name: for messages; by default the path.
+
     Raises:
-        ImageError: the file is missing, empty, truncated, broken, no picture, larger than
-            `MAX_PIXELS`, or has pixels without a defined white (32-bit floats).
+        ImageError: the file is missing, empty, truncated, broken, no regular file, no picture,
+            larger than `MAX_PIXELS`, of a structure that `check_structure` refuses, or has pixels
+            without a defined white (32-bit floats).
     """
-    try:
-        # Pillow warns of odd metadata, which does not touch the pixels.
-        with warnings.catch_warnings(action="ignore"), _opened(path) as image:
-            return np.array(_rgb(ImageOps.exif_transpose(image)))
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
-        raise ImageError(f"{path}: {_reason(error, path)}") from error
+    with _named(name or path), open_regular(path) as file, _opened(file) as image:
+        return _rgb(image)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -66,45 +76,54 @@ def read_size(path: str | Path) -> tuple[int, int]:
     Raises:
         ImageError: as `read_image`, as far as the header tells.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"), _opened(path) as image:
-            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-            return (image.width, image.height) if sideways else (image.height, image.width)
-    except Exception as error:  # as above
-        raise ImageError(f"{path}: {_reason(error, path)}") from error
+    with _named(path), open_regular(path) as file, _opened(file) as image:
+        sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+        return (image.width, image.height) if sideways else (image.height, image.width)
 
 
-def read_image_bytes(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image:
+def read_image_bytes(content: bytes, name: str, *, max_pixels: int | None = None) -> Image:
     """The picture in the content of a file, as `read_image` gives it.
 
     Args:
         content: the bytes; what they are is told by them, not by a name or a type.
         name: for messages.
-        max_pixels: larger pictures are refused before they are decoded.
+        max_pixels: larger pictures are refused before they are decoded; by default `MAX_PIXELS`.
 
     Raises:
         ImageError: as `read_image`.
     """
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            _opened(io.BytesIO(content), max_pixels) as image,
-        ):
-            return np.array(_rgb(ImageOps.exif_transpose(image)))
-    except UnidentifiedImageError as error:
-        reason = "not a picture of a known format, or broken" if content else "the file is empty"
-        raise ImageError(f"{name}: {reason}") from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
-        raise ImageError(f"{name}: {_reason(error, name)}") from error
+    with _named(name), io.BytesIO(content) as file, _opened(file, max_pixels) as image:
+        return _rgb(image)
 
 
-def _noted_time(file: io.BytesIO) -> datetime | None:
+def read_kind(content: bytes, name: str) -> str:
+    """The format of the picture in the content of a file, in Pillow's words: "JPEG", "PNG".
+
+    Raises:
+        ImageError: as `read_image`, as far as the header tells.
+    """
+    with _named(name), io.BytesIO(content) as file, _opened(file) as image:
+        return image.format or ""
+
+
+def thumbnail(image: Image, size: int) -> bytes:
+    """A picture as JPEG, its longer side at most `size` pixels."""
+    small = PILImage.fromarray(image)
+    small.thumbnail((size, size), PILImage.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def _noted_time(file: BinaryIO) -> datetime | None:
     """When the camera took the picture in a file, if it has noted that (EXIF).
 
     The camera's clock has no time zone; it is taken for UTC, so that the date stays the same.
-    Raises what a decoder raises for what is no picture.
+
+    Raises:
+        ImageError: as `read_size`.
     """
-    with warnings.catch_warnings(action="ignore"), _opened(file) as image:
+    with _named("the file"), _opened(file) as image:
         noted = image.getexif().get_ifd(_EXIF_IFD).get(_TAKEN)
     try:
         return datetime.strptime(str(noted), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
@@ -112,9 +131,22 @@ def _noted_time(file: io.BytesIO) -> datetime | None:
         return None
 
 
-def _opened(file: str | Path | io.BytesIO, max_pixels: int | None = None) -> PILImage.Image:
+@contextmanager
+def _named(name: str | Path) -> Iterator[None]:
+    """Turns what goes wrong with a picture into an ImageError that names it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of odd metadata, which touch no pixel
+            yield
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
+        raise ImageError(f"{name}: {_reason(error)}") from error
+
+
+def _opened(file: BinaryIO, max_pixels: int | None = None) -> ImageFile:
     """The file with its header read."""
     max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
+    if not file.read(1):
+        raise ValueError("the file is empty")
+    check_structure(file)
     image = PILImage.open(file, formats=_FORMATS)
     if image.width * image.height > max_pixels:
         image.close()
@@ -124,25 +156,89 @@ def _opened(file: str | Path | io.BytesIO, max_pixels: int | None = None) -> PIL
     return image
 
 
-def _rgb(image: PILImage.Image) -> PILImage.Image:
-    """The picture in mode RGB."""
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("grey values must be within 16 bits")
-        image = PILImage.fromarray(np.round(values / 257).astype(np.uint8))
+def _rgb(image: ImageFile) -> Image:
+    """The pixels as `read_image` gives them.
+
+    They are converted block by block, so that beside what the decoder holds (4 bytes a pixel in
+    Pillow, but 1 of grey and palettes and 2 of 16 bits) only the result takes memory.
+    """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined white")
-    if image.has_transparency_data:
-        white = PILImage.new("RGBA", image.size, "white")
-        image = PILImage.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    orientation = image.getexif().get(_ORIENTATION)
+    decoded = _decoded(image)
+    height, width = decoded.height, decoded.width
+    sideways = orientation in _SIDEWAYS
+    shown: Image = np.empty((width, height, 3) if sideways else (height, width, 3), np.uint8)
+    stored = _as_stored(shown, orientation)  # (H, W, 3)
+    columns = min(width, _BLOCK)
+    rows = max(1, _BLOCK // columns)
+    for y in range(0, height, rows):
+        for x in range(0, width, columns):
+            block = decoded.crop((x, y, min(x + columns, width), min(y + rows, height)))
+            stored[y : y + rows, x : x + columns] = _block_rgb(block)
+    return shown
 
 
-def _reason(error: Exception, path: str | Path) -> str:
+def _decoded(image: ImageFile) -> PILImage.Image:
+    """The picture with its pixels.
+
+    PGM and PPM whose white is neither 255 nor 65535 are not left to Pillow, which goes over them
+    in Python, a microsecond a value; the values are the same.
+    """
+    if image.tile and image.tile[0].codec_name == "ppm":
+        white = int(tuple(image.tile[0].args or ())[-1])
+        most, kind = (65535, np.uint16) if image.mode == "I" else (255, np.uint8)
+        values = np.arange(256 if white < 256 else 65536)
+        table = np.minimum(most, np.round(values / white * most)).astype(kind)
+        shape = (image.height, image.width, *([3] if image.mode == "RGB" else []))
+        pixels = np.empty(shape, kind)
+        assert image.fp is not None
+        image.fp.seek(image.tile[0].offset)
+        for row in pixels:
+            content = image.fp.read(row.size * (1 if white < 256 else 2))
+            row[:] = table[
+                np.frombuffer(content, "u1" if white < 256 else ">u2").reshape(row.shape)
+            ]
+        return PILImage.fromarray(pixels)
+    image.load()
+    return image
+
+
+def _as_stored(shown: Image, orientation: int | None) -> Image:
+    """A view of the pixels as shown, turned as the file stores them (EXIF 4.6.4 A)."""
+    across = shown.transpose(1, 0, 2)
+    return {
+        2: shown[:, ::-1],
+        3: shown[::-1, ::-1],
+        4: shown[::-1],
+        5: across,
+        6: across[::-1],
+        7: across[::-1, ::-1],
+        8: across[:, ::-1],
+    }.get(orientation or 1, shown)
+
+
+def _block_rgb(block: PILImage.Image) -> NDArray[np.uint8]:
+    """A part of a picture as RGB, (h, w, 3), or one grey for all three, (h, w, 1)."""
+    if block.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
+        values = np.asarray(block)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("grey values must be within 16 bits")
+        grey: NDArray[np.uint8] = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return grey[..., None]
+    if block.has_transparency_data:
+        white = PILImage.new("RGBA", block.size, "white")
+        block = PILImage.alpha_composite(white, block.convert("RGBA"))
+    return np.asarray(block.convert("RGB"))
+
+
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        empty = Path(path).stat().st_size == 0
-        return "the file is empty" if empty else "not a picture of a known format, or broken"
+        return "not a picture of a known format, or broken"
+    if isinstance(error, MemoryError):
+        return "it takes more memory than there is for a picture"
+    if isinstance(error, OSError) and error.errno == errno.ENXIO:  # a socket
+        return NOT_REGULAR
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
@@ -166,10 +262,6 @@ class FileVersion(NamedTuple):
     taken: float
 
 
-_CLOCK_NS = 50_000_000
-"""Coarser than the clock of any disk of a Unix system, of which most tick every 1 to 10 ms."""
-
-
 def file_version(path: str | Path) -> FileVersion:
     """The version of a file as it is now. Raises OSError where it cannot be read."""
     return _read_version(path)[1]
@@ -181,22 +273,20 @@ def read_image_version(path: str | Path) -> tuple[Image, FileVersion]:
     Raises:
         ImageError: as `read_image`.
     """
-    try:
+    with _named(path):
         content, version = _read_version(path)
-    except OSError as error:
-        raise ImageError(f"{path}: {error.strerror or error}") from error
     return read_image_bytes(content, str(path)), version
 
 
 def _read_version(path: str | Path) -> tuple[bytes, FileVersion]:
     """All bytes of a file and their version."""
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         state, now = os.fstat(file.fileno()), time.time_ns()
         content = file.read()
     mtime = state.st_mtime_ns if now - state.st_mtime_ns > _CLOCK_NS else None
     try:
         noted = _noted_time(io.BytesIO(content))
-    except Exception:  # no picture, which decoding it tells
+    except ImageError:  # which decoding it tells
         noted = None
     taken = noted.timestamp() if noted else state.st_mtime
     return content, FileVersion(hashlib.sha256(content).digest(), len(content), mtime, taken)
@@ -261,6 +351,8 @@ def _expanded(given: str) -> Iterator[tuple[Path, Path | None]]:
         yield from _listed(path)
     elif path.is_file():
         yield path, None
+    elif path.exists():
+        raise ValueError(f"{given}: {NOT_REGULAR}")
     elif any(map(_is_pattern, path.parts)):
         fixed = [_is_pattern(part) for part in path.parts].index(True)
         for file in _below(Path(*path.parts[:fixed]), str(Path(*path.parts[fixed:]))):
@@ -282,9 +374,10 @@ def _below(folder: Path, pattern: str) -> Iterator[Path]:
 
 def _listed(path: Path) -> Iterator[tuple[Path, Path | None]]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with open_regular(path) as file:
+            lines = file.read().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot read the list: {error}") from error
+        raise ValueError(f"{path}: cannot read the list: {_reason(error)}") from error
     for line in filter(None, map(str.strip, lines)):
         listed = path.parent / line
         yield listed, (path.parent if listed.is_relative_to(path.parent) else None)

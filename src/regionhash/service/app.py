@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import socket
+import logging
+import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
@@ -12,16 +13,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, File, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from regionhash.collection import Filter, Result
 from regionhash.collection import Query as Asked
 from regionhash.data.images import ImageError
+from regionhash.service.encoder import EncoderError
+from regionhash.service.jobs import BusyError
 from regionhash.service.limits import LOOPBACK, Gate, Limits, problem_body
 from regionhash.service.messages import (
     MAX_ROW,
@@ -41,11 +43,15 @@ from regionhash.service.messages import (
     UploadOut,
     problems,
 )
+from regionhash.service.opened import Opened
 from regionhash.service.state import Service
 from regionhash.store import StoreError
 from regionhash.structures import EncodedImage
 
-COOKIE = "regionhash_token"
+_COOKIE_SECONDS = 12 * 3600
+_RETRY_SECONDS = "5"  # after which a client is told to try again what was refused for being busy
+
+_log = logging.getLogger("regionhash.service")
 
 _POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; style-src 'unsafe-inline'; "
@@ -92,9 +98,9 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # its pages load scripts from elsewhere; /openapi.json is the description
         redoc_url=None,
-        responses=problems(400, 401, 404, 413, 415, 421, 422, 503, 504),
+        responses=problems(400, 401, 403, 404, 413, 415, 421, 422, 503, 504),
     )
-    app.state.service = service
+    app.state.service, app.state.folder = service, folder
     app.include_router(_open)
     app.include_router(_reading)
     app.include_router(_changing)
@@ -102,6 +108,8 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     for error, status in _STATUSES.items():
         app.add_exception_handler(error, _problem_of(status))
+    app.add_exception_handler(BusyError, _busy)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _failed)
     app.add_middleware(
         Gate,
         upload_bytes=limits.upload_bytes,
@@ -109,35 +117,6 @@ def create_app(
         count=service.figures.count,
     )
     return app
-
-
-def run_server(
-    folder: Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    token: str | None = None,
-    limits: Limits | None = None,
-    device: str = "auto",
-    tell: Callable[[str], Any] = print,
-) -> None:
-    """Serves a collection until it is interrupted; see `create_app`.
-
-    Raises:
-        ValueError: as `create_app`.
-        OSError: the address cannot be listened on.
-    """
-    app = create_app(folder, token=token, limits=limits, loopback=host in LOOPBACK, device=device)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as listening:
-        # Connections inherit it. asyncio sets it only where the socket names its protocol, and else
-        # the body of an answer waits 40 ms for the client to acknowledge the headers.
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        bound = listening.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
-        tell(f"{folder}: {len(app.state.service.collection)} pictures at http://{shown}:{bound}/")
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-        uvicorn.Server(config).run([listening])
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -159,21 +138,43 @@ async def _invalid(_: Request, error: RequestValidationError) -> Response:
 
 
 def _problem_of(status: int) -> Any:
-    async def answer(_: Request, error: Exception) -> Response:
-        detail = {
-            404: "no such picture",
-            503: "the collection cannot be used at the moment",
-            504: "the answer took too long",
-        }.get(status, str(error))
+    async def answer(request: Request, error: Exception) -> Response:
+        detail = _DETAILS.get(status) or str(error)
+        if _may_hold_path(detail, request):
+            _log.warning("%s %s: %s", request.method, request.url.path, error)
+            detail = "this cannot be answered; the log of the service tells why"
         return _problem(status, detail)
 
     return answer
 
 
+def _may_hold_path(detail: str, request: Request) -> bool:
+    """Whether a message might name a folder or file of this machine, which is nobody's business."""
+    folder: Path = request.app.state.folder
+    return str(folder) in detail or _PATH.search(detail) is not None
+
+
+async def _busy(_: Request, error: BusyError) -> Response:
+    return _problem(503, str(error), {"Retry-After": _RETRY_SECONDS})
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    return _problem(500, "this is an error of the service; its log tells more")
+
+
+_PATH = re.compile(r"(?<![^\s'\"`(\[=:])[/\\]\w")  # what begins at the root of the disk
+
+_DETAILS = {
+    404: "no such picture",
+    503: "the collection cannot be used at the moment",
+    504: "the answer took too long",
+}
+
 _STATUSES: dict[type[Exception], int] = {
     ImageError: 415,
     StoreError: 503,
     sqlite3.Error: 503,
+    EncoderError: 503,
     KeyError: 404,
     ValueError: 422,
     OSError: 503,
@@ -192,9 +193,23 @@ def _service(request: Request) -> Service:
 Shared = Annotated[Service, Depends(_service)]
 
 
+async def _opened(service: Shared) -> AsyncIterator[Opened]:
+    with service.use() as opened:
+        yield opened
+
+
+Used = Annotated[Opened, Depends(_opened)]
+
+
 def _given_token(request: Request) -> str | None:
     kind, _, value = request.headers.get("authorization", "").partition(" ")
-    return value if kind.lower() == "bearer" else request.cookies.get(COOKIE)
+    return value if kind.lower() == "bearer" else request.cookies.get(_cookie(request))
+
+
+def _cookie(request: Request) -> str:
+    """The name of the cookie: browsers do not keep those of several ports apart."""
+    port = request.url.port or {"https": 443}.get(request.url.scheme, 80)
+    return f"regionhash_token_{port}"
 
 
 def _may_read(request: Request, service: Shared) -> None:
@@ -232,10 +247,19 @@ def icon() -> Response:
     return Response(status_code=204)
 
 
-@_open.get("/health")
-async def health(service: Shared) -> HealthOut:
+@_open.get(
+    "/health",
+    response_model=HealthOut,
+    response_model_exclude_none=True,
+    responses={503: {"model": HealthOut, "description": "It does not; `reason` tells why."}},
+)
+async def health(service: Shared) -> Response:
     """Whether the service works."""
-    return HealthOut(status="ok", pictures=len(service.collection))
+    reason = service.failure()
+    told = HealthOut(
+        status="failing" if reason else "ok", pictures=len(service.collection), reason=reason
+    )
+    return JSONResponse(told.model_dump(exclude_none=True), 503 if reason else 200)
 
 
 @_open.post("/api/session", status_code=204)
@@ -245,7 +269,22 @@ async def session(request: Request, service: Shared) -> Response:
     if given is None or not service.knows(given):
         raise HTTPException(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
     response = Response(status_code=204)
-    response.set_cookie(COOKIE, given, httponly=True, samesite="strict", max_age=30 * 86400)
+    response.set_cookie(
+        _cookie(request),
+        given,
+        max_age=_COOKIE_SECONDS,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return response
+
+
+@_open.delete("/api/session", status_code=204)
+async def end_session(request: Request) -> Response:
+    """Forgets that cookie."""
+    response = Response(status_code=204)
+    response.delete_cookie(_cookie(request), httponly=True, samesite="strict")
     return response
 
 
@@ -256,11 +295,11 @@ def metrics(service: Shared) -> Response:
 
 
 @_reading.get("/api/collection")
-async def info(request: Request, service: Shared) -> InfoOut:
+async def info(request: Request, service: Shared, opened: Used) -> InfoOut:
     """What is served."""
-    header = service.collection.header
+    header = opened.collection.header
     return InfoOut(
-        pictures=len(service.collection),
+        pictures=len(opened.collection),
         model=header["model"],
         model_hash=header["model_hash"],
         bits=header["n_bits"],
@@ -276,11 +315,14 @@ async def info(request: Request, service: Shared) -> InfoOut:
 @_reading.get("/api/images")
 async def images(
     service: Shared,
+    opened: Used,
     after: RowIn = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 24,
 ) -> ListOut:
     """Pictures of the collection, in the order of their rows."""
-    rows = await service.read(lambda: service.collection.images(after=after, limit=limit + 1))
+    rows = await service.read(
+        opened, lambda: opened.collection.images(after=after, limit=limit + 1), service.due()
+    )
     lines = [
         ImageLine(row=row, id=_shown(image_id), height=height, width=width)
         for row, image_id, height, width in rows[:limit]
@@ -289,49 +331,67 @@ async def images(
 
 
 @_reading.get("/api/images/{row}")
-async def image(row: int, service: Shared) -> ImageOut:
+async def image(row: int, opened: Used) -> ImageOut:
     """A picture of the collection and its regions."""
-    image_id = service.collection.id_of(_checked(row))
-    _, encoded = service.collection.image(image_id)
+    image_id = opened.collection.id_of(_checked(row))
+    _, encoded = opened.collection.image(image_id)
     return ImageOut(
         row=row,
         id=_shown(image_id),
         height=encoded.size[0],
         width=encoded.size[1],
-        regions=_regions(encoded, service),
+        regions=_regions(encoded, opened),
     )
 
 
 @_reading.get("/api/images/{row}/picture", responses={200: {"content": {"image/jpeg": {}}}})
 async def picture(
-    row: int, service: Shared, size: Annotated[int, Query(ge=16, le=2048)] = 320
+    row: int,
+    request: Request,
+    service: Shared,
+    opened: Used,
+    size: Annotated[int, Query(ge=16, le=2048)] = 320,
 ) -> Response:
     """The picture as JPEG, its longer side at most `size` pixels."""
     sizes = (160, 320, 640, 1024, 2048)
     taken = next(own for own in sizes if own >= size)  # few sizes, so that they are found again
+    checked, until = _checked(row), service.due()
     try:
-        content = await service.read(lambda: service.thumbnail(_checked(row), taken))
+        found = await service.read(opened, lambda: opened.known_thumbnail(checked, taken), until)
+        if found.tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=_revalidated(found.tag))
+        if found.content is None:
+            found = await service.decode(
+                opened, lambda: opened.thumbnail(checked, taken, until), until
+            )
     except ImageError as error:
         raise HTTPException(404, "the file of this picture is gone or cannot be read") from error
-    headers = {"Cache-Control": "private, max-age=86400, immutable"}
-    return Response(content, media_type="image/jpeg", headers=headers)
+    return Response(found.content, media_type="image/jpeg", headers=_revalidated(found.tag))
+
+
+def _revalidated(tag: str) -> dict[str, str]:
+    """A browser may keep the picture, but asks each time whether it is still there."""
+    return {"ETag": tag, "Cache-Control": "private, no-cache"}
 
 
 @_reading.post("/api/uploads", status_code=201)
-async def upload(file: Annotated[UploadFile, File()], service: Shared) -> UploadOut:
+async def upload(file: Annotated[UploadFile, File()], service: Shared, opened: Used) -> UploadOut:
     """Takes a picture to search by, for some time, and tells what is detected in it."""
     content = await _content(file, service)
-    name, pixels, encoded = await service.read(lambda: service.take_upload(content))
+    until = service.due()
+    name, pixels, encoded = await service.decode(
+        opened, lambda: opened.take_upload(content, until), until
+    )
     height, width = pixels.shape[:2]
-    return UploadOut(upload=name, height=height, width=width, regions=_regions(encoded, service))
+    return UploadOut(upload=name, height=height, width=width, regions=_regions(encoded, opened))
 
 
 @_reading.post("/api/search")
-async def search(wanted: SearchIn, service: Shared) -> SearchOut:
+async def search(wanted: SearchIn, service: Shared, opened: Used) -> SearchOut:
     """The pictures that look like a picture, or that contain an object or several."""
-    started = perf_counter()
-    queries = [_asked(own, service) for own in wanted.queries]
-    without = [_asked(own, service) for own in wanted.without]
+    started, until = perf_counter(), service.due()
+    queries = [await _asked(own, service, opened, until) for own in wanted.queries]
+    without = [await _asked(own, service, opened, until) for own in wanted.without]
     chosen = Filter(
         tuple(wanted.filter.labels),
         wanted.filter.min_score,
@@ -340,7 +400,8 @@ async def search(wanted: SearchIn, service: Shared) -> SearchOut:
         wanted.filter.before,
     )
     found = await service.scan(
-        lambda: service.collection.search(
+        opened,
+        lambda: opened.collection.search(
             queries=queries,
             without=without,
             mode=wanted.mode,
@@ -350,18 +411,19 @@ async def search(wanted: SearchIn, service: Shared) -> SearchOut:
             near=wanted.near,
             min_prob=wanted.min_prob,
             within=wanted.within,
-        )
+        ),
+        until,
     )
     return SearchOut(
         mode=found.mode,
         boxes=[list(boxes) for boxes in found.boxes],
         without=[list(boxes) for boxes in found.without],
-        hits=[_hit(own, service) for own in found.hits],
+        hits=[_hit(own, opened) for own in found.hits],
         groups=[
             GroupOut(
                 category=group.category,
                 prob=group.prob,
-                hits=[_hit(own, service) for own in group.hits],
+                hits=[_hit(own, opened) for own in group.hits],
             )
             for group in found.groups
         ],
@@ -373,31 +435,35 @@ async def search(wanted: SearchIn, service: Shared) -> SearchOut:
 
 
 @_changing.post("/api/images", status_code=201)
-async def add(file: Annotated[UploadFile, File()], service: Shared) -> AddedOut:
+async def add(file: Annotated[UploadFile, File()], service: Shared, opened: Used) -> AddedOut:
     """Adds a picture to the collection; one of the same content is not added twice."""
     content = await _content(file, service)
-    name = file.filename or ""
-    row, image_id = await service.read(lambda: service.add(content, name))
+    name, until = file.filename or "", service.due()
+    row, image_id = await service.decode(opened, lambda: opened.add(content, name, until), until)
     return AddedOut(row=row, id=_shown(image_id))
 
 
 @_changing.delete("/api/images/{row}", status_code=204)
-async def remove(row: int, service: Shared) -> Response:
+async def remove(row: int, service: Shared, opened: Used) -> Response:
     """Removes a picture from the collection, at once."""
-    if not await service.read(lambda: service.remove(_checked(row))):
+    checked = _checked(row)
+    if not await service.read(opened, lambda: opened.remove(checked), service.due()):
         raise HTTPException(404, "no such picture")
     return Response(status_code=204)
 
 
-def _asked(own: QueryIn, service: Service) -> Asked:
+async def _asked(own: QueryIn, service: Service, opened: Opened, until: float) -> Asked:
     if (own.upload is None) == (own.image is None):
         raise HTTPException(422, "a query needs either an upload or an image")
     if own.boxes and own.regions:
         raise HTTPException(422, "a query needs either boxes or regions")
     if own.image is not None:
-        like = service.collection.id_of(own.image)
-        return Asked(like=like, boxes=own.boxes, regions=own.regions)
-    kept = service.uploads.get(own.upload)
+        row, like = own.image, opened.collection.id_of(own.image)
+        if not own.boxes:
+            return Asked(like=like, regions=own.regions)
+        pixels = await service.decode(opened, lambda: opened.pixels(row, until), until)
+        return Asked(pixels, boxes=own.boxes, name=f"picture {row}")
+    kept = opened.uploads.get(own.upload)
     if kept is None:
         raise HTTPException(404, "this upload is no longer there; upload the picture again")
     pixels, encoded = kept
@@ -422,23 +488,23 @@ def _shown(image_id: str) -> str:
     return image_id.encode("utf-8", "backslashreplace").decode()
 
 
-def _label(label: int, service: Service) -> str | None:
-    return service.collection.classes[label] if label >= 0 else None
+def _label(label: int, opened: Opened) -> str | None:
+    return opened.collection.classes[label] if label >= 0 else None
 
 
-def _regions(encoded: EncodedImage, service: Service) -> list[RegionOut]:
+def _regions(encoded: EncodedImage, opened: Opened) -> list[RegionOut]:
     own = encoded.regions
     if own is None:
         return []
     return [
-        RegionOut(box=tuple(box), label=_label(label, service), score=score)
+        RegionOut(box=tuple(box), label=_label(label, opened), score=score)
         for box, label, score in zip(
             own.boxes.tolist(), own.labels.tolist(), own.scores.tolist(), strict=True
         )
     ]
 
 
-def _hit(own: Result, service: Service) -> HitOut:
+def _hit(own: Result, opened: Opened) -> HitOut:
     return HitOut(
         row=own.row,
         id=_shown(own.id),
@@ -449,12 +515,12 @@ def _hit(own: Result, service: Service) -> HitOut:
             MatchOut(
                 box=match.box,
                 distance=match.distance,
-                label=_label(match.label, service),
+                label=_label(match.label, opened),
                 score=match.score,
             )
             for match in own.matches
         ],
         classes=list(own.classes),
         taken=own.taken,
-        duplicates=[_hit(other, service) for other in own.duplicates],
+        duplicates=[_hit(other, opened) for other in own.duplicates],
     )

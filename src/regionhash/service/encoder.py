@@ -20,6 +20,10 @@ WAIT = 0.004
 """Seconds that a first picture waits for others."""
 
 
+class EncoderError(RuntimeError):
+    """No picture can be encoded any more."""
+
+
 class _Job(NamedTuple):
     image: Tensor
     boxes: Tensor | None
@@ -30,7 +34,7 @@ class BatchedModel:
     """Stands for a model in `regionhash.encoding`; its calls wait for their turn in a batch.
 
     Pictures of one shape share a batch, so a code is the one that the model gives alone, but for
-    rounding. One thread runs the model.
+    rounding. One thread runs the model. It goes on after every error, which whoever asked is told.
 
     Args:
         model: of `load_checkpoint`, on its device.
@@ -48,6 +52,8 @@ class BatchedModel:
         self._precision = precision
         self._on_batch = on_batch
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
+        self._lock = threading.Lock()  # nothing is put behind the end of the queue
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
 
@@ -70,46 +76,78 @@ class BatchedModel:
             [_Job(image, own, Future()) for image, own in zip(images, boxes, strict=True)]
         )
 
-    def close(self) -> None:
-        """Lets the thread end."""
-        self._jobs.put(None)
-        self._thread.join()
+    @property
+    def is_alive(self) -> bool:
+        """Whether pictures can be encoded."""
+        return self._thread.is_alive() and not self._closed
+
+    def close(self, seconds: float | None = None) -> None:
+        """Lets the thread end after what it was asked for; waits for that, or for some seconds."""
+        with self._lock:
+            self._closed = True
+            self._jobs.put(None)
+        self._thread.join(seconds)
 
     def _wait(self, jobs: list[_Job]) -> list[Any]:
-        for job in jobs:
-            self._jobs.put(job)
+        with self._lock:
+            if not self.is_alive:
+                raise EncoderError("the encoder has ended")
+            for job in jobs:
+                self._jobs.put(job)
         return [job.result.result() for job in jobs]
 
     def _run(self) -> None:
-        while (first := self._jobs.get()) is not None:
-            waiting, until = [first], time.monotonic() + WAIT
-            while len(waiting) < MAX_BATCH:
+        try:
+            while (first := self._jobs.get()) is not None:
+                waiting = self._gathered(first)
                 try:
-                    job = self._jobs.get(timeout=max(0.0, until - time.monotonic()))
-                except queue.Empty:
-                    break
-                if job is None:
-                    self._jobs.put(None)
-                    break
-                waiting.append(job)
-            for with_boxes in (False, True):
-                own = [job for job in waiting if (job.boxes is not None) == with_boxes]
-                for batch in batches_of_one_shape(own, lambda job: job.image, MAX_BATCH):
+                    self._compute_all(waiting)
+                except BaseException as error:  # whoever asked is told; the thread goes on
+                    _fail(waiting, error)
+        finally:
+            with self._lock:
+                self._closed = True
+                while not self._jobs.empty():
+                    if job := self._jobs.get():
+                        _fail([job], EncoderError("the encoder has ended"))
+
+    def _gathered(self, first: _Job) -> list[_Job]:
+        """A job and those that come within `WAIT` of it."""
+        waiting, until = [first], time.monotonic() + WAIT
+        while len(waiting) < MAX_BATCH:
+            try:
+                job = self._jobs.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            if job is None:
+                self._jobs.put(None)
+                break
+            waiting.append(job)
+        return waiting
+
+    def _compute_all(self, waiting: list[_Job]) -> None:
+        for with_boxes in (False, True):
+            own = [job for job in waiting if (job.boxes is not None) == with_boxes]
+            for batch in batches_of_one_shape(own, lambda job: job.image, MAX_BATCH):
+                try:
                     self._compute(batch)
+                except Exception as error:  # the other batches are computed
+                    _fail(batch, error)
 
     def _compute(self, batch: list[_Job]) -> None:
         self._on_batch(len(batch))
         images = [job.image for job in batch]
-        try:
-            with inference(device_of(self._model), self._precision):
-                boxes = [job.boxes for job in batch if job.boxes is not None]
-                if boxes:
-                    results = self._model.encode_boxes(images, boxes)
-                else:
-                    results = self._model.encode(images)
-        except Exception as error:  # whoever asked is told; the thread goes on
-            for job in batch:
-                job.result.set_exception(error)
-            return
+        with inference(device_of(self._model), self._precision):
+            boxes = [job.boxes for job in batch if job.boxes is not None]
+            if boxes:
+                results = self._model.encode_boxes(images, boxes)
+            else:
+                results = self._model.encode(images)
         for job, result in zip(batch, results, strict=True):
             job.result.set_result(result)
+
+
+def _fail(jobs: list[_Job], error: BaseException) -> None:
+    for job in jobs:
+        if not job.result.done():
+            job.result.set_exception(error)

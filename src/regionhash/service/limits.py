@@ -1,4 +1,4 @@
-"""What the service refuses before it costs anything: other hosts, large bodies, slow answers."""
+"""What the service refuses before it costs anything: other hosts, other sites, large bodies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from regionhash.data.images import MAX_PIXELS
+
 LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
+_DAY = 86_400
 _MULTIPART_ROOM = 64 * 1024  # boundaries and headers around an upload
 
 
@@ -24,15 +27,25 @@ class Limits:
         upload_bytes: of an uploaded file.
         pixels: of a picture; more are refused before it is decoded.
         seconds: that an answer may take.
+        header_seconds: in which the headers of a request must arrive.
+        body_seconds: in which its body must arrive.
+        connections: at one time.
     """
 
     upload_bytes: int = 20_000_000
     pixels: int = 50_000_000
     seconds: float = 30.0
+    header_seconds: float = 10.0
+    body_seconds: float = 60.0
+    connections: int = 256
 
     def __post_init__(self) -> None:
-        if min(self.upload_bytes, self.pixels) < 1 or not self.seconds > 0:
-            raise ValueError(f"limits must be positive, got {self}")
+        counts = self.upload_bytes, self.pixels, self.connections
+        times = self.seconds, self.header_seconds, self.body_seconds
+        if min(counts) < 1 or not all(0 < own <= _DAY for own in times):
+            raise ValueError(f"limits must be positive, and times at most a day, got {self}")
+        if self.pixels > MAX_PIXELS:
+            raise ValueError(f"pixels must be at most {MAX_PIXELS:,}, got {self.pixels:,}")
 
 
 def problem_body(status: int, detail: str) -> bytes:
@@ -43,7 +56,7 @@ def problem_body(status: int, detail: str) -> bytes:
 
 
 class Gate:
-    """Around the whole service: hosts, sizes of bodies, headers of answers, and counting.
+    """Around the whole service: hosts, sites, sizes of bodies, headers of answers, and counting.
 
     Args:
         app: what is guarded.
@@ -87,10 +100,13 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                own = [*message.get("headers", ()), *_HEADERS]
+                if not any(name.lower() == b"cache-control" for name, _ in own):
+                    own.append((b"cache-control", b"no-store"))
+                message["headers"] = own
             await send(message)
 
-        refused = self._refusal(headers)
+        refused = self._refusal(scope, headers)
         try:
             if refused:
                 await _answer(with_headers, *refused)
@@ -101,11 +117,13 @@ class Gate:
             path = getattr(route, "path", "none")
             self._count(scope["method"], path, status, perf_counter() - started)
 
-    def _refusal(self, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         host = headers.get(b"host", b"").decode("latin-1")
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         if self._hosts is not None and name.strip("[]").lower() not in self._hosts:
             return 421, f"this service is not {host!r}"
+        if scope["method"] not in _SAFE and _is_of_another_site(scope["scheme"], headers):
+            return 403, "this request was made by a page of another site"
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             return 400, "Content-Length must be a number"
@@ -113,6 +131,20 @@ class Gate:
             return 413, self._too_large
         return None
 
+
+def _is_of_another_site(scheme: str, headers: dict[bytes, bytes]) -> bool:
+    """What a browser tells of the page that made a request; other clients tell nothing.
+
+    A page on another port of the same machine is of another site as well: its requests bring the
+    cookies along.
+    """
+    if headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none"):
+        return True
+    own = scheme.encode() + b"://" + headers.get(b"host", b"")
+    return headers.get(b"origin", own).lower() != own.lower()
+
+
+_SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),

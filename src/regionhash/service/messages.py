@@ -216,8 +216,9 @@ class InfoOut(BaseModel):
 class HealthOut(BaseModel):
     """Whether the service works."""
 
-    status: Literal["ok"]
+    status: Literal["ok", "failing"]
     pictures: int
+    reason: Annotated[str | None, Field(description="Of failing, in plain words.")] = None
 
 
 class Problem(BaseModel):

@@ -1,92 +1,41 @@
-"""What the service holds: the collection, the shared model, recent uploads, thumbnails, figures."""
+"""What all requests share: the collection as it is opened now, places for work, health."""
 
 from __future__ import annotations
 
 import hmac
-import io
+import logging
 import os
-import secrets
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
-from pathlib import Path, PurePath
-from typing import Any, Generic, TypeVar
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
 
-import anyio
-import numpy as np
-from anyio import CapacityLimiter
-from PIL import Image as PILImage
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
-from regionhash.collection import Collection
-from regionhash.data.image_set import Image
-from regionhash.data.images import read_image_bytes
-from regionhash.encoding import encode_picture
-from regionhash.service.encoder import BatchedModel
+from regionhash.collection import Collection, CollectionMissingError, CollectionReplacedError
+from regionhash.service.decoding import Decoders
+from regionhash.service.figures import Figures
+from regionhash.service.jobs import Jobs
 from regionhash.service.limits import Limits
-from regionhash.structures import EncodedImage
+from regionhash.service.opened import Opened
+from regionhash.store import StoreError
 
-_KEPT_UPLOADS_BYTES = 256 << 20
-_KEPT_THUMBNAILS_BYTES = 64 << 20
-_SYNC_SECONDS = 0.2
+SYNC_SECONDS = 0.2
 """After which what another process has changed is seen; what this one changes is seen at once."""
 
-_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
+LATE_SECONDS = 10.0
+"""Without news of the collection, after which the service calls itself failing."""
+
+_PAUSE_SECONDS = 1.0  # after a failure
+_SECONDS_TO_END = 1.0  # for the thread that follows
+
+_log = logging.getLogger("regionhash.service")
 
 Value = TypeVar("Value")
 
 
-class Recent(Generic[Value]):
-    """What was put in last, up to so many bytes."""
-
-    def __init__(self, n_bytes: int) -> None:
-        self._room = n_bytes
-        self._held: OrderedDict[Any, tuple[Value, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def put(self, key: Any, value: Value, n_bytes: int) -> None:
-        """Keeps a value; the oldest make room for it."""
-        with self._lock:
-            self._held[key] = value, n_bytes
-            self._held.move_to_end(key)
-            while len(self._held) > 1 and sum(size for _, size in self._held.values()) > self._room:
-                self._held.popitem(last=False)
-
-    def get(self, key: Any) -> Value | None:
-        """The value, which is then the newest; None where it is no longer kept."""
-        with self._lock:
-            if key not in self._held:
-                return None
-            self._held.move_to_end(key)
-            return self._held[key][0]
-
-
-class Figures:
-    """What Prometheus is told."""
-
-    def __init__(self, collection: Collection) -> None:
-        self.registry = CollectorRegistry()
-        own: Any = {"registry": self.registry}
-        self.requests = Counter(
-            "regionhash_requests", "Requests answered", ["method", "route", "status"], **own
-        )
-        self.seconds = Histogram(
-            "regionhash_request_seconds",
-            "Time of an answer",
-            ["route"],
-            buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
-            **own,
-        )
-        self.batches = Histogram(
-            "regionhash_batch_size", "Pictures encoded at a time", buckets=(1, 2, 4, 8), **own
-        )
-        pictures = Gauge("regionhash_pictures", "Pictures in the collection", **own)
-        pictures.set_function(lambda: len(collection))
-
-    def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Counts one request."""
-        self.requests.labels(method, route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
+class NotOpenedError(StoreError):
+    """Another collection is in the place of the one that is served, and cannot be opened."""
 
 
 class Service:
@@ -110,31 +59,40 @@ class Service:
         device: str = "auto",
     ) -> None:
         self.limits, self.token, self.token_to_read = limits, token, token_to_read
-        self.collection = Collection.open(folder, device=device, follow=False)
-        model, self.checkpoint = self.collection.model
-        self.figures = Figures(self.collection)
-        precision = self.collection.header["meta"]["precision"]
-        self.model = BatchedModel(model, precision, self.figures.batches.observe)
-        self.collection.model = self.model, self.checkpoint
-        self._precision = precision
-        self.uploads: Recent[tuple[Image, EncodedImage]] = Recent(_KEPT_UPLOADS_BYTES)
-        self._thumbnails: Recent[bytes] = Recent(_KEPT_THUMBNAILS_BYTES)
+        self._folder, self._device = folder, device
         cores = os.cpu_count() or 1
-        self._scanning, self._reading = CapacityLimiter(cores), CapacityLimiter(max(4, cores))
+        places = max(2, min(4, cores))
+        self.figures = Figures(lambda: len(self.collection))
+        self._decoders = Decoders(places, limits.pixels)
+        try:
+            self._opened = self._open()
+        except BaseException:
+            self._decoders.close()
+            raise
+        self._scanning = Jobs(cores, "search")
+        self._reading = Jobs(max(4, cores), "reader")
+        self._decoding = Jobs(places, "decoder")
+        self._lock = threading.Lock()
+        self._failure: str | None = None
+        self._synced = time.monotonic()
         self._ended = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._follower.start()
 
-    def close(self) -> None:
-        """Lets go of the collection."""
-        self._ended.set()
-        self._follower.join()
-        self.model.close()
-        self.collection.close()
+    @property
+    def collection(self) -> Collection:
+        """As it is opened now."""
+        return self._opened.collection
 
-    def _follow(self) -> None:
-        while not self._ended.wait(_SYNC_SECONDS):
-            self.collection.sync()
+    @contextmanager
+    def use(self) -> Iterator[Opened]:
+        """What is opened now, which is not closed meanwhile."""
+        with self._lock:
+            opened = self._opened.__enter__()
+        try:
+            yield opened
+        finally:
+            opened.__exit__()
 
     def knows(self, given: str | None) -> bool:
         """Whether this is the token."""
@@ -142,70 +100,117 @@ class Service:
             return False
         return hmac.compare_digest(given.encode(errors="replace"), self.token.encode())
 
-    async def scan(self, call: Callable[[], Value]) -> Value:
-        """Runs a search: as many at a time as there are cores."""
-        return await self._run(call, self._scanning)
+    # Ending
 
-    async def read(self, call: Callable[[], Value]) -> Value:
-        """Runs what reads files or waits for the model."""
-        return await self._run(call, self._reading)
+    def stop(self) -> None:
+        """Answers all requests that wait; nothing is begun any more."""
+        self._ended.set()
+        for jobs in self._all_jobs:
+            jobs.stop()
+        self._decoders.close()
 
-    async def _run(self, call: Callable[[], Value], limiter: CapacityLimiter) -> Value:
-        with anyio.fail_after(self.limits.seconds):
-            return await anyio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
+    def close(self) -> None:
+        """Lets go of the collection."""
+        self.stop()
+        self._follower.join(_SECONDS_TO_END)
+        self._opened.retire()
 
-    def take_upload(self, content: bytes) -> tuple[str, Image, EncodedImage]:
-        """Encodes an uploaded picture and keeps it for the searches that follow.
+    @property
+    def running(self) -> int:
+        """How many calls are still running in threads."""
+        return sum(jobs.running for jobs in self._all_jobs)
 
-        Raises:
-            ImageError: no picture, a broken one, or one with too many pixels.
-        """
-        image = read_image_bytes(content, "upload", max_pixels=self.limits.pixels)
-        encoded = encode_picture(self.model, self.checkpoint, image, precision=self._precision)
-        name = secrets.token_urlsafe(16)
-        self.uploads.put(name, (image, encoded), image.nbytes)
-        return name, image, encoded
+    @property
+    def _all_jobs(self) -> tuple[Jobs, ...]:
+        return self._scanning, self._reading, self._decoding
 
-    def add(self, content: bytes, name: str) -> tuple[int, str]:
-        """Stores an uploaded picture in the collection; returns its row and id.
+    # Work
 
-        The file is named by its content, so no name that a client gives becomes a path.
+    def due(self) -> float:
+        """When the answer to a request that comes now is due, as `time.monotonic` counts."""
+        return time.monotonic() + self.limits.seconds
 
-        Raises:
-            ImageError: as `take_upload`.
-            StoreError: the disk refuses.
-        """
-        image = read_image_bytes(content, "upload", max_pixels=self.limits.pixels)
-        encoded = encode_picture(self.model, self.checkpoint, image, precision=self._precision)
-        with PILImage.open(io.BytesIO(content)) as opened:
-            kind = opened.format or ""
-        suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
-        return self.collection.add_upload(content, _plain(name), suffix, encoded)
+    async def scan(self, opened: Opened, call: Callable[[], Value], until: float) -> Value:
+        """Runs a search: as many at a time as there are cores. Errors as `Jobs.run`."""
+        return await self._scanning.run(_held(opened, call), until)
 
-    def remove(self, row: int) -> bool:
-        """Removes a picture, at once; of an upload its file as well."""
-        return bool(self.collection.remove_rows([row]))
+    async def read(self, opened: Opened, call: Callable[[], Value], until: float) -> Value:
+        """Runs what reads or writes the collection. Errors as `Jobs.run`."""
+        return await self._reading.run(_held(opened, call), until)
 
-    def thumbnail(self, row: int, size: int) -> bytes:
-        """A picture as JPEG, its longer side at most `size` pixels.
+    async def decode(self, opened: Opened, call: Callable[[], Value], until: float) -> Value:
+        """Runs what decodes: as many at a time as there are decoders. Errors as `Jobs.run`."""
+        return await self._decoding.run(_held(opened, call), until)
 
-        Raises:
-            KeyError: there is no such row.
-            ImageError: its file is gone or cannot be read.
-        """
-        found = self._thumbnails.get((row, size))
-        if found is not None:
-            return found
-        picture = PILImage.fromarray(np.asarray(self.collection.pixels(row)))
-        picture.thumbnail((size, size), PILImage.Resampling.LANCZOS)
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=85)
-        self._thumbnails.put((row, size), stream.getvalue(), stream.tell())
-        return stream.getvalue()
+    # Following
+
+    def failure(self) -> str | None:
+        """Why the service does not work as it should, in plain words; None where it does."""
+        if not self._opened.model.is_alive:
+            return "pictures cannot be encoded any more"
+        if self._failure is not None:
+            return self._failure
+        late = time.monotonic() - self._synced
+        if late > LATE_SECONDS:
+            return f"changes of the collection have not been seen for {late:.0f} seconds"
+        return None
+
+    def _open(self) -> Opened:
+        return Opened(
+            self._folder,
+            device=self._device,
+            decoders=self._decoders,
+            on_batch=self.figures.batches.observe,
+        )
+
+    def _follow(self) -> None:
+        pause = SYNC_SECONDS
+        while not self._ended.wait(pause):
+            try:
+                self._follow_once()
+            except BaseException as error:  # health tells; the thread goes on
+                self._note(_told(error), error)
+                pause = _PAUSE_SECONDS
+            else:
+                self._synced, pause = time.monotonic(), SYNC_SECONDS
+                self._note(None)
+
+    def _follow_once(self) -> None:
+        try:
+            self._opened.sync()
+        except CollectionReplacedError:
+            newer = self._open_newer()
+            with self._lock:
+                before, self._opened = self._opened, newer
+            before.retire()
+            _log.warning("%s: another collection was in its place and is served now", self._folder)
+
+    def _open_newer(self) -> Opened:
+        try:
+            return self._open()
+        except Exception as error:  # of a database or a model that is not whole yet, of any kind
+            raise NotOpenedError(str(error)) from error
+
+    def _note(self, failure: str | None, error: BaseException | None = None) -> None:
+        """Keeps the state of health; a new failure is logged, with what only the log may tell."""
+        if failure != self._failure:
+            _log.warning("%s: %s", self._folder, error or "works again")
+        self._failure = failure
 
 
-def _plain(name: str) -> str:
-    """The last part of a file's name, in letters that every shell and screen shows as they are."""
-    last = PurePath(name.replace("\\", "/")).name
-    kept = "".join(sign if sign.isalnum() or sign in "._-" else "_" for sign in last)
-    return kept.encode(errors="replace").decode()[-80:].lstrip(".") or "picture"
+def _held(opened: Opened, call: Callable[[], Value]) -> Callable[[], Value]:
+    """The call, which holds what it uses as long as it runs."""
+
+    def held() -> Value:
+        with opened:
+            return call()
+
+    return held
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, CollectionMissingError):
+        return "the collection is no longer in its place"
+    if isinstance(error, NotOpenedError):
+        return "another collection is in its place, which cannot be opened"
+    return "changes of the collection cannot be read"

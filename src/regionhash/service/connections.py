@@ -1,0 +1,107 @@
+"""Connections that send their request slowly, or nothing, make room for others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from regionhash.service.limits import Limits
+
+_SECONDS_TO_TAKE = 30.0  # an answer, beside those in which it is made
+_SECONDS_TO_CLOSE = 5.0  # for what is still to be sent
+
+_REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\n"
+    b"connection: close\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n"
+)
+
+IDLE, HEADERS, BODY, ANSWER, CLOSED = "idle", "headers", "body", "answer", "closed"
+
+
+class Connection(H11Protocol):
+    """A connection that is closed when a part of a request or an answer takes too long.
+
+    A new one beyond the limit takes the place of the one that has waited longest for headers; where
+    none does, it is refused.
+    """
+
+    limits: ClassVar[Limits] = Limits()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.phase = HEADERS
+        self.since = self.loop.time()
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Of asyncio."""
+        super().connection_made(transport)
+        self._enter(HEADERS)
+        if self._has_room():
+            return
+        transport.write(_REFUSAL)
+        transport.close()
+        self._enter(CLOSED)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Of asyncio."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self.phase = CLOSED
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Of asyncio."""
+        super().data_received(data)
+        self._follow(HEADERS)
+
+    def on_response_complete(self) -> None:
+        """Of uvicorn."""
+        super().on_response_complete()
+        self._follow(IDLE)
+
+    def _follow(self, between: str) -> None:
+        """Notes how far the request is; `between` is what it is where none has begun."""
+        if self.transport.is_closing():
+            phase = CLOSED
+        elif self.conn.their_state is h11.IDLE:
+            phase = between
+        elif self.conn.their_state is h11.SEND_BODY:
+            phase = BODY
+        else:
+            phase = ANSWER
+        if phase != self.phase:
+            self._enter(phase)
+
+    def _enter(self, phase: str) -> None:
+        seconds = {
+            IDLE: self.timeout_keep_alive + _SECONDS_TO_CLOSE,
+            HEADERS: self.limits.header_seconds,
+            BODY: self.limits.body_seconds,
+            ANSWER: self.limits.seconds + _SECONDS_TO_TAKE,
+            CLOSED: _SECONDS_TO_CLOSE,
+        }[phase]
+        self.phase, self.since = phase, self.loop.time()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(seconds, self.transport.abort)
+
+    def _has_room(self) -> bool:
+        others: list[Any] = [own for own in self.connections if own is not self]
+        if sum(own.phase != CLOSED for own in others) < self.limits.connections:
+            return True
+        waiting = [own for own in others if own.phase in (IDLE, HEADERS)]
+        if not waiting:
+            return False
+        oldest = min(waiting, key=lambda own: own.since)
+        oldest.phase = CLOSED
+        oldest.transport.abort()
+        return True
+
+
+def connection_type(limits: Limits) -> type[Connection]:
+    """The connections of a service with these limits."""
+    return type("Connection", (Connection,), {"limits": limits})

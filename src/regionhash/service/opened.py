@@ -1,0 +1,209 @@
+"""One collection as it is served: its model, recent uploads, thumbnails of its pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import NamedTuple, Self
+
+from regionhash.collection import Collection
+from regionhash.data.image_set import Image
+from regionhash.data.images import ImageError, thumbnail
+from regionhash.encoding import encode_picture
+from regionhash.service.decoding import Decoders
+from regionhash.service.encoder import BatchedModel
+from regionhash.service.recent import Recent
+from regionhash.structures import EncodedImage
+
+_KEPT_UPLOADS_BYTES = 256 << 20
+_KEPT_THUMBNAILS_BYTES = 64 << 20
+_SECONDS_TO_END = 1.0  # for what the model computes at the end
+
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
+
+
+class Thumbnail(NamedTuple):
+    """A JPEG, and the tag that tells it from the same picture at another time."""
+
+    tag: str
+    content: bytes | None
+
+
+class Opened:
+    """The collection in a folder, held by whoever uses it: `with opened:`.
+
+    Once it has been retired it is closed when nobody holds it.
+
+    Args:
+        folder: of the collection.
+        device: where the model runs.
+        decoders: of pictures.
+        on_batch: see `BatchedModel`.
+
+    Raises:
+        ValueError: no collection, or no model.
+    """
+
+    def __init__(
+        self, folder: Path, *, device: str, decoders: Decoders, on_batch: Callable[[int], None]
+    ) -> None:
+        self.collection = Collection.open(folder, device=device, follow=False)
+        try:
+            model, self.checkpoint = self.collection.model
+        except ValueError:
+            self.collection.close()
+            raise
+        self._precision = self.collection.header["meta"]["precision"]
+        self.model = BatchedModel(model, self._precision, on_batch)
+        self.collection.model = self.model, self.checkpoint
+        self.uploads: Recent[tuple[Image, EncodedImage]] = Recent(_KEPT_UPLOADS_BYTES)
+        self._thumbnails: Recent[Thumbnail] = Recent(_KEPT_THUMBNAILS_BYTES)
+        self._decoders = decoders
+        self._lock = threading.Lock()
+        self._holders, self._retired = 0, False
+
+    # Holding
+
+    def __enter__(self) -> Self:
+        with self._lock:
+            self._holders += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._holders -= 1
+            last = self._retired and not self._holders
+        if last:
+            self._close()
+
+    def retire(self) -> None:
+        """Closes the collection, now or when nobody holds it."""
+        with self._lock:
+            self._retired = True
+            unused = not self._holders
+        if unused:
+            self._close()
+
+    def _close(self) -> None:
+        self.model.close(_SECONDS_TO_END)
+        self.collection.close()
+
+    # Following
+
+    def sync(self) -> None:
+        """Takes over what has changed.
+
+        Raises:
+            StoreError: see `Collection.sync`.
+        """
+        _, last_removal = self.collection.snapshot.version
+        if self.collection.sync().version[1] != last_removal:
+            kept = {row for row, _ in self._thumbnails.kept()}
+            gone = {row for row in kept if not self._is_there(row)}
+            self._thumbnails.drop(lambda key: key[0] in gone)
+
+    def _is_there(self, row: int) -> bool:
+        try:
+            self.collection.path(row)
+        except KeyError:
+            return False
+        return True
+
+    # Pictures
+
+    def take_upload(self, content: bytes, until: float) -> tuple[str, Image, EncodedImage]:
+        """Encodes an uploaded picture and keeps it for the searches that follow.
+
+        Raises:
+            ImageError, BusyError, TimeoutError: see `Decoders.decode`.
+        """
+        image = self._decoders.decode(content, "upload", until).image
+        encoded = self._encoded(image)
+        name = secrets.token_urlsafe(16)
+        self.uploads.put(name, (image, encoded), image.nbytes)
+        return name, image, encoded
+
+    def pixels(self, row: int, until: float) -> Image:
+        """The picture of a row, (H, W, 3) uint8 RGB.
+
+        Raises:
+            KeyError: there is no such row.
+            ImageError, BusyError, TimeoutError: see `Decoders.decode`.
+        """
+        path = self.collection.path(row)
+        if path is None:  # of a data set without files
+            return self.collection.pixels(row)
+        return self._decoders.read(path, f"picture {row}", until)
+
+    def known_thumbnail(self, row: int, size: int) -> Thumbnail:
+        """The tag of a thumbnail as it would be made now, and its content where that is kept.
+
+        Raises:
+            KeyError: there is no such row.
+            ImageError: its file is gone.
+        """
+        tag = self._tag(row, size, self.collection.path(row))
+        kept = self._thumbnails.get((row, size))
+        return kept if kept is not None and kept.tag == tag else Thumbnail(tag, None)
+
+    def thumbnail(self, row: int, size: int, until: float) -> Thumbnail:
+        """A picture as JPEG, its longer side at most `size` pixels.
+
+        Raises:
+            KeyError: there is no such row.
+            ImageError, BusyError, TimeoutError: see `Decoders.decode`.
+        """
+        path = self.collection.path(row)
+        tag = self._tag(row, size, path)
+        if path is None:
+            content = thumbnail(self.collection.pixels(row), size)
+        else:
+            content = self._decoders.thumbnail(path, f"picture {row}", size, until)
+        self.collection.path(row)  # it may have been removed meanwhile
+        made = Thumbnail(tag, content)
+        self._thumbnails.put((row, size), made, len(content))
+        return made
+
+    def _tag(self, row: int, size: int, path: Path | None) -> str:
+        """Of the picture of a row, as the file is now."""
+        state: tuple[int, ...] = ()
+        if path is not None:
+            try:
+                found = path.stat()
+            except OSError as error:
+                raise ImageError(f"picture {row}: its file is gone") from error
+            state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        told = repr((self.collection.header["uuid"], row, size, state))
+        return f'"{hashlib.sha256(told.encode()).hexdigest()[:32]}"'
+
+    def _encoded(self, image: Image) -> EncodedImage:
+        return encode_picture(self.model, self.checkpoint, image, precision=self._precision)
+
+    # Changing
+
+    def add(self, content: bytes, name: str, until: float) -> tuple[int, str]:
+        """Stores an uploaded picture in the collection; returns its row and id.
+
+        Raises:
+            ImageError, BusyError, TimeoutError: see `Decoders.decode`.
+            StoreError: the disk refuses.
+        """
+        image, kind = self._decoders.decode(content, "upload", until)
+        suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
+        return self.collection.add_upload(content, _plain(name), suffix, self._encoded(image))
+
+    def remove(self, row: int) -> bool:
+        """Removes a picture, at once; of an upload its file as well."""
+        removed = self.collection.remove_rows([row])
+        self._thumbnails.drop(lambda key: key[0] == row)
+        return bool(removed)
+
+
+def _plain(name: str) -> str:
+    """The last part of a file's name, in letters that every shell and screen shows as they are."""
+    last = PurePath(name.replace("\\", "/")).name
+    kept = "".join(sign if sign.isalnum() or sign in "._-" else "_" for sign in last)
+    return kept.encode(errors="replace").decode()[-80:].lstrip(".") or "picture"

@@ -1,0 +1,80 @@
+import asyncio
+import threading
+import time
+
+import pytest
+
+from regionhash.service.jobs import BusyError, Jobs
+
+
+def soon(seconds=5.0):
+    return time.monotonic() + seconds
+
+
+def test_a_call_that_is_given_up_keeps_its_place_until_it_ends():
+    async def check():
+        jobs, release = Jobs(1, "t"), threading.Event()
+        with pytest.raises(TimeoutError):
+            await jobs.run(release.wait, soon(0.05))
+        assert jobs.running == 1
+        with pytest.raises(BusyError, match="busy"):  # nothing was begun
+            await jobs.run(lambda: 1, soon(0.05))
+        release.set()
+        assert await jobs.run(lambda: 2, soon()) == 2
+        assert jobs.running == 0
+        jobs.stop()
+
+    asyncio.run(check())
+
+
+def test_no_more_calls_run_at_a_time_than_there_are_places():
+    async def check():
+        jobs, lock, running, most = Jobs(3, "t"), threading.Lock(), 0, 0
+
+        def call():
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.01)
+            with lock:
+                running -= 1
+
+        await asyncio.gather(*(jobs.run(call, soon()) for _ in range(20)))
+        assert most == 3
+        jobs.stop()
+
+    asyncio.run(check())
+
+
+def test_errors_are_told_and_the_thread_goes_on():
+    async def check():
+        jobs = Jobs(1, "t")
+
+        def fail(error):
+            raise error
+
+        for error in (ValueError("a"), KeyError(1)):
+            with pytest.raises(type(error)):
+                await jobs.run(lambda error=error: fail(error), soon())
+        assert await jobs.run(lambda: 2, soon()) == 2
+        jobs.stop()
+
+    asyncio.run(check())
+
+
+def test_who_waits_at_the_end_is_answered():
+    async def check():
+        jobs, release = Jobs(1, "t"), threading.Event()
+        waiting = [asyncio.create_task(jobs.run(release.wait, soon(60))) for _ in range(3)]
+        while not jobs.running:
+            await asyncio.sleep(0.01)
+        jobs.stop()
+        for own in waiting:
+            with pytest.raises(BusyError, match="ending"):
+                await own
+        with pytest.raises(BusyError, match="ending"):
+            await jobs.run(lambda: 1, soon(60))
+        release.set()
+
+    asyncio.run(check())
