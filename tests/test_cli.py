@@ -292,6 +292,7 @@ def test_a_full_disk_is_told_and_what_was_written_stays(saved, tmp_path):
     assert record["encoded"] + record["stored_before"] == 20
 
 
+@pytest.mark.slow
 def test_an_encoding_that_was_killed_goes_on_to_the_same_file(saved, tmp_path):
     whole, killed = tmp_path / "whole.h5", tmp_path / "killed.h5"
     command = ["encode", saved.folder, "digits:test:80", "--batch-size", 1, "--workers", 1, "-o"]

@@ -218,6 +218,7 @@ def test_a_full_disk_is_reported_and_nothing_is_half_there(database, tmp_path):
     holds(tmp_path, [*range(int(stored)), 5000])
 
 
+@pytest.mark.slow
 def test_an_index_that_was_killed_goes_on(saved, tmp_path):
     code = """
         from regionhash import cli

@@ -16,8 +16,8 @@ from regionhash.data.images import (
     find_images,
     read_image,
     read_image_bytes,
+    read_image_version,
     read_size,
-    read_taken,
 )
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
@@ -293,7 +293,7 @@ def irregular(request, tmp_path):
 
 @pytest.mark.timeout(10)
 def test_what_is_no_regular_file_is_not_waited_for(irregular):
-    for read in (read_image, read_size, read_taken):
+    for read in (read_image, read_size, read_image_version):
         with pytest.raises(ImageError, match=r"a\.jpg: not a regular file"):
             read(irregular)
     with pytest.raises(ValueError, match=r"a\.jpg: not a regular file"):

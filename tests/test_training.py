@@ -94,6 +94,7 @@ train("region-dh", arguments, open_dataset("digits:train:16"), Path(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_never_killed(tmp_path):
     command = [sys.executable, "-c", RUN.format(arguments=REGION)]
     subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)

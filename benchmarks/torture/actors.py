@@ -20,7 +20,7 @@ from verify import hamming, look, look_at_snapshot, read_rows
 from world import BROKEN, GONE, N_SHARED, N_UPLOADS, Board, World
 
 from regionhash.data.images import read_image_bytes
-from regionhash.service.app import run_server  # before the first fork: its imports take seconds
+from regionhash.service import run_server  # before the first fork: its imports take seconds
 from regionhash.store import CodeFile, StoreError
 
 TOKEN = "torture"

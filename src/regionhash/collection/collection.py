@@ -33,6 +33,7 @@ from regionhash.collection.database import (
     FileState,
     HeaderError,
     NewImage,
+    Place,
 )
 from regionhash.collection.filters import Filter, mask_of
 from regionhash.collection.results import (
@@ -81,6 +82,7 @@ class Collection:
         self._device = device
         self._follow = follow
         self._local = threading.local()
+        self._identity: tuple[Place, str] | None = None
         self._databases: WeakSet[Database] = WeakSet()  # one per thread that lives
         self._loading, self._following = threading.Lock(), threading.Lock()
         self._model: tuple[Any, Checkpoint] | None = None
@@ -186,8 +188,12 @@ class Collection:
     def _database(self) -> Database:
         """The connection of this thread."""
         if not hasattr(self._local, "database"):
-            self._local.database = Database(self.folder / DATABASE_FILE)
-            self._databases.add(self._local.database)
+            opened = Database(self.folder / DATABASE_FILE)
+            self._identity = self._identity or opened.identity
+            if opened.identity != self._identity:  # replaced before this thread first looked
+                raise opened.replaced()
+            self._local.database = opened
+            self._databases.add(opened)
         database: Database = self._local.database
         return database
 

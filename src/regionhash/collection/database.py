@@ -92,6 +92,8 @@ CREATE TRIGGER removed AFTER DELETE ON images BEGIN
 END;
 """
 
+Place = tuple[int, int]
+
 Columns = dict[str, Any]
 """One row of `images` by column."""
 
@@ -168,7 +170,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._inode = _inode(path)
+        self._place = _place(path)
         self._about: list[Any] = []  # what the header was read from
         with reported(path):
             self._connection = _connect(path)
@@ -232,10 +234,17 @@ class Database:
             CollectionReplacedError: it is another one by now.
             CollectionMissingError: there is none.
         """
-        if _inode(self.path) != self._inode:
-            raise CollectionReplacedError(
-                f"{self.path}: replaced by another collection; open it anew"
-            )
+        if _place(self.path) != self._place:
+            raise self.replaced()
+
+    def replaced(self) -> CollectionReplacedError:
+        """The error that another collection stands here."""
+        return CollectionReplacedError(f"{self.path}: replaced by another collection; open it anew")
+
+    @property
+    def identity(self) -> tuple[Place, str]:
+        """What tells this database from every other, also from a copy."""
+        return self._place, str(self.header["uuid"])
 
     def read_header(self) -> None:
         """Takes over what other writers have added to the header."""
@@ -777,8 +786,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 # The connection
 
 
-def _inode(path: Path) -> tuple[int, int]:
-    """What tells a file from one that is put in its place. Raises StoreError if there is none."""
+def _place(path: Path) -> Place:
+    """Device and inode of a file. Raises StoreError if there is none."""
     try:
         state = path.stat()
     except FileNotFoundError as error:
