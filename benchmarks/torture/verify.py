@@ -300,7 +300,8 @@ def judge(world: World, hits, steady, code, mode: str, wanted: Filter | None) ->
         path = world.paths[cell]
         outside = wanted is not None and not path.startswith(wanted.folder + "/")
         own = at.get(path, [])
-        if not own and state == Board.THERE:  # being replaced: it may have an id that others share
+        if not own and state == Board.THERE and not outside:
+            # Being replaced: it may have an id that others share.
             own = [hit for n in relative_ids(world, path) for hit in at.get(n, [])][:1]
         if outside or state == Board.ABSENT:
             if own:

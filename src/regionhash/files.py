@@ -32,8 +32,7 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
     Raises:
         OSError: the disk refuses; the file at `path` is as it was.
     """
-    for left in leftovers(path):
-        left.unlink(missing_ok=True)
+    remove_leftovers(path)
     with _locked_name(path) as name:
         temporary = Path(name + _NEW)
         yield temporary
@@ -77,13 +76,25 @@ def _locked_name(path: Path) -> Iterator[str]:
 
 def leftovers(path: Path) -> list[Path]:
     """What killed writers of `path` have left beside it, without what is being written."""
-    found: list[Path] = []
+    return [left for group in _abandoned(path) for left in group]
+
+
+def remove_leftovers(path: Path) -> list[Path]:
+    """Removes what killed writers of `path` have left beside it; returns what it was."""
+    removed = []
+    for group in _abandoned(path):
+        for left in group:
+            left.unlink(missing_ok=True)
+        removed += group
+    return removed
+
+
+def _abandoned(path: Path) -> Iterator[list[Path]]:
+    """The files of each killed writer. Nobody takes their names before the next is asked for."""
     for lock in path.parent.glob(f".{glob.escape(path.name)}.*{_LOCK}"):
         with suppress(OSError), lock.open("rb") as file:  # gone by now, or held
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            name = lock.name.removesuffix(_LOCK)
-            found += path.parent.glob(f"{glob.escape(name)}.*")
-    return found
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield list(path.parent.glob(f"{glob.escape(lock.name.removesuffix(_LOCK))}.*"))
 
 
 def condition_of(path: Any) -> Literal["there", "gone", "unreadable"]:

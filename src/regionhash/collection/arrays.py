@@ -162,9 +162,9 @@ class Arrays:
                         state = self._append(database, version, None)
                         snapshot = self._open(database, state, version, None)
             except StoreError as error:
-                if not isinstance(error.__cause__, FileNotFoundError):
+                if not isinstance(error.__cause__, FileNotFoundError | FileExistsError):
                     raise
-                continue
+                continue  # the folder was deleted while it was written, or made
             if snapshot is not None:
                 return snapshot
         raise StoreError(f"{self.folder}: is deleted or changed as fast as it is built")

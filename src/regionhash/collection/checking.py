@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from regionhash.collection.database import (
     Database,
     checksum,
 )
-from regionhash.files import leftovers
+from regionhash.files import leftovers, remove_leftovers
 from regionhash.store import LAYOUT, StoreError
 from regionhash.structures import CodeTable
 
@@ -74,7 +74,9 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
             if columns is not None and state is not None:
                 states[state].append(columns["id"])
         count = database.count()
-        orphans = [str(path) for path in _orphans(database)]
+        orphans = [
+            str(path) for path in [*_abandoned_files(database, leftovers), *_lost_uploads(database)]
+        ]
     return CheckReport(
         count,
         tuple(problems),
@@ -124,7 +126,7 @@ def _repair(database: Database, arrays: Arrays) -> Iterator[str]:
         with arrays.at_moment(database, rebuild=True):
             yield f"{wrong[0]}; they were built anew"
     with database.transaction():  # in which uploads are written as well
-        for path in _orphans(database):
+        for path in [*_abandoned_files(database, remove_leftovers), *_lost_uploads(database)]:
             path.unlink(missing_ok=True)
             yield f"{path}: was removed; it belongs to no picture"
     for path in arrays.remove_stale(database):
@@ -159,16 +161,20 @@ def _file_state(columns: Columns) -> str | None:
     return "changed" if changed else None
 
 
-def _orphans(database: Database) -> list[Path]:
-    """Files in the folder of a collection that belong to no picture."""
-    folder = database.path.parent
-    found = [left for path in sorted(folder.iterdir()) for left in leftovers(path)]
-    uploads = folder / UPLOADS_FOLDER
-    for path in sorted(uploads.iterdir()) if uploads.is_dir() else ():
-        own = os.fsencode(path.absolute())
-        if not database.read("SELECT 1 FROM images WHERE path = ?", own):
-            found.append(path)
-    return found
+def _abandoned_files(database: Database, find: Callable[[Path], list[Path]]) -> Iterator[Path]:
+    """What killed writers of files in the folder of a collection have left."""
+    for path in sorted(database.path.parent.iterdir()):
+        yield from find(path)
+
+
+def _lost_uploads(database: Database) -> list[Path]:
+    """Uploaded files that belong to no picture."""
+    uploads = database.path.parent / UPLOADS_FOLDER
+    return [
+        path
+        for path in (sorted(uploads.iterdir()) if uploads.is_dir() else ())
+        if not database.read("SELECT 1 FROM images WHERE path = ?", os.fsencode(path.absolute()))
+    ]
 
 
 def _content(table: CodeTable, n: int) -> dict[str, bytes]:

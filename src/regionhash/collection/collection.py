@@ -846,7 +846,7 @@ class Collection:
             "model": header["model"],
             "model_hash": header["model_hash"],
             "added": [{"inputs": _shown_inputs(text), "pictures": n} for text, n in sources],
-            "bytes": sum(map(_n_bytes, self.folder.rglob("*"))),
+            "bytes": _n_bytes(self.folder),
             **header["meta"],
         }
 
@@ -975,8 +975,11 @@ def _shown_inputs(text: Any) -> list[str]:
         return [str(error)]
 
 
-def _n_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size if path.is_file() else 0
-    except OSError:  # removed just now
-        return 0
+def _n_bytes(folder: Path) -> int:
+    """Of all files below a folder; those that are removed meanwhile do not count."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += (Path(parent) / name).stat().st_size
+    return total
