@@ -197,8 +197,8 @@ class Run:
         """Kills it, or asks it to end."""
         for process, name in self.processes.items():
             if name == "service":
-                self.world.board.flags[Board.SERVICE] += 1
                 self.world.board.flags[Board.PORT] = 0
+                self.world.board.flags[Board.SERVICE] += 1
                 how = signal.SIGKILL if self.rng.random() < 0.6 else signal.SIGTERM
                 self.counts["kills" if how == signal.SIGKILL else "events"]["service ended"] += 1
                 os.kill(process, how)

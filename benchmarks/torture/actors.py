@@ -360,14 +360,16 @@ class Client(Actor):
     ) -> tuple:
         """Status and content of an answer; None where the service was killed meanwhile."""
         flags = self.board.flags
-        while not flags[Board.PORT] and not flags[Board.STOP]:
+        while True:  # the number first: who ends the service takes the port away first
+            times, port = int(flags[Board.SERVICE]), int(flags[Board.PORT])
+            if port or flags[Board.STOP]:
+                break
             time.sleep(0.01)
-        times, full = int(flags[Board.SERVICE]), (int(flags[Board.FULL]), self._is_full())
+        full = int(flags[Board.FULL]), self._is_full()
         self.note("begin", kind, scope)
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind_of_body}
         outcome, status, content = "cut", None, b""
         try:
-            port = int(flags[Board.PORT])
             with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=40)) as connection:
                 connection.request(method, path, body, headers)
                 answer = connection.getresponse()
