@@ -1,14 +1,16 @@
 # Every target makes the virtual environment that it needs; `make demo` or `make test` is all it takes.
 #   make demo             train, encode and search on built-in pictures
-#   make test             all tests
+#   make test             the tests, some three minutes
+#   make test-slow        those that take longer
 #   make check            formatting, lint, types
-#   make docs             docs/cli.md anew, from the commands' --help
+#   make docs             docs/cli.md, written from the commands' --help
 #   make torture MINUTES=5            many processes on one collection, killed all the time
 #   make clean            removes caches and the demo's files; .venv and runs/ stay
 #   make PYTHON=python3.12 demo       with another interpreter than python3
 
 PYTHON ?= python3
-# Threads of each process that computes in the tests.
+# Processes that run the tests, and threads of each that computes.
+JOBS ?= 2
 THREADS ?= 1
 
 BIN := .venv/bin
@@ -19,15 +21,20 @@ MINUTES ?= 5
 SEED ?= 0
 WRITERS ?= 3
 
-.PHONY: demo test check docs torture clean .venv
+.PHONY: demo test test-slow check docs torture clean .venv
 
 demo: $(READY)
 	$(BIN)/regionhash demo
 	@echo "A page to search these scenes with: $(BIN)/regionhash demo --serve"
 
 # Threads that wait by spinning slow each other down where cores are shared.
+PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
 test: $(READY)
-	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: $(READY)
+	$(PYTEST) -m slow
 
 check: $(READY)
 	$(BIN)/ruff format --check .
