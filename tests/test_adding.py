@@ -290,6 +290,41 @@ def test_pictures_of_one_name_from_two_code_files_are_two(saved, made, folders):
     np.testing.assert_array_equal(held[-len(wanted[0]) - len(wanted[1]) :], np.vstack(wanted))
 
 
+def test_an_old_index_whose_change_was_killed_becomes_a_whole_collection(made, folders):
+    run("add", made, folders / "a", "--workers", 0)
+    old = folders / "old"
+    old.mkdir()
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(made / name, old)
+    run("export", made, "-o", old / "codes.h5")
+    code = """
+import sys, time
+from regionhash.collection import Collection, transfer
+from regionhash.collection.database import Database
+transfer._IMPORTED_AT_A_TIME = 2
+store = Database.store
+def stop(self, images):
+    store(self, images)
+    print("stored", flush=True)
+    time.sleep(60)
+Database.store = stop
+Collection.open(sys.argv[1])
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, old], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "stored\n"
+    process.kill()
+    process.communicate()
+    assert len(open_codes(old).table) == 7
+    with Collection.open(old) as collection:
+        assert len(collection) == 7
+    assert sorted(path.name for path in old.iterdir() if path.is_file()) == [
+        "codes.h5",
+        "collection.db",
+        "model.json",
+        "model.safetensors",
+    ]
+
+
 def test_an_exported_id_leads_to_the_file_of_its_picture(saved, made, folders):
     run("add", made, folders / "a", "--workers", 0)
     run("add", made, folders / "b", "--workers", 0)

@@ -381,6 +381,8 @@ class Client(Actor):
             status = None
         if status is not None and status < 500:
             outcome = "ok" if status < 300 else "refused"
+        elif status == 503 and b"is ending" in content and times != flags[Board.SERVICE]:
+            status = None  # what it was to do may be done or not
         elif status and not (status == 503 and full != (int(flags[Board.FULL]), False)):
             self.note("bad", "service", f"{kind} {scope}: {status} {content[:300]!r}")
         self.note("end", outcome)

@@ -29,6 +29,7 @@ from regionhash.collection.arrays import Arrays, Snapshot
 from regionhash.collection.checking import UPLOADS_FOLDER, CheckReport, check, rebuild_header
 from regionhash.collection.database import (
     DATABASE_FILE,
+    Columns,
     Database,
     FileState,
     HeaderError,
@@ -164,12 +165,20 @@ class Collection:
                 "provenance": file.meta.get("provenance", {}),
             },
         }
-        with Database.create(folder / DATABASE_FILE, header) as database:
+        target = folder / DATABASE_FILE
+        if not target.exists():  # all of it or nothing, so that no kill hides the rest
+            with (
+                suppress(FileExistsError),  # another process was quicker
+                replacing(target, exclusive=True) as new,
+                Database.create(new, header) as database,
+            ):
+                import_code_file(database, file)
+        with Database.create(target, header) as database:
             import_code_file(database, file)
         return cls(folder, device=device, follow=follow)
 
     def close(self) -> None:
-        """Lets go of the database."""
+        """Closes the connections to the database."""
         for database in list(self._databases):
             database.close()
         self._databases.clear()
@@ -406,8 +415,8 @@ class Collection:
 
     def image(self, image_id: str) -> tuple[int, EncodedImage]:
         """Row number and codes of a picture. Raises KeyError for an id that is not there."""
-        snapshot = self.snapshot
-        return self._stored(image_id, snapshot)
+        stored, encoded = self._stored(image_id, self.snapshot)
+        return int(stored["row"]), encoded
 
     def path(self, row: int) -> Path | None:
         """The file of the picture of a row; None of one without. Raises KeyError."""
@@ -421,10 +430,12 @@ class Collection:
             KeyError: there is no such row.
             ImageError: the file is gone or cannot be read.
         """
+        return self._pixels(self._columns(row))
+
+    def _pixels(self, columns: Columns) -> NDArray[np.uint8]:
         from regionhash.data.images import read_image
         from regionhash.sources import Pictures
 
-        columns = self._columns(row)
         if columns["path"] is not None:
             return read_image(Path(os.fsdecode(columns["path"])))
         places = self._places("WHERE source = ?", columns["source"])
@@ -441,12 +452,13 @@ class Collection:
         found = self._database.intact("id = ?", as_shown(image_id))
         if found is None:
             raise ImageError(f"{image_id}: is no longer in {self.folder}")
-        return self.pixels(found["row"])
+        return self._pixels(found)
 
     def images(self, *, after: int = 0, limit: int = 100) -> list[tuple[int, str, int, int]]:
         """Row, id, height and width of the pictures of the rows behind `after`, in their order."""
         with self._database.moment():
-            found = (own for _, own in self._database.rows(after) if own is not None)
+            rows = self._database.rows(after, at_a_time=limit)
+            found = (own for _, own in rows if own is not None)
             return [
                 (own["row"], own["id"], own["height"], own["width"]) for own in islice(found, limit)
             ]
@@ -460,7 +472,7 @@ class Collection:
         with self._database.moment():
             return [(row, own["id"]) for row, own in self._database.rows() if own is not None]
 
-    def _columns(self, row: int) -> dict[str, Any]:
+    def _columns(self, row: int) -> Columns:
         columns = self._database.intact("row = ?", row)
         if columns is None:
             raise KeyError(row)
@@ -521,17 +533,23 @@ class Collection:
                 self._masks.popitem(last=False)
         return mask
 
-    def _stored(self, image_id: str, snapshot: Snapshot) -> tuple[int, EncodedImage]:
-        columns = self._database.intact("id = ?", as_shown(image_id))
-        if columns is None:
+    def _stored(self, image_id: str, snapshot: Snapshot) -> tuple[Columns, EncodedImage]:
+        """Columns and codes of a picture, which may be newer than the snapshot."""
+
+        def columns() -> Columns:
+            found = self._database.intact("id = ?", as_shown(image_id))
+            if found is None:
+                raise KeyError(image_id)
+            return found
+
+        stored = columns()
+        if not snapshot.holds(stored["row"]):
+            with self._arrays.at_moment(self._database, self._snapshot) as snapshot:
+                stored = columns()
+        places = snapshot.places(np.array([stored["row"]], np.int64))
+        if not len(places):
             raise KeyError(image_id)
-        row = int(columns["row"])
-        if not snapshot.holds(row):
-            snapshot = self.sync()  # the picture is newer
-        if not snapshot.holds(row):
-            raise KeyError(image_id)
-        (place,) = snapshot.places(np.array([row], np.int64)).tolist()
-        return row, encoded_image(snapshot.table, place)
+        return stored, encoded_image(snapshot.table, int(places[0]))
 
     def _query_picture(self, query: Query, snapshot: Snapshot) -> QueryPicture:
         from regionhash.data.images import read_image
@@ -544,9 +562,9 @@ class Collection:
         if isinstance(image, str | Path):
             image, name = read_image(image), str(image)
         if query.like is not None:
-            row, known = self._stored(query.like, snapshot)
+            stored, known = self._stored(query.like, snapshot)
             name = query.like
-            image = self.pixels(row) if boxes else None
+            image = self._pixels(stored) if boxes else None
         if boxes:
             return QueryPicture(name, image, boxes)
         if query.regions and known is not None:
@@ -672,34 +690,38 @@ class Collection:
             except (ValueError, OSError) as error:
                 told(f"{error}; its pictures are kept")
         # Only now: what has moved from one source to another was found there.
-        for source, report in reports.items():
-            removed, kept = self._remove_gone(source, told)
-            reports[source] = replace(report, removed=removed, kept=kept)
+        for source, (removed, kept) in self._remove_gone(reports, told).items():
+            reports[source] = replace(reports[source], removed=removed, kept=kept)
         reports |= self._encode_damaged_again(reports, options)
         self.sync()
         return list(reports.values())
 
-    def _remove_gone(self, source: int, told: Callable[[str], None]) -> tuple[int, int]:
-        """Removes the pictures of a source whose file is gone.
+    def _remove_gone(
+        self, sources: Iterable[int], told: Callable[[str], None]
+    ) -> dict[int, tuple[int, int]]:
+        """Removes the pictures of some sources whose file is gone.
 
         Returns:
-            How many they were, and how many are kept since their file cannot be looked at.
+            Of each source how many they were, and how many are kept since their file cannot be
+            looked at.
         """
+        files: dict[int, list[tuple[int, bytes, str]]] = {source: [] for source in sources}
         with self._database.moment():
-            files = [
-                (row, own["path"], own["id"])
-                for row, own in self._database.rows()
-                if own is not None and own["source"] == source and own["path"] is not None
-            ]
-        gone, kept = [], 0
-        for row, path, image_id in files:
-            condition = condition_of(path)
-            if condition == "gone":
-                gone.append((row, path))
-            elif condition == "unreadable":
-                kept += 1
-                told(f"{image_id}: its file cannot be looked at; the picture is kept")
-        return self._database.remove_gone(gone), kept
+            for row, own in self._database.rows():
+                if own is not None and own["path"] is not None and own["source"] in files:
+                    files[own["source"]].append((row, own["path"], own["id"]))
+        counts = {}
+        for source, known in files.items():
+            gone, kept = [], 0
+            for row, path, image_id in known:
+                condition = condition_of(path)
+                if condition == "gone":
+                    gone.append((row, path))
+                elif condition == "unreadable":
+                    kept += 1
+                    told(f"{image_id}: its file cannot be looked at; the picture is kept")
+            counts[source] = self._database.remove_gone(gone), kept
+        return counts
 
     def _encode_damaged_again(
         self, refreshed: Mapping[int, AddReport], options: dict[str, Any]

@@ -291,18 +291,20 @@ class Database:
         """Number of pictures."""
         return int(self.read("SELECT count(*) FROM images")[0][0])
 
-    def rows(self, after: int = 0) -> Iterator[tuple[int, Columns | None]]:
+    def rows(
+        self, after: int = 0, *, at_a_time: int = _CHUNK
+    ) -> Iterator[tuple[int, Columns | None]]:
         """Number and columns of each row after `after`, in their order; None of a damaged row."""
         last = self.version()[0]
         while after < last:
             try:
                 chunk = self._connection.execute(
-                    f"{_SELECT} WHERE row > ? ORDER BY row LIMIT {_CHUNK}", (after,)
+                    f"{_SELECT} WHERE row > ? ORDER BY row LIMIT ?", (after, at_a_time)
                 ).fetchall()
             except sqlite3.OperationalError as error:
                 raise StoreError(f"{self.path}: {error}") from error
             except sqlite3.DatabaseError:  # a damaged page: its rows alone cannot be read
-                numbers = range(after + 1, min(after + _CHUNK, last) + 1)
+                numbers = range(after + 1, min(after + at_a_time, last) + 1)
                 yield from self._one_by_one(numbers)
                 after = numbers[-1]
                 continue
