@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from regionhash.collection.arrays import Arrays, Snapshot
 from regionhash.collection.database import (
     BLOBS,
-    DATABASE_FILE,
     Columns,
     Database,
     checksum,
@@ -86,27 +86,23 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
     )
 
 
-def rebuild_header(folder: Path) -> None:
-    """Writes the header of a database anew, from the model beside it and the rows in it.
+def header_of_model(folder: Path) -> dict[str, Any]:
+    """What the header of a collection says of the model in its folder.
 
     Raises:
-        ValueError: the model is not there or damaged.
-        StoreError: the rows are of another model, or the disk refuses.
+        ValueError: no model is there, or a damaged one.
     """
     from regionhash.checkpoints import load_checkpoint, provenance
 
     model, checkpoint = load_checkpoint(folder)
-    Database.rebuild_header(
-        folder / DATABASE_FILE,
-        {
-            "model": checkpoint.name,
-            "model_hash": checkpoint.model_hash,
-            "classes": list(checkpoint.classes),
-            "n_bits": model.n_bits,
-            "n_region_bits": model.n_region_bits,
-            "meta": {"precision": "32-true", "provenance": provenance()},
-        },
-    )
+    return {
+        "model": checkpoint.name,
+        "model_hash": checkpoint.model_hash,
+        "classes": list(checkpoint.classes),
+        "n_bits": model.n_bits,
+        "n_region_bits": model.n_region_bits,
+        "meta": {"precision": "32-true", "provenance": provenance()},
+    }
 
 
 def _repair(database: Database, arrays: Arrays) -> Iterator[str]:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.collection.arrays import Arrays, Snapshot
-from regionhash.collection.checking import UPLOADS_FOLDER, CheckReport, check, rebuild_header
+from regionhash.collection.checking import UPLOADS_FOLDER, CheckReport, check, header_of_model
 from regionhash.collection.database import (
     DATABASE_FILE,
     Columns,
@@ -124,20 +124,7 @@ class Collection:
         """
         if not (folder / DATABASE_FILE).exists() and (folder / CODES_FILE).exists():
             return cls.of_code_file(folder, folder / CODES_FILE, device=device)
-        from regionhash.checkpoints import load_checkpoint, provenance
-
-        model, checkpoint = load_checkpoint(folder)
-        Database.create(
-            folder / DATABASE_FILE,
-            {
-                "model": checkpoint.name,
-                "model_hash": checkpoint.model_hash,
-                "classes": list(checkpoint.classes),
-                "n_bits": model.n_bits,
-                "n_region_bits": model.n_region_bits,
-                "meta": {"precision": "32-true", "provenance": provenance()},
-            },
-        ).close()
+        Database.create(folder / DATABASE_FILE, header_of_model(folder)).close()
         return cls(folder, device=device)
 
     @classmethod
@@ -923,7 +910,7 @@ def check_folder(folder: Path, *, repair: bool = False) -> CheckReport:
     except HeaderError as error:
         if not repair:
             return CheckReport(0, (str(error),), (), ())
-        rebuild_header(folder)
+        Database.rebuild_header(folder / DATABASE_FILE, header_of_model(folder))
         repaired = (f"{folder / DATABASE_FILE}: the header was built anew from the model",)
         collection = Collection.open(folder)
     with collection:
