@@ -97,6 +97,12 @@ def _abandoned(path: Path) -> Iterator[list[Path]]:
             yield list(path.parent.glob(f"{glob.escape(lock.name.removesuffix(_LOCK))}.*"))
 
 
+def absolute(path: str | Path) -> Path:
+    """The path from the root. Links are kept, but for those before a "..", which they lead from."""
+    whole = Path(path).absolute()
+    return whole.parent.resolve() / whole.name if ".." in whole.parent.parts else whole
+
+
 def condition_of(path: Any) -> Literal["there", "gone", "unreadable"]:
     """Whether a file is there. It is gone only if the disk says so: ENOENT.
 

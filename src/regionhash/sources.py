@@ -9,6 +9,7 @@ from pathlib import Path
 from regionhash.data import DATASETS, open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, ImageError, find_images, read_image
+from regionhash.files import absolute
 from regionhash.structures import Target
 from regionhash.textfile import open_regular, reason_of
 
@@ -50,12 +51,12 @@ def absolute_inputs(inputs: Sequence[str]) -> list[str]:
 
 def _absolute(given: str) -> str:
     if given.startswith("@"):
-        return f"@{Path(given[1:]).absolute()}"
+        return f"@{absolute(given[1:])}"
     if not _names_data_set(given):
-        return str(Path(given).absolute())
+        return str(absolute(given))
     layout, *parts = given.split(":")
     if layout != "digits":  # which has no files
-        parts = [str(Path(part).absolute()) if Path(part).exists() else part for part in parts]
+        parts = [str(absolute(part)) if Path(part).exists() else part for part in parts]
     return ":".join([layout, *parts])
 
 

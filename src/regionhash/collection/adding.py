@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -119,7 +118,10 @@ class _Plan:
 
     def note(self, image_id: str, version: FileVersion) -> None:
         """Takes the state of a file whose bytes were read to be encoded."""
-        self.files[image_id] = _state(self._paths[image_id], version)
+        self.files[image_id] = self._state(self._paths[image_id], version)
+
+    def _state(self, path: Path, version: FileVersion) -> FileState:
+        return FileState(self._database.path_of(path), *version)
 
     def _is_stored(self, image_id: str) -> bool:
         """Whether the picture of a data set without files is stored."""
@@ -128,7 +130,7 @@ class _Plan:
 
     def _is_done(self, image_id: str, path: Path) -> bool:
         """Whether the picture in a file is stored, after what can be done without encoding it."""
-        known = self._database.intact("path = ?", os.fsencode(path.absolute()))
+        known = self._database.intact("path = ?", self._database.path_of(path))
         try:
             state = path.stat()
             if known and (known["n_bytes"], known["mtime_ns"]) == (
@@ -136,7 +138,7 @@ class _Plan:
                 state.st_mtime_ns,
             ):
                 return True
-            file = _state(path, file_version(path))
+            file = self._state(path, file_version(path))
         except OSError:
             return False  # reading it tells the reason
         if known:
@@ -146,7 +148,11 @@ class _Plan:
     def _has_codes_of(self, image_id: str, file: FileState) -> bool:
         """Takes over the codes of a file of the same bytes, if there is one."""
         twins = self._database.read("SELECT row, path FROM images WHERE hash = ?", file.hash)
-        gone = [row for row, path in twins if condition_of(path) == "gone"]
+        gone = [
+            row
+            for row, path in twins
+            if isinstance(path, bytes) and condition_of(self._database.place_of(path)) == "gone"
+        ]
         for row in gone + [row for row, _ in twins if row not in gone]:
             moved = row in gone
             if self._database.take_codes(row, image_id, file, self._source, moved=moved):
@@ -181,10 +187,11 @@ class _Writer:
     def commit(self) -> None:
         """Stores what was taken."""
         if self._pending:
-            self._database.store(self._pending)
+            self._database.store(self._pending, unless=self._is_gone)
         self._pending.clear()
         self._committed = time.monotonic()
 
-
-def _state(path: Path, version: FileVersion) -> FileState:
-    return FileState(os.fsencode(path.absolute()), *version)
+    def _is_gone(self, image: NewImage) -> bool:
+        """Whether the file was deleted since it was read, and perhaps its picture removed."""
+        path = image.file.path
+        return path is not None and condition_of(self._database.place_of(path)) == "gone"

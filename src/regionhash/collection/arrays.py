@@ -38,7 +38,7 @@ from regionhash.structures import Codes, CodeTable, Floats64, Ints
 
 ARRAYS_FOLDER = "arrays"
 _STATE_FILE = "state.json"
-_VERSION = 2
+_VERSION = 3
 _TRIES = 3  # while somebody deletes the folder under us
 _REBUILT_AT = 0.25  # share of the rows that are removed
 
@@ -159,8 +159,7 @@ class Arrays:
                     state = self._append(database, version, state)
                     snapshot = self._open(database, state, version, before)
                     if snapshot is None or _wants_compaction(snapshot, compact):
-                        state = self._append(database, version, None)
-                        snapshot = self._open(database, state, version, None)
+                        snapshot = self._built_anew(database, version, snapshot, compact)
             except StoreError as error:
                 if not isinstance(error.__cause__, FileNotFoundError | FileExistsError):
                     raise
@@ -168,6 +167,21 @@ class Arrays:
             if snapshot is not None:
                 return snapshot
         raise StoreError(f"{self.folder}: is deleted or changed as fast as it is built")
+
+    def _built_anew(
+        self,
+        database: Database,
+        version: tuple[int, int],
+        masked: Snapshot | None,
+        compact: bool,
+    ) -> Snapshot | None:
+        """The snapshot of new arrays; where the disk is full, that of the masked ones will do."""
+        try:
+            return self._open(database, self._append(database, version, None), version, None)
+        except OSError:
+            if masked is None or compact:
+                raise
+            return masked
 
     def _state(self, database: Database, version: tuple[int, int]) -> dict[str, Any] | None:
         """What state.json says; None where it is missing, damaged or not of this moment's past."""
@@ -177,6 +191,8 @@ class Arrays:
                 return None
             if state["last_row"] > version[0] or state["last_removal"] > version[1]:
                 return None
+            if not _has_row(database, *state["newest"]):
+                return None  # of a copy of the database that has gone another way
             folder = self.folder / state["generation"]
             for name, length in state["bytes"].items():
                 if (folder / name).stat().st_size < length:
@@ -208,7 +224,12 @@ class Arrays:
                     files.append(name, content)
             lengths = files.finish()
         # The last of these rows may have been removed again before it came into the arrays.
-        state |= {"last_row": version[0], "last_removal": version[1], "bytes": lengths}
+        state |= {
+            "last_row": version[0],
+            "last_removal": version[1],
+            "newest": _newest_row(database),
+            "bytes": lengths,
+        }
         write_text(self.folder / _STATE_FILE, json.dumps(state))
         self._remove_all_but(state)
         return state
@@ -266,6 +287,23 @@ class Arrays:
                 alive = np.ones(len(rows), bool) if alive is None else alive
                 alive[at] = False
         return Snapshot(table, rows, taken, labels, alive, version, generation)
+
+
+def _newest_row(database: Database) -> list[Any]:
+    """What tells the last row that there is from one of the same number in a copy."""
+    for found in database.read("SELECT row, id, added FROM images ORDER BY row DESC LIMIT 1"):
+        return list(found)
+    return []
+
+
+def _has_row(database: Database, *newest: Any) -> bool:
+    """Whether the database has a row of `_newest_row`, or has had it."""
+    if not newest:
+        return True
+    row, image_id, added = newest
+    for found in database.read("SELECT id, added FROM images WHERE row = ?", row):
+        return bool(found == (image_id, added))
+    return bool(database.read("SELECT 1 FROM removals WHERE row = ?", row))
 
 
 def _wants_compaction(snapshot: Snapshot, compact: bool) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from regionhash.collection.arrays import Arrays, Snapshot
 from regionhash.collection.database import (
     BLOBS,
+    UPLOADS_FOLDER,
     Columns,
     Database,
     checksum,
@@ -21,8 +22,6 @@ from regionhash.collection.database import (
 from regionhash.files import leftovers, remove_leftovers
 from regionhash.store import LAYOUT, StoreError
 from regionhash.structures import CodeTable
-
-UPLOADS_FOLDER = "uploads"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
         problems += _differences(database, snapshot)
         states: dict[str, list[str]] = {"missing": [], "changed": [], "unreadable": []}
         for _, columns in database.rows():
-            state = None if columns is None else _file_state(columns)
+            state = None if columns is None else _file_state(database, columns)
             if columns is not None and state is not None:
                 states[state].append(columns["id"])
         count = database.count()
@@ -116,8 +115,9 @@ def _repair(database: Database, arrays: Arrays) -> Iterator[str]:
         wrong = _differences(database, snapshot)
         restorable = list(_restorable(database, snapshot))
     for columns in restorable:
-        database.restore(columns)
-        yield f"{columns['id']}: row {columns['row']} was restored from the arrays"
+        restored = database.restore(columns)
+        how = "restored from the arrays" if restored else "removed; its picture is stored again"
+        yield f"{columns['id']}: row {columns['row']} was {how}"
     if wrong:
         with arrays.at_moment(database, rebuild=True):
             yield f"{wrong[0]}; they were built anew"
@@ -141,12 +141,12 @@ def _database_problems(database: Database) -> list[str]:
     return problems
 
 
-def _file_state(columns: Columns) -> str | None:
+def _file_state(database: Database, columns: Columns) -> str | None:
     """What is to be said of the file of a picture; None where it is as it was."""
     if columns["path"] is None:
         return None
     try:
-        state = os.stat(columns["path"])  # noqa: PTH116 (bytes)
+        state = os.stat(database.place_of(columns["path"]))  # noqa: PTH116 (bytes)
     except FileNotFoundError:
         return "missing"
     except OSError:
@@ -169,7 +169,8 @@ def _lost_uploads(database: Database) -> list[Path]:
     return [
         path
         for path in (sorted(uploads.iterdir()) if uploads.is_dir() else ())
-        if not database.read("SELECT 1 FROM images WHERE path = ?", os.fsencode(path.absolute()))
+        if path.is_file()
+        and not database.read("SELECT 1 FROM images WHERE path = ?", database.path_of(path))
     ]
 
 

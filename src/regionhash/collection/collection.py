@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.collection.arrays import Arrays, Snapshot
-from regionhash.collection.checking import UPLOADS_FOLDER, CheckReport, check, header_of_model
+from regionhash.collection.checking import CheckReport, check, header_of_model
 from regionhash.collection.database import (
     DATABASE_FILE,
+    UPLOADS_FOLDER,
     Columns,
     Database,
     FileState,
@@ -47,7 +48,7 @@ from regionhash.collection.results import (
     with_duplicates,
 )
 from regionhash.collection.transfer import encoded_image, import_code_file, write_code_file
-from regionhash.files import as_shown, condition_of, replacing
+from regionhash.files import absolute, as_shown, condition_of, replacing
 from regionhash.store import CODES_FILE, CodeFile, StoreError, rows_of
 from regionhash.structures import CategoryHits, EncodedImage, Hit, Mask, Regions
 
@@ -407,8 +408,10 @@ class Collection:
 
     def path(self, row: int) -> Path | None:
         """The file of the picture of a row; None of one without. Raises KeyError."""
-        path = self._columns(row)["path"]
-        return None if path is None else Path(os.fsdecode(path))
+        return self._path(self._columns(row)["path"])
+
+    def _path(self, path: bytes | None) -> Path | None:
+        return None if path is None else Path(os.fsdecode(self._database.place_of(path)))
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """The picture of a row, (H, W, 3) uint8 RGB.
@@ -423,8 +426,9 @@ class Collection:
         from regionhash.data.images import read_image
         from regionhash.sources import Pictures
 
-        if columns["path"] is not None:
-            return read_image(Path(os.fsdecode(columns["path"])))
+        path = self._path(columns["path"])
+        if path is not None:
+            return read_image(path)
         places = self._places("WHERE source = ?", columns["source"])
         return Pictures(places)[columns["name"]]
 
@@ -581,7 +585,8 @@ class Collection:
             "AND row IN (SELECT value FROM json_each(?))",
             json.dumps(rows),
         )
-        return {row: Path(os.fsdecode(path)) for row, path in found}
+        place_of = self._database.place_of
+        return {row: Path(os.fsdecode(place_of(path))) for row, path in found}
 
     def _result(self, hit: Hit, snapshot: Snapshot, paths: Mapping[int, Path]) -> Result:
         table, n = snapshot.table, hit.index
@@ -701,7 +706,7 @@ class Collection:
         for source, known in files.items():
             gone, kept = [], 0
             for row, path, image_id in known:
-                condition = condition_of(path)
+                condition = condition_of(self._database.place_of(path))
                 if condition == "gone":
                     gone.append((row, path))
                 elif condition == "unreadable":
@@ -723,14 +728,16 @@ class Collection:
             for own in damaged
             if own["source"] not in refreshed
             and isinstance(own["id"], str)
-            and condition_of(own["path"]) == "there"
+            and isinstance(own["path"], bytes)
+            and condition_of(self._database.place_of(own["path"])) == "there"
         ]
         if not again:
             return {}
         from regionhash.collection.adding import add_pictures
         from regionhash.sources import open_inputs
 
-        image_set, _ = open_inputs([os.fsdecode(own["path"]) for own in again])
+        files = [os.fsdecode(self._database.place_of(own["path"])) for own in again]
+        image_set, _ = open_inputs(files)
         image_set = replace(image_set, ids=tuple(own["id"] for own in again))
         return {-1: add_pictures(self._database, *self.model, image_set, None, **options)}
 
@@ -761,26 +768,29 @@ class Collection:
         return removed
 
     def _rows_of(self, name: str) -> list[int]:
-        path = os.fsencode(Path(name).absolute())
-        found = self._database.read(
-            "SELECT row FROM images WHERE id = ? OR path = ? OR (path >= ? AND path < ?)",
-            as_shown(name),
-            path,
-            path + b"/",
-            path + b"0",
-        )
+        if not name:
+            raise ValueError("the name of a picture, a file or a folder must not be empty")
+        path = absolute(name)
+        places = [os.fsencode(path)]
+        with suppress(ValueError):  # it is not below the collection, where uploads are
+            places.append(os.fsencode(path.relative_to(absolute(self.folder))))
+        found = self._database.read("SELECT row FROM images WHERE id = ?", as_shown(name))
+        for place in places:
+            found += self._database.read(
+                "SELECT row FROM images WHERE path = ? OR (path >= ? AND path < ?)",
+                place,
+                place + b"/",
+                place + b"0",
+            )
         if not found:
             raise ValueError(f"{name}: no picture of {self.folder}, and no folder with one")
         return [row for (row,) in found]
 
     def _own_files(self, rows: Iterable[int]) -> list[bytes]:
         """Of some pictures, the files that only the collection knows: those of uploads."""
-        folder = os.fsencode((self.folder / UPLOADS_FOLDER).absolute()) + b"/"
         found = self._database.read(
-            "SELECT path FROM images WHERE path >= ? AND path < ? "
+            "SELECT path FROM images WHERE typeof(path) = 'blob' AND substr(path, 1, 1) != x'2f' "
             "AND row IN (SELECT value FROM json_each(?))",
-            folder,
-            folder[:-1] + b"0",
             json.dumps(list(rows)),
         )
         return [path for (path,) in found]
@@ -788,9 +798,10 @@ class Collection:
     def _remove_files(self, files: Iterable[bytes]) -> None:
         """Removes files that belong to no picture; one may have been uploaded again by now."""
         for file in files:
+            path = self.folder / UPLOADS_FOLDER / Path(os.fsdecode(file)).name
             with self._database.transaction():
                 if not self._database.read("SELECT 1 FROM images WHERE path = ?", file):
-                    Path(os.fsdecode(file)).unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
 
     def add_upload(
         self, content: bytes, name: str, kind: str, encoded: EncodedImage
@@ -812,27 +823,29 @@ class Collection:
             StoreError: the disk refuses; then nothing is stored.
         """
         digest = hashlib.sha256(content)
-        folder = (self.folder / UPLOADS_FOLDER).absolute()
-        path = folder / (digest.hexdigest()[:32] + kind)
+        path = self.folder / UPLOADS_FOLDER / (digest.hexdigest()[:32] + kind)
         image_id = f"{UPLOADS_FOLDER}/{digest.hexdigest()[:8]}-{name}"
         database = self._database
         with database.transaction():  # in which `check` removes what belongs to no picture
             known = database.intact("hash = ?", digest.digest())
-            if known is not None:
-                return int(known["row"]), str(known["id"])
-            folder.mkdir(exist_ok=True)
-            with replacing(path) as temporary:
-                temporary.write_bytes(content)
-            state = path.stat()
-            file = FileState(
-                os.fsencode(path), digest.digest(), len(content), state.st_mtime_ns, state.st_mtime
-            )
-            rows = rows_of(image_id, encoded, None, self.header)
-            row = database.put(NewImage(image_id, file, None, rows))
-            ((image_id,),) = database.read("SELECT id FROM images WHERE row = ?", row)
-        assert row is not None  # no picture has these bytes
+            if known is None:
+                path.parent.mkdir(exist_ok=True)
+                with replacing(path) as temporary:
+                    temporary.write_bytes(content)
+                state = path.stat()
+                file = FileState(
+                    database.path_of(path),
+                    digest.digest(),
+                    len(content),
+                    state.st_mtime_ns,
+                    state.st_mtime,
+                )
+                rows = rows_of(image_id, encoded, None, self.header)
+                row = database.put(NewImage(image_id, file, None, rows))
+                known = database.intact("row = ?", row)
+        assert known is not None  # what was stored in a transaction can be read in it
         self.sync()
-        return row, image_id
+        return int(known["row"]), str(known["id"])
 
     # Keeping
 
@@ -878,7 +891,12 @@ class Collection:
         """
         with self._arrays.at_moment(self._database, self._snapshot, compact=True) as snapshot:
             codes = self._as_file(snapshot)
-            files = dict(self._database.read("SELECT id, path FROM images WHERE path NOT NULL"))
+            files = {
+                image_id: self._database.place_of(path)
+                for image_id, path in self._database.read(
+                    "SELECT id, path FROM images WHERE typeof(path) = 'blob'"
+                )
+            }
         return write_code_file(path, codes, files)
 
     def import_codes(self, path: Path) -> int:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sqlite3
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -31,10 +32,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.files import shown_name
+from regionhash.files import absolute, shown_name
 from regionhash.store import LAYOUT, StoreError, dtype_of
 
 DATABASE_FILE = "collection.db"
+UPLOADS_FOLDER = "uploads"
 FORMAT = "regionhash collection"
 VERSION = 2
 
@@ -71,7 +73,8 @@ CREATE TABLE sources (
 CREATE TABLE images (
     row INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
-    path BLOB UNIQUE,              -- absolute, as the disk has it; NULL of a picture without file
+    path BLOB UNIQUE,              -- as the disk has it, absolute, or, of uploads, from the folder
+                                   -- of the collection; NULL of a picture without file
     source INTEGER REFERENCES sources,
     hash BLOB,                     -- SHA-256 of the file
     n_bytes INTEGER,
@@ -115,7 +118,8 @@ class FileState:
     """What tells whether a file is the one that was encoded.
 
     Attributes:
-        path: absolute, as `os.fsencode` gives it; None of a picture that is in no file.
+        path: as `os.fsencode` gives it, absolute, or from the folder of the collection; None of a
+            picture that is in no file.
         hash: SHA-256 of the bytes that were encoded; None where that is unknown.
         n_bytes: size of the file.
         mtime_ns: when it was written; None where it was written so shortly before it was read that
@@ -171,6 +175,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._place = _place(path)
+        self.header: dict[str, Any] = {}
         self._about: list[Any] = []  # what the header was read from
         with reported(path):
             self._connection = _connect(path)
@@ -227,6 +232,17 @@ class Database:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def place_of(self, path: bytes) -> bytes:
+        """Where a file is whose `path` stands in a row."""
+        return os.path.join(os.fsencode(self.path.parent.absolute()), path)  # noqa: PTH118 (bytes)
+
+    def path_of(self, file: Path) -> bytes:
+        """The `path` of a file in its row: the inverse of `place_of`."""
+        uploads = self.path.parent / UPLOADS_FOLDER
+        if file.parent.name == UPLOADS_FOLDER and file.parent.resolve() == uploads.resolve():
+            return os.fsencode(f"{UPLOADS_FOLDER}/{file.name}")
+        return os.fsencode(absolute(file))
+
     def check_current(self) -> None:
         """Checks that the file at `path` is the one that was opened.
 
@@ -250,8 +266,12 @@ class Database:
         """Takes over what other writers have added to the header."""
         with reported(self.path):
             about = _about(self._connection)
-        if about != self._about:
-            self.header, self._about = _read_header(about, self.path), about
+        if about == self._about:
+            return
+        header = _read_header(about, self.path)
+        if self.header and header["uuid"] != self.header["uuid"]:
+            raise self.replaced()
+        self.header, self._about = header, about
 
     # Reading
 
@@ -379,7 +399,9 @@ class Database:
             query = "SELECT source FROM sources WHERE inputs = ?"
             return int(connection.execute(query, (text,)).fetchone()[0])
 
-    def store(self, images: Iterable[NewImage]) -> int:
+    def store(
+        self, images: Iterable[NewImage], *, unless: Callable[[NewImage], bool] = lambda _: False
+    ) -> int:
         """Stores pictures in one transaction; returns how many were not there already.
 
         Two pictures are the same if they have the same file; or no file, and the same name in a
@@ -387,12 +409,16 @@ class Database:
         old one, or is left out if it was made of the same bytes. An id that is taken by another
         picture is made free: see `_free_id`.
 
+        Args:
+            images: the pictures.
+            unless: tells, inside the transaction, of a picture that is not to be stored after all.
+
         Raises:
             ValueError: a picture has not the parts that the others have.
             StoreError: see `transaction`.
         """
         with self.transaction():
-            return sum(self.put(image) is not None for image in images)
+            return sum(self.put(image) is not None for image in images if not unless(image))
 
     def put(self, image: NewImage) -> int | None:
         """Stores one picture, inside a transaction: its row, or None if it was there already."""
@@ -463,11 +489,19 @@ class Database:
                 "DELETE FROM images WHERE row = ? AND path = ?", files
             ).rowcount
 
-    def restore(self, columns: Columns) -> None:
-        """Puts back the columns of a damaged row, which have its checksum."""
+    def restore(self, columns: Columns) -> bool:
+        """Puts back the columns of a damaged row, which have its checksum.
+
+        Where its picture has been stored again meanwhile, the row is removed; returns False then.
+        """
         assignments = ", ".join(f"{name} = :{name}" for name in COLUMNS)
         with self.transaction() as connection:
-            connection.execute(f"UPDATE images SET {assignments} WHERE row = :row", columns)
+            try:
+                connection.execute(f"UPDATE images SET {assignments} WHERE row = :row", columns)
+            except sqlite3.IntegrityError:  # its path or id is that of a row
+                self.delete([columns["row"]])
+                return False
+            return True
 
     def header_is_whole(self) -> bool:
         """Whether both copies of the header are there and alike."""
@@ -778,11 +812,23 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
             f"{_SELECT} WHERE row > ? ORDER BY row LIMIT {_CHUNK}", (after,)
         ).fetchall():
             rows = [_columns(found)[0] for found in chunk]
+            for own in rows:
+                own["path"] = _from_folder(own)
             connection.executemany(
-                "UPDATE images SET checksum = ? WHERE row = ?",
-                [(checksum(own), own["row"]) for own in rows if fits(own, header)],
+                "UPDATE images SET path = ?, checksum = ? WHERE row = ?",
+                [(own["path"], checksum(own), own["row"]) for own in rows if fits(own, header)],
             )
             after = rows[-1]["row"]
+
+
+def _from_folder(columns: Columns) -> Any:
+    """The path of an upload, which version 1 kept from the root; others as they are."""
+    path, digest = columns["path"], columns["hash"]
+    if columns["source"] is None and isinstance(path, bytes) and isinstance(digest, bytes):
+        folder, _, name = path.rpartition(b"/")
+        if folder.endswith(b"/uploads") and name.startswith(digest.hex()[:32].encode()):
+            return b"uploads/" + name
+    return path
 
 
 # The connection
