@@ -266,6 +266,16 @@ def test_what_was_not_stored_is_not_in_the_header(database, tmp_path):
     holds(tmp_path, [0])
 
 
+def test_the_number_of_a_row_is_never_given_twice(database, tmp_path):
+    database.store(new_image(n) for n in range(3))
+    with Collection(tmp_path) as collection:
+        database.remove([3])
+        database.store([new_image(7)])
+        assert [row for row, _ in collection.ids()] == [1, 2, 4]
+        assert collection.path(4).name == "7.jpg"
+    holds(tmp_path, [0, 1, 7])
+
+
 # Damage
 
 
@@ -422,6 +432,23 @@ def test_a_header_is_not_built_anew_from_the_model_of_other_codes(database, tmp_
     assert {text for text, _ in database.read("SELECT * FROM about")} == {"lost"}
     Database.rebuild_header(path, MODEL)
     holds(tmp_path, [0])
+
+
+def test_a_damaged_page_hides_its_rows_alone(database, tmp_path):
+    database.store(new_image(n) for n in range(40))
+    boxes = database.intact("row = 3")["boxes"]
+    database.close()
+    path = tmp_path / "collection.db"
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[16:18], "big")  # of a page
+    content[content.index(boxes) // size * size] = 0xFF  # no kind of page
+    path.write_bytes(content)
+    with Database(path) as database:
+        rows = dict(database.rows())
+    assert list(rows) == list(range(1, 41))
+    lost = [row for row, columns in rows.items() if columns is None]
+    assert 3 in lost and len(lost) < 30
+    assert all(columns["id"] == f"{row - 1}.jpg" for row, columns in rows.items() if columns)
 
 
 @settings(max_examples=25, deadline=None)
