@@ -4,11 +4,12 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
 
-from regionhash.service.connections import connection_type
+from regionhash.service.connections import BODY, CLOSED, Connection, connection_type
 from regionhash.service.limits import Limits
 
 LIMITS = Limits(header_seconds=0.5, body_seconds=1.0, connections=20)
@@ -149,3 +150,10 @@ def test_where_all_connections_are_at_work_new_ones_are_refused():
         time.sleep(0.2)
         with connected(port, b"GET / " + HEAD + b"\r\n") as own:
             assert answer(own).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_that_is_closing_takes_no_place():
+    new = SimpleNamespace(limits=Limits(connections=2), connections=[])
+    for phase, has_room in ((BODY, True), (CLOSED, True), (CLOSED, True), (BODY, False)):
+        new.connections.append(SimpleNamespace(phase=phase))
+        assert Connection._has_room(new) == has_room
