@@ -95,13 +95,14 @@ def test_lost_torn_and_foreign_arrays_are_built_anew(database, tmp_path):
     database.store(new_image(n) for n in range(5))
     holds(tmp_path, range(5))
     state = tmp_path / "arrays" / "state.json"
-    codes = tmp_path / "arrays" / "1" / "region_codes"
     shutil.rmtree(tmp_path / "arrays")
     holds(tmp_path, range(5))
     state.write_text("{")
     holds(tmp_path, range(5))
-    state.write_text(state.read_text().replace('"uuid": "', '"uuid": "0'))
+    foreign = json.loads(state.read_text())
+    state.write_text(json.dumps(foreign | {"uuid": "0"}))
     holds(tmp_path, range(5))
+    assert json.loads(state.read_text())["generation"] != foreign["generation"]
     codes = next((tmp_path / "arrays").glob("*/region_codes"))
     codes.write_bytes(codes.read_bytes()[:-1])
     holds(tmp_path, range(5))
