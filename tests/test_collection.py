@@ -334,7 +334,7 @@ def test_known_labels_are_exported_and_imported_with_the_codes(database, tmp_pat
     database.store([labelled, new_image(1), new_image(2)])
     with Collection(tmp_path) as collection:
         assert collection.export(tmp_path / "codes.h5") == 3
-    monkeypatch.setattr(transfer, "_IMPORTED_AT_A_TIME", 2)
+    monkeypatch.setattr(transfer, "_IMPORTED_AT_A_TIME", 1)
     (tmp_path / "again").mkdir()
     with Database.create(tmp_path / "again" / "collection.db", MODEL) as again:
         file = CodeFile.open(tmp_path / "codes.h5")
