@@ -15,9 +15,11 @@ import pytest
 
 from conftest import write_picture
 from regionhash.collection import Collection, Filter, adding, open_codes
+from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data import open_dataset
 from regionhash.data.images import file_version, read_image
 from regionhash.encoding import encode_picture
+from regionhash.store import rows_of
 from test_cli import error_of, run
 
 
@@ -185,6 +187,15 @@ def test_what_cannot_be_looked_at_is_kept(saved, made, folders):
     assert_holds(saved, made, folders / "seed", folders / "a")
 
 
+def test_what_cannot_be_looked_at_is_not_taken_for_moved(saved, made, folders):
+    run("add", made, folders / "a", "--workers", 0)
+    away = (folders / "a").rename(folders / "away")
+    (folders / "a").symlink_to("a")  # a circle
+    report = added("add", made, away)
+    assert (report["encoded"], report["moved"], report["copied"]) == (0, 0, 6)
+    assert json.loads(run("info", made, "--json").stdout)["pictures"] == 13
+
+
 @pytest.mark.parametrize("error", [PermissionError, OSError(5, "EIO"), OSError(116, "ESTALE")])
 def test_only_a_file_that_the_disk_says_is_not_there_is_gone(
     made, folders, monkeypatch, saved, error
@@ -323,6 +334,17 @@ Collection.open(sys.argv[1])
         "model.json",
         "model.safetensors",
     ]
+
+
+def test_codes_without_a_source_do_not_stand_for_a_picture_of_a_data_set(saved, made, folders):
+    (image_id,) = open_dataset("digits:test:1").ids
+    other = encode_picture(saved.model, saved.checkpoint, read_image(folders / "a" / "0.png"))
+    with Database(made / "collection.db") as database:
+        rows = rows_of(image_id, other, None, database.header)
+        database.store([NewImage(image_id, FileState(), None, rows)])
+    assert added("add", made, "digits:test:1")["encoded"] == 1
+    assert added("add", made, "digits:test:1")["encoded"] == 0
+    assert len(open_codes(made).table) == 3
 
 
 def test_an_exported_id_leads_to_the_file_of_its_picture(saved, made, folders):

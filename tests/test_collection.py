@@ -5,20 +5,22 @@ import os
 import shutil
 import signal
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collection_cases import MODEL, child, holds, new_image
+from collection_cases import MODEL, child, encoded, holds, new_image
 from conftest import write_picture
-from regionhash.collection import Collection, Filter, Query, open_codes
-from regionhash.collection.database import Database
+from regionhash.collection import Collection, Filter, Query, open_codes, transfer
+from regionhash.collection.database import Database, FileState, NewImage
+from regionhash.collection.filters import mask_of
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
 from regionhash.search import search_categories, search_objects, search_regions
-from regionhash.store import StoreError
+from regionhash.store import CodeFile, StoreError, rows_of
 from test_cli import error_of, run
 
 
@@ -93,13 +95,14 @@ def test_lost_torn_and_foreign_arrays_are_built_anew(database, tmp_path):
     database.store(new_image(n) for n in range(5))
     holds(tmp_path, range(5))
     state = tmp_path / "arrays" / "state.json"
-    codes = tmp_path / "arrays" / "1" / "region_codes"
     shutil.rmtree(tmp_path / "arrays")
     holds(tmp_path, range(5))
     state.write_text("{")
     holds(tmp_path, range(5))
-    state.write_text(state.read_text().replace('"uuid": "', '"uuid": "0'))
+    foreign = json.loads(state.read_text())
+    state.write_text(json.dumps(foreign | {"uuid": "0"}))
     holds(tmp_path, range(5))
+    assert json.loads(state.read_text())["generation"] != foreign["generation"]
     codes = next((tmp_path / "arrays").glob("*/region_codes"))
     codes.write_bytes(codes.read_bytes()[:-1])
     holds(tmp_path, range(5))
@@ -326,6 +329,51 @@ def test_export_and_import_give_the_same_codes(made, tmp_path, saved):
     assert "is there already" in error_of("export", made, "-o", tmp_path / "codes.h5")
 
 
+def test_known_labels_are_exported_and_imported_with_the_codes(database, tmp_path, monkeypatch):
+    labelled = replace(new_image(0), rows=rows_of("0.jpg", encoded(0), [1], MODEL))
+    database.store([labelled, new_image(1), new_image(2)])
+    with Collection(tmp_path) as collection:
+        assert collection.export(tmp_path / "codes.h5") == 3
+    monkeypatch.setattr(transfer, "_IMPORTED_AT_A_TIME", 1)
+    (tmp_path / "again").mkdir()
+    with Database.create(tmp_path / "again" / "collection.db", MODEL) as again:
+        file = CodeFile.open(tmp_path / "codes.h5")
+        assert transfer.import_code_file(again, file) == 3
+        assert transfer.import_code_file(again, file) == 0
+    with Collection(tmp_path / "again") as collection:
+        assert collection.code_file().labels.tolist() == [[0, 1], [0, 0], [0, 0]]
+    holds(tmp_path / "again", range(3))
+
+
+def test_a_file_that_came_while_the_collection_was_exported_is_kept(
+    database, tmp_path, monkeypatch
+):
+    database.store([new_image(0)])
+    output, original = tmp_path / "codes.h5", transfer._write
+
+    def slow(path, *arguments):
+        original(path, *arguments)
+        output.write_text("theirs")
+
+    monkeypatch.setattr(transfer, "_write", slow)
+    with Collection(tmp_path) as collection, pytest.raises(ValueError, match=r"exists|is there"):
+        collection.export(output)
+    assert output.read_text() == "theirs"
+
+
+def test_codes_of_another_model_are_not_imported(database, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    with Database.create(other / "collection.db", MODEL | {"model_hash": "def"}) as theirs:
+        theirs.store([new_image(0)])
+    with Collection(other) as collection:
+        collection.export(tmp_path / "codes.h5")
+    with Collection(tmp_path) as collection:
+        with pytest.raises(StoreError, match=r"codes\.h5: of the model def, .* is of abc"):
+            collection.import_codes(tmp_path / "codes.h5")
+        assert len(collection) == 0
+
+
 def test_an_index_of_an_older_version_becomes_a_collection(made, pictures, photos, tmp_path):
     old = tmp_path / "old"
     old.mkdir()
@@ -392,6 +440,62 @@ def test_filters_let_through_what_they_name(made, pictures, photos, tmp_path):
     options = ["--query", pictures / "1.png", "--before", "1971-06-01", "--json"]
     hits = json.loads(run("search", made, *options).stdout)["hits"]
     assert [hit["picture"] for hit in hits] == ["sub/4.png"]
+
+
+def let_through(folder, /, **wanted):
+    """Ids of the pictures that a filter lets through."""
+    with Database(folder / "collection.db") as database, Collection(folder) as collection:
+        snapshot = collection.snapshot
+        alive = snapshot.alive if snapshot.alive is None else snapshot.alive.copy()
+        mask = mask_of(Filter(**wanted), snapshot, database)
+        np.testing.assert_array_equal(snapshot.alive, alive)
+        return [snapshot.table.ids[n] for n in np.flatnonzero(mask)]
+
+
+def test_a_span_begins_with_its_first_moment_and_ends_before_its_last(database, tmp_path):
+    database.store(new_image(n, taken=float(n)) for n in range(5))
+    database.store([new_image(5)])  # nobody knows when
+    Collection(tmp_path).close()
+    database.remove([3])  # the arrays still hold it
+    assert let_through(tmp_path, after=1.0, before=4.0) == ["1.jpg", "3.jpg"]
+    assert let_through(tmp_path, after=4.0) == ["4.jpg"]
+    assert let_through(tmp_path, before=1.0) == ["0.jpg"]
+
+
+def test_a_class_that_is_known_of_a_picture_counts_as_well_as_one_that_is_detected(
+    database, tmp_path
+):
+    for n, labels in enumerate([[0], [1], None]):
+        rows = rows_of(f"{n}.jpg", encoded(n, n_regions=0), labels, MODEL)
+        database.store([replace(new_image(n), rows=rows)])
+    assert let_through(tmp_path, labels=("dog",)) == ["1.jpg"]
+    assert let_through(tmp_path, labels=("dog",), min_score=0.9) == ["1.jpg"]
+    assert let_through(tmp_path, min_score=0.1) == []
+
+
+BELOW = {"a/0.jpg": True, "a/b/1.jpg": True, "a.jpg": False, "a0/2.jpg": False, "ab/3.jpg": False}
+"""Which of some files are below the folder "a"."""
+
+
+def test_a_folder_is_what_lies_below_it_and_nothing_that_begins_like_it(database, tmp_path):
+    for n, name in enumerate(BELOW):
+        file = FileState(f"/photos/{name}".encode(), b"%d" % n)
+        database.store([NewImage(name, file, None, new_image(n).rows)])
+    below = [name for name, is_below in BELOW.items() if is_below]
+    for folder in ("/photos/a", "/photos/a/", "a"):
+        assert let_through(tmp_path, folder=folder) == below
+    with Collection(tmp_path) as collection:
+        assert collection.remove(["/photos/a"]) == 2
+        assert [image_id for _, image_id in collection.ids()] == list(BELOW)[2:]
+
+
+def test_a_picture_that_is_newer_than_the_snapshot_can_be_asked_for(database, tmp_path):
+    with Collection(tmp_path, follow=False) as collection:
+        database.store([new_image(5)])
+        assert len(collection) == 0
+        row, found = collection.image("5.jpg")
+        assert row == 1
+        np.testing.assert_array_equal(found.image_code, encoded(5).image_code)
 
 
 def test_categories_are_searched_page_by_page_among_what_is_left(category_collection, tmp_path):

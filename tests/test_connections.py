@@ -4,11 +4,12 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
 
-from regionhash.service.connections import connection_type
+from regionhash.service.connections import BODY, CLOSED, Connection, connection_type
 from regionhash.service.limits import Limits
 
 LIMITS = Limits(header_seconds=0.5, body_seconds=1.0, connections=20)
@@ -65,9 +66,9 @@ def connected(port, content=b""):
     return own
 
 
-def closed_after(own, drip=b"", seconds=6.0):
+def closed_after(own, drip=b"", seconds=6.0, started=None):
     """Seconds until the server closes a connection that gets a byte now and then."""
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     own.settimeout(0.05)
     while time.monotonic() - started < seconds:
         try:
@@ -116,8 +117,9 @@ def test_requests_are_served_one_after_another(port):
     ],
 )
 def test_what_comes_slowly_is_closed(port, content, drip, least, most):
+    started = time.monotonic()  # the server counts from when it accepts, and may be the first to
     with connected(port, content) as own:
-        assert least < closed_after(own, drip) < most
+        assert least < closed_after(own, drip, started=started) < most
 
 
 def test_the_next_request_of_a_connection_must_arrive_in_time_as_well(port):
@@ -148,3 +150,10 @@ def test_where_all_connections_are_at_work_new_ones_are_refused():
         time.sleep(0.2)
         with connected(port, b"GET / " + HEAD + b"\r\n") as own:
             assert answer(own).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_that_is_closing_takes_no_place():
+    new = SimpleNamespace(limits=Limits(connections=2), connections=[])
+    for phase, has_room in ((BODY, True), (CLOSED, True), (CLOSED, True), (BODY, False)):
+        new.connections.append(SimpleNamespace(phase=phase))
+        assert Connection._has_room(new) == has_room

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sqlite3
+import threading
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from collection_cases import MODEL, child, encoded, holds, new_image
 from regionhash.collection import Collection, CollectionReplacedError, check_folder
+from regionhash.collection import database as module
 from regionhash.collection.database import (
     BLOBS,
     COLUMNS,
@@ -109,12 +111,33 @@ def test_codes_are_taken_over_only_from_a_row_that_is_still_what_it_was(database
     assert database.take_codes(1, "a.jpg", FileState(b"/z/a.jpg", b"1"), None, moved=True)
     assert stored(database) == {"b.jpg": 2, "c.jpg": 1, "a.jpg": 1}
     assert database.read("SELECT count(*) FROM images WHERE path = ?", b"/x/a.jpg") == [(0,)]
+    # The file was stored meanwhile, but as it was before.
+    assert database.take_codes(2, "c.jpg", FileState(b"/y/a.jpg", b"2"), None, moved=False)
+    assert stored(database) == {"b.jpg": 2, "c.jpg": 2, "a.jpg": 1}
 
 
 def test_a_picture_that_was_found_elsewhere_is_not_removed_as_gone(database):
     database.store([picture("a.jpg", 1, "/x/a.jpg", b"1"), picture("b.jpg", 2, "/x/b.jpg", b"2")])
     assert database.remove_gone([(1, b"/old/a.jpg"), (2, b"/x/b.jpg")]) == 1
     assert stored(database) == {"a.jpg": 1}
+
+
+def test_a_collection_of_another_model_is_not_taken_up(database, tmp_path):
+    path = tmp_path / "collection.db"
+    for field, other in (("model_hash", "def"), ("classes", ["cat"]), ("n_bits", 24)):
+        with pytest.raises(StoreError, match=f"{field} must be .*, got "):
+            Database.create(path, MODEL | {field: other})
+    with Database.create(path, MODEL | {"meta": {}}) as again:
+        assert again.identity == database.identity
+
+
+def test_every_picture_has_the_parts_of_the_first(database):
+    database.store([new_image(0)])
+    bare = new_image(1)
+    rows = {name: array for name, array in bare.rows.items() if name != "image_codes"}
+    with pytest.raises(ValueError, match=r"1\.jpg: every picture of .* must have the parts"):
+        database.store([new_image(2), NewImage(bare.id, bare.file, None, rows)])
+    assert stored(database) == {"0.jpg": 0}
 
 
 # One moment
@@ -243,6 +266,16 @@ def test_what_was_not_stored_is_not_in_the_header(database, tmp_path):
     holds(tmp_path, [0])
 
 
+def test_the_number_of_a_row_is_never_given_twice(database, tmp_path):
+    database.store(new_image(n) for n in range(3))
+    with Collection(tmp_path) as collection:
+        database.remove([3])
+        database.store([new_image(7)])
+        assert [row for row, _ in collection.ids()] == [1, 2, 4]
+        assert collection.path(4).name == "7.jpg"
+    holds(tmp_path, [0, 1, 7])
+
+
 # Damage
 
 
@@ -307,8 +340,35 @@ def test_repair_never_takes_a_damaged_row_over_into_good_arrays(database, tmp_pa
     codes.write_bytes(bytes(8))  # these are damaged as well, and built anew
     report = check_folder(tmp_path, repair=True)
     assert len(report.problems) == 1 and "row 2" in report.problems[0]
+    assert not any("restored" in line for line in report.repaired)
     with Collection(tmp_path) as collection:
         assert list(collection.code_file().table.ids) == ["0.jpg", "2.jpg", "3.jpg"]
+
+
+def test_a_damaged_row_of_unknown_labels_is_restored_among_those_that_have_some(database, tmp_path):
+    known = NewImage("0.jpg", FileState(), None, rows_of("0.jpg", encoded(0), [1], MODEL))
+    database.store([known, new_image(1)])
+    Collection(tmp_path).close()  # makes the arrays, in which row 2 has no label
+    before = [database.intact(f"row = {row}") for row in (1, 2)]
+    database.close()
+    damage(tmp_path, "UPDATE images SET region_codes = zeroblob(2)")
+    assert len(check_folder(tmp_path, repair=True).repaired) == 2
+    with Database(tmp_path / "collection.db") as database:
+        assert [database.intact(f"row = {row}") for row in (1, 2)] == before
+
+
+def test_a_file_of_another_size_or_another_time_is_changed(database, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for n, (size, time) in enumerate([(0, 0), (1, 0), (0, 1)]):
+        path = folder / f"{n}.jpg"
+        path.write_bytes(b"content")
+        os.utime(path, ns=(10**18, 10**18))
+        file = FileState(os.fsencode(path), b"%d" % n, n_bytes=7, mtime_ns=10**18)
+        database.store([NewImage(path.name, file, None, new_image(n).rows)])
+        path.write_bytes(b"content" + b"!" * size)
+        os.utime(path, ns=(10**18, 10**18 + time))
+    assert check_folder(tmp_path).changed == ("1.jpg", "2.jpg")
 
 
 def test_one_copy_of_the_header_is_enough(database, tmp_path):
@@ -361,6 +421,36 @@ def test_a_damaged_field_of_the_header_is_named(database, tmp_path, field, value
         Database(tmp_path / "collection.db")
 
 
+def test_a_header_is_not_built_anew_from_the_model_of_other_codes(database, tmp_path):
+    path = tmp_path / "collection.db"
+    database.store([new_image(0)])
+    with pytest.raises(StoreError, match="the model beside it is not the one of its codes"):
+        Database.rebuild_header(path, MODEL | {"model_hash": "def"})
+    damage(tmp_path, "UPDATE about SET header = 'lost'")  # and what it was is not known
+    with pytest.raises(StoreError, match=r"0\.jpg is not of the model beside it"):
+        Database.rebuild_header(path, MODEL | {"n_bits": 32})
+    assert {text for text, _ in database.read("SELECT * FROM about")} == {"lost"}
+    Database.rebuild_header(path, MODEL)
+    holds(tmp_path, [0])
+
+
+def test_a_damaged_page_hides_its_rows_alone(database, tmp_path):
+    database.store(new_image(n) for n in range(40))
+    boxes = database.intact("row = 3")["boxes"]
+    database.close()
+    path = tmp_path / "collection.db"
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[16:18], "big")  # of a page
+    content[content.index(boxes) // size * size] = 0xFF  # no kind of page
+    path.write_bytes(content)
+    with Database(path) as database:
+        rows = dict(database.rows())
+    assert list(rows) == list(range(1, 41))
+    lost = [row for row, columns in rows.items() if columns is None]
+    assert 3 in lost and len(lost) < 30
+    assert all(columns["id"] == f"{row - 1}.jpg" for row, columns in rows.items() if columns)
+
+
 @settings(max_examples=25, deadline=None)
 @given(place=st.floats(0, 1), length=st.integers(1, 600), fill=st.integers(0, 255))
 def test_damaged_bytes_are_reported_and_never_a_traceback(tmp_path_factory, place, length, fill):
@@ -388,22 +478,47 @@ def test_damaged_bytes_are_reported_and_never_a_traceback(tmp_path_factory, plac
         assert report.problems
 
 
+def make_version_1(folder):
+    """Makes a database what it was before there were checksums and names."""
+    damage(folder, "DROP INDEX images_without_file")
+    for column in ("checksum", "name"):
+        damage(folder, f"ALTER TABLE images DROP COLUMN {column}")
+    damage(folder, "DELETE FROM about WHERE rowid = (SELECT max(rowid) FROM about)")
+    damage(folder, "ALTER TABLE about DROP COLUMN checksum")
+    damage(folder, "UPDATE about SET header = json_set(header, '$.version', 1)")
+
+
 def test_a_database_of_version_1_is_brought_to_this_one(database, tmp_path):
     database.store(new_image(n) for n in range(3))
     header = database.header
     database.close()
-    damage(tmp_path, "DROP INDEX images_without_file")
-    for column in ("checksum", "name"):
-        damage(tmp_path, f"ALTER TABLE images DROP COLUMN {column}")
-    damage(tmp_path, "DELETE FROM about WHERE rowid = (SELECT max(rowid) FROM about)")
-    damage(tmp_path, "ALTER TABLE about DROP COLUMN checksum")
-    damage(tmp_path, "UPDATE about SET header = json_set(header, '$.version', 1)")
+    make_version_1(tmp_path)
     damage(tmp_path, "UPDATE images SET boxes = x'00' WHERE row = 2")  # never fitted
     with Database(tmp_path / "collection.db") as database:
         assert database.header == header
         assert [own and own["id"] for _, own in database.rows()] == ["0.jpg", None, "2.jpg"]
         assert database.store([new_image(1), new_image(2)]) == 1
     holds(tmp_path, [0, 2, 1])
+
+
+def test_two_who_open_a_database_of_version_1_at_once_bring_it_here_once(
+    database, tmp_path, monkeypatch
+):
+    database.store(new_image(n) for n in range(3))
+    header = database.header
+    database.close()
+    make_version_1(tmp_path)
+    original = module._migrate
+
+    def second(connection, path):
+        monkeypatch.setattr(module, "_migrate", original)
+        Database(path).close()  # between the look at the version and the transaction
+        original(connection, path)
+
+    monkeypatch.setattr(module, "_migrate", second)
+    with Database(tmp_path / "collection.db") as database:
+        assert database.header == header
+    holds(tmp_path, range(3))
 
 
 def test_parts_that_do_not_fit_together_are_told_from_those_that_do(database):
@@ -478,7 +593,95 @@ def test_a_file_that_a_killed_upload_left_is_named_and_removed(database, tmp_pat
         assert len(collection) == 1
 
 
+def test_repair_leaves_the_file_of_an_upload_that_is_on_its_way(database, tmp_path):
+    code = """
+        from collection_cases import encoded
+        put = Database.put
+        def wait(self, image):
+            print("written", flush=True)
+            sys.stdin.readline()
+            return put(self, image)
+        Database.put = wait
+        Collection(Path(sys.argv[1])).add_upload(b"content", "cat.jpg", ".jpg", encoded(0))
+    """
+    with child(code, tmp_path) as process:
+        assert process.stdout.readline() == "written\n"
+        repair = threading.Thread(target=check_folder, args=(tmp_path,), kwargs={"repair": True})
+        repair.start()
+        repair.join(1)
+        assert process.communicate("\n")[1] == ""
+        repair.join()
+    report = check_folder(tmp_path)
+    assert (report.n_images, report.missing, report.orphans) == (1, (), ())
+
+
+def test_a_file_that_is_uploaded_again_while_it_is_removed_stays(database, tmp_path, monkeypatch):
+    original = Collection._remove_files
+
+    def late(self, files):
+        with Collection(tmp_path) as other:
+            other.add_upload(b"content", "dog.jpg", ".jpg", encoded(1))
+        original(self, files)
+
+    with Collection(tmp_path) as collection:
+        row, _ = collection.add_upload(b"content", "cat.jpg", ".jpg", encoded(0))
+        monkeypatch.setattr(Collection, "_remove_files", late)
+        assert collection.remove_rows([row]) == 1
+        ((row, image_id),) = collection.ids()
+        assert image_id.endswith("dog.jpg")
+        assert collection.path(row).read_bytes() == b"content"
+
+
 # Arrays
+
+
+def test_arrays_of_a_later_moment_than_that_of_a_restored_database_are_not_used(database, tmp_path):
+    path = tmp_path / "collection.db"
+    database.store(new_image(n) for n in range(3))
+    database.close()
+    kept = path.read_bytes()
+    with Database(path) as later:
+        later.store([new_image(3), new_image(4)])
+    holds(tmp_path, range(5))
+    path.write_bytes(kept)
+    holds(tmp_path, range(3))
+    with Database(path) as restored:
+        restored.store([new_image(7)])
+    holds(tmp_path, [0, 1, 2, 7])
+
+
+def test_arrays_are_built_anew_when_more_than_a_quarter_of_them_is_removed(database, tmp_path):
+    database.store(new_image(n) for n in range(8))
+    with Collection(tmp_path) as collection:
+        before = collection.snapshot
+        database.remove([1, 2])
+        assert (len(collection.snapshot.rows), len(collection.snapshot)) == (8, 6)
+        database.remove([3])
+        after = collection.snapshot
+        assert after.rows.tolist() == [4, 5, 6, 7, 8] and after.alive is None
+        folders = [path.name for path in (tmp_path / "arrays").iterdir() if path.is_dir()]
+        assert folders == [after.generation] != [before.generation]  # the old ones are gone
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sizes", "picture 0.jpg (row 1) has another size"),
+        ("id_bytes", "picture 0.jpg (row 1) has another id"),
+        ("image_codes", "image_codes of picture 0.jpg (row 1) differ"),
+        ("boxes", "boxes of picture 0.jpg (row 1) differ"),
+        ("rows", "picture 0.jpg (row 1) is not there"),
+    ],
+)
+def test_one_wrong_bit_of_the_arrays_is_found_and_named(database, tmp_path, name, said):
+    database.store([new_image(0), new_image(1)])
+    with Collection(tmp_path) as collection:
+        array = next((tmp_path / "arrays").glob(f"*/{name}"))
+        content = array.read_bytes()
+        array.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        assert collection.check().problems == (f"arrays: {said}",)
+        assert len(collection.check(repair=True).repaired) == 1
+    holds(tmp_path, range(2))
 
 
 def test_arrays_that_were_deleted_and_built_anew_are_not_masked_as_the_old_ones(database, tmp_path):
@@ -497,6 +700,16 @@ def test_arrays_that_were_deleted_and_built_anew_are_not_masked_as_the_old_ones(
             rows = snapshot.rows[places_of_alive(snapshot)].tolist()
             assert rows == [2, 4, 5, 6, 7]
     holds(tmp_path, [1, 3, 4, 5, 8])
+
+
+def test_pictures_that_the_arrays_alone_hold_are_found_and_left_out(database, tmp_path):
+    database.store(new_image(n) for n in range(3))
+    Collection(tmp_path).close()
+    damage(tmp_path, "DROP TRIGGER removed")
+    damage(tmp_path, "DELETE FROM images WHERE row = 2")  # and no removal is noted
+    assert check_folder(tmp_path).problems == ("arrays: hold pictures that the database does not",)
+    assert len(check_folder(tmp_path, repair=True).repaired) == 1
+    holds(tmp_path, [0, 2])
 
 
 def test_damaged_arrays_are_built_anew_by_whoever_opens_them(database, tmp_path):

@@ -15,6 +15,7 @@ from PIL import Image
 
 import costly_pictures as costly
 from regionhash.data.images import ImageError, read_image, read_image_bytes
+from regionhash.service import decoding
 from regionhash.service.decoding import Decoders
 from regionhash.service.jobs import BusyError
 
@@ -67,6 +68,22 @@ def test_what_takes_too_long_is_killed_and_replaced(decoders):
     assert time.monotonic() - started < 3
     assert not Path(f"/proc/{before}").exists()
     assert decoders.decode(SMALL, "upload", soon()).image.shape == (6, 8, 3)
+
+
+def test_a_process_that_was_killed_just_after_its_answer_is_replaced_before_the_next(
+    decoders, monkeypatch
+):
+    original, until = decoding._exchange, soon(2)
+
+    def late(*arguments):
+        answer = original(*arguments)
+        time.sleep(max(0, until + 0.1 - time.monotonic()))
+        return answer
+
+    decoders.decode(SMALL, "upload", soon())
+    monkeypatch.setattr(decoding, "_exchange", late)
+    assert decoders.decode(SMALL, "upload", until).image.shape == (6, 8, 3)
+    assert decoders._all[0]._process.poll() is None
 
 
 def test_who_finds_no_free_process_is_told(decoders):

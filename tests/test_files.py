@@ -1,9 +1,11 @@
 """A file that is written is there whole, or is what it was before."""
 
+import fcntl
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -75,6 +77,39 @@ def test_a_file_that_came_meanwhile_is_not_replaced_where_that_is_asked_for(tmp_
         path.write_text("theirs")
     assert path.read_text() == "theirs"
     assert names(tmp_path) == ["codes.h5"]
+
+
+def test_where_no_links_can_be_made_nothing_is_replaced_either(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = tmp_path / "codes.h5"
+    with replacing(path, exclusive=True) as new:
+        new.write_text("first")
+    with pytest.raises(FileExistsError), replacing(path, exclusive=True) as new:
+        new.write_text("second")
+    assert path.read_text() == "first"
+    assert names(tmp_path) == ["codes.h5"]
+
+
+def test_a_lock_that_was_removed_before_it_was_held_is_made_anew(tmp_path, monkeypatch):
+    flock, removed = fcntl.flock, []
+
+    def late(file, how):
+        if not removed:
+            removed.extend(tmp_path.glob(".*.lock"))
+            removed[0].unlink()  # as another process does that takes it for a leftover
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    path = tmp_path / "page.html"
+    with replacing(path) as new:
+        new.write_text("new")
+        assert len(list(tmp_path.glob(".*.lock"))) == 1
+        assert leftovers(path) == []  # nobody takes it for one
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["page.html"]
 
 
 parts = st.lists(

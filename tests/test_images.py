@@ -13,6 +13,7 @@ from regionhash.data import images
 from regionhash.data.images import (
     FileImages,
     ImageError,
+    file_version,
     find_images,
     read_image,
     read_image_bytes,
@@ -353,6 +354,29 @@ def test_file_images_are_read_when_asked_for(tmp_path, picture):
     np.testing.assert_array_equal(files[0], np.asarray(picture))
     with pytest.raises(ImageError, match="missing"):
         files[1]
+
+
+def test_the_time_of_a_picture_is_that_of_the_camera_or_else_that_of_the_file(tmp_path, picture):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "1970:01:02 00:00:07"
+    picture.save(tmp_path / "noted.jpg", exif=exif)
+    exif.get_ifd(0x8769)[0x9003] = "0000:00:00 00:00:00"
+    picture.save(tmp_path / "odd.jpg", exif=exif)
+    (tmp_path / "text.jpg").write_text("no picture")
+    for name, taken in (("noted.jpg", 86_407.0), ("odd.jpg", 1_000.5), ("text.jpg", 1_000.5)):
+        os.utime(tmp_path / name, (1_000.5, 1_000.5))
+        assert file_version(tmp_path / name).taken == taken
+
+
+def test_the_time_of_a_file_that_was_written_just_before_it_was_read_is_not_trusted(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"content")
+    os.utime(path, ns=(10**18, 10**18))
+    for later, trusted in ((-1, False), (0, False), (20_000_000, False), (1_000_000_000, True)):
+        monkeypatch.setattr(images.time, "time_ns", lambda later=later: 10**18 + later)
+        assert file_version(path).mtime_ns == (10**18 if trusted else None)
 
 
 def test_a_folder_gives_its_pictures_sorted_with_ids_from_it(tmp_path):

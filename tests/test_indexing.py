@@ -14,7 +14,7 @@ from torchvision.models.detection.image_list import ImageList
 from conftest import write_picture
 from regionhash import indexing
 from regionhash.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
-from regionhash.collection import open_codes
+from regionhash.collection import Collection, open_codes
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
 from regionhash.encoding import encode_boxes
@@ -153,6 +153,20 @@ def test_labels_are_stored_and_do_not_matter(tmp_path):
     assert file.model_hash != ""
     command = ["evaluate", tmp_path / "labelled", tmp_path / "labelled", "--json"]
     assert 0 < record_of(run(*command))["metrics"]["map"] <= 1
+
+
+def test_regions_of_no_class_name_none(tmp_path):
+    index("digits:test:4", tmp_path / "labelled")
+    file = open_codes(tmp_path / "labelled")
+    assert set(file.table.labels.tolist()) == {-1} and len(file.classes) == 10
+    known = {
+        image_id: tuple(file.classes[n] for n in np.flatnonzero(labels))
+        for image_id, labels in zip(file.table.ids, file.labels, strict=True)
+    }
+    with Collection.open(tmp_path / "labelled") as collection:
+        hits = collection.search(like=file.table.ids[0]).hits
+    assert {hit.id: hit.classes for hit in hits} == known
+    assert not all("9" in classes for classes in known.values())  # the last class
 
 
 def test_a_trained_model_is_taken_as_it_is(saved, photos, tmp_path):

@@ -63,6 +63,34 @@ def test_errors_are_told_and_the_thread_goes_on():
     asyncio.run(check())
 
 
+def test_what_waits_at_the_end_is_not_begun_and_the_threads_end():
+    begun, release = [], threading.Event()
+
+    async def check():
+        jobs = Jobs(1, "t")
+        first = asyncio.create_task(jobs.run(release.wait, soon(60)))
+        while not jobs.running:
+            await asyncio.sleep(0.01)
+        second = asyncio.create_task(jobs.run(lambda: begun.append(2), soon(60)))
+        await asyncio.sleep(0.01)
+        jobs.stop()
+        assert len(await asyncio.gather(first, second, return_exceptions=True)) == 2
+        return jobs
+
+    jobs = asyncio.run(check())
+    ended = []
+    hook, threading.excepthook = threading.excepthook, ended.append
+    try:
+        release.set()
+        for thread in jobs._threads:
+            thread.join(5)
+            assert not thread.is_alive()
+    finally:
+        threading.excepthook = hook
+    assert begun == ended == []
+    assert jobs.running == 0
+
+
 def test_who_waits_at_the_end_is_answered():
     async def check():
         jobs, release = Jobs(1, "t"), threading.Event()

@@ -302,6 +302,33 @@ def test_a_removed_picture_is_nowhere_left(own):
         soon(lambda: opened._thumbnails.kept() == [])
 
 
+def test_a_picture_that_is_removed_while_its_thumbnail_is_made_is_not_shown(own, monkeypatch):
+    folder, client = own
+    with client.app.state.service.use() as opened:
+        original = opened._decoders.thumbnail
+
+        def slow(*arguments):
+            made = original(*arguments)
+            with Collection(folder) as other:
+                other.remove_rows([4])
+            return made
+
+        monkeypatch.setattr(opened._decoders, "thumbnail", slow)
+        problem(client.get("/api/images/4/picture"), 404)
+        assert opened._thumbnails.kept() == []
+
+
+def test_a_retired_collection_is_closed_by_the_last_who_holds_it(own):
+    _, client = own
+    opened = client.app.state.service._opened
+    with opened:
+        with opened:
+            opened.retire()
+        assert opened.model.is_alive
+        assert len(opened.collection.search(like="1.png").hits) == 6
+    assert not opened.model.is_alive
+
+
 def test_a_thumbnail_is_of_the_file_as_it_is_now(saved, photos, tmp_path):
     pictures = shutil.copytree(photos, tmp_path / "pictures")
     folder = collect(pictures, saved.folder, tmp_path / "c")
@@ -639,6 +666,20 @@ def test_a_search_that_is_given_up_keeps_its_place(photo_collection, monkeypatch
         assert client.get("/api/images").status_code == 200  # other work has places of its own
         release.set()
         soon(lambda: app.state.service.running == 0)
+
+
+def test_a_search_that_is_given_up_keeps_its_collection_open_until_it_ends(
+    photo_collection, monkeypatch
+):
+    app = create_app(photo_collection, limits=Limits(seconds=0.3))
+    opened, release = app.state.service._opened, threading.Event()
+    monkeypatch.setattr(opened.collection, "search", lambda **_: release.wait(20))
+    with TestClient(app, base_url=HOME) as client:
+        problem(client.post("/api/search", json={"queries": [{"image": 1}]}), 504)
+        opened.retire()
+        assert opened.model.is_alive
+        release.set()
+        soon(lambda: not opened.model.is_alive)
 
 
 def test_decoding_that_takes_too_long_is_ended(photo_collection, photos):
