@@ -285,6 +285,33 @@ def test_names_that_are_no_text_are_added_found_and_removed(saved, made, folders
     assert_holds(saved, made, folders / "seed")
 
 
+def test_a_path_with_dots_is_the_same_picture_and_no_name_removes_nothing(
+    saved, made, folders, monkeypatch
+):
+    (folders / "sub").mkdir()
+    monkeypatch.chdir(folders / "sub")
+    report = added("add", made, "../seed")
+    assert (report["stored_before"], report["copied"]) == (1, 0)
+    monkeypatch.chdir(folders)
+    assert "must not be empty" in error_of("remove", made, "")
+    assert_holds(saved, made, folders / "seed")
+
+
+def test_a_picture_whose_file_was_deleted_while_it_was_encoded_is_not_stored(
+    saved, made, folders, monkeypatch
+):
+    commit = adding._Writer.commit
+
+    def late(self):
+        (folders / "a" / "0.png").unlink(missing_ok=True)
+        commit(self)
+
+    monkeypatch.setattr(adding._Writer, "commit", late)
+    run("add", made, folders / "a", "--workers", 0)
+    monkeypatch.undo()
+    assert_holds(saved, made, folders / "seed", folders / "a")
+
+
 # Code files
 
 

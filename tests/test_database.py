@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import sqlite3
 import threading
 from itertools import combinations
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from collection_cases import MODEL, child, encoded, holds, new_image
 from regionhash.collection import Collection, CollectionReplacedError, check_folder
 from regionhash.collection import database as module
+from regionhash.collection.arrays import Arrays
 from regionhash.collection.database import (
     BLOBS,
     COLUMNS,
@@ -255,6 +257,33 @@ def test_a_database_that_was_replaced_or_deleted_is_noticed(database, tmp_path):
         with pytest.raises(CollectionReplacedError):
             collection.remove(["0.jpg"])
     holds(tmp_path, [1])
+
+
+def test_a_header_that_was_built_anew_is_another_collection_to_all_threads(database, tmp_path):
+    database.store([new_image(0)])
+    with Collection(tmp_path, follow=False) as collection:
+        with database.transaction() as connection:
+            connection.execute("UPDATE about SET header = 'lost'")
+        Database.rebuild_header(tmp_path / "collection.db", MODEL)
+        for _ in range(2):
+            with pytest.raises(CollectionReplacedError):
+                collection.sync()
+    holds(tmp_path, [0])
+
+
+def test_closing_leaves_the_log_of_the_database_that_is_in_its_place(
+    database, tmp_path, monkeypatch
+):
+    log = tmp_path / "collection.db-wal"
+    opened = Database(tmp_path / "collection.db")
+    database.store([new_image(0)])
+    with monkeypatch.context() as moved:  # as by another disk in the same place
+        moved.setattr(module, "_place", lambda _: (0, 0))
+        database.close()
+        opened.close()
+    del opened
+    assert log.stat().st_size > 0
+    holds(tmp_path, [0])
 
 
 def test_what_was_not_stored_is_not_in_the_header(database, tmp_path):
@@ -632,7 +661,82 @@ def test_a_file_that_is_uploaded_again_while_it_is_removed_stays(database, tmp_p
         assert collection.path(row).read_bytes() == b"content"
 
 
+def test_a_collection_that_was_moved_or_linked_keeps_its_uploads(database, tmp_path):
+    database.close()
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    (tmp_path / "collection.db").rename(old / "collection.db")
+    with Collection(old) as collection:
+        row, image_id = collection.add_upload(b"content", "cat.jpg", ".jpg", encoded(0))
+    (tmp_path / "link").symlink_to(old)
+    report = check_folder(tmp_path / "link", repair=True)
+    assert (report.orphans, report.missing, report.repaired) == ((), (), ())
+    old.rename(new)
+    report = check_folder(new, repair=True)
+    assert (report.orphans, report.missing, report.repaired) == ((), (), ())
+    with Collection(new) as collection:
+        assert collection.path(row) == new / "uploads" / collection.path(row).name
+        assert collection.path(row).read_bytes() == b"content"
+        assert collection.add_upload(b"content", "dog.jpg", ".jpg", encoded(0)) == (row, image_id)
+        assert collection.remove([image_id]) == 1
+    assert list((new / "uploads").iterdir()) == []
+
+
+def test_a_folder_among_the_uploads_is_left_alone(database, tmp_path):
+    (tmp_path / "uploads" / "@eaDir").mkdir(parents=True)
+    report = check_folder(tmp_path, repair=True)
+    assert (report.orphans, report.repaired) == ((), ())
+
+
+def test_a_damaged_row_whose_picture_was_stored_again_is_removed_by_repair(database, tmp_path):
+    database.store(new_image(n) for n in range(3))
+    holds(tmp_path, range(3))
+    database.close()
+    damage(tmp_path, "UPDATE images SET path = x'2f78', id = 'zz' WHERE row = 2")
+    damage(tmp_path, "UPDATE images SET boxes = x'00' WHERE row = 3")
+    with Database(tmp_path / "collection.db") as database:
+        assert database.store([new_image(1)]) == 1
+    Collection(tmp_path).close()
+    report = check_folder(tmp_path, repair=True)
+    assert any("row 3 was restored" in line for line in report.repaired)
+
+
 # Arrays
+
+
+def test_arrays_of_a_copy_that_has_gone_another_way_are_not_used(database, tmp_path):
+    database.store(new_image(n) for n in range(3))
+    holds(tmp_path, range(3))
+    database.close()
+    copy = shutil.copytree(tmp_path, tmp_path / "copy")
+    for folder, n in ((tmp_path, 5), (copy, 6)):
+        with Database(folder / "collection.db") as database:
+            database.store([new_image(n)])
+        holds(folder, [0, 1, 2, n])
+    shutil.rmtree(tmp_path / "arrays")
+    shutil.copytree(copy / "arrays", tmp_path / "arrays")
+    holds(tmp_path, [0, 1, 2, 5])
+
+
+def test_removals_are_seen_while_the_disk_is_too_full_to_build_arrays(
+    database, tmp_path, monkeypatch
+):
+    database.store(new_image(n) for n in range(6))
+    with Collection(tmp_path) as collection:
+        append = Arrays._append
+
+        def full(self, database, version, state):
+            if state is None:
+                raise OSError(28, "No space left on device")
+            return append(self, database, version, state)
+
+        monkeypatch.setattr(Arrays, "_append", full)
+        assert collection.remove(["0.jpg", "1.jpg", "2.jpg"]) == 3
+        assert len(collection) == 3
+        with pytest.raises(StoreError, match="No space left"):
+            collection.code_file()
+    monkeypatch.undo()
+    holds(tmp_path, [3, 4, 5])
 
 
 def test_arrays_of_a_later_moment_than_that_of_a_restored_database_are_not_used(database, tmp_path):

@@ -804,3 +804,21 @@ def test_no_request_that_the_description_allows_or_forbids_is_answered_with_500(
                 with suppress(Unsatisfiable):  # an operation that takes nothing cannot be misused
                     check()
     assert {200, 404, 422} <= set(seen)
+
+
+def test_a_search_is_small_and_its_errors_are_few(client):
+    answer = client.post("/api/search", content=b"{" + b" " * 300_000 + b"}", headers=JSON)
+    assert answer.status_code == 413
+    keys = ",".join(f'"{n}": 0' for n in range(10_000))
+    answer = client.post("/api/search", content=f"{{{keys}}}".encode(), headers=JSON)
+    assert answer.status_code == 422 and len(answer.content) < 2000
+
+
+def test_methods_that_somebody_invents_are_counted_as_one(client):
+    for n in range(3):
+        client.request(f"INVENTED{n}", "/")
+    figures = client.get("/metrics").text
+    assert "INVENTED" not in figures and 'method="other"' in figures
+
+
+JSON = {"Content-Type": "application/json"}

@@ -206,6 +206,13 @@ def _differences(database: Database, snapshot: Snapshot) -> list[str]:
         for name, content in _content(table, n).items():
             if content != columns[name]:
                 return [f"arrays: {name} of {picture} differ"]
+        taken = float(snapshot.taken[n])
+        if (None if np.isnan(taken) else taken) != columns["taken"]:
+            return [f"arrays: {picture} has another time"]
+        if snapshot.labels is not None:
+            labels = columns["image_labels"] or bytes(snapshot.labels.shape[1])
+            if snapshot.labels[n].tobytes() != labels:
+                return [f"arrays: {picture} has other labels"]
     if places:
         return ["arrays: hold pictures that the database does not"]
     return []

@@ -211,6 +211,11 @@ class Collection:
             self._snapshot = self._arrays.follow(self._database, self._snapshot)
             return self._snapshot
 
+    def _show_changes(self) -> None:
+        """`sync` after a change that is stored: what keeps it from being seen is told later."""
+        with suppress(StoreError):
+            self.sync()
+
     @property
     def header(self) -> dict[str, Any]:
         """Model, model_hash, classes, n_bits, n_region_bits and meta."""
@@ -649,7 +654,7 @@ class Collection:
 
         source = self._database.source(inputs, place)
         report = add_pictures(self._database, *self.model, image_set, source, **options)
-        self.sync()
+        self._show_changes()
         return report
 
     def refresh(
@@ -685,7 +690,7 @@ class Collection:
         for source, (removed, kept) in self._remove_gone(reports, told).items():
             reports[source] = replace(reports[source], removed=removed, kept=kept)
         reports |= self._encode_damaged_again(reports, options)
-        self.sync()
+        self._show_changes()
         return list(reports.values())
 
     def _remove_gone(
@@ -755,7 +760,7 @@ class Collection:
             files = self._own_files(rows)
             removed = self._database.delete(rows)
         self._remove_files(files)
-        self.sync()
+        self._show_changes()
         return removed
 
     def remove_rows(self, rows: Sequence[int]) -> int:
@@ -764,7 +769,7 @@ class Collection:
             files = self._own_files(rows)
             removed = self._database.delete(rows)
         self._remove_files(files)
-        self.sync()
+        self._show_changes()
         return removed
 
     def _rows_of(self, name: str) -> list[int]:
@@ -844,7 +849,7 @@ class Collection:
                 row = database.put(NewImage(image_id, file, None, rows))
                 known = database.intact("row = ?", row)
         assert known is not None  # what was stored in a transaction can be read in it
-        self.sync()
+        self._show_changes()
         return int(known["row"]), str(known["id"])
 
     # Keeping
@@ -912,7 +917,7 @@ class Collection:
                 f"{self.header['model_hash']}"
             )
         stored = import_code_file(self._database, file)
-        self.sync()
+        self._show_changes()
         return stored
 
 

@@ -15,6 +15,7 @@ rows are read; `check` names it.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -96,6 +97,9 @@ END;
 """
 
 Place = tuple[int, int]
+
+_KEPT_OPEN: list[sqlite3.Connection] = []
+"""Connections that must not be closed, see `Database.close`."""
 
 Columns = dict[str, Any]
 """One row of `images` by column."""
@@ -185,10 +189,10 @@ class Database:
                 self.read_header()
                 self.check_current()
             except sqlite3.DatabaseError as error:
-                self._connection.close()
+                self.close()
                 raise StoreError(f"{path}: not the database of a collection: {error}") from error
             except BaseException:
-                self._connection.close()
+                self.close()
                 raise
 
     @classmethod
@@ -218,13 +222,22 @@ class Database:
         return there
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection.
+
+        Where another database is in its place, it is left open for as long as the process lives:
+        SQLite would delete the write-ahead log of that one, which it knows by its name.
+        """
+        with suppress(StoreError):
+            if _place(self.path) != self._place:
+                _KEPT_OPEN.append(self._connection)
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+                return
         self._connection.close()
 
     def __del__(self) -> None:
         """A thread that ends leaves its connection to nobody."""
-        if hasattr(self, "_connection"):
-            self._connection.close()
+        if hasattr(self, "_connection") and self._connection not in _KEPT_OPEN:
+            self.close()
 
     def __enter__(self) -> Database:
         return self
@@ -303,9 +316,12 @@ class Database:
     def version(self) -> tuple[int, int]:
         """Numbers of the last row and of the last removal there have ever been."""
         counts = dict(self.read("SELECT name, seq FROM sqlite_sequence"))
-        last_row = self.read("SELECT max(row) FROM images")[0][0] or 0
-        last_removal = self.read("SELECT max(seq) FROM removals")[0][0] or 0
-        return max(counts.get("images", 0), last_row), max(counts.get("removals", 0), last_removal)
+        last_row, last_removal = counts.get("images", 0), counts.get("removals", 0)
+        with suppress(StoreError):  # a damaged page; the sequences are the rule
+            last_row = max(last_row, self.read("SELECT max(row) FROM images")[0][0] or 0)
+        with suppress(StoreError):
+            last_removal = max(last_removal, self.read("SELECT max(seq) FROM removals")[0][0] or 0)
+        return last_row, last_removal
 
     def count(self) -> int:
         """Number of pictures."""

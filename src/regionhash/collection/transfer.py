@@ -37,11 +37,12 @@ def write_code_file(path: Path, codes: CodeFile, files: Mapping[str, bytes]) -> 
     there = f"{path}: is there already"
     if path.exists():
         raise ValueError(there)
-    try:
-        with reported(path, "cannot write"), replacing(path, exclusive=True) as temporary:
-            _write(temporary, codes, files)
-    except FileExistsError:
-        raise ValueError(there) from None
+    with reported(path, "cannot write"):
+        try:
+            with replacing(path, exclusive=True) as temporary:
+                _write(temporary, codes, files)
+        except FileExistsError:
+            raise ValueError(there) from None
     return len(codes.table)
 
 

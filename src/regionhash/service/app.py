@@ -53,6 +53,8 @@ _RETRY_SECONDS = "5"  # after which a client is told to try again what was refus
 
 _log = logging.getLogger("regionhash.service")
 
+_TOLD = 5  # of the errors of one request
+
 _POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -114,6 +116,7 @@ def create_app(
         Gate,
         upload_bytes=limits.upload_bytes,
         hosts=LOOPBACK if loopback else None,
+        lacks_token=lambda scope: _lacks_token(Request(scope), service),
         count=service.figures.count,
     )
     return app
@@ -133,7 +136,7 @@ async def _http_problem(_: Request, error: HTTPException) -> Response:
 
 
 async def _invalid(_: Request, error: RequestValidationError) -> Response:
-    told = [f"{'.'.join(map(str, own['loc']))}: {own['msg']}" for own in error.errors()]
+    told = [f"{'.'.join(map(str, own['loc']))}: {own['msg']}" for own in error.errors()[:_TOLD]]
     return _problem(422, "; ".join(told))
 
 
@@ -204,6 +207,19 @@ Used = Annotated[Opened, Depends(_opened)]
 def _given_token(request: Request) -> str | None:
     kind, _, value = request.headers.get("authorization", "").partition(" ")
     return value if kind.lower() == "bearer" else request.cookies.get(_cookie(request))
+
+
+def _lacks_token(request: Request, service: Service) -> bool:
+    """Whether the routes will refuse a request for want of the token, whatever its body says."""
+    path = request.url.path
+    changes = request.method not in ("GET", "HEAD", "OPTIONS") and path.startswith("/api/images")
+    if service.token is None or not (changes or (service.token_to_read and path not in _OPEN)):
+        return False
+    return not service.knows(_given_token(request))
+
+
+_OPEN = frozenset(("/", "/favicon.ico", "/health", "/api/session", "/openapi.json"))
+"""Paths that need no token where others do."""
 
 
 def _cookie(request: Request) -> str:
@@ -331,10 +347,10 @@ async def images(
 
 
 @_reading.get("/api/images/{row}")
-async def image(row: int, opened: Used) -> ImageOut:
+async def image(row: int, service: Shared, opened: Used) -> ImageOut:
     """A picture of the collection and its regions."""
-    image_id = opened.collection.id_of(_checked(row))
-    _, encoded = opened.collection.image(image_id)
+    checked = _checked(row)
+    image_id, encoded = await service.read(opened, lambda: opened.regions(checked), service.due())
     return ImageOut(
         row=row,
         id=_shown(image_id),
@@ -458,8 +474,9 @@ async def _asked(own: QueryIn, service: Service, opened: Opened, until: float) -
     if own.boxes and own.regions:
         raise HTTPException(422, "a query needs either boxes or regions")
     if own.image is not None:
-        row, like = own.image, opened.collection.id_of(own.image)
+        row = own.image
         if not own.boxes:
+            like = await service.read(opened, lambda: opened.collection.id_of(row), until)
             return Asked(like=like, regions=own.regions)
         pixels = await service.decode(opened, lambda: opened.pixels(row, until), until)
         return Asked(pixels, boxes=own.boxes, name=f"picture {row}")

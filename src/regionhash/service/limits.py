@@ -16,6 +16,7 @@ from regionhash.data.images import MAX_PIXELS
 
 LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 _DAY = 86_400
+_JSON_ROOM = 256 * 1024  # a search of all that may be asked for has less than a tenth
 _MULTIPART_ROOM = 64 * 1024  # boundaries and headers around an upload
 
 
@@ -63,6 +64,7 @@ class Gate:
         upload_bytes: see `Limits`.
         hosts: names by which the service may be addressed; None for all. A page of another site
             that gives itself the address of this machine (DNS rebinding) is none of them.
+        lacks_token: whether a request needs the token and has it not; then its body is not read.
         count: called with method, path of the route, status and seconds of each request.
     """
 
@@ -72,11 +74,12 @@ class Gate:
         *,
         upload_bytes: int,
         hosts: frozenset[str] | None,
+        lacks_token: Callable[[Scope], bool],
         count: Callable[[str, str, int, float], None],
     ) -> None:
         self._app = app
-        self._room = upload_bytes + _MULTIPART_ROOM
-        self._too_large = f"the request is larger than {upload_bytes:,} bytes"
+        self._upload_bytes = upload_bytes
+        self._lacks_token = lacks_token
         self._hosts = hosts
         self._count = count
 
@@ -87,13 +90,14 @@ class Gate:
             return
         started, status, received = perf_counter(), 500, 0
         headers = dict(scope["headers"])
+        room = self._room(headers)
 
         async def counted() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._room:
-                raise HTTPException(413, self._too_large)
+            if received > room:
+                raise HTTPException(413, _too_large(room))
             return message
 
         async def with_headers(message: Message) -> None:
@@ -115,7 +119,14 @@ class Gate:
         finally:
             route: Any = scope.get("route")
             path = getattr(route, "path", "none")
-            self._count(scope["method"], path, status, perf_counter() - started)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._count(method, path, status, perf_counter() - started)
+
+    def _room(self, headers: dict[bytes, bytes]) -> int:
+        """Bytes that a body may have: of a file, or of JSON, which takes many times its size."""
+        if headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
+            return self._upload_bytes + _MULTIPART_ROOM
+        return _JSON_ROOM
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         host = headers.get(b"host", b"").decode("latin-1")
@@ -127,8 +138,10 @@ class Gate:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             return 400, "Content-Length must be a number"
-        if int(length) > self._room:
-            return 413, self._too_large
+        if int(length) > self._room(headers):
+            return 413, _too_large(self._room(headers))
+        if self._lacks_token(scope):
+            return 401, "the token is missing or wrong"
         return None
 
 
@@ -144,7 +157,12 @@ def _is_of_another_site(scheme: str, headers: dict[bytes, bytes]) -> bool:
     return headers.get(b"origin", own).lower() != own.lower()
 
 
+def _too_large(room: int) -> str:
+    return f"the request is larger than {room:,} bytes"
+
+
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
+_METHODS = _SAFE | {"POST", "PUT", "PATCH", "DELETE"}  # of others anybody may invent any number
 
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -159,6 +177,7 @@ async def _answer(send: Send, status: int, detail: str) -> None:
     headers = [
         (b"content-type", b"application/problem+json"),
         (b"content-length", str(len(body)).encode()),
+        *([(b"www-authenticate", b"Bearer")] if status == 401 else ()),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

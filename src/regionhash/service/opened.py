@@ -126,6 +126,11 @@ class Opened:
         self.uploads.put(name, (image, encoded), image.nbytes)
         return name, image, encoded
 
+    def regions(self, row: int) -> tuple[str, EncodedImage]:
+        """Id and codes of the picture of a row. Raises KeyError."""
+        image_id = self.collection.id_of(row)
+        return image_id, self.collection.image(image_id)[1]
+
     def pixels(self, row: int, until: float) -> Image:
         """The picture of a row, (H, W, 3) uint8 RGB.
 
