@@ -480,7 +480,7 @@ def test_a_damaged_page_hides_its_rows_alone(database, tmp_path):
     assert all(columns["id"] == f"{row - 1}.jpg" for row, columns in rows.items() if columns)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(place=st.floats(0, 1), length=st.integers(1, 600), fill=st.integers(0, 255))
 def test_damaged_bytes_are_reported_and_never_a_traceback(tmp_path_factory, place, length, fill):
     folder = tmp_path_factory.mktemp("damaged")

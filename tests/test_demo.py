@@ -95,6 +95,7 @@ def test_an_earlier_demonstration_is_replaced(tmp_path, shown):
     assert len(CodeFile.open(tmp_path / "ssdh-database.h5").table) == 5
 
 
+@pytest.mark.slow
 def test_models_can_be_trained_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "TRAINING_SCENES", "digits:train:8:0")
     changes = {"epochs": 1, "workers": 0, "held_out": 0.25}

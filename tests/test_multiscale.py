@@ -69,6 +69,7 @@ def test_no_scale_and_more_than_a_picture_has_are_refused(n_scales):
         _windows(n_scales=n_scales)
 
 
+@pytest.mark.slow
 def test_the_script_draws_a_window_of_each_scale(tmp_path):
     Image.fromarray(np.full((96, 128, 3), 128, np.uint8)).save(tmp_path / "in.png")
     script = Path(__file__).parents[1] / "scripts" / "draw_windows.py"
