@@ -718,6 +718,23 @@ def test_arrays_of_a_copy_that_has_gone_another_way_are_not_used(database, tmp_p
     holds(tmp_path, [0, 1, 2, 5])
 
 
+def test_a_removal_is_seen_though_what_was_added_cannot_be(database, tmp_path, monkeypatch):
+    database.store(new_image(n) for n in range(4))
+    with Collection(tmp_path, follow=False) as collection:
+        database.store([new_image(9)])
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Arrays, "_append", full)
+        assert collection.remove_rows([2]) == 1
+        assert collection.snapshot.rows[places_of_alive(collection.snapshot)].tolist() == [1, 3, 4]
+        with pytest.raises(StoreError, match="No space left"):
+            collection.sync()
+    monkeypatch.undo()
+    holds(tmp_path, [0, 2, 3, 9])
+
+
 def test_removals_are_seen_while_the_disk_is_too_full_to_build_arrays(
     database, tmp_path, monkeypatch
 ):

@@ -46,7 +46,7 @@ def read_rows(folder: Path) -> list[Row]:
             Row(
                 row,
                 image_id,
-                None if path is None else os.fsdecode(path),
+                None if path is None else str(folder / os.fsdecode(path)),  # uploads are relative
                 digest,
                 key_of(parts),
                 np.frombuffer(parts[0], np.uint8),

@@ -23,7 +23,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from regionhash.collection.database import BLOBS, Database, reported, row_width
 from regionhash.files import locked_folder, write_text
 from regionhash.store import LAYOUT, OFFSETS, Ids, StoreError, dtype_of, encode_id
-from regionhash.structures import Codes, CodeTable, Floats64, Ints
+from regionhash.structures import Codes, CodeTable, Floats64, Ints, Mask
 
 ARRAYS_FOLDER = "arrays"
 _STATE_FILE = "state.json"
@@ -274,19 +274,30 @@ class Arrays:
             return None
         alive, since = None, state["begun"]
         if before is not None:
-            since = before.version[1]
-            if before.alive is not None:
-                alive = np.ones(len(rows), bool)
-                alive[: len(before.alive)] = before.alive
-        removals = database.read("SELECT row FROM removals WHERE seq > ?", since)
-        if removals and len(rows):
-            gone = np.array([row for (row,) in removals], np.int64)
-            at = np.minimum(np.searchsorted(rows, gone), len(rows) - 1)
-            at = at[rows[at] == gone]  # others were removed before they came into the arrays
-            if len(at):
-                alive = np.ones(len(rows), bool) if alive is None else alive
-                alive[at] = False
+            alive, since = before.alive, before.version[1]
+        alive = _without_removed(database, rows, alive, since)
         return Snapshot(table, rows, taken, labels, alive, version, generation)
+
+
+def without_removed(database: Database, snapshot: Snapshot) -> Snapshot:
+    """A snapshot without what has been removed since; it still lacks what is new."""
+    alive = _without_removed(database, snapshot.rows, snapshot.alive, snapshot.version[1])
+    return replace(snapshot, alive=alive)
+
+
+def _without_removed(database: Database, rows: Ints, alive: Mask | None, since: int) -> Mask | None:
+    """Which rows are left, of those that were at an earlier removal: (N,) bool, None for all."""
+    if alive is not None:
+        alive = np.concatenate([alive, np.ones(len(rows) - len(alive), bool)])
+    removals = database.read("SELECT row FROM removals WHERE seq > ?", since)
+    if removals and len(rows):
+        gone = np.array([row for (row,) in removals], np.int64)
+        at = np.minimum(np.searchsorted(rows, gone), len(rows) - 1)
+        at = at[rows[at] == gone]  # others were removed before they came into the arrays
+        if len(at):
+            alive = np.ones(len(rows), bool) if alive is None else alive.copy()
+            alive[at] = False
+    return alive
 
 
 def _newest_row(database: Database) -> list[Any]:

@@ -25,7 +25,7 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.collection.arrays import Arrays, Snapshot
+from regionhash.collection.arrays import Arrays, Snapshot, without_removed
 from regionhash.collection.checking import CheckReport, check, header_of_model
 from regionhash.collection.database import (
     DATABASE_FILE,
@@ -212,9 +212,12 @@ class Collection:
             return self._snapshot
 
     def _show_changes(self) -> None:
-        """`sync` after a change that is stored: what keeps it from being seen is told later."""
-        with suppress(StoreError):
+        """`sync` after a change that is stored; if the disk refuses, what was removed is hidden."""
+        try:
             self.sync()
+        except StoreError:
+            with self._following:
+                self._snapshot = without_removed(self._database, self._snapshot)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -519,7 +522,7 @@ class Collection:
             return snapshot, self._mask(wanted, snapshot)
 
     def _mask(self, wanted: Filter, snapshot: Snapshot) -> Mask | None:
-        key = (wanted, (snapshot.generation, snapshot.version))
+        key = (wanted, (snapshot.generation, snapshot.version, len(snapshot)))
         with suppress(KeyError):
             return self._masks[key]
         mask = mask_of(wanted, snapshot, self._database)
