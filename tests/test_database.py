@@ -682,6 +682,18 @@ def test_a_collection_that_was_moved_or_linked_keeps_its_uploads(database, tmp_p
     assert list((new / "uploads").iterdir()) == []
 
 
+def test_uploads_are_found_by_the_folders_that_they_are_in(database, tmp_path):
+    database.store([new_image(0)])
+    with Collection(tmp_path) as collection:
+        row, _ = collection.add_upload(b"content", "cat.jpg", ".jpg", encoded(1))
+        file = collection.path(row)
+        for place in (tmp_path, tmp_path.parent, tmp_path / "uploads", file):
+            assert database.rows_at(place) == [row]
+        assert sorted(database.rows_at("/")) == [1, row]
+        for place in (tmp_path / "up", tmp_path / "arrays", file.with_suffix("")):
+            assert database.rows_at(place) == []
+
+
 def test_a_folder_among_the_uploads_is_left_alone(database, tmp_path):
     (tmp_path / "uploads" / "@eaDir").mkdir(parents=True)
     report = check_folder(tmp_path, repair=True)

@@ -39,7 +39,7 @@ from regionhash.structures import Codes, CodeTable, Floats64, Ints, Mask
 ARRAYS_FOLDER = "arrays"
 _STATE_FILE = "state.json"
 _VERSION = 3
-_TRIES = 3  # while somebody deletes the folder under us
+_TRIES = 20  # while somebody deletes the folder under us
 _REBUILT_AT = 0.25  # share of the rows that are removed
 
 _OWN = {"rows": ((), "<i8"), "taken": ((), "<f8"), "sizes": ((2,), "<i4")}

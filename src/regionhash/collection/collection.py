@@ -48,7 +48,7 @@ from regionhash.collection.results import (
     with_duplicates,
 )
 from regionhash.collection.transfer import encoded_image, import_code_file, write_code_file
-from regionhash.files import absolute, as_shown, condition_of, replacing
+from regionhash.files import as_shown, condition_of, replacing
 from regionhash.store import CODES_FILE, CodeFile, StoreError, rows_of
 from regionhash.structures import CategoryHits, EncodedImage, Hit, Mask, Regions
 
@@ -211,8 +211,8 @@ class Collection:
             self._snapshot = self._arrays.follow(self._database, self._snapshot)
             return self._snapshot
 
-    def _show_changes(self) -> None:
-        """`sync` after a change that is stored; if the disk refuses, what was removed is hidden."""
+    def _show_removals(self) -> None:
+        """`sync` after pictures were removed; if the disk refuses, they are hidden all the same."""
         try:
             self.sync()
         except StoreError:
@@ -657,7 +657,7 @@ class Collection:
 
         source = self._database.source(inputs, place)
         report = add_pictures(self._database, *self.model, image_set, source, **options)
-        self._show_changes()
+        self.sync()
         return report
 
     def refresh(
@@ -693,7 +693,7 @@ class Collection:
         for source, (removed, kept) in self._remove_gone(reports, told).items():
             reports[source] = replace(reports[source], removed=removed, kept=kept)
         reports |= self._encode_damaged_again(reports, options)
-        self._show_changes()
+        self.sync()
         return list(reports.values())
 
     def _remove_gone(
@@ -763,7 +763,7 @@ class Collection:
             files = self._own_files(rows)
             removed = self._database.delete(rows)
         self._remove_files(files)
-        self._show_changes()
+        self._show_removals()
         return removed
 
     def remove_rows(self, rows: Sequence[int]) -> int:
@@ -772,27 +772,17 @@ class Collection:
             files = self._own_files(rows)
             removed = self._database.delete(rows)
         self._remove_files(files)
-        self._show_changes()
+        self._show_removals()
         return removed
 
     def _rows_of(self, name: str) -> list[int]:
         if not name:
             raise ValueError("the name of a picture, a file or a folder must not be empty")
-        path = absolute(name)
-        places = [os.fsencode(path)]
-        with suppress(ValueError):  # it is not below the collection, where uploads are
-            places.append(os.fsencode(path.relative_to(absolute(self.folder))))
         found = self._database.read("SELECT row FROM images WHERE id = ?", as_shown(name))
-        for place in places:
-            found += self._database.read(
-                "SELECT row FROM images WHERE path = ? OR (path >= ? AND path < ?)",
-                place,
-                place + b"/",
-                place + b"0",
-            )
-        if not found:
+        rows = [row for (row,) in found] + self._database.rows_at(name)
+        if not rows:
             raise ValueError(f"{name}: no picture of {self.folder}, and no folder with one")
-        return [row for (row,) in found]
+        return rows
 
     def _own_files(self, rows: Iterable[int]) -> list[bytes]:
         """Of some pictures, the files that only the collection knows: those of uploads."""
@@ -852,7 +842,7 @@ class Collection:
                 row = database.put(NewImage(image_id, file, None, rows))
                 known = database.intact("row = ?", row)
         assert known is not None  # what was stored in a transaction can be read in it
-        self._show_changes()
+        self.sync()
         return int(known["row"]), str(known["id"])
 
     # Keeping
@@ -920,7 +910,7 @@ class Collection:
                 f"{self.header['model_hash']}"
             )
         stored = import_code_file(self._database, file)
-        self._show_changes()
+        self.sync()
         return stored
 
 

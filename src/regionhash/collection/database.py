@@ -362,6 +362,22 @@ class Database:
                 columns, intact = _columns(found)
                 yield number, columns if intact else None
 
+    def rows_at(self, path: str | Path) -> list[int]:
+        """Numbers of the rows of pictures whose file is at a path or below it."""
+        wanted = os.fsencode(absolute(path)).rstrip(b"/")
+        uploads = self.place_of(UPLOADS_FOLDER.encode())
+        places = [wanted]
+        if (uploads + b"/").startswith(wanted + b"/"):
+            places.append(UPLOADS_FOLDER.encode())
+        elif wanted.startswith(uploads + b"/"):
+            places.append(UPLOADS_FOLDER.encode() + wanted[len(uploads) :])
+        query = "SELECT row FROM images WHERE path = ? OR (path >= ? AND path < ?)"
+        return [
+            row
+            for place in places
+            for (row,) in self.read(query, place, place + b"/", place + b"0")
+        ]
+
     def damaged(self) -> list[Columns]:
         """Columns of the damaged rows that can be read."""
         damaged = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,14 +90,10 @@ def _detected(snapshot: Snapshot, min_score: float, label: int | None = None) ->
 def _below(snapshot: Snapshot, database: Database, folder: str) -> Mask:
     """Pictures whose file, or whose id if that is a relative path, is in a folder or below it."""
     found = np.zeros(len(snapshot.table), bool)
-    start = os.fsencode(Path(folder).absolute()).rstrip(b"/") + b"/"
-    rows = database.read(
-        "SELECT row FROM images WHERE path >= ? AND path < ?", start, start[:-1] + b"0"
-    )
+    rows = database.rows_at(folder)
     if not Path(folder).is_absolute():
         short = shown_name(Path(folder).as_posix()) + "/"
-        rows += database.read(
-            "SELECT row FROM images WHERE id >= ? AND id < ?", short, short[:-1] + "0"
-        )
-    found[snapshot.places(np.array([row for (row,) in rows], np.int64))] = True
+        query = "SELECT row FROM images WHERE id >= ? AND id < ?"
+        rows += [row for (row,) in database.read(query, short, short[:-1] + "0")]
+    found[snapshot.places(np.array(rows, np.int64))] = True
     return found
