@@ -81,11 +81,7 @@ class Snapshot:
 
         Removed pictures are found as well.
         """
-        if not len(self.rows):
-            return np.zeros(0, np.int64)
-        at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
-        found: Ints = at[self.rows[at] == rows]
-        return found
+        return _places(self.rows, rows)
 
 
 class Arrays:
@@ -290,14 +286,21 @@ def _without_removed(database: Database, rows: Ints, alive: Mask | None, since: 
     if alive is not None:
         alive = np.concatenate([alive, np.ones(len(rows) - len(alive), bool)])
     removals = database.read("SELECT row FROM removals WHERE seq > ?", since)
-    if removals and len(rows):
-        gone = np.array([row for (row,) in removals], np.int64)
-        at = np.minimum(np.searchsorted(rows, gone), len(rows) - 1)
-        at = at[rows[at] == gone]  # others were removed before they came into the arrays
-        if len(at):
-            alive = np.ones(len(rows), bool) if alive is None else alive.copy()
-            alive[at] = False
+    # Others were removed before they came into the arrays.
+    gone = _places(rows, np.array([row for (row,) in removals], np.int64))
+    if len(gone):
+        alive = np.ones(len(rows), bool) if alive is None else alive
+        alive[gone] = False
     return alive
+
+
+def _places(rows: Ints, wanted: Ints) -> Ints:
+    """Where some rows are among those of the arrays; those that are not are left out."""
+    if not len(rows):
+        return np.zeros(0, np.int64)
+    places = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
+    found: Ints = places[rows[places] == wanted]
+    return found
 
 
 def _newest_row(database: Database) -> list[Any]:

@@ -59,19 +59,17 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
     """
     repaired = tuple(_repair(database, arrays)) if repair else ()
     with arrays.at_moment(database) as snapshot:
-        problems = [*_database_problems(database)]
-        problems += [
-            f"row {row}: damaged, and left out; `refresh` encodes its picture again if the file is "
-            "there"
-            for row, columns in database.rows()
-            if columns is None
-        ]
-        problems += _differences(database, snapshot)
+        problems = _database_problems(database)
         states: dict[str, list[str]] = {"missing": [], "changed": [], "unreadable": []}
-        for _, columns in database.rows():
-            state = None if columns is None else _file_state(database, columns)
-            if columns is not None and state is not None:
+        for row, columns in database.rows():
+            if columns is None:
+                problems.append(
+                    f"row {row}: damaged, and left out; `refresh` encodes its picture again if the "
+                    "file is there"
+                )
+            elif state := _file_state(database, columns):
                 states[state].append(columns["id"])
+        problems += _differences(database, snapshot)
         count = database.count()
         orphans = [
             str(path) for path in [*_abandoned_files(database, leftovers), *_lost_uploads(database)]

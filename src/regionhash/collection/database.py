@@ -858,8 +858,9 @@ def _from_folder(columns: Columns) -> Any:
     path, digest = columns["path"], columns["hash"]
     if columns["source"] is None and isinstance(path, bytes) and isinstance(digest, bytes):
         folder, _, name = path.rpartition(b"/")
-        if folder.endswith(b"/uploads") and name.startswith(digest.hex()[:32].encode()):
-            return b"uploads/" + name
+        own = UPLOADS_FOLDER.encode() + b"/"
+        if (folder + b"/").endswith(b"/" + own) and name.startswith(digest.hex()[:32].encode()):
+            return own + name
     return path
 
 
