@@ -228,8 +228,8 @@ def test_an_index_that_was_killed_goes_on(saved, tmp_path):
         from regionhash.collection import adding
         adding._COMMIT_IMAGES = 2
         store = adding.Database.store
-        def told(self, images):
-            stored = store(self, images)
+        def told(self, images, **options):
+            stored = store(self, images, **options)
             print(stored, flush=True)
             return stored
         adding.Database.store = told
