@@ -345,6 +345,17 @@ def test_known_labels_are_exported_and_imported_with_the_codes(database, tmp_pat
     holds(tmp_path / "again", range(3))
 
 
+def test_an_id_with_an_escaped_byte_is_imported_as_it_is(database, tmp_path):
+    shown = "\u00e4\\xff.jpg"  # of a file whose name is not valid UTF-8
+    database.store([replace(new_image(0), id=shown, file=FileState())])
+    with Collection(tmp_path) as collection:
+        collection.export(tmp_path / "codes.h5")
+    (tmp_path / "again").mkdir()
+    with Database.create(tmp_path / "again" / "collection.db", MODEL) as again:
+        transfer.import_code_file(again, CodeFile.open(tmp_path / "codes.h5"))
+    assert ids(tmp_path / "again") == [shown]
+
+
 def test_a_file_that_came_while_the_collection_was_exported_is_kept(
     database, tmp_path, monkeypatch
 ):

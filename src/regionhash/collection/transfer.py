@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from regionhash.collection.database import Database, FileState, NewImage
-from regionhash.files import path_of, replacing, shown_name
+from regionhash.files import as_shown, path_of, replacing, shown_name
 from regionhash.store import CodeFile, CodeFileWriter, reported, rows_of
 from regionhash.structures import CategoryCodes, CodeTable, EncodedImage
 
@@ -82,7 +82,7 @@ def import_code_file(database: Database, codes: CodeFile) -> int:
     ]
     stored, pending = 0, []
     for n, own in enumerate(codes.table.ids):
-        image_id = own if own.isascii() else shown_name(own)
+        image_id = as_shown(own)
         labels = None if codes.labels is None else np.flatnonzero(codes.labels[n]).tolist()
         rows = rows_of(image_id, encoded_image(codes.table, n), labels, database.header)
         state = file_of(image_id, places)
