@@ -1085,12 +1085,12 @@ def datasets(as_json: Json = False) -> None:
     Example:
       regionhash datasets
     """
-    from regionhash.data import DATASETS
+    from regionhash.data import forms
 
     if as_json:
-        _print_json(DATASETS)
+        _print_json(forms())
     else:
-        _print_lines("form", DATASETS)
+        _print_lines("form", forms())
 
 
 @app.command()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from regionhash.data import DATASETS, open_dataset
+from regionhash.data import LAYOUTS, open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, ImageError, find_images, read_image
 from regionhash.files import absolute
@@ -22,7 +22,7 @@ def open_inputs(inputs: Sequence[str]) -> tuple[ImageSet, Source]:
     """The pictures that `inputs` name, and where they lie.
 
     Args:
-        inputs: what `find_images` understands, or one data set in a form of `DATASETS`.
+        inputs: what `find_images` understands, or one data set in a form of `LAYOUTS`.
 
     Raises:
         ValueError: nothing, or no picture, is there.
@@ -114,8 +114,7 @@ def _check_list(path: Path) -> None:
 
 
 def _names_data_set(given: str) -> bool:
-    layouts = {form.partition(":")[0] for form in DATASETS}
-    return given.partition(":")[0] in layouts and ":" in given and not Path(given).exists()
+    return given.partition(":")[0] in LAYOUTS and ":" in given and not Path(given).exists()
 
 
 def _source(image_set: ImageSet, given: str) -> Source:

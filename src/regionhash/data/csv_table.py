@@ -33,7 +33,7 @@ class _Row(NamedTuple):
     box: tuple[float, float, float, float] | None
 
 
-def read_csv(path: str | Path, *, images_dir: str | Path | None = None) -> ImageSet:
+def read_csv(path: str | Path, images_dir: str | Path | None = None) -> ImageSet:
     """The pictures of a table with one row per object; ids are the cells of the column image.
 
     The header is `image,label`, `image,label,x0,y0,x1,y1` or `image,label,xmin,ymin,xmax,ymax`:
