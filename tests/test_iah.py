@@ -5,7 +5,7 @@ import torch
 from regionhash.checkpoints import build_model
 from regionhash.codes import unpack_bits
 from regionhash.losses import category_triplet_loss, multi_label_loss, triplet_loss
-from regionhash.training import take_over
+from regionhash.training import copy_weights
 
 ARGUMENTS = {
     "n_bits": 16,
@@ -172,14 +172,14 @@ def test_a_detector_gives_its_backbone_and_rpn():
     arguments = {k: v for k, v in ARGUMENTS.items() if k not in ("n_category_bits", "dropout")}
     detector = build_model("region-dh", arguments | {"n_hidden": 32, "trained_stages": 0})
     model = _model()
-    left = take_over(model, detector)
+    left = copy_weights(model, detector)
     assert not any(name.startswith(("backbone.", "rpn.")) for name in left)
     for own, theirs in zip(model.rpn.parameters(), detector.rpn.parameters(), strict=True):
         assert torch.equal(own, theirs)
 
 
 def test_a_longer_code_takes_over_what_is_not_of_the_hash():
-    left = take_over(_model(n_bits=32), _model())
+    left = copy_weights(_model(n_bits=32), _model())
     assert set(left) == {
         "semantic.weight",
         "semantic.bias",

@@ -238,12 +238,12 @@ def test_distances_beyond_16_bits_are_sorted_as_well():
 
 def test_the_exact_search_is_the_default_while_it_is_quick(monkeypatch):
     table = table_of(np.random.default_rng(0))
-    assert default_steps(table, one_space=True) == ("exact",)
+    assert default_steps(table, shared_code_space=True) == ("exact",)
     monkeypatch.setattr(reranking, "EXACT_SECONDS", 1e-9)
-    assert default_steps(table, one_space=True) == ("global", "local")
-    assert default_steps(table, one_space=False) == ("exact",)
+    assert default_steps(table, shared_code_space=True) == ("global", "local")
+    assert default_steps(table, shared_code_space=False) == ("exact",)
     bare = CodeTable(ids=["a"], sizes=np.ones((1, 2), np.int32))
-    assert default_steps(bare, one_space=True) == ("exact",)
+    assert default_steps(bare, shared_code_space=True) == ("exact",)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from regionhash.checkpoints import (
 )
 from regionhash.data import open_dataset
 from regionhash.data.images import ImageError
-from regionhash.training import TrainingConfig, TrainingError, cache_features, take_over, train
+from regionhash.training import TrainingConfig, TrainingError, cache_features, copy_weights, train
 
 TINY = {"n_bits": 16, "backbone": "tiny_fpn", "weights": "none"}
 REGION = TINY | {"n_region_bits": 16, "n_hidden": 16, "fpn_channels": 16, "n_proposals": 8}
@@ -190,24 +191,27 @@ def test_a_given_cache_trains_what_a_computed_one_does(tmp_path):
 def test_a_model_takes_over_a_detector_with_another_length_of_code():
     old = build_model("region-dh", REGION | {"n_classes": 10})
     new = build_model("region-dh", REGION | {"n_classes": 10, "n_bits": 32})
-    left = take_over(new, old)
+    left = copy_weights(new, old)
     assert set(left) == {"h2.linear.weight", "h2.linear.bias", "classify_image.weight"}
     assert torch.equal(new.h1.linear.weight, old.h1.linear.weight)
     other = build_model("region-dh", REGION | {"n_classes": 10, "fpn_channels": 24})
     with pytest.raises(ValueError, match=r"differ in backbone\.fpn\.inner_blocks\.0\.0\.weight"):
-        take_over(new, other)
+        copy_weights(new, other)
+    stranger = torch.nn.ParameterDict({"w": torch.zeros(1)})
+    with pytest.raises(ValueError, match="learns without labels"):
+        copy_weights(new, stranger)
+    stranger.losses, stranger.backbone = None, SimpleNamespace(stages=())
     with pytest.raises(ValueError, match="no weights in common"):
-        take_over(new, torch.nn.ParameterDict({"w": torch.zeros(1)}))
+        copy_weights(new, stranger)
 
 
 def test_a_backbone_of_which_other_stages_are_trained_is_not_taken_over_in_part():
     mobile = REGION | {"n_classes": 10, "backbone": "mobilenet_v2_fpn", "weights": "none"}
     trained = build_model("region-dh", mobile | {"trained_stages": 1})
     frozen = build_model("region-dh", mobile | {"trained_stages": 0})
-    with pytest.raises(ValueError, match=r"same stages: backbone\.stages\.2\..*bias is here alone"):
-        take_over(frozen, trained)
-    trained.backbone.freeze_all_but(0)
-    assert take_over(frozen, trained) == []
+    with pytest.raises(ValueError, match=r"same stages: backbone\.stages\.2\..* is here alone"):
+        copy_weights(trained, frozen)  # batch normalisation, once folded, cannot be taken apart
+    assert copy_weights(frozen, trained) == []
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name(tmp_path, monkeypatch):

@@ -13,16 +13,16 @@ import warnings
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from regionhash import strict_json
 from regionhash.files import replacing, sync_directory, write_text
-from regionhash.models import MODELS
+from regionhash.models import MODELS, HashModel
 from regionhash.parameters import checked, defaults_of, types_of
 from regionhash.textfile import shown
 
@@ -37,6 +37,9 @@ MIN_SHORT, MAX_SHORT = 32, 2048
 
 _MAX_HEADER = 10 << 20  # bytes of names and shapes in a file of weights; a ResNet-101 has 100 KB
 _PACKAGES = ("regionhash", "torch", "torchvision", "numpy", "faiss-cpu")
+
+
+Kind = TypeVar("Kind", bound=HashModel)
 
 
 class CheckpointError(ValueError):
@@ -94,7 +97,7 @@ def _git_hash() -> str | None:
     return head.stdout.strip()
 
 
-def save_checkpoint(folder: Path, model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+def save_checkpoint(folder: Path, model: HashModel, checkpoint: Checkpoint) -> Checkpoint:
     """Writes `folder`/model.safetensors and model.json, in place of an older pair.
 
     Killed at any moment, it leaves the older pair or the new one, whole; see `load_checkpoint`.
@@ -189,17 +192,29 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return _read_record(path)[1]
 
 
-def load_checkpoint(path: Path) -> tuple[Any, Checkpoint]:
+@overload
+def load_checkpoint(path: Path) -> tuple[HashModel, Checkpoint]: ...
+@overload
+def load_checkpoint(path: Path, kind: type[Kind]) -> tuple[Kind, Checkpoint]: ...
+def load_checkpoint(path: Path, kind: type[Any] | None = None) -> tuple[Any, Checkpoint]:
     """The model, in evaluation mode, and what is known of it.
 
     Where a writer was killed before its last step, the weights that belong to model.json are still
     called model.safetensors.new, and are read from there.
 
+    Args:
+        path: the folder, or either file in it.
+        kind: a class of MODELS, the only one that is wanted; None takes any.
+
     Raises:
-        CheckpointError: as `read_checkpoint`; or weights that are missing or damaged, that do not
-            belong to the JSON beside them or do not fit the model, or are not finite.
+        CheckpointError: as `read_checkpoint`; a model of another kind; or weights that are missing
+            or damaged, that do not belong to the JSON beside them or do not fit the model, or are
+            not finite.
     """
     weights, checkpoint = _find_weights(path)
+    if kind is not None and MODELS[checkpoint.name] is not kind:
+        (wanted,) = (name for name, known in MODELS.items() if known is kind)
+        raise CheckpointError(f"{path}: must be a {wanted}, is a {checkpoint.name}")
     try:
         state = load_file(weights)
     except (OSError, SafetensorError) as error:
@@ -212,7 +227,7 @@ def load_checkpoint(path: Path) -> tuple[Any, Checkpoint]:
     return model.eval(), checkpoint
 
 
-def build_model(name: str, arguments: dict[str, Any]) -> Any:
+def build_model(name: str, arguments: dict[str, Any]) -> HashModel:
     """A model of MODELS. Raises ValueError for an unknown name or argument."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from regionhash.data.batches import batches_of_one_shape
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, FileVersion, ImageError, read_image_version
 from regionhash.data.transforms import Frame, to_input
+from regionhash.models import HashModel
 from regionhash.sources import Source, class_indices
 from regionhash.store import CodeFile, CodeFileWriter
 from regionhash.structures import EncodedImage, Floats, Regions
@@ -77,7 +78,7 @@ def pick_device(name: str) -> torch.device:
 
 def code_file_writer(
     path: str | Path,
-    model: Any,
+    model: HashModel,
     checkpoint: Checkpoint,
     *,
     checkpoint_path: Path,
@@ -122,7 +123,7 @@ def code_file_writer(
 
 
 def encode_images(
-    model: Any,
+    model: HashModel,
     checkpoint: Checkpoint,
     image_set: ImageSet,
     writer: ImageWriter,
@@ -217,7 +218,7 @@ def encode_images(
 
 
 def encode_picture(
-    model: Any, checkpoint: Checkpoint, image: Image, *, precision: Precision = "32-true"
+    model: HashModel, checkpoint: Checkpoint, image: Image, *, precision: Precision = "32-true"
 ) -> EncodedImage:
     """The codes of one picture, as `encode_images` gives them with a batch of one."""
     _check_precision(precision)
@@ -229,7 +230,7 @@ def encode_picture(
 
 
 def encode_boxes(
-    model: Any,
+    model: HashModel,
     checkpoint: Checkpoint,
     image: Image,
     boxes: Floats,
@@ -271,7 +272,7 @@ def _check_precision(precision: str) -> None:
         raise ValueError(f"precision must be one of {known}, got {precision!r}")
 
 
-def device_of(model: Any) -> torch.device:
+def device_of(model: HashModel) -> torch.device:
     """Where a model runs."""
     device: torch.device = next(model.parameters()).device
     return device

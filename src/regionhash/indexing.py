@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,8 +33,8 @@ from regionhash.collection.adding import AddReport
 from regionhash.data.image_set import ImageSet
 from regionhash.encoding import Input, pick_device, read_inputs
 from regionhash.files import locked_folder
-from regionhash.models.drh import DRH, FitReport, drh, fit_drh
-from regionhash.models.region_dh import region_dh
+from regionhash.models.drh import DRH, FitReport, fit_drh
+from regionhash.models.region_dh import RegionDH
 from regionhash.parameters import defaults_of
 from regionhash.sources import absolute_inputs, open_inputs
 
@@ -160,7 +160,7 @@ def detector_arguments(path: Path) -> dict[str, Any]:
     theirs = read_checkpoint(path)
     if theirs.name != "region-dh":
         raise ValueError(f"{path}: a {theirs.name} proposes no regions")
-    built = defaults_of(region_dh) | theirs.arguments
+    built = defaults_of(RegionDH) | theirs.arguments
     own = {name: built[name] for name in ("backbone", "fpn_channels")}
     return own | {"weights": "none", "proposals": "rpn"}
 
@@ -171,7 +171,7 @@ def take_detector(model: DRH, path: Path) -> None:
     Raises:
         ValueError: no checkpoint, or one with another backbone or pyramid.
     """
-    detector, _ = load_checkpoint(path)
+    detector, _ = load_checkpoint(path, RegionDH)
     detector.backbone.freeze_all_but(0)  # folds what was still trainable, as DRH's own is
     if model.rpn is None:
         raise ValueError("the model has no RPN; build it with proposals='rpn'")
@@ -244,12 +244,12 @@ def _fit(
     show: Progress,
 ) -> FitReport:
     """Fits a DRH on the pictures and leaves it in `output`."""
-    arguments = defaults_of(drh) | settings.arguments
+    arguments = defaults_of(DRH) | settings.arguments
     short = settings.short or DEFAULT_SHORT
     if settings.detector:
         arguments |= detector_arguments(settings.detector)
     torch.manual_seed(settings.seed)
-    model: DRH = build_model("drh", arguments).eval()
+    model = cast(DRH, build_model("drh", arguments).eval())
     if settings.detector:
         take_detector(model, settings.detector)
     model.to(device)

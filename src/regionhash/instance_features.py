@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from regionhash.data.transforms import Frame, to_input
 from regionhash.evaluation.report import hash_ids
 from regionhash.files import sync_directory
 from regionhash.indexing import detector_arguments, take_detector
+from regionhash.models.drh import DRH
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.descriptors import crow, gem, mac, rmac_vectors, spoc
 from regionhash.parts.windows import max_pool_windows, sliding_windows, snap_boxes
@@ -176,9 +177,9 @@ class _BagWriter:
         (self._folder / "bags.json").write_text(json.dumps(record))
 
 
-def _proposer(path: Path) -> Any:
+def _proposer(path: Path) -> DRH:
     """A DRH whose regions are the proposals of a trained detector."""
-    model = build_model("drh", detector_arguments(path) | {"n_classes": 0})
+    model = cast(DRH, build_model("drh", detector_arguments(path) | {"n_classes": 0}))
     take_detector(model, path)
     return model.eval()
 

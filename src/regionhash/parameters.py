@@ -1,11 +1,11 @@
-"""What a builder can be called with: names, types and defaults, from its signature."""
+"""What a model can be built with: names, types and defaults, from its signature."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -18,15 +18,16 @@ LARGEST = 2**63 - 1
 
 
 def types_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The type of each parameter of a builder, or of each field of a dataclass."""
-    hints = get_type_hints(function)
-    if isinstance(function, type):
+    """The type of each parameter of a function or class, or of each field of a dataclass."""
+    if is_dataclass(function):
+        hints = get_type_hints(function)
         return {field.name: hints[field.name] for field in fields(function)}
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
     return {name: hints[name] for name in inspect.signature(function).parameters}
 
 
 def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters of a builder that have a default, and these."""
+    """The parameters of a function or class that have a default, and these."""
     parameters = inspect.signature(function).parameters.values()
     return {own.name: own.default for own in parameters if own.default is not own.empty}
 

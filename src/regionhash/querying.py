@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from regionhash.checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError
 from regionhash.encoding import Precision, encode_boxes, encode_picture
+from regionhash.models import HashModel
 from regionhash.reranking import (
     CANDIDATES,
     EXPANSION,
@@ -106,7 +107,7 @@ def model_folder(file: CodeFile) -> Path:
 
 
 def find(
-    model: Any,
+    model: HashModel,
     checkpoint: Checkpoint,
     file: CodeFile,
     queries: Sequence[QueryPicture],
@@ -201,11 +202,12 @@ def find(
         codes.append(regions.codes)
     objects: Codes = np.concatenate(codes)
     if mode == "region":
-        chosen = tuple(steps) or default_steps(file.table, one_space=model.one_space)
+        shared = model.shared_code_space
+        chosen = tuple(steps) or default_steps(file.table, shared_code_space=shared)
         if chosen == ("exact",):
             hits = search_regions(objects[0], file.table, top=top, among=among)
         else:
-            code = objects[0] if model.one_space else None
+            code = objects[0] if shared else None
             if chosen[0] == "global" and code is None:
                 image = _cut_out(asked[0])
                 code = encode_picture(model, checkpoint, image, precision=precision).image_code
@@ -233,7 +235,7 @@ def find(
 
 
 def _objects(
-    model: Any, checkpoint: Checkpoint, query: QueryPicture, mode: Mode, precision: Precision
+    model: HashModel, checkpoint: Checkpoint, query: QueryPicture, mode: Mode, precision: Precision
 ) -> Regions:
     """What a query picture asks for, at least one region."""
     if query.boxes and query.known is not None and query.known.regions is not None:
@@ -254,7 +256,7 @@ def _objects(
 
 
 def _encoded(
-    model: Any, checkpoint: Checkpoint, query: QueryPicture, precision: Precision
+    model: HashModel, checkpoint: Checkpoint, query: QueryPicture, precision: Precision
 ) -> EncodedImage:
     if query.known is not None:
         return query.known

@@ -38,10 +38,11 @@ from regionhash.evaluation.code_files import detections_of_file
 from regionhash.evaluation.protocols import Preset, find_preset
 from regionhash.evaluation.report import Comparison, Result, best_acg, hash_ids, score, write_report
 from regionhash.feature_cache import PRECISION, head_training, stored_features
-from regionhash.models.region_dh import codes_of
+from regionhash.models import hashes_pictures
+from regionhash.parts.regions import codes_of
 from regionhash.store import CodeFile
 from regionhash.structures import Codes
-from regionhash.training import Cache, TrainingConfig, TrainingError, fold_as, take_over, train
+from regionhash.training import Cache, TrainingConfig, TrainingError, copy_weights, train
 
 _TRUNK_BITS = 48  # at which what all lengths share is trained
 _ABLATION_BITS = 48
@@ -300,6 +301,7 @@ def _hash(
     """Trains the image hash; codes of the queries and of the database."""
     train(method, arguments, database, folder, config, start=trunk.model, cache=trunk.database)
     model, _ = load_checkpoint(folder)
+    assert hashes_pictures(model)
     with torch.no_grad():
         queries = codes_of(model.hash_features(trunk.queries[0][0]))
         return queries, codes_of(model.hash_features(trunk.database[0][0]))
@@ -314,8 +316,7 @@ def _untrained(
     if start is None:
         return _features(model, f"pictures-{options.backbone}", data, options, folder, say)
     other, checkpoint = load_checkpoint(start)
-    fold_as(model, other)
-    take_over(model, other)
+    copy_weights(model, other)
     return _features(model, f"pictures-{checkpoint.model_hash}", data, options, folder, say)
 
 

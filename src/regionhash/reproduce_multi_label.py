@@ -45,10 +45,10 @@ from regionhash.evaluation.multi_label_report import (
 from regionhash.evaluation.protocols import MultiLabelPreset, find_multi_label_preset
 from regionhash.evaluation.report import Labels, hash_ids
 from regionhash.feature_cache import head_training, stored_features
-from regionhash.models.region_dh import codes_of
+from regionhash.parts.regions import codes_of
 from regionhash.reproduce import HEAD_ARGUMENTS
 from regionhash.structures import Codes, Floats, Ints
-from regionhash.training import TrainingConfig, fold_as, take_over, train
+from regionhash.training import TrainingConfig, copy_weights, train
 
 Say = Callable[[str], None]
 
@@ -229,8 +229,7 @@ def _trunk(options: MultiLabelOptions, n_classes: int) -> Any:
     model = build_model("iah", arguments)
     if options.detector is not None:
         detector, _ = load_checkpoint(options.detector)
-        fold_as(model, detector)
-        take_over(model, detector)
+        copy_weights(model, detector)
     return model.eval()
 
 

@@ -48,9 +48,9 @@ from regionhash.evaluation.protocols import TABLE_2, ObjectPreset, find_object_p
 from regionhash.evaluation.report import hash_ids
 from regionhash.feature_cache import PRECISION, head_training, stored_features
 from regionhash.models.dmih import THETA
-from regionhash.models.region_dh import codes_of
 from regionhash.parts.multiscale import window_boxes
 from regionhash.parts.pooling import pool_top
+from regionhash.parts.regions import codes_of
 from regionhash.parts.sift import load_opencv, sift_features
 from regionhash.parts.windows import sliding_windows
 from regionhash.search import united_hamming

@@ -61,15 +61,15 @@ class Ranking:
         return replace(self, rows=self.rows[:m], distances=self.distances[:m])
 
 
-def default_steps(table: CodeTable, *, one_space: bool) -> tuple[Step, ...]:
+def default_steps(table: CodeTable, *, shared_code_space: bool) -> tuple[Step, ...]:
     """The steps that a search for one object takes: exact where that takes about 100 ms at most.
 
     Args:
         table: what is searched.
-        one_space: whether codes of boxes and of whole pictures can be compared; where they cannot,
-            the first step of the two has no code of the query and all regions are searched.
+        shared_code_space: whether codes of boxes and of whole pictures can be compared; if they
+            cannot, the first step of the two has no code of the query and all regions are searched.
     """
-    if table.region_codes is None or table.image_codes is None or not one_space:
+    if table.region_codes is None or table.image_codes is None or not shared_code_space:
         return ("exact",)
     quick = predicted_seconds(*table.region_codes.shape) <= EXACT_SECONDS
     return ("exact",) if quick else ("global", "local")

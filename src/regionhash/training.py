@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from regionhash.data.transforms import TrainingSample, TrainingTransform
 from regionhash.encoding import Precision
 from regionhash.files import replacing
 from regionhash.losses import nan_term
+from regionhash.models import HashModel, TrainedHashModel, learns_from_labels
 from regionhash.parts.proposals import pad_regions
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def train(
     folder: Path,
     config: TrainingConfig,
     *,
-    start: nn.Module | None = None,
+    start: HashModel | None = None,
     cache: Cache | None = None,
     on_step: OnStep | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
@@ -202,13 +203,12 @@ def train(
     torch.manual_seed(config.seed)
     built = arguments | {"n_classes": len(image_set.classes)}
     model = build_model(model_name, built)
-    if not hasattr(model, "losses"):
+    if not learns_from_labels(model):
         raise TrainingError(f"{model_name} learns without labels; `regionhash index` fits it")
     image_set = known_to(model, image_set)
     if start is not None:
-        fold_as(model, start)
-        take_over(model, start)
-    elif getattr(model, "wants_start", False):
+        copy_weights(model, start)
+    elif model.needs_trained_rpn:
         log.warning(
             "%s: its proposals are drawn at random, since its RPN is never trained; start from a "
             'trained region-dh, or take proposals="selective-search"',
@@ -221,13 +221,13 @@ def train(
     )
 
 
-def known_to(model: Any, image_set: ImageSet) -> ImageSet:
+def known_to(model: TrainedHashModel, image_set: ImageSet) -> ImageSet:
     """What a model may know of labelled pictures: of a weakly supervised one, no box."""
-    return image_set.without_boxes() if getattr(model, "weak", False) else image_set
+    return image_set.without_boxes() if model.weakly_supervised else image_set
 
 
 def cache_features(
-    model: nn.Module, image_set: ImageSet, config: TrainingConfig, n_views: int
+    model: TrainedHashModel, image_set: ImageSet, config: TrainingConfig, n_views: int
 ) -> Cache:
     """What the rest of the network says of `n_views` views of all readable pictures.
 
@@ -235,24 +235,28 @@ def cache_features(
     the image hash alone can share the result.
     """
     fabric = Fabric(accelerator="auto", devices=1, precision=config.precision)
-    ready = fabric.setup_module(model)
+    ready: Any = fabric.setup_module(cast(nn.Module, model))
     ready.mark_forward_method("frozen_features")
     reader = _Reader(config, len(image_set.classes), fabric.device)
     return reader.views(ready, known_to(model, image_set), n_views)
 
 
-def take_over(model: nn.Module, start: nn.Module) -> list[str]:
+def copy_weights(model: HashModel, start: HashModel) -> list[str]:
     """Copies the weights of `start` into `model`; returns the names of those left as they were.
 
     A weight of the same name must have the same shape, but for those of the image hash, whose
     length may differ.
 
     Raises:
-        ValueError: the models share nothing, or differ in more than the image hash.
+        ValueError: the models share nothing, or differ in more than the image hash; or one of them
+            is not trained on labels.
     """
+    if not (learns_from_labels(model) and learns_from_labels(start)):
+        raise ValueError("a model that learns without labels shares no weights with another")
+    _fold_like(model, start)
     own, other = model.state_dict(), start.state_dict()
     differing = [name for name in own if name in other and own[name].shape != other[name].shape]
-    head = {id(weight) for weight in model.head_parameters()}  # type: ignore[operator]
+    head = {id(weight) for weight in model.head_parameters()}
     of_head = {name for name, weight in model.named_parameters() if id(weight) in head}
     # What a module of the hash counts besides its weights, such as running means, is of the hash.
     places = tuple({name.rpartition(".")[0] + "." for name in of_head} - {"."})
@@ -273,7 +277,7 @@ def take_over(model: nn.Module, start: nn.Module) -> list[str]:
     return [name for name in own if name not in common]
 
 
-def fold_as(model: Any, start: Any) -> None:
+def _fold_like(model: TrainedHashModel, start: TrainedHashModel) -> None:
     """Folds the stages of `start` that `model` does not train, so that they are of one form."""
     frozen = [not any(p.requires_grad for p in s.parameters()) for s in model.backbone.stages]
     if len(start.backbone.stages) == len(frozen):
@@ -288,7 +292,7 @@ class _Run:
         fabric: Fabric,
         name: str,
         arguments: dict[str, Any],
-        model: Any,
+        model: TrainedHashModel,
         image_set: ImageSet,
         folder: Path,
         config: TrainingConfig,
@@ -307,7 +311,7 @@ class _Run:
         self.reader = _Reader(config, len(image_set.classes), fabric.device)
         optimizer = _build_optimizer(model, config)
         self.bare = model
-        self.model, self.optimizer = fabric.setup(model, optimizer)
+        self.model, self.optimizer = fabric.setup(cast(nn.Module, model), optimizer)
         for method in ("losses", "frozen_features"):
             self.model.mark_forward_method(method)
         self.cache = cache
@@ -404,11 +408,12 @@ class _Run:
             return self.bare.head_losses(features, image_labels)
 
     def _held_out_loss(self) -> float:
-        """The image's classification loss on held-out pictures, as they are; else all losses."""
+        """The model's `held_out_term` on held-out pictures, as they are."""
         features, labels = self.reader.features(self.model, self.held, self.reader.plain, 0)
         with torch.no_grad():
             losses = self._head_losses(features, labels)
-        return losses["cls3"].item() if "cls3" in losses else sum(x.item() for x in losses.values())
+        term = self.bare.held_out_term
+        return sum(x.item() for x in losses.values()) if term is None else losses[term].item()
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -525,13 +530,13 @@ class _Reader:
             targets.append({"boxes": boxes, "labels": labels, "image_labels": image_labels})
         return [sample.image.to(self.device) for sample in samples], targets
 
-    def views(self, model: Any, image_set: ImageSet, n_views: int) -> Cache:
+    def views(self, model: TrainedHashModel, image_set: ImageSet, n_views: int) -> Cache:
         """Features of the pictures as they are, and of as many other views as are wanted."""
         transforms = [self.plain] + [self.augment] * (n_views - 1)
         return [self.features(model, image_set, t, view) for view, t in enumerate(transforms)]
 
     def features(
-        self, model: Any, image_set: ImageSet, transform: TrainingTransform, view: int
+        self, model: TrainedHashModel, image_set: ImageSet, transform: TrainingTransform, view: int
     ) -> tuple[Losses, Tensor]:
         """Features (N, ...) by name of one view of all readable pictures, and labels (N, C)."""
         model.eval()
@@ -579,7 +584,7 @@ def _image_of(item: tuple[int, TrainingSample]) -> Tensor:
     return item[1].image
 
 
-def _build_optimizer(model: Any, config: TrainingConfig) -> torch.optim.Optimizer:
+def _build_optimizer(model: TrainedHashModel, config: TrainingConfig) -> torch.optim.Optimizer:
     """The optimizer of all weights that are trained; each group knows its peak rate."""
     if config.cached_views:
         groups = [{"params": model.head_parameters(), "peak": config.learning_rate}]

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from regionhash.checkpoints import Checkpoint
 from regionhash.collection.database import Database, FileState, NewImage
@@ -14,6 +13,7 @@ from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, FileVersion, file_version
 from regionhash.encoding import EncodingReport, encode_images
 from regionhash.files import condition_of
+from regionhash.models import HashModel
 from regionhash.store import rows_of
 from regionhash.structures import EncodedImage
 
@@ -45,7 +45,7 @@ class AddReport:
 
 def add_pictures(
     database: Database,
-    model: Any,
+    model: HashModel,
     checkpoint: Checkpoint,
     image_set: ImageSet,
     source: int | None,

@@ -1,30 +1,31 @@
-"""The models by name. A builder pins a paper's values and takes plain keyword arguments."""
+"""The models by name, and what a model must offer. A class has its paper's values as defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, Self, TypeGuard
 
 from torch import Tensor, nn
 
-from regionhash.models.dmih import dmih
-from regionhash.models.drh import drh
-from regionhash.models.iah import iah
-from regionhash.models.image_level import category_baseline, control, dlbhc, dsrh, one_stage, ssdh
-from regionhash.models.region_dh import region_dh
+from regionhash.models.dmih import DMIH
+from regionhash.models.drh import DRH
+from regionhash.models.iah import IAH
+from regionhash.models.image_level import DLBHC, DSRH, SSDH, CategoryBaseline, Control, OneStage
+from regionhash.models.region_dh import RegionDH
+from regionhash.parts.backbones import Backbone
 from regionhash.parts.proposals import Targets
 from regionhash.structures import EncodedImage, Regions
 
 
 class HashModel(Protocol):
-    """What encoding and search need of a model; every model is a `torch.nn.Module` too.
+    """What encoding and search need of a model, which is a `torch.nn.Module` too.
 
     Attributes:
-        one_space: whether codes of boxes and of whole pictures can be compared with each other.
+        shared_code_space: whether codes of boxes and of whole pictures can be compared.
         n_bits: of the image code, 0 where there is none; n_region_bits: of a region's code.
     """
 
-    one_space: bool
+    shared_code_space: bool
     n_bits: int
     n_region_bits: int
 
@@ -34,19 +35,34 @@ class HashModel(Protocol):
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
         """Codes of given boxes of pictures."""
 
+    # Of torch.nn.Module
+
+    def to(self, *args: Any, **options: Any) -> Self: ...  # noqa: D102
+    def train(self, mode: bool = True) -> Self: ...  # noqa: D102
+    def eval(self) -> Self: ...  # noqa: D102
+    def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...  # noqa: D102
+    def state_dict(self) -> dict[str, Tensor]: ...  # noqa: D102
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...  # noqa: D102
+
 
 class TrainedHashModel(HashModel, Protocol):
     """What `regionhash train` needs besides, of a model that learns from labels.
 
-    A model that learns from the labels of whole pictures says so with `weak = True`: boxes are then
-    taken away before anything is read. One without image codes has no `hash_features`. One with a
-    part that is never trained, such as an RPN for IAH, says `wants_start = True`.
-
     Attributes:
+        backbone: what all other layers read.
+        weakly_supervised: learns from the labels of whole pictures; boxes are taken away before
+            anything is read.
+        needs_trained_rpn: has an RPN that is never trained, so it must start from another model.
         ramped_terms: names of the losses that training may bring in slowly.
+        held_out_term: the loss that chooses the best epoch; None takes the sum of all.
     """
 
+    backbone: Backbone
+    weakly_supervised: bool
+    needs_trained_rpn: bool
     ramped_terms: tuple[str, ...]
+    held_out_term: str | None
 
     def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
         """Weighted loss terms by name."""
@@ -56,9 +72,6 @@ class TrainedHashModel(HashModel, Protocol):
     ) -> dict[str, Tensor]:
         """What the layers of the hash read, without gradient; with targets, what trains them."""
 
-    def hash_features(self, features: dict[str, Tensor]) -> Tensor:
-        """Activations (B, n_bits) of the image hash, of what `frozen_features` gives."""
-
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
         """The loss terms of these layers alone."""
 
@@ -66,15 +79,32 @@ class TrainedHashModel(HashModel, Protocol):
         """The weights of these layers."""
 
 
-MODELS: dict[str, Callable[..., Any]] = {
-    "region-dh": region_dh,
-    "ssdh": ssdh,
-    "dlbhc": dlbhc,
-    "control": control,
-    "iah": iah,
-    "one-stage": one_stage,
-    "dsrh": dsrh,
-    "category-baseline": category_baseline,
-    "drh": drh,
-    "dmih": dmih,
+class ImageHashModel(TrainedHashModel, Protocol):
+    """A trained model with a code of the whole picture."""
+
+    def hash_features(self, features: dict[str, Tensor]) -> Tensor:
+        """Activations (B, n_bits) of the image hash, of what `frozen_features` gives."""
+
+
+def learns_from_labels(model: HashModel) -> TypeGuard[TrainedHashModel]:
+    """Whether `regionhash train` can train a model."""
+    return hasattr(model, "losses")
+
+
+def hashes_pictures(model: HashModel) -> TypeGuard[ImageHashModel]:
+    """Whether a trained model has a code of the whole picture."""
+    return hasattr(model, "hash_features")
+
+
+MODELS: dict[str, Callable[..., HashModel]] = {
+    "region-dh": RegionDH,
+    "ssdh": SSDH,
+    "dlbhc": DLBHC,
+    "control": Control,
+    "iah": IAH,
+    "one-stage": OneStage,
+    "dsrh": DSRH,
+    "category-baseline": CategoryBaseline,
+    "drh": DRH,
+    "dmih": DMIH,
 }

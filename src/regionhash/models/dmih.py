@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
 from regionhash.losses import BagPooling, bag_log_probs, mil_loss, pair_hash_loss
-from regionhash.models.region_dh import codes_of
-from regionhash.parts.backbones import Backbone, build_backbone, stack_images
+from regionhash.parts.backbones import build_backbone, stack_images
 from regionhash.parts.heads import LatentLayer
 from regionhash.parts.multiscale import MultiScaleWindows, window_boxes
 from regionhash.parts.proposals import Targets, pad_regions
+from regionhash.parts.regions import codes_of, regions_of
 from regionhash.structures import EncodedImage, Regions
 
 Part = Literal["joint", "mil", "hash"]
@@ -50,12 +50,18 @@ class Bags(NamedTuple):
 
 
 class DMIH(nn.Module):
-    """The network of the paper (Fig. 2) and its losses (eqs. 3 to 7).
+    """DMIH: objects learned from image labels alone, searched by one object or several.
+
+    The network of the paper (Fig. 2) and its losses (eqs. 3 to 7).
+
+    The paper's base network is `backbone="vgg16"` with `trained_stages=3`. The windows of three
+    scales are 3, 7 and 15 cells wide: 96, 224 and 480 input pixels at a stride of 32.
 
     Args:
-        backbone: its last stage is read.
-        n_classes: C.
         n_bits: k, bits of a proposal's code.
+        n_classes: C.
+        backbone: a key of `regionhash.parts.backbones.BACKBONES`; its last stage is read.
+        weights, trained_stages: of the backbone, see `build_backbone`.
         n_channels: of the multi-scale maps.
         n_features: D, of a proposal.
         n_scales: maps.
@@ -67,28 +73,35 @@ class DMIH(nn.Module):
         merge: proposals of a class whose boxes overlap by more than this IoU are in the bag once,
             by the most probable; None keeps them all, as the paper does.
         dropout: of channels of the base map.
+
+    Raises:
+        ValueError: an unknown value, or weights that cannot be used.
     """
 
     ramped_terms = ("pair",)
-    weak = True
-    one_space = False
+    held_out_term = None
+    shared_code_space = False
+    weakly_supervised = True
+    needs_trained_rpn = False
 
     def __init__(
         self,
-        backbone: Backbone,
-        *,
-        n_classes: int,
         n_bits: int,
-        n_channels: int,
-        n_features: int,
-        n_scales: int,
-        pooling: BagPooling,
-        margin: float,
-        mil_weight: float,
-        part: Part,
-        theta: float,
-        merge: float | None,
-        dropout: float,
+        n_classes: int,
+        *,
+        backbone: str = "mobilenet_v2_fpn",
+        weights: str = "default",
+        trained_stages: int = 0,
+        n_channels: int = 256,
+        n_features: int = 256,
+        n_scales: int = 3,
+        pooling: BagPooling = "max",
+        margin: float = MARGIN,
+        mil_weight: float = MIL_WEIGHT,
+        part: Part = "joint",
+        theta: float = THETA,
+        merge: float | None = None,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__()
         if part not in get_args(Part):
@@ -99,9 +112,11 @@ class DMIH(nn.Module):
         for name, value in (("theta", theta), ("merge", 0.5 if merge is None else merge)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
-        self.backbone = backbone
+        self.backbone = build_backbone(
+            backbone, weights=weights, trained_stages=trained_stages, fpn_channels=None
+        )
         self.dropout = nn.Dropout2d(dropout)
-        self.maps = MultiScaleWindows(backbone.top_channels, n_channels, n_features, n_scales)
+        self.maps = MultiScaleWindows(self.backbone.top_channels, n_channels, n_features, n_scales)
         self.mil = nn.Linear(n_features, n_classes)
         nn.init.constant_(self.mil.bias, _FIRST_LOGIT)
         self.hash = LatentLayer(n_features, n_bits)
@@ -272,53 +287,4 @@ class DMIH(nn.Module):
 
     def _regions(self, boxes: Tensor, x: Tensor, logits: Tensor) -> Regions:
         scores, labels = logits.sigmoid().max(1)
-        return Regions(
-            boxes.float().cpu().numpy(),
-            scores.cpu().numpy(),
-            labels.cpu().numpy(),
-            codes_of(self.hash(x)),
-        )
-
-
-def dmih(
-    n_bits: int,
-    n_classes: int,
-    *,
-    backbone: str = "mobilenet_v2_fpn",
-    weights: str = "default",
-    trained_stages: int = 0,
-    n_channels: int = 256,
-    n_features: int = 256,
-    n_scales: int = 3,
-    pooling: BagPooling = "max",
-    margin: float = MARGIN,
-    mil_weight: float = MIL_WEIGHT,
-    part: Part = "joint",
-    theta: float = THETA,
-    merge: float | None = None,
-    dropout: float = 0.1,
-) -> DMIH:
-    """DMIH: objects learned from image labels alone, searched by one object or several.
-
-    The paper's base network is `backbone="vgg16"` with `trained_stages=3`. The windows of three
-    scales are 3, 7 and 15 cells wide: 96, 224 and 480 input pixels at a stride of 32. For the
-    others see `DMIH` and `build_backbone`.
-    """
-    body = build_backbone(
-        backbone, weights=weights, trained_stages=trained_stages, fpn_channels=None
-    )
-    return DMIH(
-        body,
-        n_classes=n_classes,
-        n_bits=n_bits,
-        n_channels=n_channels,
-        n_features=n_features,
-        n_scales=n_scales,
-        pooling=pooling,
-        margin=margin,
-        mil_weight=mil_weight,
-        part=part,
-        theta=theta,
-        merge=merge,
-        dropout=dropout,
-    )
+        return regions_of(boxes, scores, labels, codes_of(self.hash(x)))

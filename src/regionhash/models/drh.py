@@ -24,10 +24,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from regionhash.codes import binarize, check_n_bits, pack_bits
+from regionhash.codes import check_n_bits
 from regionhash.losses import drh_losses
-from regionhash.parts.backbones import BACKBONES, Backbone, build_backbone, stack_images
+from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
 from regionhash.parts.proposals import ScoredRPN, build_rpn
+from regionhash.parts.regions import codes_of, regions_of
 from regionhash.parts.whitening import Whitening
 from regionhash.parts.windows import max_pool_windows, sliding_windows, snap_boxes
 from regionhash.structures import EncodedImage, Regions
@@ -56,37 +57,67 @@ class RegionFeatures:
 
 
 class DRH(nn.Module):
-    """Codes of regions and, as one of them, of the whole picture, all comparable with each other.
+    """DRH: codes of windows or proposals, fitted by `regionhash index` without labels.
+
+    The whole picture is one of the regions, and all codes can be compared with each other.
+
+    The paper's form is `backbone="vgg16", n_dims=512, whitening=1.0`. `fit_drh` fits it without
+    labels.
 
     Args:
-        backbone: its last stage is read.
         n_bits: K, bits of every code, a multiple of 8.
-        n_dims: P, features after whitening, at most the channels of the last stage.
+        n_classes: not read; every model takes it.
+        backbone: a key of `regionhash.parts.backbones.BACKBONES`; its last stage is read.
+        weights: of the backbone, see `build_backbone`.
+        n_dims: P, features after whitening; cut to the channels of the last stage.
         whitening: how much of the whitening is done, in [0, 1]; see `Whitening`.
         overlap: lambda, of the sliding windows.
-        rpn: proposes regions instead of the windows; it reads the maps of `backbone`.
+        proposals: "rpn" takes the best proposals of an RPN as regions instead of windows. It needs
+            the feature pyramid and the RPN of a trained Region-DH, which `weights` does not bring:
+            `regionhash.indexing.take_detector` does.
+        n_proposals: of the RPN, at most.
+        fpn_channels: of the feature pyramid, which the RPN reads.
+
+    Raises:
+        ValueError: a value out of range, or weights that cannot be used.
     """
 
-    one_space = True
+    shared_code_space = True
 
     def __init__(
         self,
-        backbone: Backbone,
+        n_bits: int = 1024,
+        n_classes: int = 0,
         *,
-        n_bits: int,
-        n_dims: int,
-        whitening: float,
-        overlap: float,
-        rpn: ScoredRPN | None = None,
+        backbone: str = "mobilenet_v2_fpn",
+        weights: str = "default",
+        n_dims: int = 128,
+        whitening: float = 0.5,
+        overlap: float = 0.6,
+        proposals: Proposals = "windows",
+        n_proposals: int = 300,
+        fpn_channels: int = 256,
     ) -> None:
         super().__init__()
         check_n_bits(n_bits)
+        if proposals not in ("windows", "rpn"):
+            raise ValueError(f"proposals must be windows or rpn, got {proposals!r}")
         sliding_windows(1, 1, overlap)  # refuses an overlap out of range
         if overlap > MAX_OVERLAP:
             raise ValueError(f"overlap must be at most {MAX_OVERLAP}, got {overlap}")
-        self.backbone = backbone
-        self.rpn = rpn
-        self.whitening = Whitening(backbone.top_channels, n_dims, power=whitening)
+        body = build_backbone(
+            backbone,
+            weights=weights,
+            trained_stages=0,
+            fpn_channels=fpn_channels if proposals == "rpn" else None,
+        )
+        n_dims = min(n_dims, body.top_channels)
+        self.backbone = body
+        self.rpn: ScoredRPN | None = None
+        if proposals == "rpn":
+            sizes = BACKBONES[backbone].anchor_sizes
+            self.rpn = build_rpn(body.out_channels, sizes, n_proposals=n_proposals)
+        self.whitening = Whitening(body.top_channels, n_dims, power=whitening)
         self.hash = nn.Linear(n_dims, n_bits)
         with torch.no_grad():
             self.hash.weight.copy_(orthogonal_frame(n_bits, n_dims))
@@ -151,13 +182,8 @@ class DRH(nn.Module):
         return _maxima(top, snap_boxes(boxes, size[1] / width, height, width))
 
     def _hashed(self, boxes: Tensor, scores: Tensor, features: Tensor) -> Regions:
-        activations = self(self.whitening(features)).cpu().numpy()
-        return Regions(
-            boxes.float().cpu().numpy(),
-            scores.float().cpu().numpy(),
-            np.full(len(boxes), -1, np.int64),
-            pack_bits(binarize(activations, 0.0)),
-        )
+        codes = codes_of(self(self.whitening(features)), threshold=0.0)
+        return regions_of(boxes, scores, None, codes)
 
 
 def _cut(
@@ -297,46 +323,3 @@ def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Rows of `n`, in random order again and again, without end."""
     while True:
         yield from torch.randperm(n, generator=generator).split(size)
-
-
-def drh(
-    n_bits: int = 1024,
-    n_classes: int = 0,
-    *,
-    backbone: str = "mobilenet_v2_fpn",
-    weights: str = "default",
-    n_dims: int = 128,
-    whitening: float = 0.5,
-    overlap: float = 0.6,
-    proposals: Proposals = "windows",
-    n_proposals: int = 300,
-    fpn_channels: int = 256,
-) -> DRH:
-    """DRH: codes of windows or proposals, fitted by `regionhash index` without labels.
-
-    The paper's form is `backbone="vgg16", n_dims=512, whitening=1.0`. `n_dims` is cut to the
-    channels of the last stage. With `proposals="rpn"` the `n_proposals` best of an RPN are the
-    regions; it needs the feature pyramid and the RPN of a trained Region-DH, which `weights` does
-    not bring: `regionhash.indexing.take_detector` does. `n_classes` is not read. For `weights` see
-    `build_backbone`, for the others `DRH`.
-    """
-    if proposals not in ("windows", "rpn"):
-        raise ValueError(f"proposals must be windows or rpn, got {proposals!r}")
-    rpn = None
-    body = build_backbone(
-        backbone,
-        weights=weights,
-        trained_stages=0,
-        fpn_channels=fpn_channels if proposals == "rpn" else None,
-    )
-    if proposals == "rpn":
-        sizes = BACKBONES[backbone].anchor_sizes
-        rpn = build_rpn(body.out_channels, sizes, n_proposals=n_proposals)
-    return DRH(
-        body,
-        n_bits=n_bits,
-        n_dims=min(n_dims, body.top_channels),
-        whitening=whitening,
-        overlap=overlap,
-        rpn=rpn,
-    )

@@ -27,11 +27,12 @@ from regionhash.losses import (
     multi_label_probs,
     triplet_loss,
 )
-from regionhash.parts.backbones import BACKBONES, Backbone, build_backbone, stack_images
+from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
 from regionhash.parts.fusion import fuse_proposals
 from regionhash.parts.heads import SignLayer
 from regionhash.parts.pooling import PYRAMID, pool_pyramid
 from regionhash.parts.proposals import ScoredRPN, Targets, build_rpn, pad_regions
+from regionhash.parts.regions import regions_of
 from regionhash.parts.selective_search import SelectiveSearch
 from regionhash.structures import CategoryCodes, Codes, EncodedImage, Regions
 
@@ -56,13 +57,22 @@ class Described(NamedTuple):
 
 
 class IAH(nn.Module):
-    """The architecture of Fig. 2 and its losses (eqs. 1 to 9).
+    """IAH: codes of pictures and of the categories in them, from labels of whole pictures.
+
+    The architecture of Fig. 2 and its losses (eqs. 1 to 9).
+
+    The paper's form is `proposals="selective-search", n_proposals=100, trained_stages=3,
+    bounded=False, backbone="googlenet_fpn"`, with one of the two weights 0.
 
     Args:
-        backbone: its last stage is read.
-        proposer: an RPN on the maps of `backbone`, which is not trained, or selective search.
-        n_classes: C.
         n_bits: q, bits of the picture's code.
+        n_classes: C.
+        backbone: a key of `regionhash.parts.backbones.BACKBONES`; its last stage is read.
+        weights, trained_stages: of the backbone, see `build_backbone`.
+        proposals: "rpn" takes the feature pyramid and the RPN of a trained Region-DH, which are not
+            trained, and its stages: `regionhash train iah ... --init CHECKPOINT`.
+        n_proposals: of a picture, at most.
+        fpn_channels: of the feature pyramid, which the RPN reads.
         n_category_bits: b, bits of a category's code and width of H; any number.
         semantic_weight, category_weight: of the two triplet losses; 0 leaves one out.
         margin: of the triplet losses.
@@ -72,39 +82,62 @@ class IAH(nn.Module):
         dropout: on the pooled features.
         threshold: the least probability of a category that gets a code.
         max_regions: how many regions of each such category are kept.
+
+    Raises:
+        ValueError: a value out of range, or weights that cannot be used.
     """
 
     ramped_terms = ("semantic", "category")
-    one_space = False
+    held_out_term = "cls3"
+    shared_code_space = False
+    weakly_supervised = False
 
     def __init__(
         self,
-        backbone: Backbone,
-        proposer: ScoredRPN | SelectiveSearch,
-        *,
-        n_classes: int,
         n_bits: int,
-        n_category_bits: int,
-        semantic_weight: float,
-        category_weight: float,
-        margin: float,
-        bounded: bool,
-        multi_label: MultiLabelForm,
-        dropout: float,
-        threshold: float,
-        max_regions: int,
+        n_classes: int,
+        *,
+        backbone: str = "mobilenet_v2_fpn",
+        weights: str = "default",
+        trained_stages: int = 0,
+        proposals: ProposalSource = "rpn",
+        n_proposals: int = 48,
+        fpn_channels: int = 128,
+        n_category_bits: int = 16,
+        semantic_weight: float = 1.0,
+        category_weight: float = 1.0,
+        margin: float = 1.0,
+        bounded: bool = True,
+        multi_label: MultiLabelForm = "softmax",
+        dropout: float = 0.2,
+        threshold: float = CATEGORY_THRESHOLD,
+        max_regions: int = 10,
     ) -> None:
         super().__init__()
         check_n_bits(n_bits)
+        if proposals not in get_args(ProposalSource):
+            known = ", ".join(get_args(ProposalSource))
+            raise ValueError(f"proposals must be one of {known}, got {proposals!r}")
         if n_category_bits < 1:
             raise ValueError(f"n_category_bits must be at least 1, got {n_category_bits}")
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-        self.backbone = backbone
-        self.rpn = proposer if isinstance(proposer, ScoredRPN) else None
-        self.search = proposer if isinstance(proposer, SelectiveSearch) else None
-        self.wants_start = self.rpn is not None
-        self.reduce = nn.Linear(backbone.top_channels, N_MAPS)  # a convolution of 1 x 1
+        body = build_backbone(
+            backbone,
+            weights=weights,
+            trained_stages=trained_stages,
+            fpn_channels=fpn_channels if proposals == "rpn" else None,
+        )
+        self.backbone = body
+        self.rpn: ScoredRPN | None = None
+        self.search: SelectiveSearch | None = None
+        if proposals == "rpn":
+            sizes = BACKBONES[backbone].anchor_sizes
+            self.rpn = build_rpn(body.out_channels, sizes, n_proposals=n_proposals)
+        else:
+            self.search = SelectiveSearch(n_proposals)
+        self.needs_trained_rpn = self.rpn is not None
+        self.reduce = nn.Linear(body.top_channels, N_MAPS)  # a convolution of 1 x 1
         n_pooled = N_MAPS * sum(n * n for n in PYRAMID)  # 960
         self.dropout = nn.Dropout(dropout)
         self.label = nn.Linear(n_pooled, n_classes)
@@ -124,7 +157,7 @@ class IAH(nn.Module):
         self.multi_label: MultiLabelForm = multi_label
         self.threshold = threshold
         self.max_regions = max_regions
-        for frozen in (self.rpn, backbone.fpn):
+        for frozen in (self.rpn, body.fpn):
             if frozen is not None:
                 frozen.requires_grad_(False).eval()
 
@@ -361,12 +394,7 @@ class IAH(nn.Module):
         codes = np.zeros((0, self.n_region_bits // 8), np.uint8)
         if len(boxes):
             codes = _packed(self._of_categories(fused)[rows, labels])
-        return Regions(
-            boxes.float().cpu().numpy(),
-            found.probs[rows, labels].cpu().numpy(),
-            labels.cpu().numpy().astype(np.int64),
-            codes,
-        )
+        return regions_of(boxes, found.probs[rows, labels], labels, codes)
 
 
 def _sides(image: Tensor) -> Tensor:
@@ -389,61 +417,3 @@ def _as_maps(cells: Tensor, grid: Tensor) -> Tensor:
 def _packed(activations: Tensor) -> Codes:
     """See `pack_signs`."""
     return pack_signs(activations.float().cpu().numpy())
-
-
-def iah(
-    n_bits: int,
-    n_classes: int,
-    *,
-    backbone: str = "mobilenet_v2_fpn",
-    weights: str = "default",
-    trained_stages: int = 0,
-    proposals: ProposalSource = "rpn",
-    n_proposals: int = 48,
-    fpn_channels: int = 128,
-    n_category_bits: int = 16,
-    semantic_weight: float = 1.0,
-    category_weight: float = 1.0,
-    margin: float = 1.0,
-    bounded: bool = True,
-    multi_label: MultiLabelForm = "softmax",
-    dropout: float = 0.2,
-    threshold: float = CATEGORY_THRESHOLD,
-    max_regions: int = 10,
-) -> IAH:
-    """IAH: codes of pictures and of the categories in them, from labels of whole pictures.
-
-    The paper's form is `proposals="selective-search", n_proposals=100, trained_stages=3,
-    bounded=False, backbone="googlenet_fpn"`, with one of the two weights 0. With `proposals="rpn"`
-    the feature pyramid and the RPN are those of a trained Region-DH, as are its stages:
-    `regionhash train iah ... --init CHECKPOINT`. For `weights` see `build_backbone`, for the others
-    `IAH`.
-    """
-    if proposals not in get_args(ProposalSource):
-        known = ", ".join(get_args(ProposalSource))
-        raise ValueError(f"proposals must be one of {known}, got {proposals!r}")
-    body = build_backbone(
-        backbone,
-        weights=weights,
-        trained_stages=trained_stages,
-        fpn_channels=fpn_channels if proposals == "rpn" else None,
-    )
-    proposer: ScoredRPN | SelectiveSearch = SelectiveSearch(n_proposals)
-    if proposals == "rpn":
-        sizes = BACKBONES[backbone].anchor_sizes
-        proposer = build_rpn(body.out_channels, sizes, n_proposals=n_proposals)
-    return IAH(
-        body,
-        proposer,
-        n_classes=n_classes,
-        n_bits=n_bits,
-        n_category_bits=n_category_bits,
-        semantic_weight=semantic_weight,
-        category_weight=category_weight,
-        margin=margin,
-        bounded=bounded,
-        multi_label=multi_label,
-        dropout=dropout,
-        threshold=threshold,
-        max_regions=max_regions,
-    )

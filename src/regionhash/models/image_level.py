@@ -34,11 +34,11 @@ from regionhash.losses import (
     push_from_half,
     triplet_loss,
 )
-from regionhash.models.region_dh import codes_of
 from regionhash.parts.backbones import Backbone, build_backbone, stack_images
 from regionhash.parts.heads import LatentLayer, RunningScale, SignLayer, centre
 from regionhash.parts.pooling import pool_top, pool_whole
 from regionhash.parts.proposals import Targets
+from regionhash.parts.regions import codes_of, regions_of
 from regionhash.structures import CategoryCodes, EncodedImage, Regions
 
 
@@ -46,12 +46,19 @@ class _PooledHash(nn.Module):
     """What all models here have in common: they read pooled features of one backbone.
 
     Args:
-        backbone: its last stage is read.
+        backbone: a key of `regionhash.parts.backbones.BACKBONES`; its last stage is read, and it
+            has no pyramid.
+        weights, trained_stages: see `build_backbone`.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    weakly_supervised = False
+    needs_trained_rpn = False
+
+    def __init__(self, backbone: str, weights: str, trained_stages: int) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = build_backbone(
+            backbone, weights=weights, trained_stages=trained_stages, fpn_channels=None
+        )
 
     def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
         """Weighted terms by name, see `head_losses`.
@@ -81,37 +88,42 @@ class _PooledHash(nn.Module):
         return pool_top(top, boxes, batch.shape[3] / top.shape[3])
 
 
-class ImageLevelHash(_PooledHash):
+class LatentHash(_PooledHash):
     """A latent layer on the pooled features of a backbone.
 
     Args:
-        backbone: its last stage is read.
-        n_classes: C.
         n_bits: bits of the code.
-        n_hidden: width of a hidden layer before the latent layer; 0 is none.
-        hash_weight: weight of E1 and of E2; 0 is DLBHC.
+        n_classes: C.
+        backbone, weights, trained_stages: see `build_backbone`.
         centred: whether the classifier reads 2a - 1 or, as printed, a.
         multi_label: see `multi_label_loss`.
-        dropout: before and behind the hidden layer.
+        dropout: before the latent layer, and on both sides of a hidden one.
+        n_hidden: width of a hidden layer before the latent layer; 0 is none.
+
+    Attributes:
+        hash_weight: weight of E1 and of E2.
     """
 
+    hash_weight: float
     ramped_terms = ("e1", "e2")
-    one_space = True
+    held_out_term = "cls3"
+    shared_code_space = True
 
     def __init__(
         self,
-        backbone: Backbone,
-        *,
-        n_classes: int,
         n_bits: int,
-        n_hidden: int,
-        hash_weight: float,
-        centred: bool,
-        multi_label: MultiLabelForm,
-        dropout: float,
+        n_classes: int,
+        *,
+        backbone: str = "resnet50_fpn",
+        weights: str = "default",
+        trained_stages: int = 3,
+        centred: bool = True,
+        multi_label: MultiLabelForm = "softmax",
+        dropout: float = 0.2,
+        n_hidden: int = 0,
     ) -> None:
-        super().__init__(backbone)
-        n_in = 2 * backbone.top_channels
+        super().__init__(backbone, weights, trained_stages)
+        n_in = 2 * self.backbone.top_channels
         # Averages and maxima of different channels differ in scale by orders of magnitude.
         self.scale = RunningScale(n_in)
         self.dropout = nn.Dropout(dropout)
@@ -122,7 +134,6 @@ class ImageLevelHash(_PooledHash):
         self.classify_image = nn.Linear(n_bits, n_classes)
         self.n_bits = n_bits
         self.n_region_bits = n_bits
-        self.hash_weight = hash_weight
         self.centred = centred
         self.multi_label: MultiLabelForm = multi_label
 
@@ -176,9 +187,7 @@ class ImageLevelHash(_PooledHash):
         n_boxes = [len(own) for own in boxes]
         scores, labels = probs.max(1)
         return [
-            Regions(
-                own.cpu().numpy(), score.float().cpu().numpy(), label.cpu().numpy(), codes_of(bits)
-            )
+            regions_of(own, score, label, codes_of(bits))
             for own, score, label, bits in zip(
                 boxes,
                 scores.split(n_boxes),
@@ -189,41 +198,86 @@ class ImageLevelHash(_PooledHash):
         ]
 
 
+class DLBHC(LatentHash):
+    """DLBHC: the latent layer learns from classification alone."""
+
+    hash_weight = 0.0
+
+
+class SSDH(LatentHash):
+    """SSDH: DLBHC with E1 and E2, weights 1."""
+
+    hash_weight = 1.0
+
+
+class Control(LatentHash):
+    """The control: SSDH's losses, a hidden layer, and a backbone that is never trained."""
+
+    hash_weight = 1.0
+
+    def __init__(
+        self,
+        n_bits: int,
+        n_classes: int,
+        *,
+        backbone: str = "resnet50_fpn",
+        weights: str = "default",
+        centred: bool = True,
+        multi_label: MultiLabelForm = "softmax",
+        dropout: float = 0.3,
+        n_hidden: int = 512,
+    ) -> None:
+        super().__init__(
+            n_bits,
+            n_classes,
+            backbone=backbone,
+            weights=weights,
+            trained_stages=0,
+            centred=centred,
+            multi_label=multi_label,
+            dropout=dropout,
+            n_hidden=n_hidden,
+        )
+
+
 class TripletHash(_PooledHash):
     """A hash of the pooled features that learns to rank pictures by the labels they share.
 
-    Features, dropout and hidden layer are those of `ImageLevelHash`, the code's activations those
-    of IAH's semantic head.
+    Features, dropout and hidden layer are those of `LatentHash`, the code's activations those of
+    IAH's semantic head.
 
     Args:
-        backbone: its last stage is read.
         n_bits: bits of the code.
+        backbone, weights, trained_stages: see `build_backbone`.
         n_hidden: width of the hidden layer.
         divided: whether each bit reads a slice of the hidden layer of its own (One-Stage's
             divide-and-encode module) or all of it.
         balance: weight of ||mean of the batch's activations||^2 / 2, which wants each bit set in
             half of the pictures (DSRH).
         margin: of the triplet loss.
-        dropout: before and behind the hidden layer.
+        dropout: on both sides of the hidden layer.
     """
 
     ramped_terms = ("balance",)
-    one_space = True
+    held_out_term = None
+    shared_code_space = True
 
     def __init__(
         self,
-        backbone: Backbone,
-        *,
         n_bits: int,
+        backbone: str,
+        weights: str,
+        trained_stages: int,
+        *,
         n_hidden: int,
         divided: bool,
         balance: float,
         margin: float,
         dropout: float,
     ) -> None:
-        super().__init__(backbone)
+        super().__init__(backbone, weights, trained_stages)
         check_n_bits(n_bits)
-        n_in = 2 * backbone.top_channels
+        n_in = 2 * self.backbone.top_channels
         self.describe = _description(n_in, n_hidden, dropout)
         groups = n_bits if divided else 1
         # A convolution in groups over one cell: every bit sees its own slice of the features.
@@ -276,46 +330,104 @@ class TripletHash(_PooledHash):
         codes = codes_of(activations)
         ends = np.cumsum([len(own) for own in boxes])[:-1]
         return [
-            Regions(
-                own.float().cpu().numpy(),
-                np.ones(len(own), np.float32),
-                np.full(len(own), -1, np.int64),
-                part,
-            )
+            regions_of(own, own.new_ones(len(own)), None, part)
             for own, part in zip(boxes, np.split(codes, ends), strict=True)
         ]
 
 
+class OneStage(TripletHash):
+    """One-Stage: each bit from 50 features of its own; weighted triplets as in IAH's tables."""
+
+    def __init__(
+        self,
+        n_bits: int,
+        n_classes: int,
+        *,
+        backbone: str = "resnet50_fpn",
+        weights: str = "default",
+        trained_stages: int = 3,
+        n_hidden_per_bit: int = 50,
+        margin: float = 1.0,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__(
+            n_bits,
+            backbone,
+            weights,
+            trained_stages,
+            n_hidden=n_bits * n_hidden_per_bit,
+            divided=True,
+            balance=0.0,
+            margin=margin,
+            dropout=dropout,
+        )
+
+
+class DSRH(TripletHash):
+    """DSRH: weighted triplets on semantic ranking, with balanced bits."""
+
+    def __init__(
+        self,
+        n_bits: int,
+        n_classes: int,
+        *,
+        backbone: str = "resnet50_fpn",
+        weights: str = "default",
+        trained_stages: int = 3,
+        n_hidden: int = 512,
+        balance: float = 0.1,
+        margin: float = 1.0,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__(
+            n_bits,
+            backbone,
+            weights,
+            trained_stages,
+            n_hidden=n_hidden,
+            divided=False,
+            balance=balance,
+            margin=margin,
+            dropout=dropout,
+        )
+
+
 class CategoryBaseline(_PooledHash):
-    """Codes of categories without regions and without label probabilities (IAH, Fig. 9).
+    """Codes of n_bits per category, from whole pictures: the baseline of IAH's Fig. 9.
+
+    There are no regions and no label probabilities.
 
     Args:
-        backbone: its last stage is read.
-        n_classes: C.
         n_bits: bits of each category's code; any number.
+        n_classes: C.
+        backbone, weights, trained_stages: see `build_backbone`.
         n_hidden: width of the hidden layer.
         margin: of the triplet losses.
-        dropout: before and behind the hidden layer.
+        dropout: on both sides of the hidden layer.
     """
 
     ramped_terms = ()
+    held_out_term = None
+    shared_code_space = False
     n_bits = 0  # there are no codes of whole pictures, nor of regions
     n_region_bits = 0
 
     def __init__(
         self,
-        backbone: Backbone,
-        *,
-        n_classes: int,
         n_bits: int,
-        n_hidden: int,
-        margin: float,
-        dropout: float,
+        n_classes: int,
+        *,
+        backbone: str = "resnet50_fpn",
+        weights: str = "default",
+        trained_stages: int = 3,
+        n_hidden: int = 512,
+        margin: float = 1.0,
+        dropout: float = 0.2,
     ) -> None:
-        super().__init__(backbone)
+        super().__init__(backbone, weights, trained_stages)
         if n_bits < 1:
             raise ValueError(f"the number of bits must be at least 1, got {n_bits}")
-        self.describe = _description(2 * backbone.top_channels, n_hidden, dropout)
+        self.describe = _description(2 * self.backbone.top_channels, n_hidden, dropout)
         self.slices = nn.Linear(n_hidden, n_classes * n_bits)
         self.sign = SignLayer(n_classes * n_bits)
         self.n_classes = n_classes
@@ -372,154 +484,6 @@ def pool_images(backbone: Backbone, images: list[Tensor]) -> Tensor:
 
 
 def _description(n_in: int, n_hidden: int, dropout: float) -> nn.Module:
-    """A hidden layer on features that are brought to one scale first, as in `ImageLevelHash`."""
+    """A hidden layer on features that are brought to one scale first, as in `LatentHash`."""
     layers = [RunningScale(n_in), nn.Dropout(dropout), nn.Linear(n_in, n_hidden), nn.ReLU()]
     return nn.Sequential(*layers, nn.Dropout(dropout))
-
-
-def dlbhc(
-    n_bits: int,
-    n_classes: int,
-    *,
-    backbone: str = "resnet50_fpn",
-    weights: str = "default",
-    trained_stages: int = 3,
-    centred: bool = True,
-    multi_label: MultiLabelForm = "softmax",
-    dropout: float = 0.2,
-) -> ImageLevelHash:
-    """DLBHC: the latent layer learns from classification alone."""
-    return ImageLevelHash(
-        _body(backbone, weights, trained_stages),
-        n_classes=n_classes,
-        n_bits=n_bits,
-        n_hidden=0,
-        hash_weight=0.0,
-        centred=centred,
-        multi_label=multi_label,
-        dropout=dropout,
-    )
-
-
-def ssdh(
-    n_bits: int,
-    n_classes: int,
-    *,
-    backbone: str = "resnet50_fpn",
-    weights: str = "default",
-    trained_stages: int = 3,
-    centred: bool = True,
-    multi_label: MultiLabelForm = "softmax",
-    dropout: float = 0.2,
-) -> ImageLevelHash:
-    """SSDH: DLBHC with E1 and E2, weights 1."""
-    return ImageLevelHash(
-        _body(backbone, weights, trained_stages),
-        n_classes=n_classes,
-        n_bits=n_bits,
-        n_hidden=0,
-        hash_weight=1.0,
-        centred=centred,
-        multi_label=multi_label,
-        dropout=dropout,
-    )
-
-
-def control(
-    n_bits: int,
-    n_classes: int,
-    *,
-    backbone: str = "resnet50_fpn",
-    weights: str = "default",
-    centred: bool = True,
-    multi_label: MultiLabelForm = "softmax",
-    dropout: float = 0.3,
-    n_hidden: int = 512,
-) -> ImageLevelHash:
-    """The control: SSDH's losses, a hidden layer, and a backbone that is never trained."""
-    return ImageLevelHash(
-        _body(backbone, weights, 0),
-        n_classes=n_classes,
-        n_bits=n_bits,
-        n_hidden=n_hidden,
-        hash_weight=1.0,
-        centred=centred,
-        multi_label=multi_label,
-        dropout=dropout,
-    )
-
-
-def one_stage(
-    n_bits: int,
-    n_classes: int,
-    *,
-    backbone: str = "resnet50_fpn",
-    weights: str = "default",
-    trained_stages: int = 3,
-    n_hidden_per_bit: int = 50,
-    margin: float = 1.0,
-    dropout: float = 0.2,
-) -> TripletHash:
-    """One-Stage: each bit from 50 features of its own; weighted triplets as in IAH's tables."""
-    return TripletHash(
-        _body(backbone, weights, trained_stages),
-        n_bits=n_bits,
-        n_hidden=n_bits * n_hidden_per_bit,
-        divided=True,
-        balance=0.0,
-        margin=margin,
-        dropout=dropout,
-    )
-
-
-def dsrh(
-    n_bits: int,
-    n_classes: int,
-    *,
-    backbone: str = "resnet50_fpn",
-    weights: str = "default",
-    trained_stages: int = 3,
-    n_hidden: int = 512,
-    balance: float = 0.1,
-    margin: float = 1.0,
-    dropout: float = 0.2,
-) -> TripletHash:
-    """DSRH: weighted triplets on semantic ranking, with balanced bits."""
-    return TripletHash(
-        _body(backbone, weights, trained_stages),
-        n_bits=n_bits,
-        n_hidden=n_hidden,
-        divided=False,
-        balance=balance,
-        margin=margin,
-        dropout=dropout,
-    )
-
-
-def category_baseline(
-    n_bits: int,
-    n_classes: int,
-    *,
-    backbone: str = "resnet50_fpn",
-    weights: str = "default",
-    trained_stages: int = 3,
-    n_hidden: int = 512,
-    margin: float = 1.0,
-    dropout: float = 0.2,
-) -> CategoryBaseline:
-    """Codes of n_bits per category, from whole pictures: the baseline of IAH's Fig. 9."""
-    return CategoryBaseline(
-        _body(backbone, weights, trained_stages),
-        n_classes=n_classes,
-        n_bits=n_bits,
-        n_hidden=n_hidden,
-        margin=margin,
-        dropout=dropout,
-    )
-
-
-def _body(backbone: str, weights: str, trained_stages: int) -> Backbone:
-    """A backbone without a pyramid, which nothing here reads."""
-    return build_backbone(
-        backbone, weights=weights, trained_stages=trained_stages, fpn_channels=None
-    )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
-from regionhash.codes import binarize, pack_bits
 from regionhash.losses import (
     MultiLabelForm,
     Reduction,
@@ -32,13 +30,14 @@ from regionhash.losses import (
     reduce_per_image,
     region_class_loss,
 )
-from regionhash.parts.backbones import BACKBONES, Backbone, build_backbone, stack_images
+from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
 from regionhash.parts.coco import load_coco_detector
 from regionhash.parts.fusion import FusionForm, fuse_proposals
 from regionhash.parts.heads import LatentLayer, RegionHead, SemanticHead, centre
 from regionhash.parts.pooling import RegionPooling, pool_whole
-from regionhash.parts.proposals import ScoredRPN, Targets, build_rpn, pad_regions
-from regionhash.structures import Codes, EncodedImage, Regions
+from regionhash.parts.proposals import Targets, build_rpn, pad_regions
+from regionhash.parts.regions import codes_of, regions_of
+from regionhash.structures import EncodedImage, Regions
 
 
 class Instances(NamedTuple):
@@ -54,15 +53,26 @@ class Instances(NamedTuple):
 
 
 class RegionDH(nn.Module):
-    """The four modules of the paper (Fig. 2) and its losses (eqs. 3 to 9).
+    """Region-DH: detects objects, hashes each of them, and hashes the picture.
+
+    The four modules of the paper (Fig. 2) and its losses (eqs. 3 to 9).
+
+    The paper's own form is `backbone="vgg16", n_hidden=4096, semantic=False, context=False,
+    normalise_fused=False, centred=False, latent_std=0.005`; docs/region-dh.md gives the reason for
+    each default.
 
     Args:
-        backbone: feature maps.
-        rpn: proposals and their objectness.
-        n_classes: C, without background.
         n_bits: K2, bits of the image code.
-        n_region_bits: K1, bits of a region's code.
+        n_classes: C, without background.
+        backbone: a key of `regionhash.parts.backbones.BACKBONES`.
+        weights: of the backbone, see `build_backbone`.
+        init: "coco" starts from all of torchvision's detector but its classes, see
+            `load_coco_detector`.
+        trained_stages: stages of the backbone that are trained, counted from the last.
+        n_region_bits: K1, bits of a region's code; None is `n_bits`.
+        n_proposals: left of an image after NMS, at most; most of the time goes there.
         n_hidden: width of FC6 and FC7.
+        fpn_channels: of the feature pyramid.
         semantic: whether instances are hashed and classified from the backbone's last stage (see
             `RegionPooling`) rather than, as printed, from FC7.
         context: whether H2 reads, besides the fused regions, the whole picture: the average and the
@@ -70,51 +80,69 @@ class RegionDH(nn.Module):
             not.
         fusion: see `fuse_proposals`.
         normalise_fused: brings every fused matrix to mean 0 and variance 1 before H2.
-        centred: whether the layers behind H1 and H2 read 2a - 1 or, as printed, a.
+        centred: whether the layers after H1 and H2 read 2a - 1 or, as printed, a.
         multi_label: L_cls3, see `multi_label_loss`.
-        gamma_h1, gamma_h2: weights of E1 and E2 of H1 and of H2 (eq. 6).
+        gamma_h1, gamma_h2: weights of E1 and E2 of H1 and of H2 (eq. 6; the values of Sec. IV-C).
         reduction: of E1 and E2, see `reduce_per_image`.
         latent_std: see `LatentLayer`.
         dropout: before H1.
         max_regions: how many instances of a picture are kept.
         min_score: the least probability of a kept instance.
+
+    Raises:
+        ValueError: an unknown value, or weights that cannot be used.
     """
 
     ramped_terms = ("cls3", "h1_e1", "h1_e2", "h2_e1", "h2_e2")
     """Terms that training may bring in slowly, after the region classifier has learned."""
 
-    one_space = False
+    held_out_term = "cls3"
+    shared_code_space = False
+    weakly_supervised = False
+    needs_trained_rpn = False
 
     def __init__(
         self,
-        backbone: Backbone,
-        rpn: ScoredRPN,
-        *,
-        n_classes: int,
         n_bits: int,
-        n_region_bits: int,
-        n_hidden: int,
-        semantic: bool,
-        context: bool,
-        fusion: FusionForm,
-        normalise_fused: bool,
-        centred: bool,
-        multi_label: MultiLabelForm,
-        gamma_h1: float,
-        gamma_h2: float,
-        reduction: Reduction,
-        latent_std: float | None,
-        dropout: float,
-        max_regions: int,
-        min_score: float,
+        n_classes: int,
+        *,
+        backbone: str = "resnet50_fpn",
+        weights: str = "default",
+        init: Literal["imagenet", "coco"] = "imagenet",
+        trained_stages: int = 3,
+        n_region_bits: int | None = None,
+        n_proposals: int = 100,
+        n_hidden: int = 1024,
+        fpn_channels: int = 256,
+        semantic: bool = True,
+        context: bool = True,
+        fusion: FusionForm = "objectness",
+        normalise_fused: bool = True,
+        centred: bool = True,
+        multi_label: MultiLabelForm = "softmax",
+        gamma_h1: float = 0.05,
+        gamma_h2: float = 10.0,
+        reduction: Reduction = "sum",
+        latent_std: float | None = None,
+        dropout: float = 0.5,
+        max_regions: int = 40,
+        min_score: float = 0.05,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.rpn = rpn
-        names = [str(n) for n in range(backbone.n_levels)]
-        self.pooling = RegionPooling(
-            names, backbone.out_channels, backbone.top_channels if semantic else 0
+        if init not in ("imagenet", "coco"):
+            raise ValueError(f"init must be imagenet or coco, got {init!r}")
+        n_region_bits = n_region_bits or n_bits
+        body = build_backbone(
+            backbone,
+            weights=weights if init == "imagenet" else "none",
+            fpn_channels=fpn_channels,
         )
+        self.backbone = body
+        self.rpn = build_rpn(
+            body.out_channels, BACKBONES[backbone].anchor_sizes, n_proposals=n_proposals
+        )
+        names = [str(n) for n in range(body.n_levels)]
+        self.pooling = RegionPooling(names, body.out_channels, body.top_channels if semantic else 0)
         self.head = RegionHead(self.pooling.n_spatial, n_hidden)
         self.regress = nn.Linear(n_hidden, 4)
         self.instance: nn.Module = nn.Dropout(dropout)
@@ -129,7 +157,7 @@ class RegionDH(nn.Module):
             )
         self.context: SemanticHead | None = None
         if context:
-            self.context = SemanticHead(2 * backbone.top_channels, n_hidden, dropout)
+            self.context = SemanticHead(2 * body.top_channels, n_hidden, dropout)
         n_fused = n_classes * n_region_bits + (n_hidden if context else 0)
         self.h2 = LatentLayer(n_fused, n_bits, latent_std)
         self.classify_image = nn.Linear(n_bits, n_classes)
@@ -147,6 +175,9 @@ class RegionDH(nn.Module):
         # As in Faster R-CNN; boxes are coded with its weights.
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=False)
         self.box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+        if init == "coco" and weights != "none":  # "none": a checkpoint's weights follow
+            load_coco_detector(self, weights)
+        body.freeze_all_but(trained_stages)
 
     # -- training ---------------------------------------------------------------------------------
 
@@ -328,7 +359,10 @@ class RegionDH(nn.Module):
         scores, labels = self.classify(centre(a, self.centred)).float().softmax(1)[:, 1:].max(1)
         n_boxes = [len(own) for own in boxes]
         parts = (y.split(n_boxes) for y in (scores, labels, a))
-        return [_regions(*own) for own in zip(boxes, *parts, strict=True)]
+        return [
+            regions_of(own, score, label, codes_of(bits))
+            for own, score, label, bits in zip(boxes, *parts, strict=True)
+        ]
 
     def _keep(self, image: Tensor, boxes: Tensor, probs: Tensor, activations: Tensor) -> Regions:
         """The instances of one image: confident, not twice, best first."""
@@ -337,7 +371,8 @@ class RegionDH(nn.Module):
         sides = boxes[:, 2:] - boxes[:, :2]
         rows = ((scores >= self.min_score) & (sides >= 1).all(1)).nonzero()[:, 0]
         rows = rows[batched_nms(boxes[rows], scores[rows], labels[rows], 0.5)][: self.max_regions]
-        return _regions(boxes[rows], scores[rows], labels[rows], activations[rows])
+        codes = codes_of(activations[rows])
+        return regions_of(boxes[rows], scores[rows], labels[rows], codes)
 
 
 def _pack(
@@ -360,89 +395,3 @@ def _pack(
         "present": pad_regions([x.new_ones(n, dtype=torch.bool) for n in n_boxes]),
     }
     return features if labels is None else features | {"region_labels": pad_regions(labels)}
-
-
-def codes_of(activations: Tensor) -> Codes:
-    """Packed codes (N, K/8) of activations (N, K)."""
-    return pack_bits(binarize(activations.float().cpu().numpy()))
-
-
-def _regions(boxes: Tensor, scores: Tensor, labels: Tensor, activations: Tensor) -> Regions:
-    return Regions(
-        boxes.float().cpu().numpy(),
-        scores.float().cpu().numpy(),
-        labels.cpu().numpy().astype(np.int64),
-        codes_of(activations),
-    )
-
-
-def region_dh(
-    n_bits: int,
-    n_classes: int,
-    *,
-    backbone: str = "resnet50_fpn",
-    weights: str = "default",
-    init: Literal["imagenet", "coco"] = "imagenet",
-    trained_stages: int = 3,
-    n_region_bits: int | None = None,
-    n_proposals: int = 100,
-    n_hidden: int = 1024,
-    fpn_channels: int = 256,
-    semantic: bool = True,
-    context: bool = True,
-    fusion: FusionForm = "objectness",
-    normalise_fused: bool = True,
-    centred: bool = True,
-    multi_label: MultiLabelForm = "softmax",
-    gamma_h1: float = 0.05,  # Sec. IV-C
-    gamma_h2: float = 10.0,
-    reduction: Reduction = "sum",
-    latent_std: float | None = None,
-    dropout: float = 0.5,
-    max_regions: int = 40,
-    min_score: float = 0.05,
-) -> RegionDH:
-    """Region-DH on a backbone of `regionhash.parts.backbones.BACKBONES`.
-
-    The paper's own form is `backbone="vgg16", n_hidden=4096, semantic=False, context=False,
-    normalise_fused=False, centred=False, latent_std=0.005`; docs/region-dh.md has the reason for
-    each default.
-
-    `n_region_bits` is K1, the same as `n_bits` where it is None. `n_proposals` is what the RPN
-    leaves of an image after NMS, at most; the larger part of the time goes there. For `weights`
-    see `build_backbone`. `init="coco"` starts from all of torchvision's detector but its classes:
-    see `load_coco_detector`. For the others see `RegionDH`.
-    """
-    if init not in ("imagenet", "coco"):
-        raise ValueError(f"init must be imagenet or coco, got {init!r}")
-    body = build_backbone(
-        backbone,
-        weights=weights if init == "imagenet" else "none",
-        fpn_channels=fpn_channels,
-    )
-    rpn = build_rpn(body.out_channels, BACKBONES[backbone].anchor_sizes, n_proposals=n_proposals)
-    model = RegionDH(
-        body,
-        rpn,
-        n_classes=n_classes,
-        n_bits=n_bits,
-        n_region_bits=n_region_bits or n_bits,
-        n_hidden=n_hidden,
-        semantic=semantic,
-        context=context,
-        fusion=fusion,
-        normalise_fused=normalise_fused,
-        centred=centred,
-        multi_label=multi_label,
-        gamma_h1=gamma_h1,
-        gamma_h2=gamma_h2,
-        reduction=reduction,
-        latent_std=latent_std,
-        dropout=dropout,
-        max_regions=max_regions,
-        min_score=min_score,
-    )
-    if init == "coco" and weights != "none":  # "none": a checkpoint's weights follow
-        load_coco_detector(model, weights)
-    model.backbone.freeze_all_but(trained_stages)
-    return model

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from regionhash.data.batches import batches_of_one_shape
 from regionhash.encoding import Precision, device_of, inference
+from regionhash.models import HashModel
 from regionhash.structures import EncodedImage, Regions
 
 MAX_BATCH = 8
@@ -44,7 +45,7 @@ class BatchedModel:
 
     def __init__(
         self,
-        model: Any,
+        model: HashModel,
         precision: Precision = "32-true",
         on_batch: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -58,7 +59,7 @@ class BatchedModel:
         self._thread.start()
 
     def __getattr__(self, name: str) -> Any:
-        """What the model is: n_bits, n_region_bits, one_space."""
+        """What the model is: n_bits, n_region_bits, shared_code_space."""
         return getattr(self._model, name)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -139,6 +140,7 @@ class BatchedModel:
         images = [job.image for job in batch]
         with inference(device_of(self._model), self._precision):
             boxes = [job.boxes for job in batch if job.boxes is not None]
+            results: list[Regions] | list[EncodedImage]
             if boxes:
                 results = self._model.encode_boxes(images, boxes)
             else:

@@ -1,0 +1,32 @@
+"""From tensors of a network to the records that are stored."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from regionhash.codes import binarize, pack_bits
+from regionhash.structures import Codes, Regions
+
+
+def codes_of(activations: Tensor, threshold: float = 0.5) -> Codes:
+    """Packed codes (N, K/8) of activations (N, K); a bit is 1 from `threshold` on."""
+    return pack_bits(binarize(activations.float().cpu().numpy(), threshold))
+
+
+def regions_of(boxes: Tensor, scores: Tensor, labels: Tensor | None, codes: Codes) -> Regions:
+    """R regions as a record.
+
+    Args:
+        boxes: (R, 4), xyxy in pixels of the picture.
+        scores: (R,), in [0, 1].
+        labels: (R,), class indices from 0; None where the model knows no classes.
+        codes: (R, K/8) uint8, packed.
+    """
+    known = np.full(len(boxes), -1) if labels is None else labels.cpu().numpy()
+    return Regions(
+        boxes.float().cpu().numpy(),
+        scores.float().cpu().numpy(),
+        known.astype(np.int64),
+        codes,
+    )
