@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from regionhash.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from regionhash.data.image_set import ImageSet
-from regionhash.encoding import (
+from regionhash.data.inputs import open_inputs
+from regionhash.models.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from regionhash.models.encoding import (
     EncodingReport,
     code_file_writer,
     encode_images,
     pick_device,
 )
-from regionhash.sources import open_inputs
 
 SHAPES = ((375, 500), (500, 375), (333, 500), (500, 500))  # such as those of PASCAL VOC
 

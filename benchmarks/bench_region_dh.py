@@ -21,7 +21,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from regionhash.checkpoints import build_model
+from regionhash.models.checkpoints import build_model
 from regionhash.parts.backbones import stack_images
 
 N_CLASSES = 20

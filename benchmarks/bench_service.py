@@ -38,8 +38,8 @@ def make_collection(folder: Path, n_images: int) -> None:
     """A collection of random codes beside an untrained model."""
     import torch
 
-    from regionhash.checkpoints import Checkpoint, build_model, save_checkpoint
     from regionhash.collection.database import DATABASE_FILE, Database
+    from regionhash.models.checkpoints import Checkpoint, build_model, save_checkpoint
 
     torch.manual_seed(0)
     arguments = {

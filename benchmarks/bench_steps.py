@@ -1,6 +1,6 @@
 """Time of the steps of a search for one object, on one thread, beside what they are predicted by.
 
-`regionhash.reranking` takes the exact search by default where its model of the time, so many
+`regionhash.search.steps` takes the exact search by default where its model of the time, so many
 nanoseconds a code and a byte, stays below a limit; this measures the model's two numbers.
 
 Run: python benchmarks/bench_steps.py [--images 20000] [--regions 40] [--json]
@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 
 from common import milliseconds, random_table
-from regionhash.reranking import predicted_seconds, search_in_steps
+from regionhash.search.steps import predicted_seconds, search_in_steps
 from regionhash.structures import CodeTable
 
 LENGTHS = (8, 64, 128, 512)  # bytes

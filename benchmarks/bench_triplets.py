@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from regionhash.losses import category_triplet_loss, triplet_loss
+from regionhash.parts.losses import category_triplet_loss, triplet_loss
 
 N_CLASSES, N_BITS, N_CATEGORY_BITS = 20, 32, 12
 

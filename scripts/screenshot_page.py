@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from chromium import launched, served
-from regionhash.demo import make_collection
+from regionhash.experiments.demo import make_collection
 from regionhash.service import create_app
 
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "page.png"

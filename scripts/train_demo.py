@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from regionhash.checkpoints import load_checkpoint, save_checkpoint
-from regionhash.demo import METHODS, SHIPPED, train_models
+from regionhash.experiments.demo import METHODS, SHIPPED, train_models
+from regionhash.models.checkpoints import load_checkpoint, save_checkpoint
 
 
 def main() -> None:

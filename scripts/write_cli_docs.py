@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.main import get_command
 
-from regionhash.cli import app
+from regionhash.cli.commands import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 WIDTH = 88

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from regionhash.checkpoints import Checkpoint, build_model, save_checkpoint
+from regionhash.collection.indexing import IndexSettings, build_index
 from regionhash.data import open_dataset
-from regionhash.indexing import IndexSettings, build_index
+from regionhash.models.checkpoints import Checkpoint, build_model, save_checkpoint
 
 torch.set_num_threads(1)
 

@@ -18,7 +18,7 @@ from regionhash.collection import Collection, Filter, adding, open_codes
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data import open_dataset
 from regionhash.data.images import file_version, read_image
-from regionhash.encoding import encode_picture
+from regionhash.models.encoding import encode_picture
 from regionhash.store import rows_of
 from test_cli import error_of, run
 

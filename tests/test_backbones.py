@@ -6,7 +6,7 @@ from torchvision.models import get_model
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from regionhash.checkpoints import build_model
+from regionhash.models.checkpoints import build_model
 from regionhash.parts.backbones import (
     BACKBONES,
     IMAGENET_MEAN,

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from regionhash.classical import (
+from regionhash.codes import hamming_distances
+from regionhash.models.classical import (
     ITQ,
     ITQCCA,
     PartitionMinHash,
@@ -12,7 +13,6 @@ from regionhash.classical import (
     ThresholdedClasses,
     VisualWords,
 )
-from regionhash.codes import hamming_distances
 
 
 def test_the_share_of_differing_bits_is_the_angle():

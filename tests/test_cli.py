@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 from conftest import TINY, save_tiny, write_picture
 from regionhash import cli
-from regionhash.checkpoints import Checkpoint, build_model, save_checkpoint
 from regionhash.data import open_dataset
 from regionhash.evaluation import evaluate_ranking
+from regionhash.models.checkpoints import Checkpoint, build_model, save_checkpoint
 from regionhash.store import CodeFile
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def test_help_and_errors_of_usage_do_not_wait_for_torch():
     code = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from regionhash.cli import app\n"
+        "from regionhash.cli.commands import app\n"
         "for args in (['--help'], ['search', '--help'], ['search', 'codes.h5'], ['datasets']):\n"
         "    CliRunner().invoke(app, args)\n"
         "assert not {'torch', 'faiss', 'h5py'} & sys.modules.keys(), sys.modules.keys()\n"
@@ -316,7 +316,7 @@ def test_an_interruption_says_that_the_command_goes_on(saved, photos, tmp_path, 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("regionhash.encoding.encode_images", interrupted)
+    monkeypatch.setattr("regionhash.models.encoding.encode_images", interrupted)
     result = run("encode", saved.folder, photos, "-o", tmp_path / "codes.h5", code=130)
     assert result.stderr == "interrupted\nthe same command goes on where this one stopped\n"
 

@@ -1,7 +1,7 @@
 import pytest
 
-from regionhash.config import training_settings
 from regionhash.training import TrainingConfig
+from regionhash.training.settings import training_settings
 
 
 def test_nothing_given_leaves_all_to_the_defaults():

@@ -10,10 +10,10 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from regionhash import demo
-from regionhash.checkpoints import load_checkpoint
-from regionhash.cli import app
-from regionhash.demo import METHODS, SHIPPED, run_demo
+from regionhash.cli.commands import app
+from regionhash.experiments import demo
+from regionhash.experiments.demo import METHODS, SHIPPED, run_demo
+from regionhash.models.checkpoints import load_checkpoint
 from regionhash.store import CodeFile
 
 GREEN = (26, 152, 80)  # of the frame around a right result

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from regionhash.checkpoints import build_model
 from regionhash.data import open_dataset
 from regionhash.data.image_set import ImageSet
-from regionhash.losses import bag_log_probs, mil_loss
+from regionhash.models.checkpoints import build_model
+from regionhash.parts.losses import bag_log_probs, mil_loss
 from regionhash.parts.multiscale import window_boxes
 from regionhash.structures import Target
 from regionhash.training import TrainingConfig, cache_features, train

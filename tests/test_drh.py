@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from regionhash.checkpoints import build_model
 from regionhash.codes import hamming_distances, unpack_bits
 from regionhash.data import open_dataset
-from regionhash.losses import drh_losses
+from regionhash.models.checkpoints import build_model
 from regionhash.models.drh import DRH, bit_statistics, fit_drh, orthogonal_frame
+from regionhash.parts.losses import drh_losses
 from regionhash.parts.windows import sliding_windows
 from regionhash.training import TrainingConfig, TrainingError, train
 

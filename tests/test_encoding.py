@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from conftest import write_picture
-from regionhash import encoding
 from regionhash.data import open_dataset
 from regionhash.data.images import ImageError
-from regionhash.encoding import (
+from regionhash.data.inputs import open_inputs
+from regionhash.models import encoding
+from regionhash.models.encoding import (
     code_file_writer,
     encode_boxes,
     encode_images,
     encode_picture,
     pick_device,
 )
-from regionhash.sources import open_inputs
 from regionhash.store import CodeFile
 
 

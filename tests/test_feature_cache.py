@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from regionhash import feature_cache
 from regionhash.data import open_dataset
-from regionhash.feature_cache import stored_features
-from regionhash.instance_features import _BagWriter, _stored
-from regionhash.training import Cache, TrainingConfig
+from regionhash.experiments.drh_features import _BagWriter, _stored
+from regionhash.training import Cache, TrainingConfig, feature_cache
+from regionhash.training.feature_cache import stored_features
 
 SCENES = open_dataset("digits:train:3")
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regionhash.files import leftovers, path_of, replacing, shown_name, write_text
+from regionhash.files.atomic import leftovers, path_of, replacing, shown_name, write_text
 
 WRITER = textwrap.dedent("""
     import sys, time
     from pathlib import Path
-    from regionhash.files import replacing
+    from regionhash.files.atomic import replacing
     with replacing(Path(sys.argv[1])) as new:
         new.write_text("half")
         print("written", flush=True)

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from conftest import SavedModel, save_tiny
 from mutations import changed, damaged
-from regionhash.checkpoints import (
+from regionhash.cli.commands import app
+from regionhash.models.checkpoints import (
     Checkpoint,
     CheckpointError,
     build_model,
@@ -29,8 +30,7 @@ from regionhash.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from regionhash.cli import app
-from regionhash.encoding import encode_picture
+from regionhash.models.encoding import encode_picture
 
 PICTURE = np.zeros((40, 50, 3), np.uint8)
 

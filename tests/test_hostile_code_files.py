@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from mutations import changed, damaged
-from regionhash.checkpoints import CheckpointError
-from regionhash.cli import app
+from regionhash.cli.commands import app
 from regionhash.data.images import ImageError
-from regionhash.encoding import Precision
-from regionhash.querying import model_folder
+from regionhash.data.inputs import Pictures
+from regionhash.models.checkpoints import CheckpointError
+from regionhash.models.encoding import Precision
 from regionhash.search import search_categories, search_images, search_objects, search_regions
-from regionhash.sources import Pictures
+from regionhash.search.run import model_folder
 from regionhash.store import PRECISIONS, CodeFile, CodeFileWriter, StoreError, row_shapes_of
 from regionhash.structures import CategoryCodes, EncodedImage, Regions
 from test_store import MODEL, add_range, encoded, image_id, journal_of, write

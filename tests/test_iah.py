@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from regionhash.checkpoints import build_model
 from regionhash.codes import unpack_bits
-from regionhash.losses import category_triplet_loss, multi_label_loss, triplet_loss
+from regionhash.models.checkpoints import build_model
+from regionhash.parts.losses import category_triplet_loss, multi_label_loss, triplet_loss
 from regionhash.training import copy_weights
 
 ARGUMENTS = {

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from regionhash.checkpoints import build_model
-from regionhash.losses import (
+from regionhash.models.checkpoints import build_model
+from regionhash.parts.backbones import stack_images
+from regionhash.parts.losses import (
     balance_bits,
     category_triplet_loss,
     multi_label_loss,
     push_from_half,
     triplet_loss,
 )
-from regionhash.parts.backbones import stack_images
 
 ARGUMENTS = {"n_bits": 16, "n_classes": 4, "backbone": "tiny_fpn", "weights": "none"}
 

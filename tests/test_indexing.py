@@ -12,15 +12,14 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 
 from conftest import write_picture
-from regionhash import indexing
-from regionhash.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
-from regionhash.collection import Collection, open_codes
+from regionhash.collection import Collection, indexing, open_codes
+from regionhash.collection.indexing import sample_features
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
-from regionhash.encoding import encode_boxes
-from regionhash.indexing import sample_features
+from regionhash.data.inputs import open_inputs
+from regionhash.models.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from regionhash.models.encoding import encode_boxes
 from regionhash.parts.backbones import stack_images
-from regionhash.sources import open_inputs
 from test_cli import error_of, run
 
 SMALL = ("--backbone", "tiny_fpn", "--weights", "none", "--bits", 64, "--short", 64)
@@ -260,7 +259,7 @@ def test_the_proposals_are_those_of_the_given_detector(saved, photos, tmp_path):
 
 
 def test_the_sample_of_regions_is_bounded_and_holds_the_whole_pictures(made, photos, monkeypatch):
-    from regionhash import indexing
+    from regionhash.collection import indexing
 
     model, _ = load_checkpoint(made[0])
     image_set, _ = open_inputs([str(photos)])

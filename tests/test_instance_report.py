@@ -6,7 +6,7 @@ from PIL import Image
 
 from regionhash.evaluation import InstanceRelevance, paper_figures
 from regionhash.evaluation.instance import instance_average_precision
-from regionhash.evaluation.instance_report import (
+from regionhash.experiments.drh_report import (
     InstanceReport,
     InstanceResult,
     ScanTime,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from regionhash.losses import (
+from regionhash.parts.losses import (
     bag_log_probs,
     balance_bits,
     box_loss,

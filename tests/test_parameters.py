@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from regionhash.parameters import checked, defaults_of, types_of
+from regionhash.models.parameters import checked, defaults_of, types_of
 
 
 def build(n: int, rate: float = 0.5, *, name: str | None = None, kind: Literal["a", "b"] = "a"):

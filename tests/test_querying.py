@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from regionhash.querying import QueryPicture, default_mode, distance_text
+from regionhash.search.run import QueryPicture, default_mode, distance_text
 from regionhash.structures import Hit, Match
 
 BOX = (1.0, 2.0, 3.0, 4.0)

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from regionhash.checkpoints import build_model, load_checkpoint
 from regionhash.codes import binarize, pack_bits
 from regionhash.data import open_dataset
 from regionhash.data.transforms import to_input
-from regionhash.losses import balance_bits, push_from_half
+from regionhash.models.checkpoints import build_model, load_checkpoint
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.fusion import fuse_proposals
+from regionhash.parts.losses import balance_bits, push_from_half
 
 SIZE = 96
 

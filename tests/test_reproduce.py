@@ -10,9 +10,21 @@ from PIL import Image as PILImage
 
 from regionhash.data import open_dataset
 from regionhash.data.voc import VOC_CLASSES
-from regionhash.evaluation.protocols import PRESETS, find_preset
-from regionhash.evaluation.report import Comparison, Result, best_acg, score, write_report
-from regionhash.reproduce import Options, _first_proposals, _train_trunk, _Trunk, reproduce
+from regionhash.experiments.presets import PRESETS, find_preset
+from regionhash.experiments.region_dh import (
+    Options,
+    _first_proposals,
+    _train_trunk,
+    _Trunk,
+    reproduce,
+)
+from regionhash.experiments.region_dh_report import (
+    Comparison,
+    Result,
+    best_acg,
+    score,
+    write_report,
+)
 from regionhash.training import TrainingError
 
 OBJECT = (

@@ -13,23 +13,12 @@ import torch
 from PIL import Image
 from torchvision.models.detection.image_list import ImageList
 
-from regionhash.checkpoints import Checkpoint, build_model, save_checkpoint
 from regionhash.codes import hamming_distances, unpack_bits
 from regionhash.data import open_dataset
 from regionhash.data.instances import read_instances
 from regionhash.data.transforms import to_input
 from regionhash.evaluation import dense_ranks
-from regionhash.evaluation.protocols import (
-    INSTANCE_PRESETS,
-    PRESETS,
-    find_instance_preset,
-    find_preset,
-)
-from regionhash.instance_features import instance_features, windows_kind
-from regionhash.models.drh import fit_drh
-from regionhash.parts.backbones import stack_images
-from regionhash.parts.windows import snap_boxes
-from regionhash.reproduce_instances import (
+from regionhash.experiments.drh import (
     InstanceOptions,
     _AllRegions,
     _AllRegionsCosine,
@@ -39,7 +28,18 @@ from regionhash.reproduce_instances import (
     refine_levels,
     reproduce_instances,
 )
-from regionhash.reranking import Ranking
+from regionhash.experiments.drh_features import instance_features, windows_kind
+from regionhash.experiments.presets import (
+    INSTANCE_PRESETS,
+    PRESETS,
+    find_instance_preset,
+    find_preset,
+)
+from regionhash.models.checkpoints import Checkpoint, build_model, save_checkpoint
+from regionhash.models.drh import fit_drh
+from regionhash.parts.backbones import stack_images
+from regionhash.parts.windows import snap_boxes
+from regionhash.search.steps import Ranking
 from regionhash.structures import CodeTable
 
 PRESET = "drh/instances"

@@ -9,20 +9,20 @@ from conftest import save_tiny
 from regionhash.data import open_dataset
 from regionhash.data.voc import VOC_CLASSES
 from regionhash.evaluation.categories import CategorySide, category_precision
-from regionhash.evaluation.multi_label_report import (
-    CategoryResult,
-    MultiLabelReport,
-    score_semantic,
-    write_multi_label_report,
-)
 from regionhash.evaluation.papers import paper_figures
-from regionhash.evaluation.protocols import MULTI_LABEL_PRESETS, MultiLabelPreset
-from regionhash.reproduce_multi_label import (
+from regionhash.experiments.iah import (
     MultiLabelOptions,
     _pooled,
     open_sides,
     reproduce_multi_label,
 )
+from regionhash.experiments.iah_report import (
+    CategoryResult,
+    MultiLabelReport,
+    score_semantic,
+    write_multi_label_report,
+)
+from regionhash.experiments.presets import MULTI_LABEL_PRESETS, MultiLabelPreset
 
 DIGITS = MultiLabelPreset(
     "voc2012", ("digits:train:40",), "nothing", bits=(16, 32), category_bits=(4,), k=10

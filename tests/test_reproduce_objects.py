@@ -10,16 +10,16 @@ from scipy.stats import t as student_t
 
 from regionhash.data import open_dataset
 from regionhash.data.object_queries import ObjectQuery, QueryObject
-from regionhash.evaluation.object_report import ObjectReport, score_objects, write_object_report
 from regionhash.evaluation.papers import paper_figures
-from regionhash.evaluation.protocols import OBJECT_PRESETS, TABLE_2, find_object_preset
-from regionhash.reproduce_objects import (
+from regionhash.experiments.dmih import (
     Method,
     ObjectOptions,
     rank_bags,
     reproduce_objects,
     united_euclidean,
 )
+from regionhash.experiments.dmih_report import ObjectReport, score_objects, write_object_report
+from regionhash.experiments.presets import OBJECT_PRESETS, TABLE_2, find_object_preset
 
 TINY = ObjectOptions(
     backbone="tiny_fpn", weights="none", short=64, epochs=1, views=1, channels=8, sift=False

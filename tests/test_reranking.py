@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regionhash import reranking
-from regionhash.reranking import (
+from regionhash.search import search_regions
+from regionhash.search import steps as reranking
+from regionhash.search.steps import (
     check_steps,
     default_steps,
     expand_images,
@@ -16,7 +17,6 @@ from regionhash.reranking import (
     rank_regions,
     search_in_steps,
 )
-from regionhash.search import search_regions
 from regionhash.structures import CodeTable
 
 

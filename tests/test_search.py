@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from regionhash import search
 from regionhash.codes import codes_within
+from regionhash.search import exact as search
 from regionhash.search import (
     nearest_bags,
     search_categories,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from regionhash.checkpoints import build_model
+from regionhash.models.checkpoints import build_model
 from regionhash.parts import selective_search
 from regionhash.parts.selective_search import CACHE_VARIABLE, SelectiveSearch, cache_folder
 

@@ -25,7 +25,7 @@ import costly_pictures as costly
 from conftest import collect, write_picture
 from regionhash.collection import Collection, Query
 from regionhash.data.images import ImageError, read_image
-from regionhash.encoding import encode_picture
+from regionhash.models.encoding import encode_picture
 from regionhash.service import Limits, create_app, state
 from regionhash.service.encoder import BatchedModel, EncoderError
 from regionhash.store import StoreError

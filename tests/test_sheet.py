@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from regionhash.sheet import Tile, saliency_map, with_saliency, write_sheet
+from regionhash.search.sheet import Tile, saliency_map, with_saliency, write_sheet
 
 ORANGE, BLUE = (ImageColor.getrgb(color) for color in ("#ffb000", "#38b6ff"))
 GREEN, RED, GREY = (ImageColor.getrgb(color) for color in ("#1a9850", "#d73027", "#9aa0a6"))

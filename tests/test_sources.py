@@ -7,7 +7,7 @@ import pytest
 
 from conftest import write_picture
 from regionhash.data.images import ImageError
-from regionhash.sources import Pictures, class_indices, open_inputs
+from regionhash.data.inputs import Pictures, class_indices, open_inputs
 
 
 @pytest.fixture

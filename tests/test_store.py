@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regionhash import store
 from regionhash.search import search_regions
 from regionhash.store import CodeFile, CodeFileWriter, StoreError
+from regionhash.store import code_file as store
 from regionhash.structures import CategoryCodes, EncodedImage, Regions
 
 MODEL = {
@@ -355,7 +355,7 @@ def test_a_killed_process_loses_nothing_that_it_reported(path, tmp_path_factory)
 def test_a_process_killed_while_it_packs_leaves_the_old_file_and_the_journal(path):
     write(path, 4)
     code = """
-        from regionhash.store import _NewFile
+        from regionhash.store.code_file import _NewFile
         def stop(self):
             print("packing", flush=True)
             time.sleep(60)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regionhash.strict_json import class_names, field, parse_object, whole_number
-from regionhash.textfile import shown
+from regionhash.files.strict_json import class_names, field, parse_object, whole_number
+from regionhash.files.text import shown
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

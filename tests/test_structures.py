@@ -1,8 +1,5 @@
 """The records refuse what does not fit together, and need no torch."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -37,24 +34,6 @@ def table(**changes):
         "region_codes": own.codes,
     }
     return CodeTable(**(fields | changes))
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "structures",
-        "codes",
-        "classical",
-        "store",
-        "search",
-        "reranking",
-        "evaluation",
-        "collection",
-    ],
-)
-def test_what_needs_no_model_imports_no_torch(module):
-    code = f"import sys, regionhash.{module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_labels_of_a_picture_are_sorted_and_leave_out_difficult_objects():

@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
-from regionhash import training
-from regionhash.checkpoints import (
+from regionhash.data import open_dataset
+from regionhash.data.images import ImageError
+from regionhash.models.checkpoints import (
     CheckpointError,
     build_model,
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
 )
-from regionhash.data import open_dataset
-from regionhash.data.images import ImageError
 from regionhash.training import TrainingConfig, TrainingError, cache_features, copy_weights, train
+from regionhash.training import loop as training
 
 TINY = {"n_bits": 16, "backbone": "tiny_fpn", "weights": "none"}
 REGION = TINY | {"n_region_bits": 16, "n_hidden": 16, "fpn_channels": 16, "n_proposals": 8}

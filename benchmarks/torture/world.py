@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from regionhash.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from regionhash.collection import Collection
 from regionhash.data.images import read_image_bytes
-from regionhash.encoding import encode_picture
+from regionhash.models.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from regionhash.models.encoding import encode_picture
 from regionhash.structures import EncodedImage
 
 GONE, BROKEN = -1, -2

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regionhash.checkpoints import Checkpoint
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, FileVersion, file_version
-from regionhash.encoding import EncodingReport, encode_images
-from regionhash.files import condition_of
+from regionhash.files.atomic import condition_of
 from regionhash.models import HashModel
+from regionhash.models.checkpoints import Checkpoint
+from regionhash.models.encoding import EncodingReport, encode_images
 from regionhash.store import rows_of
 from regionhash.structures import EncodedImage
 

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.collection.database import BLOBS, Database, reported, row_width
-from regionhash.files import locked_folder, write_text
+from regionhash.files.atomic import locked_folder, write_text
 from regionhash.store import LAYOUT, OFFSETS, Ids, StoreError, dtype_of, encode_id
 from regionhash.structures import Codes, CodeTable, Floats64, Ints, Mask
 

@@ -19,7 +19,7 @@ from regionhash.collection.database import (
     Database,
     checksum,
 )
-from regionhash.files import leftovers, remove_leftovers
+from regionhash.files.atomic import leftovers, remove_leftovers
 from regionhash.store import LAYOUT, StoreError
 from regionhash.structures import CodeTable
 
@@ -89,7 +89,7 @@ def header_of_model(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: no model is there, or a damaged one.
     """
-    from regionhash.checkpoints import load_checkpoint, provenance
+    from regionhash.models.checkpoints import load_checkpoint, provenance
 
     model, checkpoint = load_checkpoint(folder)
     return {

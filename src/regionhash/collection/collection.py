@@ -48,16 +48,16 @@ from regionhash.collection.results import (
     with_duplicates,
 )
 from regionhash.collection.transfer import encoded_image, import_code_file, write_code_file
-from regionhash.files import as_shown, condition_of, replacing
+from regionhash.files.atomic import as_shown, condition_of, replacing
 from regionhash.store import CODES_FILE, CodeFile, StoreError, rows_of
 from regionhash.structures import CategoryHits, EncodedImage, Hit, Mask, Regions
 
 if TYPE_CHECKING:
-    from regionhash.checkpoints import Checkpoint
     from regionhash.collection.adding import AddReport
     from regionhash.data.image_set import ImageSet
-    from regionhash.querying import Answer, Mode, QueryPicture
-    from regionhash.sources import Source
+    from regionhash.data.inputs import Source
+    from regionhash.models.checkpoints import Checkpoint
+    from regionhash.search.run import Answer, Mode, QueryPicture
 
 SHOWN_SCORE = 0.5
 """Least score of a detection whose class is named with a result."""
@@ -238,8 +238,8 @@ class Collection:
         """
         with self._loading:
             if self._model is None:
-                from regionhash.checkpoints import load_checkpoint
-                from regionhash.encoding import pick_device
+                from regionhash.models.checkpoints import load_checkpoint
+                from regionhash.models.encoding import pick_device
 
                 model, checkpoint = load_checkpoint(self.folder)
                 if checkpoint.model_hash != self.header["model_hash"]:
@@ -285,7 +285,7 @@ class Collection:
             regions: objects in that.
             queries: more pictures to search by.
             without: pictures of objects that must not be there.
-            mode: see `regionhash.querying.find`, as are all arguments below `near`.
+            mode: see `regionhash.search.run.find`, as are all arguments below `near`.
             filter: which pictures are searched.
             limit: hits on a page, or groups of near ones; of mode category, for each category.
             offset: how many to leave out before the first.
@@ -300,8 +300,8 @@ class Collection:
             ValueError: nothing to search by, or what `find`, `Filter` and `Query` refuse.
             KeyError: `like` is no picture of the collection.
         """
-        from regionhash.querying import find
-        from regionhash.reranking import CANDIDATES, EXPANSION
+        from regionhash.search.run import find
+        from regionhash.search.steps import CANDIDATES, EXPANSION
 
         if limit < 1 or offset < 0:
             raise ValueError(f"limit must be at least 1 and offset 0, got {limit} and {offset}")
@@ -379,7 +379,7 @@ class Collection:
             queries: the pictures that were searched for.
             without: the pictures of what must not be there.
         """
-        from regionhash.querying import Answer
+        from regionhash.search.run import Answer
 
         snapshot = results.snapshot or self.snapshot
         return Answer(
@@ -432,7 +432,7 @@ class Collection:
 
     def _pixels(self, columns: Columns) -> NDArray[np.uint8]:
         from regionhash.data.images import read_image
-        from regionhash.sources import Pictures
+        from regionhash.data.inputs import Pictures
 
         path = self._path(columns["path"])
         if path is not None:
@@ -552,7 +552,7 @@ class Collection:
 
     def _query_picture(self, query: Query, snapshot: Snapshot) -> QueryPicture:
         from regionhash.data.images import read_image
-        from regionhash.querying import QueryPicture
+        from regionhash.search.run import QueryPicture
 
         boxes: tuple[Any, ...] = tuple(tuple(map(float, box)) for box in query.boxes)
         if any(len(box) != 4 for box in boxes):
@@ -636,7 +636,7 @@ class Collection:
             ValueError: no picture is there, or it has classes that the model does not know.
             StoreError: the disk refuses; what was stored before stays.
         """
-        from regionhash.sources import absolute_inputs, open_inputs
+        from regionhash.data.inputs import absolute_inputs, open_inputs
 
         image_set, place = open_inputs(inputs)
         return self.add_set(
@@ -742,7 +742,7 @@ class Collection:
         if not again:
             return {}
         from regionhash.collection.adding import add_pictures
-        from regionhash.sources import open_inputs
+        from regionhash.data.inputs import open_inputs
 
         files = [os.fsdecode(self._database.place_of(own["path"])) for own in again]
         image_set, _ = open_inputs(files)
@@ -971,8 +971,8 @@ def _with_boxes(
 
 def _copy_model(file: CodeFile, folder: Path) -> None:
     """Puts the model of a code file into a folder that has none."""
-    from regionhash.checkpoints import CONFIG_FILE, copy_checkpoint
-    from regionhash.querying import model_folder
+    from regionhash.models.checkpoints import CONFIG_FILE, copy_checkpoint
+    from regionhash.search.run import model_folder
 
     if (folder / CONFIG_FILE).exists():
         return

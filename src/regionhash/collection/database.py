@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.files import absolute, shown_name
+from regionhash.files.atomic import absolute, shown_name
 from regionhash.store import LAYOUT, StoreError, dtype_of
 
 DATABASE_FILE = "collection.db"
@@ -69,7 +69,7 @@ CREATE TABLE about (header TEXT NOT NULL, checksum INTEGER);  -- two rows, alike
 CREATE TABLE sources (
     source INTEGER PRIMARY KEY,
     inputs TEXT NOT NULL UNIQUE,   -- JSON list, absolute: what was given to index or add
-    place TEXT NOT NULL            -- JSON: regionhash.sources.Source
+    place TEXT NOT NULL            -- JSON: regionhash.data.inputs.Source
 );
 CREATE TABLE images (
     row INTEGER PRIMARY KEY AUTOINCREMENT,

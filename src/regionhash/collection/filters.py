@@ -9,7 +9,7 @@ import numpy as np
 
 from regionhash.collection.arrays import Snapshot
 from regionhash.collection.database import Database
-from regionhash.files import shown_name
+from regionhash.files.atomic import shown_name
 from regionhash.structures import Mask
 
 

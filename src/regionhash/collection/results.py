@@ -15,7 +15,7 @@ from regionhash.structures import CodeTable, EncodedImage, Hit, Match
 
 if TYPE_CHECKING:
     from regionhash.collection.arrays import Snapshot
-    from regionhash.querying import Mode
+    from regionhash.search.run import Mode
 
 Box = tuple[float, float, float, float]
 
@@ -94,8 +94,8 @@ class Results:
     """One page of an answer.
 
     Attributes:
-        mode: what was compared, see `regionhash.querying.Mode`.
-        steps: of the search for one object, see `regionhash.reranking`.
+        mode: what was compared, see `regionhash.search.run.Mode`.
+        steps: of the search for one object, see `regionhash.search.steps`.
         boxes: of the query objects, one tuple per query picture.
         hits: best first; equal distances in the order in which the pictures were stored.
         offset: rank of the first hit, from 0.

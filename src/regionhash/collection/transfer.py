@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from regionhash.collection.database import Database, FileState, NewImage
-from regionhash.files import as_shown, path_of, replacing, shown_name
+from regionhash.files.atomic import as_shown, path_of, replacing, shown_name
 from regionhash.store import CodeFile, CodeFileWriter, reported, rows_of
 from regionhash.structures import CategoryCodes, CodeTable, EncodedImage
 
 if TYPE_CHECKING:
-    from regionhash.sources import Source
+    from regionhash.data.inputs import Source
 
 _IMPORTED_AT_A_TIME = 1000
 
@@ -102,7 +102,7 @@ def folders(meta: Mapping[str, object]) -> list[Source]:
 
 
 def file_of(image_id: str, places: Sequence[Source]) -> FileState:
-    """The file that an id leads to, as `regionhash.sources.Pictures` finds it."""
+    """The file that an id leads to, as `regionhash.data.inputs.Pictures` finds it."""
     for place in places:
         path = Path(place["folder"]) / path_of(image_id + place["suffix"])
         if path.is_file():

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from regionhash.files.text import shown
 from regionhash.structures import Target
-from regionhash.textfile import shown
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages
-from regionhash.strict_json import read_json
-from regionhash.textfile import shown
+from regionhash.files.strict_json import read_json
+from regionhash.files.text import shown
 
 
 def read_coco(images_dir: str | Path, annotations_json: str | Path) -> ImageSet:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, ImageError, read_size
+from regionhash.files.text import open_regular, reason_of, shown
 from regionhash.structures import Target
-from regionhash.textfile import open_regular, reason_of, shown
 
 _HEADERS = (
     ("image", "label"),

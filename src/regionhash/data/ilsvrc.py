@@ -9,8 +9,8 @@ from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, find_images
 from regionhash.data.xmlfile import read_xml
+from regionhash.files.text import reason_of
 from regionhash.structures import Target
-from regionhash.textfile import reason_of
 
 
 def read_ilsvrc(root: str | Path, split: str) -> ImageSet:

@@ -22,8 +22,8 @@ from PIL.ImageFile import ImageFile
 
 from regionhash.data.headers import check_structure
 from regionhash.data.image_set import Image
-from regionhash.files import shown_name
-from regionhash.textfile import NOT_REGULAR, open_regular
+from regionhash.files.atomic import shown_name
+from regionhash.files.text import NOT_REGULAR, open_regular
 
 SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")

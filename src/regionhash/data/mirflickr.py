@@ -6,8 +6,8 @@ from pathlib import Path
 
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages
+from regionhash.files.text import read_text, shown
 from regionhash.structures import Target
-from regionhash.textfile import read_text, shown
 
 _DIGITS = 18  # of a number of a picture; Python reads 4300 at most
 

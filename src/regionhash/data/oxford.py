@@ -13,8 +13,8 @@ from pathlib import Path
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, find_images
 from regionhash.data.instances import Box, InstanceQuery, InstanceSearch
+from regionhash.files.text import one_line, read_text, shown
 from regionhash.structures import Target
-from regionhash.textfile import one_line, read_text, shown
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages
 from regionhash.data.xmlfile import read_xml
+from regionhash.files.text import one_line, read_text, reason_of, shown
 from regionhash.structures import Target
-from regionhash.textfile import one_line, read_text, reason_of, shown
 
 VOC_CLASSES = (
     "aeroplane",

@@ -7,7 +7,7 @@ from typing import NoReturn
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from regionhash.textfile import read_bytes, reason_of
+from regionhash.files.text import read_bytes, reason_of
 
 _MOST_BYTES = 4 << 20
 """A thousand times what VOC needs for a picture of 20 objects; such a file takes 0.1 GB to read."""

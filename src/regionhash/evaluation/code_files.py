@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from regionhash.data.image_set import ImageSet
+from regionhash.data.inputs import class_indices
 from regionhash.evaluation.detection import DetectionMap, detection_map
 from regionhash.evaluation.metrics import RankingCurves
 from regionhash.evaluation.plots import plot_at_k, plot_precision_recall
-from regionhash.files import replacing
-from regionhash.sources import class_indices
+from regionhash.files.atomic import replacing
 from regionhash.store import CodeFile
 from regionhash.structures import Codes, Floats, Ints
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from regionhash.evaluation.metrics import RankingCurves
 from regionhash.evaluation.papers import PaperFigure
-from regionhash.files import replacing
+from regionhash.files.atomic import replacing
 
 # Okabe and Ito, "Color Universal Design", 2008; grey for yellow, which is too pale on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#888888")

@@ -19,9 +19,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
-from regionhash.losses import BagPooling, bag_log_probs, mil_loss, pair_hash_loss
 from regionhash.parts.backbones import build_backbone, stack_images
 from regionhash.parts.heads import LatentLayer
+from regionhash.parts.losses import BagPooling, bag_log_probs, mil_loss, pair_hash_loss
 from regionhash.parts.multiscale import MultiScaleWindows, window_boxes
 from regionhash.parts.proposals import Targets, pad_regions
 from regionhash.parts.regions import codes_of, regions_of

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from regionhash.codes import check_n_bits
-from regionhash.losses import drh_losses
 from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
+from regionhash.parts.losses import drh_losses
 from regionhash.parts.proposals import ScoredRPN, build_rpn
 from regionhash.parts.regions import codes_of, regions_of
 from regionhash.parts.whitening import Whitening
@@ -74,7 +74,7 @@ class DRH(nn.Module):
         overlap: lambda, of the sliding windows.
         proposals: "rpn" takes the best proposals of an RPN as regions instead of windows. It needs
             the feature pyramid and the RPN of a trained Region-DH, which `weights` does not bring:
-            `regionhash.indexing.take_detector` does.
+            `regionhash.collection.indexing.take_detector` does.
         n_proposals: of the RPN, at most.
         fpn_channels: of the feature pyramid, which the RPN reads.
 

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from regionhash.codes import check_n_bits, pack_signs
-from regionhash.losses import (
+from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
+from regionhash.parts.fusion import fuse_proposals
+from regionhash.parts.heads import SignLayer
+from regionhash.parts.losses import (
     MultiLabelForm,
     category_triplet_loss,
     multi_label_loss,
     multi_label_probs,
     triplet_loss,
 )
-from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
-from regionhash.parts.fusion import fuse_proposals
-from regionhash.parts.heads import SignLayer
 from regionhash.parts.pooling import PYRAMID, pool_pyramid
 from regionhash.parts.proposals import ScoredRPN, Targets, build_rpn, pad_regions
 from regionhash.parts.regions import regions_of

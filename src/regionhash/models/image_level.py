@@ -25,7 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from regionhash.codes import check_n_bits, pack_signs
-from regionhash.losses import (
+from regionhash.parts.backbones import Backbone, build_backbone, stack_images
+from regionhash.parts.heads import LatentLayer, RunningScale, SignLayer, centre
+from regionhash.parts.losses import (
     MultiLabelForm,
     balance_bits,
     category_triplet_loss,
@@ -34,8 +36,6 @@ from regionhash.losses import (
     push_from_half,
     triplet_loss,
 )
-from regionhash.parts.backbones import Backbone, build_backbone, stack_images
-from regionhash.parts.heads import LatentLayer, RunningScale, SignLayer, centre
 from regionhash.parts.pooling import pool_top, pool_whole
 from regionhash.parts.proposals import Targets
 from regionhash.parts.regions import codes_of, regions_of

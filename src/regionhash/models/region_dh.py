@@ -19,7 +19,11 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
-from regionhash.losses import (
+from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
+from regionhash.parts.coco_weights import load_coco_detector
+from regionhash.parts.fusion import FusionForm, fuse_proposals
+from regionhash.parts.heads import LatentLayer, RegionHead, SemanticHead, centre
+from regionhash.parts.losses import (
     MultiLabelForm,
     Reduction,
     balance_bits,
@@ -30,10 +34,6 @@ from regionhash.losses import (
     reduce_per_image,
     region_class_loss,
 )
-from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
-from regionhash.parts.coco import load_coco_detector
-from regionhash.parts.fusion import FusionForm, fuse_proposals
-from regionhash.parts.heads import LatentLayer, RegionHead, SemanticHead, centre
 from regionhash.parts.pooling import RegionPooling, pool_whole
 from regionhash.parts.proposals import Targets, build_rpn, pad_regions
 from regionhash.parts.regions import codes_of, regions_of

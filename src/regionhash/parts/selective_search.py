@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from regionhash.files import replacing
+from regionhash.files.atomic import replacing
 
 CACHE_VARIABLE = "REGIONHASH_CACHE"
 """The environment variable with the folder of the cache; ~/.cache/regionhash without it."""

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from regionhash.data.batches import batches_of_one_shape
-from regionhash.encoding import Precision, device_of, inference
 from regionhash.models import HashModel
+from regionhash.models.encoding import Precision, device_of, inference
 from regionhash.structures import EncodedImage, Regions
 
 MAX_BATCH = 8
@@ -32,7 +32,7 @@ class _Job(NamedTuple):
 
 
 class BatchedModel:
-    """Stands for a model in `regionhash.encoding`; its calls wait for their turn in a batch.
+    """Stands for a model in `regionhash.models.encoding`; its calls wait for their turn in a batch.
 
     Pictures of one shape share a batch, so a code is the one that the model gives alone, but for
     rounding. One thread runs the model. It goes on after every error, which whoever asked is told.

@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 from regionhash.collection import Collection
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError, thumbnail
-from regionhash.encoding import encode_picture
+from regionhash.models.encoding import encode_picture
 from regionhash.service.decoding import Decoders
 from regionhash.service.encoder import BatchedModel
 from regionhash.service.recent import Recent

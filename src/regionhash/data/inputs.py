@@ -9,9 +9,9 @@ from pathlib import Path
 from regionhash.data import LAYOUTS, open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, ImageError, find_images, read_image
-from regionhash.files import absolute
+from regionhash.files.atomic import absolute
+from regionhash.files.text import open_regular, reason_of
 from regionhash.structures import Target
-from regionhash.textfile import open_regular, reason_of
 
 Source = dict[str, str]
 """Where pictures lie, as a code file keeps it: {"folder": ..., "suffix": ...} says that the picture

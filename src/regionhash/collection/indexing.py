@@ -15,7 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regionhash.checkpoints import (
+from regionhash.collection import Collection, is_collection, model_hash_of
+from regionhash.collection.adding import AddReport
+from regionhash.data.image_set import ImageSet
+from regionhash.data.inputs import absolute_inputs, open_inputs
+from regionhash.files.atomic import locked_folder
+from regionhash.models.checkpoints import (
     CONFIG_FILE,
     MAX_SHORT,
     MIN_SHORT,
@@ -28,15 +33,10 @@ from regionhash.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from regionhash.collection import Collection, is_collection, model_hash_of
-from regionhash.collection.adding import AddReport
-from regionhash.data.image_set import ImageSet
-from regionhash.encoding import Input, pick_device, read_inputs
-from regionhash.files import locked_folder
 from regionhash.models.drh import DRH, FitReport, fit_drh
+from regionhash.models.encoding import Input, pick_device, read_inputs
+from regionhash.models.parameters import defaults_of
 from regionhash.models.region_dh import RegionDH
-from regionhash.parameters import defaults_of
-from regionhash.sources import absolute_inputs, open_inputs
 
 MAX_PICTURES = 2_000
 """Pictures that a model is fitted on, at most: some minutes on a CPU."""

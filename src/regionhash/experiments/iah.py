@@ -18,21 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regionhash.checkpoints import build_model, load_checkpoint, provenance, read_checkpoint
-from regionhash.classical import (
-    ITQ,
-    ITQCCA,
-    Hasher,
-    RandomHyperplanes,
-    SpectralHashing,
-    ThresholdedClasses,
-)
 from regionhash.codes import pack_signs
 from regionhash.data import open_dataset
 from regionhash.data.image_set import ImageSet, joined
 from regionhash.evaluation import paper_figures
 from regionhash.evaluation.categories import CategorySide, category_precision
-from regionhash.evaluation.multi_label_report import (
+from regionhash.experiments.iah_report import (
     CURVE_BITS,
     OURS,
     REGION_DH,
@@ -42,13 +33,22 @@ from regionhash.evaluation.multi_label_report import (
     score_semantic,
     write_multi_label_report,
 )
-from regionhash.evaluation.protocols import MultiLabelPreset, find_multi_label_preset
-from regionhash.evaluation.report import Labels, hash_ids
-from regionhash.feature_cache import head_training, stored_features
+from regionhash.experiments.presets import MultiLabelPreset, find_multi_label_preset
+from regionhash.experiments.region_dh import HEAD_ARGUMENTS
+from regionhash.experiments.region_dh_report import Labels, hash_ids
+from regionhash.models.checkpoints import build_model, load_checkpoint, provenance, read_checkpoint
+from regionhash.models.classical import (
+    ITQ,
+    ITQCCA,
+    Hasher,
+    RandomHyperplanes,
+    SpectralHashing,
+    ThresholdedClasses,
+)
 from regionhash.parts.regions import codes_of
-from regionhash.reproduce import HEAD_ARGUMENTS
 from regionhash.structures import Codes, Floats, Ints
 from regionhash.training import TrainingConfig, copy_weights, train
+from regionhash.training.feature_cache import head_training, stored_features
 
 Say = Callable[[str], None]
 

@@ -18,8 +18,8 @@ from regionhash.evaluation.levels import Values
 from regionhash.evaluation.metrics import ContainedLabels, RankingCurves, per_query, ranking_curves
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_at_k
-from regionhash.evaluation.report import markdown_table
-from regionhash.files import replacing, write_text
+from regionhash.experiments.region_dh_report import markdown_table
+from regionhash.files.atomic import replacing, write_text
 from regionhash.structures import Ints
 
 Kind = Literal["single", "combined"]

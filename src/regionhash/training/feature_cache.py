@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regionhash.data.image_set import ImageSet
-from regionhash.encoding import Precision
-from regionhash.files import replacing
-from regionhash.training import Cache, TrainingConfig, cache_features
+from regionhash.files.atomic import replacing
+from regionhash.models.encoding import Precision
+from regionhash.training.loop import Cache, TrainingConfig, cache_features
 
 PRECISION: Precision = "bf16-mixed"  # of the presets
 

@@ -23,26 +23,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regionhash.checkpoints import (
+from regionhash.data import open_dataset
+from regionhash.data.image_set import ImageSet
+from regionhash.evaluation import paper_figures
+from regionhash.evaluation.code_files import detections_of_file
+from regionhash.experiments.presets import Preset, find_preset
+from regionhash.experiments.region_dh_report import (
+    Comparison,
+    Result,
+    best_acg,
+    hash_ids,
+    score,
+    write_report,
+)
+from regionhash.models import hashes_pictures
+from regionhash.models.checkpoints import (
     Checkpoint,
     build_model,
     load_checkpoint,
     provenance,
     read_checkpoint,
 )
-from regionhash.data import open_dataset
-from regionhash.data.image_set import ImageSet
-from regionhash.encoding import code_file_writer, encode_images
-from regionhash.evaluation import paper_figures
-from regionhash.evaluation.code_files import detections_of_file
-from regionhash.evaluation.protocols import Preset, find_preset
-from regionhash.evaluation.report import Comparison, Result, best_acg, hash_ids, score, write_report
-from regionhash.feature_cache import PRECISION, head_training, stored_features
-from regionhash.models import hashes_pictures
+from regionhash.models.encoding import code_file_writer, encode_images
 from regionhash.parts.regions import codes_of
 from regionhash.store import CodeFile
 from regionhash.structures import Codes
 from regionhash.training import Cache, TrainingConfig, TrainingError, copy_weights, train
+from regionhash.training.feature_cache import PRECISION, head_training, stored_features
 
 _TRUNK_BITS = 48  # at which what all lengths share is trained
 _ABLATION_BITS = 48

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from regionhash.textfile import open_regular, read_text, reason_of, shown
+from regionhash.files.text import open_regular, read_text, reason_of, shown
 
 MAX_BYTES = 16 << 20
 """Of a file. The longest real ones, of runs of thousands of epochs, have less than a tenth."""

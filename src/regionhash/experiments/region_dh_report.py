@@ -22,7 +22,7 @@ from regionhash.evaluation.metrics import (
 )
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_against_bits, plot_at_k, plot_precision_recall
-from regionhash.files import replacing, write_text
+from regionhash.files.atomic import replacing, write_text
 from regionhash.structures import Codes
 
 Labels = NDArray[np.uint8]

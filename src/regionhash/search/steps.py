@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.codes import hamming_distances
-from regionhash.search import nearest_codes, united_hamming
+from regionhash.search.exact import nearest_codes, united_hamming
 from regionhash.structures import Codes, CodeTable, Hit, Ints, Mask, Match
 
 Step = Literal["exact", "global", "global-expand", "local", "local-expand"]

@@ -15,8 +15,8 @@ from regionhash.evaluation.categories import CategoryScores
 from regionhash.evaluation.metrics import HammingMatrix, SharedLabels, per_query
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_against_bits, plot_against_m
-from regionhash.evaluation.report import Labels, markdown_table
-from regionhash.files import replacing, write_text
+from regionhash.experiments.region_dh_report import Labels, markdown_table
+from regionhash.files.atomic import replacing, write_text
 from regionhash.structures import Codes
 
 OURS = "IAH"

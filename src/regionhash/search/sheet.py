@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from regionhash.files import replacing
+from regionhash.files.atomic import replacing
 
 THUMBNAIL = 240
 """Longest side of a thumbnail in pixels."""

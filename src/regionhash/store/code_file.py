@@ -23,17 +23,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash import strict_json
-from regionhash.files import sync_directory
+from regionhash.files import strict_json
+from regionhash.files.atomic import sync_directory
+from regionhash.files.text import shown
 from regionhash.structures import Codes, CodeTable, EncodedImage, Ints
-from regionhash.textfile import shown
 
 LOCK_SECONDS = 3.0  # how long a writer waits for another one to end
 CODES_FILE = "codes.h5"  # in a folder of `regionhash index` before it was a collection
 FORMAT = "regionhash codes"
 VERSION = 1
 MAX_BITS = 1 << 16  # of a code
-PRECISIONS = ("32-true", "bf16-mixed")  # those of `regionhash.encoding.Precision`
+PRECISIONS = ("32-true", "bf16-mixed")  # those of `regionhash.models.encoding.Precision`
 
 LAYOUT = {
     "id_bytes": ("id_byte", "<u1"),

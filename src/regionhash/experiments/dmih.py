@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from regionhash.checkpoints import build_model, load_checkpoint, provenance, read_checkpoint
-from regionhash.classical import PartitionMinHash, VisualWords
 from regionhash.data import open_dataset
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, read_size
@@ -32,10 +30,9 @@ from regionhash.data.object_queries import (
     hold_out,
 )
 from regionhash.data.transforms import to_input
-from regionhash.encoding import code_file_writer, encode_boxes, encode_images
 from regionhash.evaluation import paper_figures
 from regionhash.evaluation.instance import dense_ranks
-from regionhash.evaluation.object_report import (
+from regionhash.experiments.dmih_report import (
     Kind,
     Localisation,
     ObjectReport,
@@ -44,10 +41,12 @@ from regionhash.evaluation.object_report import (
     score_objects,
     write_object_report,
 )
-from regionhash.evaluation.protocols import TABLE_2, ObjectPreset, find_object_preset
-from regionhash.evaluation.report import hash_ids
-from regionhash.feature_cache import PRECISION, head_training, stored_features
+from regionhash.experiments.presets import TABLE_2, ObjectPreset, find_object_preset
+from regionhash.experiments.region_dh_report import hash_ids
+from regionhash.models.checkpoints import build_model, load_checkpoint, provenance, read_checkpoint
+from regionhash.models.classical import PartitionMinHash, VisualWords
 from regionhash.models.dmih import THETA
+from regionhash.models.encoding import code_file_writer, encode_boxes, encode_images
 from regionhash.parts.multiscale import window_boxes
 from regionhash.parts.pooling import pool_top
 from regionhash.parts.regions import codes_of
@@ -57,6 +56,7 @@ from regionhash.search import united_hamming
 from regionhash.store import CodeFile
 from regionhash.structures import Codes, CodeTable, Floats, Ints
 from regionhash.training import Cache, TrainingConfig, train
+from regionhash.training.feature_cache import PRECISION, head_training, stored_features
 
 Say = Callable[[str], None]
 Vectors = Codes | Floats  # (n, B) uint8 codes, or (n, D) floats

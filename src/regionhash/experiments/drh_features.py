@@ -20,13 +20,13 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regionhash.checkpoints import build_model, read_checkpoint
+from regionhash.collection.indexing import detector_arguments, take_detector
 from regionhash.data.images import ImageError
 from regionhash.data.instances import InstanceSearch
 from regionhash.data.transforms import Frame, to_input
-from regionhash.evaluation.report import hash_ids
-from regionhash.files import sync_directory
-from regionhash.indexing import detector_arguments, take_detector
+from regionhash.experiments.region_dh_report import hash_ids
+from regionhash.files.atomic import sync_directory
+from regionhash.models.checkpoints import build_model, read_checkpoint
 from regionhash.models.drh import DRH
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.descriptors import crow, gem, mac, rmac_vectors, spoc

@@ -31,9 +31,9 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from regionhash.collection import Query
     from regionhash.collection.adding import AddReport
-    from regionhash.encoding import EncodingReport
     from regionhash.models.drh import FitReport
-    from regionhash.querying import Answer, QueryPicture
+    from regionhash.models.encoding import EncodingReport
+    from regionhash.search.run import Answer, QueryPicture
     from regionhash.store import CodeFile
     from regionhash.structures import CategoryHits, Hit, Match
     from regionhash.training import EpochReport
@@ -166,10 +166,10 @@ def train(
     Example:
       regionhash train region-dh voc:VOCdevkit/VOC2007:trainval -o runs/voc --bits 48
     """
-    from regionhash.checkpoints import load_checkpoint, read_checkpoint
-    from regionhash.config import training_settings
     from regionhash.data import open_dataset
+    from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
     from regionhash.training import train as train_model
+    from regionhash.training.settings import training_settings
 
     flags = {
         "n_bits": bits,
@@ -263,9 +263,9 @@ def encode(
     Example:
       regionhash encode runs/voc photos -o codes.h5
     """
-    from regionhash.checkpoints import load_checkpoint
-    from regionhash.encoding import code_file_writer, encode_images, pick_device
-    from regionhash.sources import open_inputs
+    from regionhash.data.inputs import open_inputs
+    from regionhash.models.checkpoints import load_checkpoint
+    from regionhash.models.encoding import code_file_writer, encode_images, pick_device
 
     model, loaded = load_checkpoint(checkpoint)
     model.to(pick_device(device))
@@ -376,7 +376,7 @@ def index(
     """
     from dataclasses import asdict
 
-    from regionhash.indexing import IndexSettings, build_index
+    from regionhash.collection.indexing import IndexSettings, build_index
 
     given = {"n_bits": bits, "backbone": backbone, "weights": weights, "overlap": overlap}
     arguments = {name: value for name, value in given.items() if value is not None}
@@ -814,12 +814,12 @@ def search(
       regionhash search iah.h5 --query cat_and_dog.jpg --mode category --sheet found.html
       regionhash search photos.collection --query cat.jpg --box 10,20,200,220 --near 4
     """
-    from regionhash.checkpoints import load_checkpoint
     from regionhash.collection import Collection, Filter, is_collection
-    from regionhash.encoding import pick_device
-    from regionhash.querying import find, model_folder, write_answer
-    from regionhash.reranking import CANDIDATES, EXPANSION
-    from regionhash.sources import Pictures
+    from regionhash.data.inputs import Pictures
+    from regionhash.models.checkpoints import load_checkpoint
+    from regionhash.models.encoding import pick_device
+    from regionhash.search.run import find, model_folder, write_answer
+    from regionhash.search.steps import CANDIDATES, EXPANSION
     from regionhash.store import CodeFile
 
     wanted_of_all = Filter(tuple(only or ()), min_score, folder, _seconds(after), _seconds(before))
@@ -1035,7 +1035,7 @@ def info(
             **file.meta,
         }
     else:
-        from regionhash.checkpoints import read_checkpoint
+        from regionhash.models.checkpoints import read_checkpoint
 
         checkpoint = read_checkpoint(path)
         record = {
@@ -1185,7 +1185,7 @@ def reproduce(
       regionhash reproduce iah/voc2012-split --rpn runs/voc2012/runs/detector -o runs/iah
       regionhash reproduce drh/instances --data flat --distractors folder:photos -o runs/flat
     """
-    from regionhash.evaluation.protocols import (
+    from regionhash.experiments.presets import (
         INSTANCE_PRESETS,
         MULTI_LABEL_PRESETS,
         OBJECT_PRESETS,
@@ -1196,27 +1196,27 @@ def reproduce(
 
     _refuse_options_of_others(context, preset)
     if preset in OBJECT_PRESETS:
-        from regionhash.reproduce_objects import ObjectOptions, reproduce_objects
+        from regionhash.experiments.dmih import ObjectOptions, reproduce_objects
 
         wanted = ObjectOptions(backbone, weights, short, detector=detector, sift=sift)
         typer.echo(f"wrote {reproduce_objects(preset, data, out, wanted, say)}")
         return
     if preset in INSTANCE_PRESETS:
-        from regionhash.reproduce_instances import InstanceOptions, reproduce_instances
+        from regionhash.experiments.drh import InstanceOptions, reproduce_instances
 
         asked = InstanceOptions(backbone, weights, short, tuple(distractors or ()), rpn)
         report = reproduce_instances(preset, data, out, asked, say)
         typer.echo(f"wrote {report}")
         return
     if preset in MULTI_LABEL_PRESETS:
-        from regionhash.reproduce_multi_label import MultiLabelOptions, reproduce_multi_label
+        from regionhash.experiments.iah import MultiLabelOptions, reproduce_multi_label
 
         chosen = MultiLabelOptions(backbone, weights, short, rpn, epochs=head_epochs, unseen=unseen)
         report = reproduce_multi_label(preset, data, out, chosen, say)
         typer.echo(f"wrote {report}")
         return
-    from regionhash.reproduce import Options
-    from regionhash.reproduce import reproduce as run
+    from regionhash.experiments.region_dh import Options
+    from regionhash.experiments.region_dh import reproduce as run
 
     options = Options(
         backbone=backbone,
@@ -1253,11 +1253,11 @@ def demo(
     Example:
       regionhash demo
     """
-    from regionhash.demo import run_demo
+    from regionhash.experiments.demo import run_demo
 
     run_demo(folder, train=train, console=Console())
     if serve:
-        from regionhash.demo import make_collection
+        from regionhash.experiments.demo import make_collection
         from regionhash.service import run_server
 
         run_server(make_collection(folder), port=port, tell=typer.echo)
@@ -1284,7 +1284,7 @@ def _refuse_options_of_others(context: typer.Context, preset: str) -> None:
 def _query_pictures(queries: list[str], boxes: list[str]) -> list[QueryPicture]:
     """The pictures of --query, the first of them with the boxes of --box as well."""
     from regionhash.data.images import read_image
-    from regionhash.querying import QueryPicture
+    from regionhash.search.run import QueryPicture
 
     pictures: list[QueryPicture] = []
     for given in queries:
@@ -1404,7 +1404,7 @@ def _fit_line(fit: FitReport) -> str:
 
 def _hit_table(hits: list[Hit], file: CodeFile, offset: int = 0) -> Table:
     """One row per hit; of several objects one line each in the columns of the matches."""
-    from regionhash.querying import distance_text
+    from regionhash.search.run import distance_text
 
     columns = ["rank", "distance", "picture", "box", "class", "score"]
     # Codes of pictures and of categories in them have no box that matched.

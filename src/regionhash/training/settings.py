@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from regionhash.files.text import one_line, read_text, reason_of, shown
 from regionhash.models import MODELS
-from regionhash.parameters import LARGEST, MOST, checked, types_of
-from regionhash.textfile import one_line, read_text, reason_of, shown
-from regionhash.training import TrainingConfig
+from regionhash.models.parameters import LARGEST, MOST, checked, types_of
+from regionhash.training.loop import TrainingConfig
 
 Arguments = dict[str, Any]
 

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from regionhash.checkpoints import build_model, provenance, read_checkpoint
-from regionhash.classical import RandomHyperplanes
 from regionhash.codes import binarize, pack_bits
+from regionhash.collection.indexing import MAX_REGIONS
 from regionhash.data import open_dataset
 from regionhash.data.instances import InstanceSearch, with_distractors
 from regionhash.evaluation import (
@@ -27,7 +26,15 @@ from regionhash.evaluation import (
     dense_ranks,
     paper_figures,
 )
-from regionhash.evaluation.instance_report import (
+from regionhash.evaluation.levels import IntegerMatrix
+from regionhash.experiments.drh_features import (
+    DESCRIPTORS,
+    Bags,
+    InstanceFeatures,
+    instance_features,
+    windows_kind,
+)
+from regionhash.experiments.drh_report import (
     HYPERPLANES,
     MAX_POOLED,
     InstanceReport,
@@ -36,21 +43,15 @@ from regionhash.evaluation.instance_report import (
     score_instances,
     write_instance_report,
 )
-from regionhash.evaluation.levels import IntegerMatrix
-from regionhash.evaluation.protocols import InstancePreset, find_instance_preset
-from regionhash.evaluation.report import hash_ids
-from regionhash.indexing import MAX_REGIONS
-from regionhash.instance_features import (
-    DESCRIPTORS,
-    Bags,
-    InstanceFeatures,
-    instance_features,
-    windows_kind,
-)
+from regionhash.experiments.presets import InstancePreset, find_instance_preset
+from regionhash.experiments.region_dh_report import hash_ids
+from regionhash.models.checkpoints import build_model, provenance, read_checkpoint
+from regionhash.models.classical import RandomHyperplanes
 from regionhash.models.drh import FitReport, fit_drh
 from regionhash.parts.descriptors import aggregate
 from regionhash.parts.whitening import Whitening
-from regionhash.reranking import (
+from regionhash.search import search_images, united_hamming
+from regionhash.search.steps import (
     CANDIDATES,
     EXPANSION,
     Ranking,
@@ -59,7 +60,6 @@ from regionhash.reranking import (
     rank_images,
     rank_regions,
 )
-from regionhash.search import search_images, united_hamming
 from regionhash.structures import Codes, CodeTable, Floats, Ints
 
 Say = Callable[[str], None]

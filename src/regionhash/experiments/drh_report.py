@@ -17,8 +17,8 @@ from regionhash.evaluation.instance import (
 from regionhash.evaluation.levels import IntegerMatrix, Values
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_against_bits
-from regionhash.evaluation.report import markdown_table
-from regionhash.files import replacing, write_text
+from regionhash.experiments.region_dh_report import markdown_table
+from regionhash.files.atomic import replacing, write_text
 
 _PAPER_NAMES = {
     "oxford5k": "Oxford 5k",

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import clip_boxes_to_image
 
-from regionhash.checkpoints import Checkpoint, provenance
 from regionhash.data.batches import batches_of_one_shape
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, FileVersion, ImageError, read_image_version
+from regionhash.data.inputs import Source, class_indices
 from regionhash.data.transforms import Frame, to_input
 from regionhash.models import HashModel
-from regionhash.sources import Source, class_indices
+from regionhash.models.checkpoints import Checkpoint, provenance
 from regionhash.store import CodeFile, CodeFileWriter
 from regionhash.structures import EncodedImage, Floats, Regions
 

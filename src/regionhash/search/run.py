@@ -10,25 +10,25 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from regionhash.checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError
-from regionhash.encoding import Precision, encode_boxes, encode_picture
 from regionhash.models import HashModel
-from regionhash.reranking import (
+from regionhash.models.checkpoints import Checkpoint, CheckpointError, read_checkpoint
+from regionhash.models.encoding import Precision, encode_boxes, encode_picture
+from regionhash.search.exact import (
+    search_categories,
+    search_images,
+    search_objects,
+    search_regions,
+)
+from regionhash.search.sheet import THUMBNAIL, Tile, with_saliency, write_sheet
+from regionhash.search.steps import (
     CANDIDATES,
     EXPANSION,
     check_steps,
     default_steps,
     search_in_steps,
 )
-from regionhash.search import (
-    search_categories,
-    search_images,
-    search_objects,
-    search_regions,
-)
-from regionhash.sheet import THUMBNAIL, Tile, with_saliency, write_sheet
 from regionhash.store import CodeFile
 from regionhash.structures import CategoryHits, Codes, EncodedImage, Hit, Mask, Regions
 
@@ -68,7 +68,7 @@ class Answer:
         queries: the pictures, with the boxes that were searched for.
         hits: best first; one match per box of the queries, picture after picture. None where the
             last step of a search compared whole pictures.
-        steps: of the search for one object, see `regionhash.reranking`; none in the other modes.
+        steps: of the search for one object, see `regionhash.search.steps`; none in the other modes.
         groups: of mode category, what was found for each category of the query; `hits` is empty.
         without: pictures of what must not be there, with the boxes that were excluded.
     """
@@ -138,7 +138,8 @@ def find(
         queries: at least one picture.
         mode: see `Mode`; None takes `default_mode`, and "region" where steps are given.
         top: how many pictures to return, at most.
-        steps: of the search for one object, see `regionhash.reranking`; none takes `default_steps`.
+        steps: of the search for one object, see `regionhash.search.steps`; none takes
+            `default_steps`.
         candidates: how many pictures the first step leaves for the next ones.
         expand: how many pictures give their codes to an expansion.
         min_prob: of mode category, the least probability of a category in query and pictures.

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
-from regionhash.checkpoints import (
+from regionhash.data.batches import batches_of_one_shape, shuffled_batches
+from regionhash.data.image_set import ImageSet
+from regionhash.data.images import ImageError
+from regionhash.data.splits import split_off
+from regionhash.data.transforms import TrainingSample, TrainingTransform
+from regionhash.files.atomic import replacing
+from regionhash.models import HashModel, TrainedHashModel, learns_from_labels
+from regionhash.models.checkpoints import (
     MAX_SHORT,
     Checkpoint,
     build_model,
@@ -29,15 +36,8 @@ from regionhash.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from regionhash.data.batches import batches_of_one_shape, shuffled_batches
-from regionhash.data.image_set import ImageSet
-from regionhash.data.images import ImageError
-from regionhash.data.splits import split_off
-from regionhash.data.transforms import TrainingSample, TrainingTransform
-from regionhash.encoding import Precision
-from regionhash.files import replacing
-from regionhash.losses import nan_term
-from regionhash.models import HashModel, TrainedHashModel, learns_from_labels
+from regionhash.models.encoding import Precision
+from regionhash.parts.losses import nan_term
 from regionhash.parts.proposals import pad_regions
 
 log = logging.getLogger(__name__)

@@ -21,21 +21,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from regionhash.checkpoints import Checkpoint, load_checkpoint
 from regionhash.collection import Collection
 from regionhash.data import open_dataset
 from regionhash.data.image_set import Image, ImageSet
-from regionhash.encoding import code_file_writer, encode_images, pick_device
+from regionhash.data.inputs import Pictures, Source, open_inputs
 from regionhash.evaluation import SharedLabels, evaluate_ranking, per_query
 from regionhash.evaluation.code_files import LabelledCodes, labelled_codes
-from regionhash.files import replacing
-from regionhash.querying import Box, Mode, QueryPicture, find, write_answer
-from regionhash.sources import Pictures, Source, open_inputs
+from regionhash.files.atomic import replacing
+from regionhash.models.checkpoints import Checkpoint, load_checkpoint
+from regionhash.models.encoding import code_file_writer, encode_images, pick_device
+from regionhash.search.run import Box, Mode, QueryPicture, find, write_answer
 from regionhash.store import CodeFile
 from regionhash.training import EpochReport, TrainingConfig
 from regionhash.training import train as train_model
 
-SHIPPED = Path(__file__).parent / "demo_model"
+SHIPPED = Path(__file__).parents[1] / "demo_model"
 """Checkpoints of all `METHODS`, made by scripts/train_demo.py."""
 
 TRAINING_SCENES = "digits:train:3000:0"

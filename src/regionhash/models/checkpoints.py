@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from regionhash import strict_json
-from regionhash.files import replacing, sync_directory, write_text
+from regionhash.files import strict_json
+from regionhash.files.atomic import replacing, sync_directory, write_text
+from regionhash.files.text import shown
 from regionhash.models import MODELS, HashModel
-from regionhash.parameters import checked, defaults_of, types_of
-from regionhash.textfile import shown
+from regionhash.models.parameters import checked, defaults_of, types_of
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -81,7 +81,7 @@ def provenance() -> dict[str, Any]:
 
 def _git_hash() -> str | None:
     """The commit of the source tree that runs, with "+" where it was changed; None outside git."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
     try:

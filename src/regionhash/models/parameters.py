@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from regionhash.textfile import shown
+from regionhash.files.text import shown
 
 MOST = 65_536
 """Of every integer but a seed: a layer of more outputs takes gigabytes."""

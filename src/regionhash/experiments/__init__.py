@@ -1,0 +1,1 @@
+"""The papers' experiments, from pictures to a report."""

@@ -1,0 +1,1 @@
+"""Parts of networks: backbones, proposals, pooling, heads, losses."""

@@ -1,0 +1,23 @@
+"""Search by codes: exact, and in steps."""
+
+from regionhash.search.exact import (
+    default_within,
+    nearest_bags,
+    nearest_codes,
+    search_categories,
+    search_images,
+    search_objects,
+    search_regions,
+    united_hamming,
+)
+
+__all__ = [
+    "default_within",
+    "nearest_bags",
+    "nearest_codes",
+    "search_categories",
+    "search_images",
+    "search_objects",
+    "search_regions",
+    "united_hamming",
+]
