@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from typer.main import get_command
-from typer.testing import CliRunner
 
+from cli_runner import error_of, run
 from conftest import TINY, save_tiny, write_picture
 from regionhash import cli
 from regionhash.checkpoints import Checkpoint, build_model, save_checkpoint
@@ -29,24 +29,6 @@ from regionhash.store import CodeFile
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = get_command(cli.app).commands
-
-
-def run(*args, code=0):
-    """The result of a command, which must end with `code`."""
-    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
-
-
-def error_of(*args):
-    """What a command with bad input says on stderr; it must print nothing else."""
-    result = run(*args, code=2)
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert "Traceback" not in result.stderr
-    return result.stderr.removeprefix("error: ").removesuffix("\n")
 
 
 def encode(folder, inputs, output, *options):

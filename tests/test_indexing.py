@@ -11,6 +11,7 @@ import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
 
+from cli_runner import error_of, run
 from conftest import write_picture
 from regionhash import indexing
 from regionhash.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
@@ -21,7 +22,6 @@ from regionhash.encoding import encode_boxes
 from regionhash.indexing import sample_features
 from regionhash.parts.backbones import stack_images
 from regionhash.sources import open_inputs
-from test_cli import error_of, run
 
 SMALL = ("--backbone", "tiny_fpn", "--weights", "none", "--bits", 64, "--short", 64)
 

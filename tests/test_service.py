@@ -22,6 +22,7 @@ from hypothesis.errors import Unsatisfiable
 from PIL import Image
 
 import costly_pictures as costly
+from cli_runner import error_of, run
 from conftest import collect, write_picture
 from regionhash.collection import Collection, Query
 from regionhash.data.images import ImageError, read_image
@@ -29,7 +30,6 @@ from regionhash.encoding import encode_picture
 from regionhash.service import Limits, create_app, state
 from regionhash.service.encoder import BatchedModel, EncoderError
 from regionhash.store import StoreError
-from test_cli import error_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -695,8 +695,6 @@ def test_decoding_that_takes_too_long_is_ended(photo_collection, photos):
 
 
 def test_a_picture_whose_file_is_gone_is_still_found(saved, photos, tmp_path):
-    from test_cli import run
-
     pictures = shutil.copytree(photos, tmp_path / "pictures")
     run("index", pictures, "-o", tmp_path / "c", "--model", saved.folder, "--workers", 0)
     shutil.rmtree(pictures)
