@@ -20,9 +20,9 @@ from safetensors.numpy import load_file
 from typer.main import get_command
 
 from cli_runner import error_of, run
-from conftest import TINY, save_tiny, write_picture
+from conftest import TINY, TINY_BACKBONE, build_tiny, save_tiny, write_picture
 from regionhash import cli
-from regionhash.checkpoints import Checkpoint, build_model, save_checkpoint
+from regionhash.checkpoints import Checkpoint, save_checkpoint
 from regionhash.data import open_dataset
 from regionhash.evaluation import evaluate_ranking
 from regionhash.store import CodeFile
@@ -522,10 +522,9 @@ def test_frames_are_green_and_red_where_labels_are_known(labelled, tmp_path):
 def category_codes(tmp_path_factory):
     """Codes of six scenes by an IAH that finds the digits 3 and 7 everywhere."""
     folder = tmp_path_factory.mktemp("iah")
-    arguments = {"n_bits": 16, "n_classes": 10, "backbone": "tiny_fpn", "weights": "none"}
+    arguments = TINY_BACKBONE | {"n_bits": 16, "n_classes": 10}
     arguments |= {"fpn_channels": 16, "n_proposals": 4, "multi_label": "bce", "max_regions": 2}
-    torch.manual_seed(0)
-    model = build_model("iah", arguments)
+    model = build_tiny("iah", **arguments)
     with torch.no_grad():
         model.label.weight.mul_(0.01)
         model.label.bias.fill_(-5.0)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from regionhash.checkpoints import build_model, load_checkpoint
+from conftest import TINY, build_tiny
+from regionhash.checkpoints import load_checkpoint
 from regionhash.codes import binarize, pack_bits
 from regionhash.data import open_dataset
 from regionhash.data.transforms import to_input
@@ -15,19 +16,8 @@ SIZE = 96
 
 
 def _model(**changes) -> RegionDH:
-    torch.manual_seed(0)
-    arguments = {
-        "n_bits": 16,
-        "n_classes": 10,
-        "backbone": "tiny_fpn",
-        "weights": "none",
-        "n_region_bits": 24,
-        "n_hidden": 32,
-        "fpn_channels": 16,
-        "n_proposals": 12,
-        "dropout": 0.0,
-    }
-    return build_model("region-dh", arguments | changes)
+    arguments = {"n_bits": 16, "n_region_bits": 24, "n_proposals": 12, "max_regions": 40}
+    return build_tiny("region-dh", **TINY | arguments | {"dropout": 0.0} | changes)
 
 
 def _batch(n=3):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from conftest import TINY_BACKBONE, build_tiny
 from regionhash import training
 from regionhash.checkpoints import (
     CheckpointError,
@@ -25,7 +26,7 @@ from regionhash.data import open_dataset
 from regionhash.data.images import ImageError
 from regionhash.training import TrainingConfig, TrainingError, cache_features, take_over, train
 
-TINY = {"n_bits": 16, "backbone": "tiny_fpn", "weights": "none"}
+TINY = TINY_BACKBONE | {"n_bits": 16}
 REGION = TINY | {"n_region_bits": 16, "n_hidden": 16, "fpn_channels": 16, "n_proposals": 8}
 QUICK = {"epochs": 2, "batch_size": 4, "short": 64, "workers": 0, "held_out": 0.25, "flip": False}
 
@@ -156,8 +157,7 @@ def test_ramped_terms_do_not_train_before_their_time(tmp_path):
     """With a ramp that starts after the end, the image hash of Region-DH stays as it was made."""
     config = _config(epochs=1, held_out=0.0, ramp_start=0.98, ramp_end=0.99, weight_decay=0.0)
     train("region-dh", REGION, SCENES, tmp_path, config)
-    torch.manual_seed(0)
-    start = build_model("region-dh", REGION | {"n_classes": 10}).state_dict()
+    start = build_tiny("region-dh", **REGION, n_classes=10).state_dict()
     trained = _weights(tmp_path)
     assert torch.equal(start["h2.linear.weight"], trained["h2.linear.weight"])
     assert not torch.equal(start["classify.weight"], trained["classify.weight"])
@@ -166,8 +166,7 @@ def test_ramped_terms_do_not_train_before_their_time(tmp_path):
 def test_cached_views_train_the_image_hash_alone(tmp_path):
     config = _config(cached_views=2, epochs=3, learning_rate=0.1)
     train("region-dh", REGION, SCENES, tmp_path, config)
-    torch.manual_seed(0)
-    start = build_model("region-dh", REGION | {"n_classes": 10}).state_dict()
+    start = build_tiny("region-dh", **REGION, n_classes=10).state_dict()
     changed = {name for name, x in _weights(tmp_path).items() if not torch.equal(x, start[name])}
     modules = {name.split(".")[0] for name in changed}
     assert modules == {"instance", "h1", "classify", "context", "h2", "classify_image"}
@@ -175,8 +174,7 @@ def test_cached_views_train_the_image_hash_alone(tmp_path):
 
 def test_a_given_cache_trains_what_a_computed_one_does(tmp_path):
     config = _config(cached_views=2, held_out=0.0)
-    torch.manual_seed(0)
-    start = build_model("control", TINY | {"n_classes": 10})
+    start = build_tiny("control", **TINY, n_classes=10)
     cache = cache_features(start, SCENES, config, 2)
     assert cache[0][0]["pooled"].shape == (16, 256)
     assert torch.equal(cache[0][1], torch.from_numpy(SCENES.labels()).float())
