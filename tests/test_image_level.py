@@ -98,6 +98,9 @@ def test_triplet_hashes_have_the_weighted_triplet_loss_of_their_activations(name
     a = model.hash_features(model.frozen_features(images)) - 0.5
     torch.testing.assert_close(losses["triplet"], triplet_loss(a / 4, labels @ labels.T))
     assert set(losses) == ({"triplet"} if name == "one-stage" else {"triplet", "balance"})
+    if name == "dsrh":  # half the squared length of the mean, for each bit, times 0.1
+        balance = sum(bit.mean().item() ** 2 for bit in a.T) / 16 / 2
+        assert losses["balance"].item() == pytest.approx(0.1 * balance)
     encoded = model.encode(images)
     expected = np.packbits((a >= 0).numpy(), axis=1)
     np.testing.assert_array_equal([own.image_code for own in encoded], expected)
