@@ -24,7 +24,7 @@ from conftest import TINY, TINY_BACKBONE, build_tiny, save_tiny, write_picture
 from regionhash import cli
 from regionhash.checkpoints import Checkpoint, save_checkpoint
 from regionhash.data import open_dataset
-from regionhash.evaluation import evaluate_ranking
+from regionhash.evaluation import detection_map, evaluate_ranking
 from regionhash.store import CodeFile
 
 ROOT = Path(__file__).parents[1]
@@ -603,7 +603,11 @@ def test_detections_and_curves_stand_beside_the_ranking(labelled, tmp_path):
     command = ["evaluate", labelled, labelled, "--curves", tmp_path / "curves"]
     result = run(*command, "--detection", "digits:test:14", "--json")
     detection = json.loads(result.stdout)["detection"]
-    assert 0 <= detection["map"] <= 1
+    table, scenes = CodeFile.open(labelled).table, open_dataset("digits:test:14")
+    found = [(own.boxes, own.scores, own.labels) for own in map(table.regions, range(12))]
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+    expected = detection_map([*found, nothing, nothing], scenes.targets, 10)["map"]
+    assert detection["map"] == expected > 0
     assert detection["missing"] == ["test-0-00012", "test-0-00013"]
     assert sorted(file.name for file in (tmp_path / "curves").iterdir()) == [
         "acg_at_k.png",
