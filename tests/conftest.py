@@ -21,11 +21,10 @@ from regionhash.models.checkpoints import Checkpoint, build_model, save_checkpoi
 
 torch.set_num_threads(1)
 
-TINY: dict[str, Any] = {
+TINY_BACKBONE: dict[str, Any] = {"backbone": "tiny_fpn", "weights": "none"}
+TINY: dict[str, Any] = TINY_BACKBONE | {
     "n_bits": 32,
     "n_classes": 10,
-    "backbone": "tiny_fpn",
-    "weights": "none",
     "n_proposals": 8,
     "n_hidden": 32,
     "fpn_channels": 16,
@@ -33,6 +32,21 @@ TINY: dict[str, Any] = {
     "max_regions": 5,
 }
 """Arguments of a Region-DH model that takes milliseconds a picture."""
+
+
+def build_tiny(name: str, *, seed: int = 0, **arguments: Any) -> Any:
+    """A model on the tiny backbone, untrained, with weights that depend on the seed alone."""
+    torch.manual_seed(seed)
+    return build_model(name, TINY_BACKBONE | arguments)
+
+
+def noise(*shapes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
+    """Pictures (3, h, w) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator)
+        for shape in shapes
+    ]
 
 
 @dataclass(frozen=True)
@@ -47,8 +61,7 @@ class SavedModel:
 def save_tiny(folder: Path, *, seed: int = 0, **changes: Any) -> SavedModel:
     """A checkpoint of an untrained model for the classes of the digits."""
     arguments = TINY | changes
-    torch.manual_seed(seed)
-    model = build_model("region-dh", arguments)
+    model = build_tiny("region-dh", seed=seed, **arguments)
     with torch.no_grad():  # spread around 0.5, so that codes of untrained weights differ
         for layer in (model.h1, model.h2):
             for parameter in layer.parameters():
@@ -97,12 +110,9 @@ def photo_collection(
 def category_collection(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A collection of the six photos with codes of categories, not to be changed."""
     model = tmp_path_factory.mktemp("iah")
-    arguments = {
-        name: TINY[name] for name in ("backbone", "weights", "n_proposals", "fpn_channels")
-    }
-    arguments |= {"n_bits": 16, "n_classes": 3, "n_category_bits": 16}
-    torch.manual_seed(0)
-    built = build_model("iah", arguments)
+    arguments = TINY_BACKBONE | {"n_bits": 16, "n_classes": 3, "n_category_bits": 16}
+    arguments |= {name: TINY[name] for name in ("n_proposals", "fpn_channels")}
+    built = build_tiny("iah", **arguments)
     save_checkpoint(model, built, Checkpoint("iah", arguments, ("cat", "dog", "cow"), short=64))
     return collect(photos, model, tmp_path_factory.mktemp("collected") / "categories.collection")
 

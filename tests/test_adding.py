@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from cli_runner import error_of, run
 from conftest import write_picture
 from regionhash.collection import Collection, Filter, adding, open_codes
 from regionhash.collection.database import Database, FileState, NewImage
@@ -20,7 +21,6 @@ from regionhash.data import open_dataset
 from regionhash.data.images import file_version, read_image
 from regionhash.models.encoding import encode_picture
 from regionhash.store import rows_of
-from test_cli import error_of, run
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.linalg import eigh
 
 from regionhash.codes import hamming_distances
 from regionhash.models.classical import (
@@ -115,6 +116,24 @@ def test_itq_quantises_better_than_the_principal_components():
     np.testing.assert_allclose(
         np.linalg.norm(turned), np.linalg.norm(centred @ components), rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("n_classes", [5, 12])  # fewer than bits, and more
+def test_itq_cca_has_the_canonical_directions_each_as_long_as_its_correlation(n_classes):
+    """Of lengths 1 in the covariance of the features; a rotation leaves P P^T as it is."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 16)).astype(np.float32)
+    shown = x @ rng.standard_normal((16, n_classes)) + 4 * rng.standard_normal((500, n_classes))
+    labels = (shown > 2).astype(np.uint8)
+    hasher = ITQCCA(8, ridge=0.0).fit(x, labels)
+    both = np.cov(x.T, labels.T, ddof=0)
+    xx, xy, yy = both[:16, :16], both[:16, 16:], both[16:, 16:]
+    squares, directions = eigh(xy @ np.linalg.solve(yy, xy.T), xx)
+    assert 0 < squares[-n_classes] < squares[-1] / 2
+    own = slice(-min(8, n_classes), None)
+    expected = (directions[:, own] * squares[own]) @ directions[:, own].T
+    turned = hasher._projection @ hasher._projection.T
+    np.testing.assert_allclose(turned, expected, atol=1e-2 * np.abs(expected).max())
 
 
 def test_spectral_hashing_cuts_a_line_in_waves_of_rising_frequency():

@@ -18,35 +18,17 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from typer.main import get_command
-from typer.testing import CliRunner
 
-from conftest import TINY, save_tiny, write_picture
+from cli_runner import error_of, run
+from conftest import TINY, TINY_BACKBONE, build_tiny, save_tiny, write_picture
 from regionhash import cli
 from regionhash.data import open_dataset
-from regionhash.evaluation import evaluate_ranking
-from regionhash.models.checkpoints import Checkpoint, build_model, save_checkpoint
+from regionhash.evaluation import detection_map, evaluate_ranking
+from regionhash.models.checkpoints import Checkpoint, save_checkpoint
 from regionhash.store import CodeFile
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = get_command(cli.app).commands
-
-
-def run(*args, code=0):
-    """The result of a command, which must end with `code`."""
-    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
-
-
-def error_of(*args):
-    """What a command with bad input says on stderr; it must print nothing else."""
-    result = run(*args, code=2)
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert "Traceback" not in result.stderr
-    return result.stderr.removeprefix("error: ").removesuffix("\n")
 
 
 def encode(folder, inputs, output, *options):
@@ -93,7 +75,7 @@ def test_help_and_errors_of_usage_do_not_wait_for_torch():
     code = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from regionhash.cli.commands import app\n"
+        "from regionhash.cli import app\n"
         "for args in (['--help'], ['search', '--help'], ['search', 'codes.h5'], ['datasets']):\n"
         "    CliRunner().invoke(app, args)\n"
         "assert not {'torch', 'faiss', 'h5py'} & sys.modules.keys(), sys.modules.keys()\n"
@@ -540,10 +522,9 @@ def test_frames_are_green_and_red_where_labels_are_known(labelled, tmp_path):
 def category_codes(tmp_path_factory):
     """Codes of six scenes by an IAH that finds the digits 3 and 7 everywhere."""
     folder = tmp_path_factory.mktemp("iah")
-    arguments = {"n_bits": 16, "n_classes": 10, "backbone": "tiny_fpn", "weights": "none"}
+    arguments = TINY_BACKBONE | {"n_bits": 16, "n_classes": 10}
     arguments |= {"fpn_channels": 16, "n_proposals": 4, "multi_label": "bce", "max_regions": 2}
-    torch.manual_seed(0)
-    model = build_model("iah", arguments)
+    model = build_tiny("iah", **arguments)
     with torch.no_grad():
         model.label.weight.mul_(0.01)
         model.label.bias.fill_(-5.0)
@@ -622,7 +603,11 @@ def test_detections_and_curves_stand_beside_the_ranking(labelled, tmp_path):
     command = ["evaluate", labelled, labelled, "--curves", tmp_path / "curves"]
     result = run(*command, "--detection", "digits:test:14", "--json")
     detection = json.loads(result.stdout)["detection"]
-    assert 0 <= detection["map"] <= 1
+    table, scenes = CodeFile.open(labelled).table, open_dataset("digits:test:14")
+    found = [(own.boxes, own.scores, own.labels) for own in map(table.regions, range(12))]
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+    expected = detection_map([*found, nothing, nothing], scenes.targets, 10)["map"]
+    assert detection["map"] == expected > 0
     assert detection["missing"] == ["test-0-00012", "test-0-00013"]
     assert sorted(file.name for file in (tmp_path / "curves").iterdir()) == [
         "acg_at_k.png",

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cli_runner import error_of, run
 from collection_cases import MODEL, child, encoded, holds, new_image
 from conftest import write_picture
 from regionhash.collection import Collection, Filter, Query, open_codes, transfer
@@ -21,7 +22,6 @@ from regionhash.data import open_dataset
 from regionhash.data.images import read_image
 from regionhash.search import search_categories, search_objects, search_regions
 from regionhash.store import CodeFile, StoreError, rows_of
-from test_cli import error_of, run
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from regionhash.cli.commands import app
+from regionhash.cli import app
 from regionhash.experiments import demo
 from regionhash.experiments.demo import METHODS, SHIPPED, run_demo
 from regionhash.models.checkpoints import load_checkpoint

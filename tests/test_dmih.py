@@ -2,19 +2,17 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import TINY_BACKBONE, build_tiny, noise
 from regionhash.data import open_dataset
 from regionhash.data.image_set import ImageSet
-from regionhash.models.checkpoints import build_model
 from regionhash.parts.losses import bag_log_probs, mil_loss
 from regionhash.parts.multiscale import window_boxes
 from regionhash.structures import Target
 from regionhash.training import TrainingConfig, cache_features, train
 
-ARGUMENTS = {
+ARGUMENTS = TINY_BACKBONE | {
     "n_bits": 16,
     "n_classes": 4,
-    "backbone": "tiny_fpn",
-    "weights": "none",
     "n_channels": 8,
     "n_features": 12,
     "dropout": 0.0,
@@ -23,20 +21,11 @@ QUICK = {"epochs": 1, "batch_size": 4, "short": 64, "workers": 0, "flip": False}
 
 
 def _model(**changes):
-    torch.manual_seed(0)
-    model = build_model("dmih", ARGUMENTS | changes).eval()
+    model = build_tiny("dmih", **ARGUMENTS | changes).eval()
     with torch.no_grad():  # spread, so that proposals of untrained weights differ
         model.mil.weight.mul_(30)
         model.hash.linear.weight.mul_(30)
     return model
-
-
-def _images(*shapes):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator)
-        for shape in shapes
-    ]
 
 
 def _labels(n):
@@ -47,7 +36,7 @@ def _labels(n):
 
 def test_the_losses_are_those_of_the_most_probable_proposals():
     model, labels = _model(), _labels(3)
-    images = _images((64, 96), (64, 96), (96, 64))
+    images = noise((64, 96), (64, 96), (96, 64))
     losses = model.losses(images, [{"image_labels": own} for own in labels])
     bags = model.describe(model._base(images))
     expected = mil_loss(*bag_log_probs(bags.logits, bags.present, "max"), labels)
@@ -68,7 +57,7 @@ def test_the_losses_are_those_of_the_most_probable_proposals():
 
 def test_a_picture_without_a_label_is_a_negative_bag_and_in_no_pair():
     model = _model()
-    images = _images((64, 64), (64, 64))
+    images = noise((64, 64), (64, 64))
     losses = model.losses(images, [{"image_labels": torch.zeros(4)}] * 2)
     assert losses["pair"].item() == 0
     bags = model.describe(model._base(images))
@@ -114,7 +103,7 @@ def test_a_crop_is_never_made_since_boxes_alone_would_tell_what_it_cuts_off():
 
 
 def test_only_the_layers_of_a_part_are_trained():
-    images, targets = _images((64, 64), (64, 64)), [{"image_labels": own} for own in _labels(2)]
+    images, targets = noise((64, 64), (64, 64)), [{"image_labels": own} for own in _labels(2)]
     terms = {"joint": {"mil", "pair"}, "mil": {"mil"}, "hash": {"pair"}}
     for part, names in terms.items():
         model = _model(part=part, margin=50.0).train()
@@ -131,7 +120,7 @@ def test_only_the_layers_of_a_part_are_trained():
 
 def test_the_hash_bag_holds_the_proposals_above_theta_best_first():
     model = _model(theta=0.95)
-    (image,) = _images((64, 96))
+    (image,) = noise((64, 96))
     regions = model.encode([image])[0].regions
     bags = model.describe(model._base([image]))
     scores = bags.logits[0].sigmoid().max(1).values
@@ -146,14 +135,14 @@ def test_the_hash_bag_holds_the_proposals_above_theta_best_first():
 
 def test_a_picture_with_nothing_above_theta_keeps_its_best_proposal():
     model = _model(theta=1.0)
-    regions = model.encode(_images((64, 96)))[0].regions
-    every = _model(theta=0.0).encode(_images((64, 96)))[0].regions
+    regions = model.encode(noise((64, 96)))[0].regions
+    every = _model(theta=0.0).encode(noise((64, 96)))[0].regions
     assert len(regions) == 1 and len(every) == 24 + 6 + 2
     assert regions.boxes[0].tolist() == every.boxes[0].tolist()
 
 
 def test_proposals_that_overlap_are_merged_where_that_is_asked_for():
-    (image,) = _images((64, 96))
+    (image,) = noise((64, 96))
     every = _model(theta=0.0).encode([image])[0].regions
     merged = _model(theta=0.0, merge=0.3).encode([image])[0].regions
     assert 1 < len(merged) < len(every)
@@ -161,7 +150,7 @@ def test_proposals_that_overlap_are_merged_where_that_is_asked_for():
 
 
 def test_what_the_model_does_not_give_is_none():
-    encoded = _model().encode(_images((64, 64)))[0]
+    encoded = _model().encode(noise((64, 64)))[0]
     assert encoded.image_code is None and encoded.categories is None
     assert encoded.class_probs.shape == (4,)
     assert _model().n_bits == 0 and _model().n_region_bits == 16
@@ -170,7 +159,7 @@ def test_what_the_model_does_not_give_is_none():
 def test_a_box_stands_for_the_proposal_that_fits_it():
     model = _model()
     boxes = [torch.tensor([[0.0, 0.0, 24.0, 24.0], [40.0, 30.0, 96.0, 64.0]]), torch.zeros(0, 4)]
-    first, second = model.encode_boxes(_images((64, 96), (64, 96)), boxes)
+    first, second = model.encode_boxes(noise((64, 96), (64, 96)), boxes)
     assert first.codes.shape == (2, 2) and second.codes.shape == (0, 2)
     assert (first.codes[0] != first.codes[1]).any()
     own = window_boxes(4, 6, 3) * 16
@@ -190,7 +179,7 @@ def test_a_box_stands_for_the_proposal_that_fits_it():
 
 def test_a_batch_of_one_gives_what_a_batch_of_three_gives():
     model = _model()
-    images = _images(*[(64, 96)] * 3)
+    images = noise(*[(64, 96)] * 3)
     for image, expected in zip(images, model.encode(images), strict=True):
         alone = model.encode([image])[0]
         np.testing.assert_array_equal(alone.regions.boxes, expected.regions.boxes)
@@ -199,9 +188,8 @@ def test_a_batch_of_one_gives_what_a_batch_of_three_gives():
 
 
 def test_it_learns_the_labels_of_four_pictures():
-    torch.manual_seed(0)
-    model = build_model("dmih", ARGUMENTS | {"n_channels": 32, "n_features": 32}).train()
-    images = _images(*[(64, 64)] * 4)
+    model = build_tiny("dmih", **ARGUMENTS | {"n_channels": 32, "n_features": 32}).train()
+    images = noise(*[(64, 64)] * 4)
     features, labels = model.frozen_features(images), _labels(4)
     optimizer = torch.optim.Adam(model.head_parameters(), lr=1e-2)
     for _ in range(60):
@@ -226,4 +214,4 @@ def test_it_learns_the_labels_of_four_pictures():
 )
 def test_wrong_arguments_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        build_model("dmih", ARGUMENTS | changes)
+        build_tiny("dmih", **ARGUMENTS | changes)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import build_tiny, noise
 from regionhash.codes import hamming_distances, unpack_bits
 from regionhash.data import open_dataset
-from regionhash.models.checkpoints import build_model
 from regionhash.models.drh import DRH, bit_statistics, fit_drh, orthogonal_frame
 from regionhash.parts.losses import drh_losses
 from regionhash.parts.windows import sliding_windows
@@ -16,17 +16,7 @@ from regionhash.training import TrainingConfig, TrainingError, train
 
 
 def build(n_bits=64, seed=0, **arguments):
-    torch.manual_seed(seed)
-    arguments = {"backbone": "tiny_fpn", "weights": "none", "n_dims": 16} | arguments
-    return build_model("drh", {"n_bits": n_bits} | arguments).eval()
-
-
-def pictures(*shapes, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator)
-        for shape in shapes
-    ]
+    return build_tiny("drh", seed=seed, n_bits=n_bits, **{"n_dims": 16} | arguments).eval()
 
 
 def clusters(n=2000, d=128, n_clusters=30, seed=0):
@@ -41,7 +31,7 @@ def clusters(n=2000, d=128, n_clusters=30, seed=0):
 
 
 def test_the_regions_are_the_windows_and_the_first_is_the_picture():
-    (encoded,) = build().encode(pictures((96, 128)))
+    (encoded,) = build().encode(noise((96, 128)))
     regions = encoded.regions
     windows = sliding_windows(6, 8, 0.6)  # the tiny network's last stage has stride 16
     np.testing.assert_allclose(regions.boxes, 16.0 * windows)
@@ -55,7 +45,7 @@ def test_the_regions_are_the_windows_and_the_first_is_the_picture():
 
 
 def test_features_are_the_maxima_of_the_map_of_unit_length():
-    model, images = build(), pictures((64, 96))
+    model, images = build(), noise((64, 96))
     top = model.backbone.top(images[0][None].float() / 255)
     (own,) = model.region_features(images)
     for box, feature in zip(own.boxes.int().tolist(), own.features, strict=True):
@@ -65,14 +55,14 @@ def test_features_are_the_maxima_of_the_map_of_unit_length():
 
 
 def test_a_box_on_a_window_has_the_windows_code():
-    model, images = build(), pictures((96, 128))
+    model, images = build(), noise((96, 128))
     (encoded,) = model.encode(images)
     (boxes,) = model.encode_boxes(images, [torch.from_numpy(encoded.regions.boxes)])
     np.testing.assert_array_equal(boxes.codes, encoded.regions.codes)
 
 
 def test_a_box_of_few_pixels_or_at_the_edge_has_a_code():
-    model, images = build(), pictures((96, 128))
+    model, images = build(), noise((96, 128))
     boxes = torch.tensor([[50.0, 40, 51, 41], [127.5, 95.5, 128, 96], [0, 0, 128, 1]])
     (regions,) = model.encode_boxes(images, [boxes])
     assert regions.codes.shape == (3, 8)
@@ -81,7 +71,7 @@ def test_a_box_of_few_pixels_or_at_the_edge_has_a_code():
 
 
 def test_pictures_of_several_shapes_in_one_batch_have_the_windows_of_their_own():
-    model, images = build(), pictures((64, 96), (96, 64), (96, 128))
+    model, images = build(), noise((64, 96), (96, 64), (96, 128))
     together = model.encode(images)
     for image, own in zip(images, together, strict=True):
         (alone,) = model.encode([image])
@@ -92,7 +82,7 @@ def test_pictures_of_several_shapes_in_one_batch_have_the_windows_of_their_own()
 
 def test_proposals_of_an_rpn_stand_behind_the_whole_picture():
     model = build(proposals="rpn", n_proposals=7, fpn_channels=16)
-    (encoded,) = model.encode(pictures((96, 128)))
+    (encoded,) = model.encode(noise((96, 128)))
     regions = encoded.regions
     assert 1 < len(regions) <= 8
     assert regions.boxes[0].tolist() == [0, 0, 128, 96]
@@ -246,7 +236,7 @@ def test_a_collection_without_variance_can_be_fitted(features):
     assert all(np.isfinite(report.losses))
     for name, value in model.state_dict().items():
         assert torch.isfinite(value).all(), name
-    (encoded,) = model.encode(pictures((64, 64)))
+    (encoded,) = model.encode(noise((64, 64)))
     assert len(np.unique(unpack_bits(encoded.regions.codes), axis=0)) > 1
 
 

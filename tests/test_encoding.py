@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import write_picture
+from conftest import TINY, build_tiny, write_picture
 from regionhash.data import open_dataset
 from regionhash.data.images import ImageError
 from regionhash.data.inputs import open_inputs
 from regionhash.models import encoding
+from regionhash.models.checkpoints import Checkpoint
 from regionhash.models.encoding import (
     code_file_writer,
     encode_boxes,
@@ -323,3 +324,23 @@ def test_an_error_of_a_reader_is_a_skipped_picture(saved, path):
     scenes = open_dataset("digits:test:3")
     report = encode_set(saved, path, replace(scenes, images=Failing(scenes.images)))
     assert report.skipped == {scenes.ids[1]: "scene 1: no paint left"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("region-dh", TINY | {"n_bits": 256}), ("drh", {"n_bits": 256})]
+)
+def test_codes_of_a_gpu_are_those_of_the_cpu_but_for_rounding(name, arguments):
+    checkpoint = Checkpoint(name, arguments, (), short=64)
+    box = np.array([[10, 20, 90, 100]], np.float32)
+    codes = {}
+    for device in ("cpu", "cuda"):
+        model = build_tiny(name, **arguments).eval().to(device)
+        for n, image in enumerate(open_dataset("digits:test:4").images):
+            encoded = encode_picture(model, checkpoint, image)
+            (of_box,) = encode_boxes(model, checkpoint, image, box).codes
+            codes[device, n] = np.unpackbits(np.concatenate([encoded.image_code, of_box]))
+    for n in range(4):
+        differing = np.count_nonzero(codes["cpu", n] != codes["cuda", n])
+        assert differing <= len(codes["cpu", n]) // 64  # another picture differs in more

@@ -18,13 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from conftest import SavedModel, save_tiny
+from conftest import TINY_BACKBONE, SavedModel, build_tiny, save_tiny
 from mutations import changed, damaged
-from regionhash.cli.commands import app
+from regionhash.cli import app
 from regionhash.models.checkpoints import (
     Checkpoint,
     CheckpointError,
-    build_model,
     copy_checkpoint,
     load_checkpoint,
     read_checkpoint,
@@ -217,8 +216,8 @@ def test_the_shipped_models_have_the_hashes_that_code_files_refer_to():
 
 
 def test_a_checkpoint_that_could_not_be_read_is_not_written(tmp_path):
-    arguments = {"n_bits": 16, "n_classes": 2, "backbone": "tiny_fpn", "weights": "none"}
-    model = build_model("ssdh", arguments)
+    arguments = TINY_BACKBONE | {"n_bits": 16, "n_classes": 2}
+    model = build_tiny("ssdh", **arguments)
     bare = Checkpoint("ssdh", arguments, ("a", "b"), short=64)
     kept = save_checkpoint(tmp_path, model, bare)
     with pytest.raises(CheckpointError, match=r"model\.json: not written: short must be in"):

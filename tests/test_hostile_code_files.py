@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from code_file_cases import MODEL, add_range, encoded, image_id, journal_of, write
 from mutations import changed, damaged
 from regionhash.cli.commands import app
 from regionhash.data.images import ImageError
@@ -26,7 +27,6 @@ from regionhash.search import search_categories, search_images, search_objects, 
 from regionhash.search.run import model_folder
 from regionhash.store import PRECISIONS, CodeFile, CodeFileWriter, StoreError, row_shapes_of
 from regionhash.structures import CategoryCodes, EncodedImage, Regions
-from test_store import MODEL, add_range, encoded, image_id, journal_of, write
 
 META = {
     "checkpoint": "/nowhere/model",

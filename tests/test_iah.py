@@ -2,16 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import build_tiny, noise
 from regionhash.codes import unpack_bits
-from regionhash.models.checkpoints import build_model
 from regionhash.parts.losses import category_triplet_loss, multi_label_loss, triplet_loss
 from regionhash.training import copy_weights
 
 ARGUMENTS = {
     "n_bits": 16,
     "n_classes": 4,
-    "backbone": "tiny_fpn",
-    "weights": "none",
     "fpn_channels": 16,
     "n_proposals": 8,
     "n_category_bits": 12,
@@ -20,16 +18,7 @@ ARGUMENTS = {
 
 
 def _model(**changes):
-    torch.manual_seed(0)
-    return build_model("iah", ARGUMENTS | changes)
-
-
-def _images(*shapes):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator)
-        for shape in shapes
-    ]
+    return build_tiny("iah", **ARGUMENTS | changes)
 
 
 def _targets(n):
@@ -40,7 +29,7 @@ def _targets(n):
 def test_the_model_is_equations_1_to_6_spelled_out():
     """One picture, two proposals, all in loops over regions and categories."""
     model = _model(bounded=False).eval()
-    features = model.frozen_features(_images((64, 96)))
+    features = model.frozen_features(noise((64, 96)))
     features = {
         name: x[:, :2] if name in ("boxes", "present") else x for name, x in features.items()
     }
@@ -60,7 +49,7 @@ def test_the_model_is_equations_1_to_6_spelled_out():
 
 def test_the_terms_are_the_published_formulas_on_the_model_s_activations():
     model = _model(bounded=False).eval()
-    images, targets = _images(*[(64, 64)] * 4), _targets(4)
+    images, targets = noise(*[(64, 64)] * 4), _targets(4)
     labels = torch.stack([t["image_labels"] for t in targets])
     losses = model.losses(images, targets)
     features = model._read(images)
@@ -82,12 +71,12 @@ def test_the_terms_are_the_published_formulas_on_the_model_s_activations():
 )
 def test_a_weight_of_zero_leaves_a_triplet_loss_out(changes, terms):
     model = _model(**changes).train()
-    assert set(model.losses(_images((64, 64)), _targets(1))) == terms
+    assert set(model.losses(noise((64, 64)), _targets(1))) == terms
 
 
 def test_training_fits_the_labels_and_leaves_the_proposals_alone():
     model = _model().train()
-    images, targets = _images(*[(64, 64)] * 4), _targets(4)
+    images, targets = noise(*[(64, 64)] * 4), _targets(4)
     features = model.frozen_features(images)
     labels = torch.stack([t["image_labels"] for t in targets])
     rpn = [p.clone() for p in model.rpn.parameters()]
@@ -107,7 +96,7 @@ def test_training_fits_the_labels_and_leaves_the_proposals_alone():
 
 def test_pooled_features_give_what_the_map_gives():
     model = _model().eval()
-    features = model.frozen_features(_images((64, 96), (96, 64)))
+    features = model.frozen_features(noise((64, 96), (96, 64)))
     pooled = model.pooled_features(features)
     assert "cells" not in pooled
     torch.testing.assert_close(model.hash_features(pooled), model.hash_features(features))
@@ -117,14 +106,14 @@ def test_pooled_features_give_what_the_map_gives():
 def test_a_picture_without_proposals_has_the_whole_picture():
     model = _model().eval()
     model.rpn._post_nms_top_n = {"training": 0, "testing": 0}
-    features = model.frozen_features(_images((64, 96)))
+    features = model.frozen_features(noise((64, 96)))
     assert features["boxes"].tolist() == [[[0, 0, 1, 1]]]
-    (encoded,) = model.encode(_images((64, 96)))
+    (encoded,) = model.encode(noise((64, 96)))
     assert np.unique(encoded.regions.boxes, axis=0).tolist() == [[0, 0, 96, 64]]
 
 
 def test_categories_are_those_above_the_threshold_and_their_regions_are_kept():
-    images = _images((64, 96), (64, 96))
+    images = noise((64, 96), (64, 96))
     model = _model(threshold=0.1, max_regions=3).eval()
     for encoded in model.encode(images):
         kept = np.flatnonzero(encoded.class_probs >= 0.1)
@@ -145,13 +134,13 @@ def test_softmax_lets_five_categories_pass_at_most_and_sigmoids_any_number():
     for model in (softmax, sigmoid):
         torch.nn.init.zeros_(model.label.weight)
         torch.nn.init.zeros_(model.label.bias)  # all classes alike: 1/12 or 1/2
-    assert len(softmax.encode(_images((64, 64)))[0].categories.categories) == 0
-    assert len(sigmoid.encode(_images((64, 64)))[0].categories.categories) == 12
+    assert len(softmax.encode(noise((64, 64)))[0].categories.categories) == 0
+    assert len(sigmoid.encode(noise((64, 64)))[0].categories.categories) == 12
 
 
 def test_a_batch_of_one_gives_what_a_batch_of_three_gives():
     model = _model(threshold=0.0).eval()
-    images = _images(*[(64, 96)] * 3)
+    images = noise(*[(64, 96)] * 3)
     for image, expected in zip(images, model.encode(images), strict=True):
         (alone,) = model.encode([image])
         np.testing.assert_array_equal(alone.image_code, expected.image_code)
@@ -161,16 +150,16 @@ def test_a_batch_of_one_gives_what_a_batch_of_three_gives():
 def test_boxes_have_codes_of_their_class():
     model = _model().eval()
     boxes = [torch.tensor([[0.0, 0.0, 40.0, 40.0], [20.0, 10.0, 64.0, 60.0]]), torch.zeros(0, 4)]
-    first, second = model.encode_boxes(_images((64, 64), (64, 64)), boxes)
+    first, second = model.encode_boxes(noise((64, 64), (64, 64)), boxes)
     assert first.codes.shape == (2, 2) and second.codes.shape == (0, 2)
     assert (first.scores > 0.25 - 1e-6).all()  # the largest of four
-    (none,) = model.encode_boxes(_images((64, 64)), boxes[1:])
+    (none,) = model.encode_boxes(noise((64, 64)), boxes[1:])
     assert len(none) == 0
 
 
 def test_a_detector_gives_its_backbone_and_rpn():
     arguments = {k: v for k, v in ARGUMENTS.items() if k not in ("n_category_bits", "dropout")}
-    detector = build_model("region-dh", arguments | {"n_hidden": 32, "trained_stages": 0})
+    detector = build_tiny("region-dh", **arguments, n_hidden=32, trained_stages=0)
     model = _model()
     left = copy_weights(model, detector)
     assert not any(name.startswith(("backbone.", "rpn.")) for name in left)

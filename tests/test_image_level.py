@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from regionhash.models.checkpoints import build_model
+from conftest import build_tiny, noise
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.losses import (
     balance_bits,
@@ -12,20 +12,11 @@ from regionhash.parts.losses import (
     triplet_loss,
 )
 
-ARGUMENTS = {"n_bits": 16, "n_classes": 4, "backbone": "tiny_fpn", "weights": "none"}
+ARGUMENTS = {"n_bits": 16, "n_classes": 4}
 
 
 def _model(name="ssdh", **changes):
-    torch.manual_seed(0)
-    return build_model(name, ARGUMENTS | {"dropout": 0.0} | changes)
-
-
-def _images(*shapes):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator)
-        for shape in shapes
-    ]
+    return build_tiny(name, **ARGUMENTS | {"dropout": 0.0} | changes)
 
 
 def _targets(n):
@@ -38,13 +29,13 @@ def _targets(n):
     [("dlbhc", {"cls3"}), ("ssdh", {"cls3", "e1", "e2"}), ("control", {"cls3", "e1", "e2"})],
 )
 def test_each_method_has_its_terms(name, terms):
-    losses = _model(name).train().losses(_images((64, 64), (64, 96)), _targets(2))
+    losses = _model(name).train().losses(noise((64, 64), (64, 96)), _targets(2))
     assert set(losses) == terms
 
 
 def test_ssdh_terms_are_the_published_formulas():
     model = _model().eval()
-    images, targets = _images((64, 64), (64, 64)), _targets(2)
+    images, targets = noise((64, 64), (64, 64)), _targets(2)
     a = model.hash_features(model.frozen_features(images))
     losses = model.losses(images, targets)
     torch.testing.assert_close(losses["e1"], push_from_half(a).mean())
@@ -57,14 +48,14 @@ def test_ssdh_terms_are_the_published_formulas():
 def test_the_control_trains_no_backbone_and_the_others_do():
     for name, frozen in (("control", True), ("ssdh", False), ("dlbhc", False)):
         model = _model(name).train()
-        sum(model.losses(_images((64, 64), (64, 64)), _targets(2)).values()).backward()
+        sum(model.losses(noise((64, 64), (64, 64)), _targets(2)).values()).backward()
         assert all(p.grad is None for p in model.backbone.parameters()) == frozen
         assert all(p.grad is not None for p in model.head_parameters())
 
 
 def test_features_are_average_and_maximum_over_the_picture_without_padding():
     model = _model().eval()
-    small, large = _images((64, 64), (96, 128))
+    small, large = noise((64, 64), (96, 128))
     alone = model.frozen_features([small])["pooled"][0]
     top = model.backbone.top(small[None].float() / 255)[0]
     torch.testing.assert_close(alone, torch.cat([top.mean((1, 2)), top.amax((1, 2))]))
@@ -75,7 +66,7 @@ def test_features_are_average_and_maximum_over_the_picture_without_padding():
 
 def test_the_one_region_is_the_whole_picture():
     model = _model().eval()
-    encoded = model.encode(_images((64, 96)))[0]
+    encoded = model.encode(noise((64, 96)))[0]
     assert encoded.regions.boxes.tolist() == [[0, 0, 96, 64]]
     np.testing.assert_array_equal(encoded.regions.codes[0], encoded.image_code)
     assert encoded.class_probs.sum() == pytest.approx(1)
@@ -85,14 +76,14 @@ def test_the_code_of_a_box_depends_on_the_box():
     model = _model().eval()
     model.scale.var.fill_(1e-3)  # spreads the activations of an untrained network
     boxes = [torch.tensor([[0.0, 0.0, 32.0, 32.0], [32.0, 32.0, 64.0, 64.0]]), torch.zeros(0, 4)]
-    first, second = model.encode_boxes(_images((64, 64), (64, 64)), boxes)
+    first, second = model.encode_boxes(noise((64, 64), (64, 64)), boxes)
     assert first.codes.shape == (2, 2) and second.codes.shape == (0, 2)
     assert (first.codes[0] != first.codes[1]).any()
 
 
 def test_a_batch_of_one_gives_what_a_batch_of_three_gives():
     model = _model().eval()
-    images = _images(*[(64, 96)] * 3)
+    images = noise(*[(64, 96)] * 3)
     for image, expected in zip(images, model.encode(images), strict=True):
         np.testing.assert_array_equal(model.encode([image])[0].image_code, expected.image_code)
 
@@ -100,13 +91,16 @@ def test_a_batch_of_one_gives_what_a_batch_of_three_gives():
 @pytest.mark.parametrize("name", ["one-stage", "dsrh"])
 def test_triplet_hashes_have_the_weighted_triplet_loss_of_their_activations(name):
     model = _model(name).eval()
-    images, targets = _images(*[(64, 64)] * 4), _targets(4)
+    images, targets = noise(*[(64, 64)] * 4), _targets(4)
     targets[1]["image_labels"] = targets[0]["image_labels"]
     labels = torch.stack([t["image_labels"] for t in targets])
     losses = model.losses(images, targets)
     a = model.hash_features(model.frozen_features(images)) - 0.5
     torch.testing.assert_close(losses["triplet"], triplet_loss(a / 4, labels @ labels.T))
     assert set(losses) == ({"triplet"} if name == "one-stage" else {"triplet", "balance"})
+    if name == "dsrh":  # half the squared length of the mean, for each bit, times 0.1
+        balance = sum(bit.mean().item() ** 2 for bit in a.T) / 16 / 2
+        assert losses["balance"].item() == pytest.approx(0.1 * balance)
     encoded = model.encode(images)
     expected = np.packbits((a >= 0).numpy(), axis=1)
     np.testing.assert_array_equal([own.image_code for own in encoded], expected)
@@ -122,7 +116,7 @@ def test_each_bit_of_one_stage_reads_its_own_slice():
 
 def test_the_category_baseline_has_a_code_of_every_category():
     model = _model("category-baseline", n_bits=4).eval()
-    images, targets = _images(*[(64, 64)] * 4), _targets(4)
+    images, targets = noise(*[(64, 64)] * 4), _targets(4)
     a = model.category_features(model.frozen_features(images))
     assert a.shape == (4, 4, 4)
     labels = torch.stack([t["image_labels"] for t in targets])
@@ -145,6 +139,6 @@ def test_bad_numbers_of_bits_are_refused():
 
 @pytest.mark.parametrize("name", ["ssdh", "one-stage"])
 def test_the_frame_of_a_large_picture_is_all_of_it(name):
-    small, large = _model(name).eval().encode(_images((64, 96), (288, 320)))
+    small, large = _model(name).eval().encode(noise((64, 96), (288, 320)))
     assert small.regions.boxes.tolist() == [[0, 0, 96, 64]]
     assert large.regions.boxes.tolist() == [[0, 0, 320, 288]]

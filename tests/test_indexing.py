@@ -11,16 +11,16 @@ import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
 
-from conftest import write_picture
+from cli_runner import error_of, run
+from conftest import TINY_BACKBONE, build_tiny, write_picture
 from regionhash.collection import Collection, indexing, open_codes
 from regionhash.collection.indexing import sample_features
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
 from regionhash.data.inputs import open_inputs
-from regionhash.models.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from regionhash.models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from regionhash.models.encoding import encode_boxes
 from regionhash.parts.backbones import stack_images
-from test_cli import error_of, run
 
 SMALL = ("--backbone", "tiny_fpn", "--weights", "none", "--bits", 64, "--short", 64)
 
@@ -231,10 +231,9 @@ def test_a_damaged_model_of_codes_is_named_or_restored_from_a_copy(
 
 @pytest.mark.parametrize("name", ["ssdh", "control", "one-stage", "iah", "dmih"])
 def test_models_of_all_kinds_make_the_codes(name, photos, tmp_path):
-    torch.manual_seed(0)
-    arguments = {"n_bits": 16, "n_classes": 10, "backbone": "tiny_fpn", "weights": "none"}
+    arguments = TINY_BACKBONE | {"n_bits": 16, "n_classes": 10}
     bare = Checkpoint(name, arguments, tuple("0123456789"), short=64)
-    known = save_checkpoint(tmp_path / "model", build_model(name, arguments).eval(), bare)
+    known = save_checkpoint(tmp_path / "model", build_tiny(name, **arguments).eval(), bare)
     result = record_of(index(photos, tmp_path / "index", "--model", tmp_path / "model", "--json"))
     assert (result["fit"], result["encoded"]) == (None, 6)
     assert result["model_hash"] == known.model_hash

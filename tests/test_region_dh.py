@@ -2,32 +2,22 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import TINY, build_tiny
 from regionhash.codes import binarize, pack_bits
 from regionhash.data import open_dataset
 from regionhash.data.transforms import to_input
-from regionhash.models.checkpoints import build_model, load_checkpoint
+from regionhash.models.checkpoints import load_checkpoint
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.fusion import fuse_proposals
-from regionhash.parts.losses import balance_bits, push_from_half
+from regionhash.parts.losses import balance_bits, multi_label_loss, push_from_half
 
 SIZE = 96
 
 
 def _model(**changes) -> RegionDH:
-    torch.manual_seed(0)
-    arguments = {
-        "n_bits": 16,
-        "n_classes": 10,
-        "backbone": "tiny_fpn",
-        "weights": "none",
-        "n_region_bits": 24,
-        "n_hidden": 32,
-        "fpn_channels": 16,
-        "n_proposals": 12,
-        "dropout": 0.0,
-    }
-    return build_model("region-dh", arguments | changes)
+    arguments = {"n_bits": 16, "n_region_bits": 24, "n_proposals": 12, "max_regions": 40}
+    return build_tiny("region-dh", **TINY | arguments | {"dropout": 0.0} | changes)
 
 
 def _batch(n=3):
@@ -112,6 +102,14 @@ def test_known_objects_stand_behind_the_proposals_without_objectness():
     torch.testing.assert_close(model.hash_features(features), model.hash_features(alone))
 
 
+def test_a_region_is_its_object_from_half_an_iou_on_and_background_below_two_fifths():
+    target = {"boxes": torch.tensor([[0.0, 0, 100, 100]]), "labels": torch.tensor([6])}
+    heights = (0, 39, 41, 49, 51, 100)  # and so many hundredths of IoU
+    boxes = torch.tensor([[0.0, 0, 100, height] for height in heights])
+    (labels,), _ = _model()._match([boxes], [target])
+    assert labels.tolist() == [0, 0, -1, -1, 7, 7]
+
+
 @pytest.mark.parametrize("context", [False, True])
 def test_the_image_code_is_h2_on_the_fused_regions(context):
     model = _model(normalise_fused=False, centred=False, context=context).eval()
@@ -129,6 +127,33 @@ def test_the_image_code_is_h2_on_the_fused_regions(context):
         bits = binarize(torch.sigmoid(model.h2.linear(torch.cat(read, dim=1))).numpy())
     encoded = model.encode(images)
     np.testing.assert_array_equal(pack_bits(bits), np.stack([e.image_code for e in encoded]))
+
+
+def test_by_default_the_layers_behind_h1_and_h2_read_2a_minus_1():
+    model = _model().eval()
+    with torch.no_grad():  # untrained, all classes are equally probable
+        model.classify.weight.mul_(20)
+    images, targets = _batch(2)
+    features = model.frozen_features(images, targets)
+    labels = torch.stack([target["image_labels"] for target in targets])
+    with torch.no_grad():
+        a = model.h1(model.instance(features["regions"]))
+        probs = model.classify(2 * a - 1).softmax(2)[:, :, 1:]
+        fused = fuse_proposals(features["objectness"], probs, 2 * a - 1).flatten(1)
+        fused -= fused.mean(1, keepdim=True)
+        fused /= (fused.square().mean(1, keepdim=True) + 1e-6).sqrt()
+        read = torch.cat([fused, model.context(features["whole"])], dim=1)
+        b = torch.sigmoid(model.h2.linear(read))
+        logits = model.classify_image(2 * b - 1)
+        torch.testing.assert_close(model.hash_features(features), b)
+        losses = model.head_losses(features, labels)
+    torch.testing.assert_close(losses["cls3"], multi_label_loss(logits, labels, "softmax"))
+    for n, (image, target) in enumerate(zip(images, targets, strict=True)):
+        encoded = model.encode([image])[0]
+        np.testing.assert_allclose(encoded.class_probs, logits[n].softmax(0), atol=1e-5)
+        (regions,) = model.encode_boxes([image], [target["boxes"]])
+        known = probs[n, features["present"][n]][-len(target["boxes"]) :]
+        np.testing.assert_allclose(regions.scores, known.amax(1), atol=1e-5)
 
 
 def test_a_batch_of_one_gives_what_a_batch_of_three_gives():

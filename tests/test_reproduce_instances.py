@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torchvision.models.detection.image_list import ImageList
 
+from conftest import build_tiny
 from regionhash.codes import hamming_distances, unpack_bits
 from regionhash.data import open_dataset
 from regionhash.data.instances import read_instances
@@ -35,7 +36,7 @@ from regionhash.experiments.presets import (
     find_instance_preset,
     find_preset,
 )
-from regionhash.models.checkpoints import Checkpoint, build_model, save_checkpoint
+from regionhash.models.checkpoints import Checkpoint, save_checkpoint
 from regionhash.models.drh import fit_drh
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.windows import snap_boxes
@@ -124,9 +125,7 @@ def test_a_preset_runs_from_pictures_to_the_report_and_reads_them_once(
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    arguments = {"n_bits": 64, "backbone": "tiny_fpn", "weights": "none", "n_classes": 0}
-    return build_model("drh", arguments).eval()
+    return build_tiny("drh", n_bits=64, n_classes=0).eval()
 
 
 def test_codes_of_kept_features_are_those_of_the_model(flat, model, tmp_path):

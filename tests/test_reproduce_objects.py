@@ -1,4 +1,5 @@
 import csv
+import re
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -50,7 +51,13 @@ def test_a_preset_runs_from_pictures_to_the_report_and_goes_on_where_it_was(siva
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["bits"] for row in rows} == {"8", "16", "32", "64", ""}
-    assert all(0 <= float(row["map"]) <= 1 for row in rows)
+    single = text.partition("## Queries of several objects")[0]
+    shown = re.findall(r"^\| (\S+) \| (\d+|floats) \| ([\d.]+) \|", single, re.MULTILINE)
+    assert len(shown) >= 4 * 4 + 1
+    for method, bits, mean in shown:
+        own = [row for row in rows if (row["method"], row["bits"] or "floats") == (method, bits)]
+        values, weights = ([float(row[name]) for row in own] for name in ("map", "queries"))
+        assert float(mean) == pytest.approx(np.average(values, weights=weights), abs=1e-4)
     with PILImage.open(tmp_path / "precision-single.png") as image:
         assert image.size[0] > 300
     said.clear()

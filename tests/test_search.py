@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -116,20 +116,56 @@ def test_a_search_for_one_region_is_that_for_one_object(drawn):
     assert search_regions(queries[0], table) == search_objects(queries[:1], table)
 
 
-@given(queries_and_bags(), st.integers(1, 10), st.data())
-def test_bags_are_ranked_as_all_distances_rank_them_whatever_the_sample_tells(drawn, top, data):
-    queries, sizes, codes = drawn
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    n = len(sizes)
-    among = data.draw(st.none() | arrays(np.bool_, n))
-    searched = [m for m in range(n) if sizes[m] and (among is None or among[m])]
-    united = slow_united(queries[:1], codes, offsets)
-    rows = sorted(searched, key=lambda m: (united[m], m))[:top]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_SAMPLE", data.draw(st.sampled_from([1, 4, 100])))
-        found = nearest_bags(queries[0], codes, offsets, top=top, among=among)
-    assert [own.tolist() for own in found] == [rows, [united[m] for m in rows]]
-    assert [own.dtype for own in found] == [np.int64, np.int64]
+@pytest.fixture
+def levels(monkeypatch):
+    """The distances within which `nearest_bags` has looked, one for each pass."""
+    levels = []
+
+    def within(query, codes, level):
+        levels.append(level)
+        return codes_within(query, codes, level)
+
+    monkeypatch.setattr(search, "codes_within", within)
+    return levels
+
+
+def test_bags_are_ranked_as_all_distances_rank_them_whatever_the_sample_tells(levels):
+    """The sampled bags are all nearer than the others, or all further."""
+    by_distance = np.packbits(np.arange(128) < np.arange(129)[:, None], axis=1)
+    n_passes = set()
+
+    @given(
+        st.integers(0, 2**32),
+        st.sampled_from([2, 5, 16]),
+        st.booleans(),
+        st.sampled_from([1, 3, 8, 40, 300]),
+        st.booleans(),
+    )
+    @example(0, 16, True, 8, False)  # three of the sample are near, and the next six far enough
+    def check(seed, stride, nearer, top, all_searched):
+        rng = np.random.default_rng(seed)
+        sizes = rng.integers(1, 4, 200)
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        among = None if all_searched else rng.random(200) < 0.9
+        searched = np.arange(200) if among is None else np.flatnonzero(among)
+        sampled = np.isin(np.arange(200), searched[::stride])
+        least = rng.integers(0, 60, 200) + np.where(sampled == nearer, 0, 60)
+        distances = np.repeat(least, sizes) + rng.integers(0, 9, offsets[-1])
+        each = np.minimum.reduceat(distances, offsets[:-1])
+        levels.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(search, "_SAMPLED_CODES", len(distances) // (stride - 1))
+            bags, found = nearest_bags(
+                by_distance[0], by_distance[distances], offsets, top=top, among=among
+            )
+        wanted = searched[np.argsort(each[searched], kind="stable")][:top]
+        np.testing.assert_array_equal(bags, wanted)
+        np.testing.assert_array_equal(found, each[wanted])
+        assert (bags.dtype, found.dtype) == (np.int64, np.int64)
+        n_passes.add(len(levels))
+
+    check()
+    assert {0, 1, 2} <= n_passes
 
 
 def slow_ranking(queries, codes, offsets, among, top):
@@ -242,19 +278,12 @@ def test_a_large_table_gives_all_that_match_where_more_are_asked_for(top):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("top", "n_passes"), [(1, 1), (8, 2), (200, 3), (20_000, 1)])
-def test_a_sample_that_misleads_costs_another_pass_and_changes_nothing(monkeypatch, top, n_passes):
+def test_a_sample_that_misleads_costs_another_pass_and_changes_nothing(levels, top, n_passes):
     """Each sampled bag is one bit further away than the last, and all others are far away."""
     distances = np.full(240_000, 500)
     stride = 1 + len(distances) // search._SAMPLED_CODES
     distances[::stride] = np.arange(len(distances[::stride])).clip(max=400)
     by_distance = np.packbits(np.arange(512) < np.arange(513)[:, None], axis=1)
-    levels = []
-
-    def within(query, codes, level):
-        levels.append(level)
-        return codes_within(query, codes, level)
-
-    monkeypatch.setattr(search, "codes_within", within)
     offsets = np.arange(len(distances) + 1)
     bags, found = nearest_bags(by_distance[0], by_distance[distances], offsets, top=top)
     wanted = np.argsort(distances, kind="stable")[:top]

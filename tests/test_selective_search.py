@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from regionhash.models.checkpoints import build_model
+from conftest import build_tiny
 from regionhash.parts import selective_search
 from regionhash.parts.selective_search import CACHE_VARIABLE, SelectiveSearch, cache_folder
 
@@ -65,7 +65,6 @@ def test_nothing_found_is_no_error_and_the_model_takes_the_whole_picture(tmp_pat
     assert cache_folder() == tmp_path
     _fake(monkeypatch, [])
     assert SelectiveSearch(100)(_picture()).shape == (0, 4)
-    arguments = {"n_bits": 8, "n_classes": 3, "backbone": "tiny_fpn", "weights": "none"}
-    model = build_model("iah", arguments | {"proposals": "selective-search"}).eval()
+    model = build_tiny("iah", n_bits=8, n_classes=3, proposals="selective-search").eval()
     (encoded,) = model.encode([_picture()])
     assert np.unique(encoded.regions.boxes, axis=0).tolist() == [[0, 0, 128, 96]]

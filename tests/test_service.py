@@ -22,6 +22,7 @@ from hypothesis.errors import Unsatisfiable
 from PIL import Image
 
 import costly_pictures as costly
+from cli_runner import error_of, run
 from conftest import collect, write_picture
 from regionhash.collection import Collection, Query
 from regionhash.data.images import ImageError, read_image
@@ -29,7 +30,6 @@ from regionhash.models.encoding import encode_picture
 from regionhash.service import Limits, create_app, state
 from regionhash.service.encoder import BatchedModel, EncoderError
 from regionhash.store import StoreError
-from test_cli import error_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -363,18 +363,23 @@ def test_elsewhere_than_on_this_machine_a_token_is_needed(photo_collection):
 
 
 def test_on_this_machine_the_token_is_for_changes_alone(own):
-    _, client = own
-    wrong = [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}]
-    wrong += [{"Cookie": "regionhash_token_8000=wrong"}, {"Cookie": "regionhash_token=secret"}]
+    folder, client = own
+    cookie = "regionhash_token_8000="
+    wrong = [{}, {"Authorization": "Basic secret"}, {"Cookie": "regionhash_token=secret"}]
+    for token in ("", "wrong", "secre", "secrets", "SECRET"):
+        wrong += [{"Authorization": f"Bearer {token}"}, {"Cookie": cookie + token}]
+    wrong += [{"Authorization": "Bearer wrong", "Cookie": cookie + "secret"}]
     for headers in wrong:
-        for path in ("/", "/health", "/api/collection", "/api/images", "/api/images/1"):
+        for path in ("/", "/health", "/api/collection", "/api/images", "/api/images/1/picture"):
             assert client.get(path, headers=headers).status_code == 200
         assert not client.get("/api/collection", headers=headers).json()["can_change"]
         answer = client.post("/api/images", files={"file": png()}, headers=headers)
         assert "missing or wrong" in problem(answer, 401)
-        problem(client.delete("/api/images/1", headers=headers), 401)
-        problem(client.post("/api/session", headers=headers), 401)
+        assert "missing or wrong" in problem(client.delete("/api/images/1", headers=headers), 401)
+        answer = client.post("/api/session", headers=headers)
+        assert "missing or wrong" in problem(answer, 401) and "set-cookie" not in answer.headers
     assert len(client.get("/api/images").json()["images"]) == 6
+    assert not (folder / "uploads").exists() or not list((folder / "uploads").iterdir())
 
 
 def test_the_cookie_is_of_one_port_for_half_a_day_and_can_be_given_back(own):
@@ -488,15 +493,21 @@ def test_health_tells_what_no_longer_works(own, monkeypatch):
 def test_another_collection_is_waited_for_until_it_is_whole(own, monkeypatch, tmp_path):
     folder, client = own
     monkeypatch.setattr(state, "_PAUSE_SECONDS", 0.05)
+    before = search(client, {"image": 1})
     other = shutil.copytree(folder, tmp_path / "other")
+    with Collection.open(other) as changed:
+        changed.remove_rows([2])
     (other / "model.json").rename(tmp_path / "model.json")
     folder.rename(tmp_path / "before")
     other.rename(folder)
     soon(lambda: "cannot be opened" in client.get("/health").json().get("reason", ""))
     answer = client.post("/api/search", json={"queries": [{"image": 1}]})
-    assert answer.status_code in (200, 503)  # of the one before, or none: never of the other
+    if answer.status_code == 200:  # of the one before, or none
+        assert answer.json() == before | {"seconds": answer.json()["seconds"]}
+    else:
+        problem(answer, 503)
     (tmp_path / "model.json").rename(folder / "model.json")
-    soon(lambda: client.get("/health").status_code == 200)
+    soon(lambda: client.get("/health").json() == {"status": "ok", "pictures": 5})
     assert client.delete("/api/images/1", headers=TOKEN).status_code == 204
 
 
@@ -695,8 +706,6 @@ def test_decoding_that_takes_too_long_is_ended(photo_collection, photos):
 
 
 def test_a_picture_whose_file_is_gone_is_still_found(saved, photos, tmp_path):
-    from test_cli import run
-
     pictures = shutil.copytree(photos, tmp_path / "pictures")
     run("index", pictures, "-o", tmp_path / "c", "--model", saved.folder, "--workers", 0)
     shutil.rmtree(pictures)

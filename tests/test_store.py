@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -16,62 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from code_file_cases import MODEL, add_range, child, encoded, image_id, journal_of, write
 from regionhash.search import search_regions
 from regionhash.store import CodeFile, CodeFileWriter, StoreError
 from regionhash.store import code_file as store
-from regionhash.structures import CategoryCodes, EncodedImage, Regions
-
-MODEL = {
-    "model_hash": "abc123",
-    "model_name": "region-dh",
-    "classes": ("cat", "dog", "cow"),
-    "n_bits": 32,
-    "n_region_bits": 64,
-}
-# What the child processes of these tests need of this file.
-PRELUDE = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_store import *
-"""
-
-
-def encoded(n):
-    """A picture with all parts, `n` modulo 4 regions and `n` modulo 3 categories."""
-    rng = np.random.default_rng(n)
-    n_regions, n_categories = n % 4, n % 3
-    return EncodedImage(
-        size=(100 + n, 200),
-        image_code=rng.integers(0, 256, 4, dtype=np.uint8),
-        class_probs=rng.random(3, dtype=np.float32),
-        regions=Regions(
-            boxes=rng.random((n_regions, 4), dtype=np.float32),
-            scores=rng.random(n_regions, dtype=np.float32),
-            labels=rng.integers(0, 3, n_regions),
-            codes=rng.integers(0, 256, (n_regions, 8), dtype=np.uint8),
-        ),
-        categories=CategoryCodes(
-            categories=np.arange(n_categories),
-            probs=rng.random(n_categories, dtype=np.float32),
-            codes=rng.integers(0, 256, (n_categories, 2), dtype=np.uint8),
-        ),
-    )
-
-
-def image_id(n):
-    return f"{n:05}-é"
-
-
-def add_range(writer, *span):
-    for n in range(*span):
-        if image_id(n) not in writer.done:
-            writer.add(image_id(n), encoded(n), labels=[n % 3])
-
-
-def write(path, *span, **changes):
-    with CodeFileWriter(path, **(MODEL | changes)) as writer:
-        add_range(writer, *span)
-        writer.finish()
+from regionhash.structures import EncodedImage, Regions
 
 
 def check_holds_first(path, count):
@@ -92,10 +39,6 @@ def check_holds_first(path, count):
         np.testing.assert_array_equal(table.categories[own], wanted.categories.categories)
         np.testing.assert_array_equal(table.category_probs[own], wanted.categories.probs)
         np.testing.assert_array_equal(table.category_codes[own], wanted.categories.codes)
-
-
-def journal_of(path):
-    return path.with_name(path.name + ".part")
 
 
 def files_beside(path):
@@ -318,15 +261,6 @@ def test_a_kill_between_putting_the_file_in_place_and_emptying_the_journal_doubl
         add_range(writer, 5, 7)
     write(path, 8)
     check_holds_first(path, 8)
-
-
-def child(code, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(code), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_a_killed_process_loses_nothing_that_it_reported(path, tmp_path_factory):

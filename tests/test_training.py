@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from conftest import TINY_BACKBONE, build_tiny
 from regionhash.data import open_dataset
 from regionhash.data.images import ImageError
 from regionhash.models.checkpoints import (
@@ -26,7 +27,7 @@ from regionhash.models.checkpoints import (
 from regionhash.training import TrainingConfig, TrainingError, cache_features, copy_weights, train
 from regionhash.training import loop as training
 
-TINY = {"n_bits": 16, "backbone": "tiny_fpn", "weights": "none"}
+TINY = TINY_BACKBONE | {"n_bits": 16}
 REGION = TINY | {"n_region_bits": 16, "n_hidden": 16, "fpn_channels": 16, "n_proposals": 8}
 QUICK = {"epochs": 2, "batch_size": 4, "short": 64, "workers": 0, "held_out": 0.25, "flip": False}
 
@@ -86,6 +87,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
 RUN = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from regionhash.data import open_dataset
 from regionhash.training import TrainingConfig, train
 config = TrainingConfig(epochs=3, batch_size=4, short=64, workers=0, held_out=0.0, flip=False)
@@ -157,8 +159,7 @@ def test_ramped_terms_do_not_train_before_their_time(tmp_path):
     """With a ramp that starts after the end, the image hash of Region-DH stays as it was made."""
     config = _config(epochs=1, held_out=0.0, ramp_start=0.98, ramp_end=0.99, weight_decay=0.0)
     train("region-dh", REGION, SCENES, tmp_path, config)
-    torch.manual_seed(0)
-    start = build_model("region-dh", REGION | {"n_classes": 10}).state_dict()
+    start = build_tiny("region-dh", **REGION, n_classes=10).state_dict()
     trained = _weights(tmp_path)
     assert torch.equal(start["h2.linear.weight"], trained["h2.linear.weight"])
     assert not torch.equal(start["classify.weight"], trained["classify.weight"])
@@ -167,8 +168,7 @@ def test_ramped_terms_do_not_train_before_their_time(tmp_path):
 def test_cached_views_train_the_image_hash_alone(tmp_path):
     config = _config(cached_views=2, epochs=3, learning_rate=0.1)
     train("region-dh", REGION, SCENES, tmp_path, config)
-    torch.manual_seed(0)
-    start = build_model("region-dh", REGION | {"n_classes": 10}).state_dict()
+    start = build_tiny("region-dh", **REGION, n_classes=10).state_dict()
     changed = {name for name, x in _weights(tmp_path).items() if not torch.equal(x, start[name])}
     modules = {name.split(".")[0] for name in changed}
     assert modules == {"instance", "h1", "classify", "context", "h2", "classify_image"}
@@ -176,8 +176,7 @@ def test_cached_views_train_the_image_hash_alone(tmp_path):
 
 def test_a_given_cache_trains_what_a_computed_one_does(tmp_path):
     config = _config(cached_views=2, held_out=0.0)
-    torch.manual_seed(0)
-    start = build_model("control", TINY | {"n_classes": 10})
+    start = build_tiny("control", **TINY, n_classes=10)
     cache = cache_features(start, SCENES, config, 2)
     assert cache[0][0]["pooled"].shape == (16, 256)
     assert torch.equal(cache[0][1], torch.from_numpy(SCENES.labels()).float())

@@ -196,16 +196,25 @@ def test_a_picture_without_objects_or_of_extreme_size_is_valid(size):
 
 
 @given(st.integers(0, 2**32), st.integers(0, 4))
-def test_boxes_stay_inside_the_input_and_none_is_lost(seed, n_boxes):
+def test_boxes_stay_inside_the_input_and_are_lost_where_a_side_is_less_than_a_pixel(seed, n_boxes):
     generator = np.random.default_rng(seed)
-    corners = generator.uniform(0, [[[90, 60]]], (n_boxes, 2, 2))
-    low, high = np.floor(corners.min(axis=1)), np.ceil(corners.max(axis=1))
+    low = generator.integers(0, (87, 57), (n_boxes, 2))
+    high = np.minimum(low + generator.choice([1, 2, 3, 30, 90], (n_boxes, 2)), (90, 60))
     target = target_of(*np.hstack([low, high]).tolist())
+
     sample = TrainingTransform(96)(picture(), target, generator)
     _, h, w = sample.image.shape
-    assert sample.labels.tolist() == list(range(n_boxes))
     assert (sample.boxes >= -1e-3).all()
     assert (sample.boxes <= torch.tensor([w, h, w, h]) + 1e-3).all()
+    assert (sample.boxes[:, 2:] - sample.boxes[:, :2] >= 1 - 1e-3).all()
+    # No crop shrinks a pixel to less than 0.8.
+    assert set(np.flatnonzero((high - low >= 2).all(axis=1))) <= set(sample.labels.tolist())
+    assert sample.image_labels == tuple(range(n_boxes))
+
+    whole = TrainingTransform(40, crop=False)(picture(), target, generator)
+    _, h, w = whole.image.shape
+    kept = ((high - low) * (w / 90, h / 60) >= 1).all(axis=1)
+    assert whole.labels.tolist() == np.flatnonzero(kept).tolist()
 
 
 def test_the_same_generator_gives_the_same_sample():
