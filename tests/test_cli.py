@@ -1,5 +1,6 @@
 """The command line: what it prints, what it leaves behind, and how it ends."""
 
+import inspect
 import json
 import os
 import re
@@ -60,6 +61,13 @@ def test_every_command_explains_itself_with_an_example(name):
     assert f"  regionhash {name}" in text
     for parameter in COMMANDS[name].params:
         assert parameter.name == "help" or parameter.help, parameter.name
+
+
+def test_the_list_of_commands_has_each_description_whole():
+    _, _, text = run("--help").stdout.partition("Commands:")
+    assert not [line for line in text.splitlines() if line.endswith("...")]
+    for command in cli.COMMANDS.values():
+        assert inspect.getdoc(command).partition("\n")[0] in text
 
 
 def test_the_command_page_is_up_to_date():
@@ -300,7 +308,7 @@ def test_an_interruption_says_that_the_command_goes_on(saved, photos, tmp_path, 
 
     monkeypatch.setattr("regionhash.models.encoding.encode_images", interrupted)
     result = run("encode", saved.folder, photos, "-o", tmp_path / "codes.h5", code=130)
-    assert result.stderr == "interrupted\nthe same command goes on where this one stopped\n"
+    assert result.stderr == "interrupted\nrun the same command again to resume\n"
 
 
 # Searching

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from code_file_cases import MODEL, add_range, encoded, image_id, journal_of, write
 from mutations import changed, damaged
-from regionhash.cli.commands import app
+from regionhash.cli import app
 from regionhash.data.images import ImageError
 from regionhash.data.inputs import Pictures
 from regionhash.models.checkpoints import CheckpointError

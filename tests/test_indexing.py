@@ -130,7 +130,7 @@ def test_an_interrupted_index_goes_on_without_fitting_again(photos, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(adding, "encode_images", interrupted)
         result = run("index", photos, "-o", tmp_path, "--workers", 0, *SMALL, code=130)
-    assert result.stderr == "interrupted\nthe same command goes on where this one stopped\n"
+    assert result.stderr == "interrupted\nrun the same command again to resume\n"
     before = (tmp_path / "model.safetensors").read_bytes()
     again = record_of(index(photos, tmp_path, *SMALL, "--json"))
     assert (again["fit"], again["encoded"]) == (None, 6)

@@ -1,5 +1,5 @@
 """`python -m regionhash` is the command `regionhash`."""
 
-from regionhash.cli.commands import main
+from regionhash.cli import main
 
 main()

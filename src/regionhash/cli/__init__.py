@@ -1,5 +1,94 @@
-"""The command `regionhash`."""
+"""The command `regionhash`: each command parses, calls the package, and prints.
 
-from regionhash.cli.commands import app, main
+Modules that load torch are imported where they are used: help and lists come at once.
+"""
 
-__all__ = ["app", "main"]
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from regionhash.cli.collection import add, check, export, import_codes, index, refresh, remove
+from regionhash.cli.demo import demo
+from regionhash.cli.encode import encode
+from regionhash.cli.evaluate import evaluate
+from regionhash.cli.info import datasets, info, models
+from regionhash.cli.reproduce import reproduce
+from regionhash.cli.search import search
+from regionhash.cli.serve import serve
+from regionhash.cli.train import train
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "encode": encode,
+    "index": index,
+    "add": add,
+    "remove": remove,
+    "refresh": refresh,
+    "check": check,
+    "export": export,
+    "import": import_codes,
+    "serve": serve,
+    "search": search,
+    "evaluate": evaluate,
+    "info": info,
+    "models": models,
+    "datasets": datasets,
+    "reproduce": reproduce,
+    "demo": demo,
+}
+"""The commands, in the order in which the help lists them."""
+
+_RESUMED = ("train", "encode", "index", "add", "refresh", "import", "reproduce")
+
+
+class _Commands(TyperGroup):
+    """The group of commands; what a user can set right ends in one line instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # the reader has seen enough
+        except (ValueError, OSError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(BAD_INPUT) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
+            if ctx.invoked_subcommand in _RESUMED:
+                typer.echo("run the same command again to resume", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+
+
+# Plain help, without frames and colours: it reads the same on a screen, in a pipe and in docs/.
+app = typer.Typer(
+    cls=_Commands,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+for _name, _command in COMMANDS.items():
+    app.command(name=_name)(_command)
+
+
+@app.callback()
+def _about() -> None:
+    """Find the pictures that contain an object, with a few bytes per region.
+
+    With labelled pictures: `train` a model on them, `encode` a folder with it, and `search` the
+    codes by a picture, a box, or several objects. Without labels: `index` a folder, then `search`
+    it, or `serve` a page to search it with. An index is a collection: `add`, `remove` and `refresh`
+    its pictures.
+    """
+
+
+def main() -> None:
+    """The command line."""
+    app(prog_name="regionhash")

@@ -1,0 +1,334 @@
+"""The commands of a collection: make, change, check, exchange."""
+# ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from regionhash.cli.options import BatchSize, Device, Folder, Json, Seed, Strict, Workers, n_workers
+from regionhash.cli.output import (
+    added_line,
+    added_record,
+    print_json,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from regionhash.models.drh import FitReport
+
+
+def index(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES",
+            help="A folder, or anything else that `regionhash encode` takes. No labels needed.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new collection.")],
+    bits: Annotated[
+        int | None, typer.Option(help="Bits of every code, a multiple of 8.  [default: 1024]")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="A backbone listed by `regionhash models`.  [default: mobilenet_v2_fpn]"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="default|none|FILE",
+            help="Weights of the backbone, see `train`.  [default: default]",
+        ),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            help="Overlap of the windows used as regions, in [0, 1): 0.4, 0.5, 0.6 and 0.7 give "
+            "21, 36, 40 and 60 windows.  [default: 0.6]"
+        ),
+    ] = None,
+    proposals: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Folder of a trained region-dh; its 300 best proposals become the regions.",
+        ),
+    ] = None,
+    short: Annotated[
+        int | None,
+        typer.Option(help="Short side of the network's input, in pixels.  [default: 384]"),
+    ] = None,
+    seed: Seed = 0,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Use this trained model, of any kind, instead of fitting one.",
+        ),
+    ] = None,
+    strict: Strict = False,
+    batch_size: BatchSize = 8,
+    workers: Workers = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make unlabelled pictures searchable, as a collection.
+
+    A collection is one folder that you can search, change, move and copy. The model (DRH) is fitted
+    once, on at most 2,000 of the pictures. Run the command again to resume it, add new pictures and
+    re-encode changed ones. Files that cannot be read are reported and skipped.
+
+    \b
+    Example:
+      regionhash index photos -o photos.collection
+      regionhash search photos.collection --query photos/cat.jpg --box 40,30,220,200
+      regionhash serve photos.collection
+    """
+    from dataclasses import asdict
+
+    from regionhash.collection.indexing import IndexSettings, build_index
+
+    given = {"n_bits": bits, "backbone": backbone, "weights": weights, "overlap": overlap}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    settings = IndexSettings(arguments, short, seed, proposals, model)
+    report = build_index(
+        images,
+        output,
+        settings,
+        stage=progress,
+        device=device,
+        batch_size=batch_size,
+        workers=n_workers(workers),
+    )
+    if as_json:
+        record = {
+            "index": str(output),
+            "model": report.checkpoint.name,
+            "model_hash": report.checkpoint.model_hash,
+            "fit": None if report.fit is None else asdict(report.fit),
+        }
+        print_json(record | added_record(report.added))
+    else:
+        if report.fit:
+            typer.echo(_fit_line(report.fit))
+        typer.echo(added_line(output, report.added))
+        typer.echo(f"next: regionhash search {output} --query PICTURE --box x0,y0,x1,y1")
+        typer.echo(f"   or: regionhash serve {output}")
+    if strict and report.added.encoding.skipped:
+        raise typer.Exit(1)
+
+
+def add(
+    collection: Folder,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="See `regionhash encode`.")],
+    strict: Strict = False,
+    batch_size: BatchSize = 8,
+    workers: Workers = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Add pictures to a collection.
+
+    Pictures are identified by the content of their files: a moved file is not encoded again, a
+    changed one is. Run the command again to resume it. Files that cannot be read are reported and
+    skipped.
+
+    \b
+    Example:
+      regionhash add photos.collection holidays
+    """
+    from regionhash.collection import Collection
+
+    with (
+        Collection.open(collection, device=device) as opened,
+        progress("encoding") as (show, note),
+    ):
+        report = opened.add(
+            images,
+            batch_size=batch_size,
+            workers=n_workers(workers),
+            on_skip=lambda _, reason: note(f"skipped: {reason}"),
+            on_progress=show,
+        )
+    if as_json:
+        print_json({"collection": str(collection), **added_record(report)})
+    else:
+        typer.echo(added_line(collection, report))
+    if strict and report.encoding.skipped:
+        raise typer.Exit(1)
+
+
+def remove(
+    collection: Folder,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES", help="Names as shown by a search, files, or whole folders."
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Remove pictures from a collection; their files stay.
+
+    They disappear from search results at once. If any name is unknown, nothing is removed.
+
+    \b
+    Example:
+      regionhash remove photos.collection holidays/2019 cat.jpg
+    """
+    from regionhash.collection import Collection
+
+    with Collection.open(collection) as opened:
+        removed, left = opened.remove(images), len(opened)
+    if as_json:
+        print_json({"collection": str(collection), "removed": removed, "pictures": left})
+    else:
+        typer.echo(f"{collection}: {removed} removed, {left} left")
+
+
+def refresh(
+    collection: Folder,
+    strict: Strict = False,
+    batch_size: BatchSize = 8,
+    workers: Workers = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Bring a collection up to date with its folders.
+
+    Goes through everything that `index` and `add` were given: adds new pictures, re-encodes changed
+    ones, follows moved files, and removes pictures whose file is gone. If a whole folder is missing
+    or empty, like an unmounted disk, its pictures are kept.
+
+    \b
+    Example:
+      regionhash refresh photos.collection
+    """
+    from regionhash.collection import Collection
+
+    with (
+        Collection.open(collection, device=device) as opened,
+        progress("encoding") as (show, note),
+    ):
+        reports = opened.refresh(
+            batch_size=batch_size,
+            workers=n_workers(workers),
+            on_skip=lambda _, reason: note(f"skipped: {reason}"),
+            on_progress=show,
+            on_lost=note,
+        )
+    if as_json:
+        print_json({"collection": str(collection), "added": [*map(added_record, reports)]})
+    for report in () if as_json else reports:
+        typer.echo(f"{added_line(collection, report)}, {report.removed} removed")
+    if strict and any(report.encoding.skipped for report in reports):
+        raise typer.Exit(1)
+
+
+def check(
+    collection: Folder,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Repair what can be repaired, and remove leftovers."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a collection's database, arrays and files.
+
+    Exits with 1 if the collection itself is damaged. Files that are gone or have changed are
+    listed; `refresh` updates them, and re-encodes pictures whose row is damaged.
+
+    \b
+    Example:
+      regionhash check photos.collection
+    """
+    from dataclasses import asdict
+
+    from regionhash.collection import check_folder
+
+    report = check_folder(collection, repair=repair)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        for line in (*report.repaired, *report.problems):
+            typer.echo(line)
+        for line, names in (
+            ("its file is gone", report.missing),
+            ("its file has changed", report.changed),
+            ("its file cannot be accessed", report.unreadable),
+            ("belongs to no picture; --repair removes it", report.orphans),
+        ):
+            for name in names:
+                typer.echo(f"{name}: {line}")
+        typer.echo(
+            f"{collection}: {report.n_images} pictures, {len(report.problems)} problems, "
+            f"{len(report.missing)} files gone, {len(report.changed)} changed"
+        )
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def export(
+    collection: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The code file to write.")],
+    as_json: Json = False,
+) -> None:
+    """Write a code file (HDF5) of a collection.
+
+    \b
+    Example:
+      regionhash export photos.collection -o photos.h5
+    """
+    from regionhash.collection import Collection
+
+    with Collection.open(collection) as opened:
+        count = opened.export(output)
+    if as_json:
+        print_json({"codes": str(output), "pictures": count})
+    else:
+        typer.echo(f"{output}: {count} pictures")
+
+
+def import_codes(
+    collection: Annotated[
+        Path,
+        typer.Argument(
+            metavar="COLLECTION", help="Folder of a collection; created if there is none."
+        ),
+    ],
+    codes: Annotated[Path, typer.Argument(metavar="CODES", help="Code file of the same model.")],
+    as_json: Json = False,
+) -> None:
+    """Import a code file into a collection, without encoding.
+
+    A new collection gets a copy of the model that the code file names.
+
+    \b
+    Example:
+      regionhash import photos.collection photos.h5
+    """
+    from regionhash.collection import Collection, is_collection
+
+    if is_collection(collection):
+        with Collection.open(collection) as opened:
+            count = opened.import_codes(codes)
+    else:
+        with Collection.of_code_file(collection, codes) as opened:
+            count = len(opened)
+    if as_json:
+        print_json({"collection": str(collection), "new": count})
+    else:
+        typer.echo(f"{collection}: {count} pictures of {codes} are new")
+
+
+def _fit_line(fit: FitReport) -> str:
+    def change(name: str) -> str:
+        return f"{name} {getattr(fit.before, name):.3f} -> {getattr(fit.after, name):.3f}"
+
+    return (
+        f"fitted: loss per bit {fit.losses[0]:.3f} -> {fit.losses[-1]:.3f}, "
+        f"{change('balance')}, {change('correlation')}"
+    )

@@ -1,0 +1,82 @@
+"""The command that hashes pictures into a code file."""
+# ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from regionhash.cli.options import BatchSize, Device, Json, Strict, Workers, n_workers
+from regionhash.cli.output import (
+    encoding_line,
+    encoding_record,
+    print_json,
+    progress,
+)
+
+
+def encode(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a trained model.")
+    ],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES",
+            help="Files, folders, patterns such as 'photos/**/*.jpg', or @LIST with one path per "
+            "line; or one data set in a form listed by `regionhash datasets`, whose labels are "
+            "then stored too.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The code file to write.")],
+    strict: Strict = False,
+    batch_size: BatchSize = 8,
+    workers: Workers = None,
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed"],
+        typer.Option(help="Precision of the network; queries use the same."),
+    ] = "32-true",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Hash pictures into a code file.
+
+    Pictures already in the file are skipped: run the command again to resume it or to add new
+    pictures. Files that cannot be read are reported and skipped.
+
+    \b
+    Example:
+      regionhash encode runs/voc photos -o codes.h5
+    """
+    from regionhash.data.inputs import open_inputs
+    from regionhash.models.checkpoints import load_checkpoint
+    from regionhash.models.encoding import code_file_writer, encode_images, pick_device
+
+    model, loaded = load_checkpoint(checkpoint)
+    model.to(pick_device(device))
+    image_set, source = open_inputs(images)
+    writer = code_file_writer(
+        output, model, loaded, checkpoint_path=checkpoint, precision=precision, source=source
+    )
+    with writer, progress("encoding") as (show, note):
+        report = encode_images(
+            model,
+            loaded,
+            image_set,
+            writer,
+            batch_size=batch_size,
+            workers=n_workers(workers),
+            precision=precision,
+            on_skip=lambda _, reason: note(f"skipped: {reason}"),
+            on_progress=show,
+        )
+        writer.finish()
+    if as_json:
+        print_json({"codes": str(output), **encoding_record(report)})
+    else:
+        typer.echo(encoding_line(output, report))
+        typer.echo(f"next: regionhash search {output} --query PICTURE")
+    if strict and report.skipped:
+        raise typer.Exit(1)

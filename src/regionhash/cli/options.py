@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Where the model runs; auto uses a GPU if there is one."),
+]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="COLLECTION", help="Folder that `regionhash index` made.")
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with 1 if any picture could not be read.")
+]
+BatchSize = Annotated[int, typer.Option(help="Pictures per batch of the model.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Processes that read pictures.  [default: half of the CPU cores, at most 8]"),
+]
+
+
+def n_workers(given: int | None) -> int:
+    """How many processes read pictures."""
+    return min(8, max(1, (os.cpu_count() or 1) // 2)) if given is None else given

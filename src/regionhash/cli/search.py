@@ -1,0 +1,378 @@
+"""The command that searches."""
+# ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from regionhash.cli.options import Device, Json
+from regionhash.cli.output import (
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from regionhash.collection import Query
+    from regionhash.search.run import Answer, QueryPicture
+    from regionhash.store import CodeFile
+    from regionhash.structures import CategoryHits, Hit, Match
+
+_DATES = ["%Y-%m-%d"]
+
+
+def search(
+    codes: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CODES",
+            help="A code file or a collection.",
+        ),
+    ],
+    query: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PICTURE[@x0,y0,x1,y1]",
+            help="Picture to search by, optionally with a box in it; may be repeated.",
+        ),
+    ],
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="x0,y0,x1,y1",
+            help="An object in the first query picture, in pixels; may be repeated.",
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Number of results to show.")] = 20,
+    offset: Annotated[int, typer.Option(help="Number of results to skip.")] = 0,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS",
+            help="Only pictures with this class, known or detected (collections). May be repeated; "
+            "then all are required.",
+        ),
+    ] = None,
+    min_score: Annotated[
+        float,
+        typer.Option(
+            help="Only pictures with a detection of at least this score, of --only if given "
+            "(collections)."
+        ),
+    ] = 0.0,
+    folder: Annotated[
+        str | None, typer.Option(help="Only pictures below this folder (collections).")
+    ] = None,
+    after: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=_DATES, help="Only pictures taken on this day (UTC) or later (collections)."
+        ),
+    ] = None,
+    before: Annotated[
+        datetime | None,
+        typer.Option(formats=_DATES, help="Only pictures taken before this day (collections)."),
+    ] = None,
+    near: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BITS",
+            help="Show near-duplicates once: pictures whose codes differ in at most this many bits "
+            "(collections).",
+        ),
+    ] = None,
+    mode: Annotated[
+        Literal["image", "region", "objects", "category"] | None,
+        typer.Option(
+            help="What to compare: whole pictures (image), one object (region), several objects "
+            "that must all be there (objects), or each category in the query separately (category; "
+            "needs a model with codes per category, iah).  [default: image for one picture, region "
+            "for one box, objects for more of either]"
+        ),
+    ] = None,
+    min_prob: Annotated[
+        float | None,
+        typer.Option(
+            help="Mode category: the least probability of a category, in the query and in the "
+            "pictures.  [default: 0.2, the model's own threshold]"
+        ),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEP,...",
+            help="Steps of a search for one object. First exact (all regions of all pictures) or "
+            "global (whole pictures). After global: global-expand, then local (regions of the "
+            "candidates). After exact or local: local-expand. An expansion searches again with "
+            "the best results as queries.  [default: exact, or global,local if exact would take "
+            "more than about 100 ms]",
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PICTURE[@x0,y0,x1,y1]",
+            help="Leave out pictures that show this object: what the box marks, or the best "
+            "detection. May be repeated.",
+        ),
+    ] = None,
+    without_distance: Annotated[
+        int | None,
+        typer.Option(
+            help="Largest distance, in bits, at which a region counts as the object of --without.  "
+            "[default: an eighth of the code]"
+        ),
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(help="Pictures that the first of several steps passes on.  [default: 400]"),
+    ] = None,
+    expand: Annotated[
+        int | None,
+        typer.Option(help="Results that an expansion uses as queries.  [default: 6]"),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the model that made the codes.  [default: next to the codes, or as "
+            "recorded in them]"
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Also write the results as a contact sheet, a .png or .html file."),
+    ] = None,
+    images_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the pictures are, if they have moved; for --sheet."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS",
+            help="Class that a correct result shows: the sheet frames correct results green and "
+            "others red, if the codes have labels. May be repeated; then all are required.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Find pictures that look alike, or that contain given objects.
+
+    Distances are numbers of differing bits; ties are ranked in the order of the code file. A query
+    picture without a box stands for its best detection in mode region, and for the best detection
+    of each class in mode objects.
+
+    \b
+    Examples:
+      regionhash search codes.h5 --query cat.jpg
+      regionhash search codes.h5 --query cat.jpg --box 10,20,200,220 --sheet found.html
+      regionhash search codes.h5 --query cat.jpg@10,20,200,220 --query dog.jpg
+      regionhash search codes.h5 --query horse.jpg --without person.jpg@30,10,90,200
+      regionhash search photos.index --query cat.jpg --box 10,20,200,220 --steps exact,local-expand
+      regionhash search iah.h5 --query cat_and_dog.jpg --mode category --sheet found.html
+      regionhash search photos.collection --query cat.jpg --box 10,20,200,220 --near 4
+    """
+    from regionhash.collection import Collection, Filter, is_collection
+    from regionhash.data.inputs import Pictures
+    from regionhash.models.checkpoints import load_checkpoint
+    from regionhash.models.encoding import pick_device
+    from regionhash.search.run import find, model_folder, write_answer
+    from regionhash.search.steps import CANDIDATES, EXPANSION
+    from regionhash.store import CodeFile
+
+    wanted_of_all = Filter(tuple(only or ()), min_score, folder, _seconds(after), _seconds(before))
+    if not is_collection(codes) and (wanted_of_all != Filter() or near is not None or offset):
+        raise ValueError(
+            f"{codes}: --only, --min-score, --folder, --after, --before, --near and --offset "
+            "need a collection, this is a code file"
+        )
+    collection = Collection.open(codes, device=device) if is_collection(codes) else None
+    file = CodeFile.open(codes) if collection is None else collection.code_file()
+    wanted = [_class_index(name, file.classes) for name in label or ()]
+    if wanted and file.labels is None:
+        raise ValueError(f"{codes}: has no labels, so --label cannot tell what is right")
+    if sheet is None and (wanted or images_dir):
+        raise ValueError("--label and --images-dir are of use only with --sheet")
+    queries = _query_pictures(query, box or [])
+    chosen = [step.strip() for step in steps.split(",")] if steps is not None else []
+    if candidates is not None and len(chosen) < 2:
+        raise ValueError("--candidates is of use only with --steps of more than one step")
+    if expand is not None and not any(step.endswith("-expand") for step in chosen):
+        raise ValueError("--expand is of use only with a step of --steps that expands")
+    if min_prob is not None and mode != "category":
+        raise ValueError("--min-prob is of use only with --mode category")
+    if without_distance is not None and not without:
+        raise ValueError("--without-distance is of use only with --without")
+    origin = model or model_folder(file)
+    if not origin.exists():
+        raise ValueError(f"{origin}: the model of these codes is not there; name it with --model")
+    network, checkpoint = load_checkpoint(origin)
+    network.to(pick_device(device))
+    numbers: dict[str, Any] = {
+        "steps": chosen,
+        "candidates": CANDIDATES if candidates is None else candidates,
+        "expand": EXPANSION if expand is None else expand,
+        "min_prob": min_prob or 0.0,
+        "within": without_distance,
+    }
+    unwanted = _query_pictures(without or [], [])
+    if collection is not None:
+        collection.model = network, checkpoint
+        results = collection.search(
+            queries=[_query(own) for own in queries],
+            without=[_query(own) for own in unwanted],
+            mode=mode,
+            filter=wanted_of_all,
+            limit=top,
+            offset=offset,
+            near=near,
+            **numbers,
+        )
+        answer = collection.answer(results, queries, unwanted)
+        file = collection.searched(results)
+    else:
+        answer = find(
+            network,
+            checkpoint,
+            file,
+            queries,
+            mode=mode,
+            top=top,
+            without=unwanted,
+            **numbers,
+        )
+    if sheet:
+        find_picture = Pictures(file.recorded("sources"), images_dir).__getitem__
+        if collection is not None and images_dir is None:
+            find_picture = collection.picture
+        n_hits = len(answer.hits) + sum(len(group.hits) for group in answer.groups)
+        title = f"{n_hits} nearest of {len(file.table)} pictures, by {answer.mode}"
+        write_answer(sheet, answer, file, find_picture, title=title, wanted=wanted)
+    if as_json:
+        print_json(_answer_record(answer, file, offset))
+    elif answer.mode == "category":
+        _print_groups(answer.groups, file, offset)
+    elif not answer.hits:
+        left_out = without or offset or wanted_of_all != Filter()
+        typer.echo(f"no picture of these codes {'is left' if left_out else 'has a region'}")
+    else:
+        print_table(_hit_table(answer.hits, file, offset))
+
+
+def _query_pictures(queries: list[str], boxes: list[str]) -> list[QueryPicture]:
+    """The pictures of --query, the first of them with the boxes of --box as well."""
+    from regionhash.data.images import read_image
+    from regionhash.search.run import QueryPicture
+
+    pictures: list[QueryPicture] = []
+    for given in queries:
+        name, own = given, list(boxes) if not pictures else []
+        if not Path(given).exists() and "," in given.rpartition("@")[2]:
+            name, _, text = given.rpartition("@")
+            own.append(text)
+        parsed = tuple(_parse_box(text) for text in own)
+        pictures.append(QueryPicture(Path(name).name, read_image(name), parsed))
+    return pictures
+
+
+def _query(picture: QueryPicture) -> Query:
+    """The same for a collection."""
+    from regionhash.collection import Query
+
+    return Query(picture.image, boxes=picture.boxes, name=picture.name)
+
+
+def _parse_box(text: str) -> tuple[float, float, float, float]:
+    try:
+        x0, y0, x1, y1 = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"box {text!r}: must be four numbers x0,y0,x1,y1") from None
+    return x0, y0, x1, y1
+
+
+def _class_index(name: str, classes: tuple[str, ...]) -> int:
+    if name not in classes:
+        raise ValueError(f"label {name!r}: no class of the model, which knows {', '.join(classes)}")
+    return classes.index(name)
+
+
+def _seconds(day: datetime | None) -> float | None:
+    """A day as the time at which it begins, in seconds since 1970."""
+    return None if day is None else day.replace(tzinfo=UTC).timestamp()
+
+
+def _hit_table(hits: list[Hit], file: CodeFile, offset: int = 0) -> Table:
+    """One row per hit; of several objects one line each in the columns of the matches."""
+    from regionhash.search.run import distance_text
+
+    columns = ["rank", "distance", "picture", "box", "class", "score"]
+    # Codes of pictures and of categories in them have no box that matched.
+    table = Table(*columns[: 6 if any(hit.matches for hit in hits) else 3])
+    for rank, hit in enumerate(hits, 1 + offset):
+        cells = [
+            str(rank),
+            distance_text(hit),
+            hit.image_id,
+            "\n".join(",".join(f"{edge:.0f}" for edge in match.box) for match in hit.matches),
+            "\n".join(_class_name(match, file) or "" for match in hit.matches),
+            "\n".join(f"{match.score:.2f}" for match in hit.matches),
+        ]
+        table.add_row(*cells[: len(table.columns)])
+    return table
+
+
+def _print_groups(groups: Sequence[CategoryHits], file: CodeFile, offset: int) -> None:
+    if not groups:
+        typer.echo("no category is probable enough in the query")
+    for group in groups:
+        name = file.classes[group.category]
+        typer.echo(f"{name}, probability {group.prob:.2f}, {len(group.hits)} pictures")
+        print_table(_hit_table(list(group.hits), file, offset))
+
+
+def _class_name(match: Match, file: CodeFile) -> str | None:
+    """None where the model knows no classes."""
+    return file.classes[match.label] if match.label >= 0 else None
+
+
+def _answer_record(answer: Answer, file: CodeFile, offset: int = 0) -> dict[str, Any]:
+    return {
+        "mode": answer.mode,
+        "steps": answer.steps,
+        "queries": [{"picture": own.name, "boxes": own.boxes} for own in answer.queries],
+        "groups": [
+            {
+                "category": file.classes[group.category],
+                "probability": group.prob,
+                "hits": [
+                    {"rank": rank, "picture": hit.image_id, "distance": hit.distance}
+                    for rank, hit in enumerate(group.hits, 1 + offset)
+                ],
+            }
+            for group in answer.groups
+        ],
+        "without": [{"picture": own.name, "boxes": own.boxes} for own in answer.without],
+        "hits": [
+            {
+                "rank": rank,
+                "picture": hit.image_id,
+                "distance": hit.distance,
+                "matches": [
+                    {
+                        "box": match.box,
+                        "distance": match.distance,
+                        "class": _class_name(match, file),
+                        "score": match.score,
+                    }
+                    for match in hit.matches
+                ],
+            }
+            for rank, hit in enumerate(answer.hits, 1 + offset)
+        ],
+    }

@@ -1,0 +1,151 @@
+"""The command that trains a model."""
+# ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from regionhash.cli.options import Json
+from regionhash.cli.output import (
+    print_json,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from regionhash.training import EpochReport
+
+DEFAULT_BITS = 64
+
+
+def train(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model listed by `regionhash models`.")
+    ],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="Labelled pictures, in a form listed by `regionhash datasets`."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the run, where the model is saved.")
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with the tables [model] and [training]."),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any argument of the model or of training; may be repeated.",
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help=f"Bits of a picture's code, a multiple of 8.  [default: {DEFAULT_BITS}]"),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="A backbone listed by `regionhash models`.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the backbone: default (ImageNet, downloaded once), none, or a file "
+            "with a torchvision state dict."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures per training step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    short: Annotated[
+        int | None, typer.Option(help="Short side of the network's input, in pixels.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT|coco",
+            help="Start from the weights of another model, as far as they fit, or from "
+            "torchvision's COCO detector.",
+        ),
+    ] = None,
+    cached_views: Annotated[
+        int | None,
+        typer.Option(help="Train only the image hash, on this many views of each picture."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on labelled pictures.
+
+    The best epoch on held-out pictures is kept. If a run is killed, the same command resumes it
+    from the last completed epoch. Flags override --set, which overrides --config, which overrides
+    the model's defaults.
+
+    \b
+    Example:
+      regionhash train region-dh voc:VOCdevkit/VOC2007:trainval -o runs/voc --bits 48
+    """
+    from regionhash.data import open_dataset
+    from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
+    from regionhash.training import train as train_model
+    from regionhash.training.settings import training_settings
+
+    flags = {
+        "n_bits": bits,
+        "backbone": backbone,
+        "weights": weights,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": lr,
+        "short": short,
+        "seed": seed,
+        "cached_views": cached_views,
+        "init": "coco" if init == "coco" else None,
+    }
+    arguments, settings = training_settings(
+        model, file=config, assignments=assignments or (), flags=flags
+    )
+    image_set = open_dataset(data)
+    start = load_checkpoint(Path(init))[0] if init not in (None, "coco") else None
+    reports: list[EpochReport] = []
+    with progress("training") as (show, note):
+
+        def on_epoch(report: EpochReport) -> None:
+            reports.append(report)
+            note(_epoch_line(report, settings.epochs))
+
+        train_model(
+            model,
+            {"n_bits": DEFAULT_BITS} | arguments,
+            image_set,
+            output,
+            settings,
+            start=start,
+            on_step=show,
+            on_epoch=on_epoch,
+        )
+    checkpoint = read_checkpoint(output)
+    if as_json:
+        print_json(
+            {
+                "checkpoint": str(output),
+                "model": checkpoint.name,
+                "model_hash": checkpoint.model_hash,
+                "epochs": [report.row() for report in reports],
+            }
+        )
+    else:
+        typer.echo(f"{output}: {checkpoint.name}, model {checkpoint.model_hash}")
+        typer.echo(f"next: regionhash encode {output} YOUR_PICTURES -o codes.h5")
+
+
+def _epoch_line(report: EpochReport, n_epochs: int) -> str:
+    terms = "  ".join(f"{name} {value:.4g}" for name, value in report.terms.items())
+    held_out = "" if report.held_out is None else f"  held-out {report.held_out:.4g}"
+    best = "  best" if report.best else ""
+    return f"epoch {report.epoch + 1}/{n_epochs}  {terms}{held_out}  {report.seconds:.0f} s{best}"
