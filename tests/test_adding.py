@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,12 +13,12 @@ import pytest
 
 from cli_runner import error_of, run
 from conftest import write_picture
-from regionhash.collection import Collection, Filter, adding, open_codes
+from regionhash.collection import Collection, Filter, adding, open_codes, transfer
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data import open_dataset
 from regionhash.data.images import file_version, read_image
 from regionhash.encoding import encode_picture
-from regionhash.store import rows_of
+from regionhash.store import CodeFileWriter, rows_of
 
 
 @pytest.fixture
@@ -71,6 +69,29 @@ class Halting:
         self.process.join()
         assert self.process.exitcode == 0
         return said
+
+
+def killed_in(owner, name, work):
+    """Does some work in a process that is killed when it has called `owner.name` once."""
+    context = multiprocessing.get_context("fork")
+    called = context.Event()
+
+    def halting():
+        original = getattr(owner, name)
+
+        def halt(*arguments):
+            original(*arguments)
+            called.set()
+            time.sleep(60)
+
+        setattr(owner, name, halt)
+        work()
+
+    process = context.Process(target=halting)
+    process.start()
+    assert called.wait(60)
+    process.kill()
+    process.join()
 
 
 def added(command, folder, *options):
@@ -328,30 +349,18 @@ def test_pictures_of_one_name_from_two_code_files_are_two(saved, made, folders):
     np.testing.assert_array_equal(held[-len(wanted[0]) - len(wanted[1]) :], np.vstack(wanted))
 
 
-def test_an_old_index_whose_change_was_killed_becomes_a_whole_collection(made, folders):
+def test_an_old_index_whose_change_was_killed_becomes_a_whole_collection(
+    made, folders, monkeypatch
+):
     run("add", made, folders / "a", "--workers", 0)
     old = folders / "old"
     old.mkdir()
     for name in ("model.json", "model.safetensors"):
         shutil.copy(made / name, old)
     run("export", made, "-o", old / "codes.h5")
-    code = """
-import sys, time
-from regionhash.collection import Collection, transfer
-from regionhash.collection.database import Database
-transfer._IMPORTED_AT_A_TIME = 2
-store = Database.store
-def stop(self, images):
-    store(self, images)
-    print("stored", flush=True)
-    time.sleep(60)
-Database.store = stop
-Collection.open(sys.argv[1])
-"""
-    process = subprocess.Popen([sys.executable, "-c", code, old], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "stored\n"
-    process.kill()
-    process.communicate()
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "_IMPORTED_AT_A_TIME", 2)
+        killed_in(Database, "store", lambda: Collection.open(old))
     assert len(open_codes(old).table) == 7
     with Collection.open(old) as collection:
         assert len(collection) == 7
@@ -390,26 +399,8 @@ def test_an_exported_id_leads_to_the_file_of_its_picture(saved, made, folders):
 
 
 def test_an_export_takes_nothing_from_one_that_was_killed(made, folders):
-    code = """
-import sys, time
-from pathlib import Path
-from regionhash.collection import Collection
-from regionhash.store import CodeFileWriter
-add = CodeFileWriter.add
-def stop(self, *arguments):
-    add(self, *arguments)
-    print("written", flush=True)
-    time.sleep(60)
-CodeFileWriter.add = stop
-Collection.open(sys.argv[1]).export(Path(sys.argv[2]))
-"""
     output = folders / "codes.h5"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, made, output], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "written\n"
-    process.kill()
-    process.communicate()
+    killed_in(CodeFileWriter, "add", lambda: Collection.open(made).export(output))
     run("add", made, folders / "a", "--workers", 0)
     run("remove", made, folders / "seed")
     assert "6 pictures" in run("export", made, "-o", output).stdout
