@@ -600,8 +600,8 @@ def test_a_cut_beyond_the_database_is_shown_as_what_it_is(labelled):
 
 
 def test_detections_and_curves_stand_beside_the_ranking(labelled, tmp_path):
-    command = ["evaluate", labelled, labelled, "--curves", tmp_path / "curves"]
-    result = run(*command, "--detection", "digits:test:14", "--json")
+    command = ["evaluate", labelled, labelled, "--detection"]
+    result = run(*command, "digits:test:14", "--curves", tmp_path / "curves", "--json")
     detection = json.loads(result.stdout)["detection"]
     table, scenes = CodeFile.open(labelled).table, open_dataset("digits:test:14")
     found = [(own.boxes, own.scores, own.labels) for own in map(table.regions, range(12))]
@@ -615,7 +615,7 @@ def test_detections_and_curves_stand_beside_the_ranking(labelled, tmp_path):
         "precision_at_k.png",
         "precision_recall.png",
     ]
-    assert "detection mAP@0.5" in run(*command, "--detection", "digits:test:12").stdout
+    assert "detection mAP@0.5" in run(*command, "digits:test:12").stdout
 
 
 def test_bad_input_of_an_evaluation_is_named(labelled, codes, other_saved, tmp_path):
