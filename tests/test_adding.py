@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,12 +13,12 @@ import pytest
 
 from cli_runner import error_of, run
 from conftest import write_picture
-from regionhash.collection import Collection, Filter, adding, open_codes
+from regionhash.collection import Collection, Filter, adding, open_codes, transfer
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data import open_dataset
 from regionhash.data.images import file_version, read_image
 from regionhash.models.encoding import encode_picture
-from regionhash.store import rows_of
+from regionhash.store import CodeFileWriter, rows_of
 
 
 @pytest.fixture
@@ -71,6 +69,29 @@ class Halting:
         self.process.join()
         assert self.process.exitcode == 0
         return said
+
+
+def killed_in(owner, name, work):
+    """Does some work in a process that is killed when it has called `owner.name` once."""
+    context = multiprocessing.get_context("fork")
+    called = context.Event()
+
+    def halting():
+        original = getattr(owner, name)
+
+        def halt(*arguments):
+            original(*arguments)
+            called.set()
+            time.sleep(60)
+
+        setattr(owner, name, halt)
+        work()
+
+    process = context.Process(target=halting)
+    process.start()
+    assert called.wait(60)
+    process.kill()
+    process.join()
 
 
 def added(command, folder, *options):
@@ -237,7 +258,7 @@ def test_a_damaged_row_is_encoded_again_by_refresh(saved, made, folders):
         connection.execute("UPDATE images SET path = x'00' WHERE row = 4")
     connection.close()
     shutil.rmtree(made / "arrays")
-    assert len(open_codes(made).table) == 5
+    assert len(open_codes(made).compact().table) == 5
     assert "2 problems" in run("check", made, code=1).stdout
     reports = added("refresh", made)["added"]
     assert sum(own["encoded"] for own in reports) == 2
@@ -275,7 +296,7 @@ def test_names_that_are_no_text_are_added_found_and_removed(saved, made, folders
         hits = json.loads(run("search", made, *query, "--folder", wanted).stdout)["hits"]
         assert len(hits) == (2 if wanted == odd else 0)
     with Collection.open(made) as collection:
-        within = collection.search(like="0.png", filter=Filter(folder=str(odd))).hits
+        within = collection.search(image_id="0.png", filter=Filter(folder=str(odd))).hits
         assert {hit.path for hit in within} == {raw, literal}
         assert {hit.id for hit in within} == {"\\xff.png", "\\\\xff.png"}
         assert collection.image(os.fsdecode(b"\xff.png"))[0] == collection.image("\\xff.png")[0]
@@ -320,41 +341,31 @@ def test_pictures_of_one_name_from_two_code_files_are_two(saved, made, folders):
         run("encode", saved.folder, folders / name, "-o", folders / f"{name}.h5", "--workers", 0)
         shutil.move(folders / name, folders / f"{name}-moved")  # the codes alone are left
         assert "6 pictures" in run("import", made, folders / f"{name}.h5").stdout
-    assert len(open_codes(made).table) == 13
+    assert len(open_codes(made).compact().table) == 13
     for name in ("a", "b"):
         assert "0 pictures" in run("import", made, folders / f"{name}.h5").stdout
-    wanted = [open_codes(folders / f"{name}.h5").table.region_codes for name in ("a", "b")]
-    held = open_codes(made).table.region_codes
+    wanted = [
+        open_codes(folders / f"{name}.h5").compact().table.region_codes for name in ("a", "b")
+    ]
+    held = open_codes(made).compact().table.region_codes
     np.testing.assert_array_equal(held[-len(wanted[0]) - len(wanted[1]) :], np.vstack(wanted))
 
 
-def test_an_old_index_whose_change_was_killed_becomes_a_whole_collection(made, folders):
+def test_an_import_into_a_new_folder_that_was_killed_leaves_a_whole_collection_or_none(
+    made, folders, monkeypatch
+):
     run("add", made, folders / "a", "--workers", 0)
     old = folders / "old"
     old.mkdir()
     for name in ("model.json", "model.safetensors"):
         shutil.copy(made / name, old)
     run("export", made, "-o", old / "codes.h5")
-    code = """
-import sys, time
-from regionhash.collection import Collection, transfer
-from regionhash.collection.database import Database
-transfer._IMPORTED_AT_A_TIME = 2
-store = Database.store
-def stop(self, images):
-    store(self, images)
-    print("stored", flush=True)
-    time.sleep(60)
-Database.store = stop
-Collection.open(sys.argv[1])
-"""
-    process = subprocess.Popen([sys.executable, "-c", code, old], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "stored\n"
-    process.kill()
-    process.communicate()
-    assert len(open_codes(old).table) == 7
-    with Collection.open(old) as collection:
-        assert len(collection) == 7
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "_IMPORTED_AT_A_TIME", 2)
+        killed_in(Database, "store", lambda: Collection.of_code_file(old, old / "codes.h5"))
+    assert not (old / "collection.db").exists()
+    run("import", old, old / "codes.h5")
+    assert len(open_codes(old)) == 7
     assert sorted(path.name for path in old.iterdir() if path.is_file()) == [
         "codes.h5",
         "collection.db",
@@ -371,7 +382,7 @@ def test_codes_without_a_source_do_not_stand_for_a_picture_of_a_data_set(saved, 
         database.store([NewImage(image_id, FileState(), None, rows)])
     assert added("add", made, "digits:test:1")["encoded"] == 1
     assert added("add", made, "digits:test:1")["encoded"] == 0
-    assert len(open_codes(made).table) == 3
+    assert len(open_codes(made).compact().table) == 3
 
 
 def test_an_exported_id_leads_to_the_file_of_its_picture(saved, made, folders):
@@ -390,30 +401,12 @@ def test_an_exported_id_leads_to_the_file_of_its_picture(saved, made, folders):
 
 
 def test_an_export_takes_nothing_from_one_that_was_killed(made, folders):
-    code = """
-import sys, time
-from pathlib import Path
-from regionhash.collection import Collection
-from regionhash.store import CodeFileWriter
-add = CodeFileWriter.add
-def stop(self, *arguments):
-    add(self, *arguments)
-    print("written", flush=True)
-    time.sleep(60)
-CodeFileWriter.add = stop
-Collection.open(sys.argv[1]).export(Path(sys.argv[2]))
-"""
     output = folders / "codes.h5"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, made, output], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "written\n"
-    process.kill()
-    process.communicate()
+    killed_in(CodeFileWriter, "add", lambda: Collection.open(made).export(output))
     run("add", made, folders / "a", "--workers", 0)
     run("remove", made, folders / "seed")
     assert "6 pictures" in run("export", made, "-o", output).stdout
-    assert len(open_codes(output).table) == 6
+    assert len(open_codes(output).compact().table) == 6
     assert [path.name for path in folders.iterdir() if "codes.h5" in path.name] == ["codes.h5"]
 
 

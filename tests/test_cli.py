@@ -426,27 +426,27 @@ def test_a_file_whose_name_has_an_at_sign_is_a_query(photos, codes, tmp_path):
             ["--box", "500,500,600,600"],
             "0.png: box 500,500,600,600: lies outside of the picture, 160 x 100 pixels",
         ),
-        (["--top", "0"], "top must be at least 1, got 0"),
+        (["--top", "0"], "--top must be at least 1, got 0"),
         (
             ["--mode", "image", "--box", "1,2,30,40"],
-            "mode image takes one picture without a box, got 1 pictures and 1 boxes",
+            "--mode image takes one whole picture, got 1 pictures and 1 boxes",
         ),
         (
             ["--mode", "region", "--box", "1,2,30,40", "--box", "1,2,30,50"],
-            "mode region takes one picture, one box at most, got 1 pictures and 2 boxes",
+            "--mode region takes one picture with at most one box, got 1 pictures and 2 boxes",
         ),
-        (["--label", "7"], "CODES: has no labels, so --label cannot tell what is right"),
+        (["--label", "7"], "CODES: has no labels, so --label cannot say what is correct"),
         (["--label", "cat"], "label 'cat': no class of the model, which knows 0, 1,"),
-        (["--without-distance", "3"], "--without-distance is of use only with --without"),
+        (["--without-distance", "3"], "--without-distance needs objects to exclude"),
         (
             ["--without", "gone.png"],
             "gone.png: No such file or directory",
         ),
-        (["--images-dir", "."], "--label and --images-dir are of use only with --sheet"),
+        (["--images-dir", "."], "--label and --images-dir need --sheet"),
         (["--sheet", "x.pdf"], "x.pdf: a sheet must end in .png or .html, got '.pdf'"),
         (["--query", "gone.png"], "gone.png: No such file or directory"),
         (["--query", "gone.png@1,2,3,4"], "gone.png: No such file or directory"),
-        (["--model", "gone"], "gone: the model of these codes is not there; name it with --model"),
+        (["--model", "gone"], "gone: model not found; pass it with --model"),
     ],
 )
 def test_bad_input_of_a_search_is_named(photos, codes, options, message):
@@ -608,8 +608,8 @@ def test_a_cut_beyond_the_database_is_shown_as_what_it_is(labelled):
 
 
 def test_detections_and_curves_stand_beside_the_ranking(labelled, tmp_path):
-    command = ["evaluate", labelled, labelled, "--curves", tmp_path / "curves"]
-    result = run(*command, "--detection", "digits:test:14", "--json")
+    command = ["evaluate", labelled, labelled, "--detection"]
+    result = run(*command, "digits:test:14", "--curves", tmp_path / "curves", "--json")
     detection = json.loads(result.stdout)["detection"]
     table, scenes = CodeFile.open(labelled).table, open_dataset("digits:test:14")
     found = [(own.boxes, own.scores, own.labels) for own in map(table.regions, range(12))]
@@ -623,7 +623,7 @@ def test_detections_and_curves_stand_beside_the_ranking(labelled, tmp_path):
         "precision_at_k.png",
         "precision_recall.png",
     ]
-    assert "detection mAP@0.5" in run(*command, "--detection", "digits:test:12").stdout
+    assert "detection mAP@0.5" in run(*command, "digits:test:12").stdout
 
 
 def test_bad_input_of_an_evaluation_is_named(labelled, codes, other_saved, tmp_path):

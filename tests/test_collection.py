@@ -53,7 +53,7 @@ def added(command, folder, *options):
 
 
 def ids(folder):
-    return list(open_codes(folder).table.ids)
+    return list(open_codes(folder).compact().table.ids)
 
 
 # The arrays follow the database
@@ -257,11 +257,12 @@ def test_a_moved_file_is_not_encoded_again_and_a_changed_one_is(made, pictures, 
     shutil.copy(photos / "5.png", pictures / "1.png")
     shutil.copy(photos / "2.png", pictures / "copy.png")
     before = {
-        image_id: open_codes(made).table.regions(n).codes for n, image_id in enumerate(ids(made))
+        image_id: open_codes(made).compact().table.regions(n).codes
+        for n, image_id in enumerate(ids(made))
     }
     report = added("add", made, pictures)
     assert (report["encoded"], report["moved"], report["copied"]) == (1, 1, 1)
-    table = open_codes(made).table
+    table = open_codes(made).compact().table
     now = {image_id: table.regions(n).codes for n, image_id in enumerate(table.ids)}
     assert sorted(now) == ["1.png", "2.png", "copy.png", "zero.png"]
     np.testing.assert_array_equal(now["zero.png"], before["0.png"])
@@ -321,7 +322,7 @@ def test_export_and_import_give_the_same_codes(made, tmp_path, saved):
     run("export", made, "-o", tmp_path / "codes.h5")
     again = tmp_path / "again"
     run("import", again, tmp_path / "codes.h5")
-    tables = [open_codes(own).table for own in (made, again, tmp_path / "codes.h5")]
+    tables = [open_codes(own).compact().table for own in (made, again, tmp_path / "codes.h5")]
     for name in ("image_codes", "region_codes", "boxes", "labels", "scores", "offsets", "sizes"):
         for other in tables[1:]:
             np.testing.assert_array_equal(getattr(tables[0], name), getattr(other, name))
@@ -385,18 +386,6 @@ def test_codes_of_another_model_are_not_imported(database, tmp_path):
         assert len(collection) == 0
 
 
-def test_an_index_of_an_older_version_becomes_a_collection(made, pictures, photos, tmp_path):
-    old = tmp_path / "old"
-    old.mkdir()
-    for name in ("model.json", "model.safetensors"):
-        shutil.copy(made / name, old)
-    run("export", made, "-o", old / "codes.h5")
-    assert ids(old) == ["0.png", "1.png", "2.png"]  # read as it is
-    shutil.copy(photos / "4.png", pictures)
-    report = added("add", old, pictures)
-    assert (report["encoded"], report["stored_before"]) == (1, 3)
-
-
 # Searching
 
 
@@ -404,7 +393,7 @@ def test_the_search_is_that_of_the_code_file(made, pictures):
     file = open_codes(made)
     with Collection.open(made) as collection:
         for n in range(3):
-            found = collection.search(like=f"{n}.png", regions=[1]).hits
+            found = collection.search(image_id=f"{n}.png", regions=[1]).hits
             wanted = search_regions(file.table.regions(n).codes[1], file.table)
             assert [(hit.id, hit.distance, hit.matches) for hit in found] == [
                 (hit.image_id, hit.distance, hit.matches) for hit in wanted
@@ -415,8 +404,8 @@ def test_the_search_is_that_of_the_code_file(made, pictures):
 
 def test_pages_follow_one_another_without_gap_or_repetition(photo_collection):
     with Collection.open(photo_collection) as collection:
-        whole = collection.search(like="3.png").hits
-        pages = [collection.search(like="3.png", limit=2, offset=n) for n in (0, 2, 4, 6)]
+        whole = collection.search(image_id="3.png").hits
+        pages = [collection.search(image_id="3.png", limit=2, offset=n) for n in (0, 2, 4, 6)]
     assert [hit for page in pages for hit in page.hits] == list(whole)
     assert [page.more for page in pages] == [True, True, False, False]
 
@@ -430,13 +419,15 @@ def test_filters_let_through_what_they_name(made, pictures, photos, tmp_path):
 
     def found(**wanted):
         with Collection.open(made) as collection:
-            return {hit.id for hit in collection.search(like="1.png", filter=Filter(**wanted)).hits}
+            return {
+                hit.id for hit in collection.search(image_id="1.png", filter=Filter(**wanted)).hits
+            }
 
     assert found() == {"0.png", "1.png", "2.png", "sub/4.png"}
     assert found(folder="sub") == found(folder=str(pictures / "sub")) == {"sub/4.png"}
     assert found(before=86_400 * 500) == {"sub/4.png"}  # the others were made now
     assert found(after=86_400 * 500) == {"0.png", "1.png", "2.png"}
-    table = open_codes(made).table
+    table = open_codes(made).compact().table
     for label, least in (("3", 0.0), ("3", 0.2), ("7", 0.15)):
         wanted = set()
         for n, image_id in enumerate(table.ids):
@@ -514,16 +505,17 @@ def test_categories_are_searched_page_by_page_among_what_is_left(category_collec
     with Collection.open(folder) as collection:
         collection.remove(["1.png"])  # the arrays still hold it
         _, query = collection.image("3.png")
-        filter = Filter(before=collection.search(like="2.png").hits[0].taken)
-        whole = collection.search(like="3.png", mode="category")
+        filter = Filter(before=collection.search(image_id="2.png").hits[0].taken)
+        whole = collection.search(image_id="3.png", mode="category")
         pages = [
-            collection.search(like="3.png", mode="category", limit=2, offset=n) for n in (0, 2, 4)
+            collection.search(image_id="3.png", mode="category", limit=2, offset=n)
+            for n in (0, 2, 4)
         ]
-        nothing = collection.search(like="3.png", mode="category", filter=Filter(before=0.0))
-        near = collection.search(like="3.png", mode="category", near=16, limit=1)
-        late = collection.search(like="3.png", mode="category", filter=filter)
+        nothing = collection.search(image_id="3.png", mode="category", filter=Filter(before=0.0))
+        near = collection.search(image_id="3.png", mode="category", group_within=16, limit=1)
+        late = collection.search(image_id="3.png", mode="category", filter=filter)
         names = collection.classes
-    table = open_codes(folder).table
+    table = open_codes(folder).compact().table
     wanted = search_categories(query.categories, table)
     assert len(wanted) > 1 and max(len(own.hits) for own in wanted) == 5
     assert whole.hits == () and whole.mode == "category"
@@ -546,12 +538,12 @@ def test_categories_are_searched_page_by_page_among_what_is_left(category_collec
 def test_what_must_not_be_there_is_left_out(photo_collection, photos):
     file = open_codes(photo_collection)
     with Collection.open(photo_collection) as collection:
-        unwanted = [Query(like="2.png", regions=[1]), Query(photos / "4.png")]
-        found = collection.search(like="1.png", regions=[0], without=unwanted, within=0)
+        unwanted = [Query(image_id="2.png", regions=[1]), Query(photos / "4.png")]
+        found = collection.search(image_id="1.png", regions=[0], exclude=unwanted, max_distance=0)
         best = collection.image("4.png")[1].regions
         codes = np.stack([file.table.regions(2).codes[1], best.codes[0]])
         wanted = search_objects(
-            file.table.regions(1).codes[:1], file.table, without=codes, within=0
+            file.table.regions(1).codes[:1], file.table, exclude=codes, max_distance=0
         )
         assert [(hit.id, hit.distance) for hit in found.hits] == [
             (hit.image_id, hit.distance) for hit in wanted
@@ -585,7 +577,7 @@ def test_collections_are_searched_by_category_and_without_objects_from_the_comma
     record = json.loads(run(*command).stdout)
     with Collection.open(photo_collection) as collection:
         unwanted = [Query(photos / "4.png")]
-        hits = collection.search(photos / "1.png", without=unwanted, within=0).hits
+        hits = collection.search(photos / "1.png", exclude=unwanted, max_distance=0).hits
     assert [hit["picture"] for hit in record["hits"]] == [hit.id for hit in hits[1:3]]
     assert len(record["without"][0]["boxes"]) == 1
 
@@ -597,11 +589,11 @@ def test_near_duplicates_stand_together(made, pictures):
     write_picture(pictures / "8.png", changed)
     added("add", made, pictures)
     with Collection.open(made) as collection:
-        hits = collection.search(like="1.png", near=1, limit=1)
+        hits = collection.search(image_id="1.png", group_within=1, limit=1)
         assert hits.more
         (first,) = hits.hits
         assert {first.id, *(own.id for own in first.duplicates)} == {"1.png", "8.png", "9.png"}
-        everything = collection.search(like="1.png", near=1)
+        everything = collection.search(image_id="1.png", group_within=1)
         shown = [own for hit in everything.hits for own in (hit, *hit.duplicates)]
         assert len(shown) == 5 and len(everything.hits) == 3
 
@@ -615,7 +607,7 @@ def test_equal_distances_keep_the_order_in_which_pictures_were_stored(saved, pho
     run("index", pictures, "-o", folder, "--model", saved.folder, "--workers", 0)
     with Collection.open(folder) as collection:
         collection.remove(["1.png"])
-        assert [hit.id for hit in collection.search(like="3.png").hits] == ["2.png", "3.png"]
+        assert [hit.id for hit in collection.search(image_id="3.png").hits] == ["2.png", "3.png"]
 
 
 def test_bad_questions_are_named(photo_collection, photos):
@@ -629,7 +621,7 @@ def test_bad_questions_are_named(photo_collection, photos):
             ({"like": "0.png", "min_prob": 0.5}, "for mode category, got mode image"),
             ({"like": "0.png", "within": 3}, "only with objects that must not be there"),
             (
-                {"like": "0.png", "without": [Query(like="1.png")], "mode": "image"},
+                {"like": "0.png", "without": [Query(image_id="1.png")], "mode": "image"},
                 "for mode objects, got mode image",
             ),
             ({"like": "0.png", "filter": Filter(labels=("cow",))}, "no class of the model"),
@@ -639,7 +631,7 @@ def test_bad_questions_are_named(photo_collection, photos):
             with pytest.raises(ValueError, match=message):
                 collection.search(**arguments)
         with pytest.raises(KeyError):
-            collection.search(like="gone.png")
+            collection.search(image_id="gone.png")
     with pytest.raises(ValueError, match="either an image or the id"):
         Query()
     with pytest.raises(ValueError, match="min_score must be in"):

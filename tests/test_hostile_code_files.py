@@ -21,10 +21,9 @@ from mutations import changed, damaged
 from regionhash.cli import app
 from regionhash.data.images import ImageError
 from regionhash.data.inputs import Pictures
-from regionhash.models.checkpoints import CheckpointError
+from regionhash.models.checkpoints import CheckpointError, model_folder
 from regionhash.models.encoding import Precision
 from regionhash.search import search_categories, search_images, search_objects, search_regions
-from regionhash.search.run import model_folder
 from regionhash.store import PRECISIONS, CodeFile, CodeFileWriter, StoreError, row_shapes_of
 from regionhash.structures import CategoryCodes, EncodedImage, Regions
 

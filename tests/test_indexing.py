@@ -96,7 +96,7 @@ def test_an_index_is_one_folder_and_says_what_was_fitted_and_what_comes_next(mad
 def test_the_codes_are_those_of_the_model_that_lies_beside_them(made, photos):
     folder, _ = made
     model, checkpoint = load_checkpoint(folder)
-    table = open_codes(folder).table
+    table = open_codes(folder).compact().table
     for n in range(6):
         own = table.regions(n)
         again = encode_boxes(model, checkpoint, read_image(photos / table.ids[n]), own.boxes.copy())
@@ -141,7 +141,7 @@ def test_the_same_folder_and_seed_give_the_same_index(made, photos, tmp_path):
     index(photos, tmp_path)
     hashes = [open_codes(folder).model_hash for folder in (made[0], tmp_path)]
     assert hashes[0] == hashes[1]
-    tables = [open_codes(folder).table for folder in (made[0], tmp_path)]
+    tables = [open_codes(folder).compact().table for folder in (made[0], tmp_path)]
     np.testing.assert_array_equal(tables[0].region_codes, tables[1].region_codes)
 
 
@@ -283,7 +283,7 @@ def test_a_search_by_box_answers_with_boxes(made, photos):
     record = search(folder, "--query", photos / "2.png", "--box", "20,30,90,100")
     assert (record["mode"], record["steps"]) == ("region", ["exact"])
     assert len(record["hits"]) == 6
-    table = open_codes(folder).table
+    table = open_codes(folder).compact().table
     for hit in record["hits"]:
         (match,) = hit["matches"]
         own = table.regions(list(table.ids).index(hit["picture"]))
@@ -351,8 +351,8 @@ def test_steps_work_with_a_model_whose_picture_codes_are_of_another_kind(saved, 
     [
         (["--steps", "local"], "steps must begin with exact or global, got local"),
         (["--steps", "global,nearest"], "unknown step 'nearest'; known: exact, global,"),
-        (["--steps", "global", "--candidates", 9], "--candidates is of use only with --steps of m"),
-        (["--steps", "global,local", "--expand", 2], "--expand is of use only with a step of"),
+        (["--steps", "global", "--candidates", 9], "--candidates needs several steps"),
+        (["--steps", "global,local", "--expand", 2], "--expand needs a step that expands"),
         (["--steps", "global,local", "--candidates", 0], "candidates must be at least 1, got 0"),
         (["--steps", "exact", "--mode", "objects"], "(mode region), got mode objects"),
         (["--box", "500,500,600,600"], "lies outside of the picture, 160 x 100 pixels"),

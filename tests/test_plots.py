@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import imread
+from PIL import Image
 
 from regionhash.evaluation.metrics import RankingCurves, ranking_curves
 from regionhash.evaluation.papers import paper_figures
@@ -46,8 +46,8 @@ def curves() -> dict[str, RankingCurves]:
 
 
 def is_picture(path: Path) -> bool:
-    pixels = imread(path)[:, :, :3]
-    return pixels.shape == (660, 960, 3) and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    with Image.open(path) as image:
+        return image.size == (960, 660) and len(image.convert("RGB").getcolors(2**24)) > 50
 
 
 def test_bits_are_drawn_solid_as_measured_and_dashed_as_published(

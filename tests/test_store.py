@@ -307,7 +307,8 @@ def test_a_process_killed_while_it_packs_leaves_the_old_file_and_the_journal(pat
     assert files_beside(path) == ["codes.h5"]
 
 
-def test_a_second_writer_is_refused_while_the_first_is_at_work(path):
+def test_a_second_writer_is_refused_while_the_first_is_at_work(path, monkeypatch):
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.2)
     with CodeFileWriter(path, **MODEL) as writer:
         add_range(writer, 2)
         with pytest.raises(StoreError, match=r"codes\.h5\.part: another writer is at work on it"):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 Codes = NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels."""
 Floats = NDArray[np.float32]
 Floats64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -29,6 +35,23 @@ def _shaped(name: str, array: NDArray[Any], *shape: int | None) -> None:
 def _typed(name: str, array: NDArray[Any], dtype: type[np.generic]) -> None:
     if array.dtype != dtype:
         raise ValueError(f"{name} must be {np.dtype(dtype).name}, got {array.dtype}")
+
+
+def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Lets a function be called with older names of its keyword arguments: old="new"."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def call(*args: Any, **options: Any) -> T:
+            for old in names.keys() & options.keys():
+                if names[old] in options:
+                    raise TypeError(f"{function.__name__}: {old} is an older name of {names[old]}")
+                options[names[old]] = options.pop(old)
+            return function(*args, **options)
+
+        return call
+
+    return decorate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +120,14 @@ class Regions:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def __getitem__(self, rows: Any) -> Regions:
+        """Some of the regions, by anything that indexes an array: a slice, numbers, a mask."""
+        return Regions(self.boxes[rows], self.scores[rows], self.labels[rows], self.codes[rows])
+
+    def as_tuples(self) -> tuple[Box, ...]:
+        """The boxes as Python numbers."""
+        return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in self.boxes.tolist())
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CategoryCodes:
@@ -148,6 +179,13 @@ class EncodedImage:
             _typed("class_probs", self.class_probs, np.float32)
 
 
+_BAGS = {
+    "offsets": ("boxes", "scores", "labels", "region_codes"),
+    "category_offsets": ("categories", "category_probs", "category_codes"),
+}
+"""What a picture has several rows of, by the array of their bounds."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CodeTable:
     """The codes of N pictures as flat arrays: what is stored and what is searched.
@@ -191,8 +229,8 @@ class CodeTable:
             _typed("image_codes", self.image_codes, np.uint8)
         if self.class_probs is not None:
             _shaped("class_probs", self.class_probs, n, None)
-        self._check_bag("offsets", ("boxes", "scores", "labels", "region_codes"))
-        self._check_bag("category_offsets", ("categories", "category_probs", "category_codes"))
+        for offsets_name, names in _BAGS.items():
+            self._check_bag(offsets_name, names)
 
     def _check_bag(self, offsets_name: str, names: tuple[str, ...]) -> None:
         offsets = getattr(self, offsets_name)
@@ -238,6 +276,49 @@ class CodeTable:
         pictures = np.searchsorted(self.category_offsets, rows, side="right") - 1
         return pictures.astype(np.int64), np.asarray(self.category_codes[rows])
 
+    def take(self, rows: Ints) -> CodeTable:
+        """The table of some pictures (M,), copied, in the order given."""
+        taken: dict[str, Any] = {
+            "ids": [self.ids[row] for row in rows.tolist()],
+            "sizes": self.sizes[rows],
+            "classes": self.classes,
+        }
+        for name in ("image_codes", "class_probs"):
+            if (array := getattr(self, name)) is not None:
+                taken[name] = array[rows]
+        for offsets_name, names in _BAGS.items():
+            if (offsets := getattr(self, offsets_name)) is not None:
+                lengths = np.diff(offsets)[rows]
+                bounds = np.concatenate([[0], np.cumsum(lengths)])
+                items = np.repeat(offsets[rows] - bounds[:-1], lengths) + np.arange(bounds[-1])
+                taken |= {offsets_name: bounds.astype(np.int64)}
+                taken |= {name: getattr(self, name)[items] for name in names}
+        return CodeTable(**taken)
+
+    def picture(self, n: int) -> EncodedImage:
+        """Picture `n` as a model gave it."""
+        categories = None
+        if (
+            self.category_offsets is not None
+            and self.categories is not None
+            and self.category_probs is not None
+            and self.category_codes is not None
+        ):
+            items = slice(*self.category_offsets[n : n + 2].tolist())
+            categories = CategoryCodes(
+                np.asarray(self.categories[items]),
+                np.asarray(self.category_probs[items]),
+                np.asarray(self.category_codes[items]),
+            )
+        height, width = self.sizes[n].tolist()
+        return EncodedImage(
+            (height, width),
+            None if self.image_codes is None else np.asarray(self.image_codes[n]),
+            None if self.class_probs is None else np.asarray(self.class_probs[n]),
+            None if self.offsets is None else self.regions(n),
+            categories,
+        )
+
     def regions(self, n: int) -> Regions:
         """The regions of picture `n`. Raises ValueError where the table holds none at all."""
         if (
@@ -248,12 +329,12 @@ class CodeTable:
             or self.region_codes is None
         ):
             raise ValueError("these codes have no regions")
-        own = slice(int(self.offsets[n]), int(self.offsets[n + 1]))
+        items = slice(int(self.offsets[n]), int(self.offsets[n + 1]))
         return Regions(
-            np.asarray(self.boxes[own]),
-            np.asarray(self.scores[own]),
-            np.asarray(self.labels[own]),
-            np.asarray(self.region_codes[own]),
+            np.asarray(self.boxes[items]),
+            np.asarray(self.scores[items]),
+            np.asarray(self.labels[items]),
+            np.asarray(self.region_codes[items]),
         )
 
 
@@ -268,7 +349,7 @@ class Match:
         score: the detector's confidence.
     """
 
-    box: tuple[float, float, float, float]
+    box: Box
     distance: int
     label: int
     score: float
@@ -283,12 +364,14 @@ class Hit(NamedTuple):
         index: its row in the table; image_id: its id.
         distance: Hamming distance; for several objects the sum over them (United Hamming).
         matches: one per query object, in their order; empty for whole-picture search.
+        duplicates: pictures that look nearly the same and rank below, where that was asked for.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nothing needs
     image_id: str
     distance: int
     matches: tuple[Match, ...] = ()
+    duplicates: tuple[Hit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,16 +35,15 @@ def info(
     """
     record: dict[str, Any]
     from regionhash.collection import Collection, is_collection
-    from regionhash.store import CODES_FILE
 
     is_file = path.is_file() and path.suffix not in (".json", ".safetensors")
     if is_collection(path):
         with Collection.open(path) as collection:
             record = collection.info()
-    elif is_file or (path / CODES_FILE).exists():
-        from regionhash.store import CodeFile
+    elif is_file:
+        from regionhash.store import CodeSet
 
-        file = CodeFile.open(path)
+        file = CodeSet.open(path)
         codes = file.table.region_codes
         record = {
             "pictures": len(file.table),

@@ -18,12 +18,20 @@ from regionhash.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from regionhash.collection import Query
-    from regionhash.search.run import Answer, QueryPicture
-    from regionhash.store import CodeFile
-    from regionhash.structures import CategoryHits, Hit, Match
+    from regionhash.search.request import Query
+    from regionhash.search.run import Answer
+    from regionhash.structures import Hit, Match
 
 _DATES = ["%Y-%m-%d"]
+
+_FLAGS = {
+    "limit": "--top",
+    "group_within": "--near",
+    "exclude": "--without",
+    "max_distance": "--without-distance",
+    "min_prob": "--min-prob",
+}
+"""Flags that are not named as the fields of a `Search` are."""
 
 
 def search(
@@ -178,114 +186,90 @@ def search(
       regionhash search iah.h5 --query cat_and_dog.jpg --mode category --sheet found.html
       regionhash search photos.collection --query cat.jpg --box 10,20,200,220 --near 4
     """
-    from regionhash.collection import Collection, Filter, is_collection
+    from regionhash.collection import Collection, Filter, Search, is_collection
     from regionhash.data.inputs import Pictures
-    from regionhash.models.checkpoints import load_checkpoint
+    from regionhash.models.checkpoints import load_checkpoint, model_folder
     from regionhash.models.encoding import pick_device
-    from regionhash.search.run import find, model_folder, write_answer
-    from regionhash.search.steps import CANDIDATES, EXPANSION
-    from regionhash.store import CodeFile
+    from regionhash.search.answer import write_answer
+    from regionhash.search.request import RequestError
+    from regionhash.search.run import run
+    from regionhash.store import CodeSet
 
-    wanted_of_all = Filter(tuple(only or ()), min_score, folder, _seconds(after), _seconds(before))
-    if not is_collection(codes) and (wanted_of_all != Filter() or near is not None or offset):
+    chosen = Filter(tuple(only or ()), min_score, folder, _seconds(after), _seconds(before))
+    if not is_collection(codes) and (chosen != Filter() or near is not None or offset):
         raise ValueError(
-            f"{codes}: --only, --min-score, --folder, --after, --before, --near and --offset "
-            "need a collection, this is a code file"
+            f"{codes}: --only, --min-score, --folder, --after, --before, --near and --offset need "
+            "a collection, this is a code file"
         )
     collection = Collection.open(codes, device=device) if is_collection(codes) else None
-    file = CodeFile.open(codes) if collection is None else collection.code_file()
+    file = CodeSet.open(codes) if collection is None else collection.codes()
     wanted = [_class_index(name, file.classes) for name in label or ()]
     if wanted and file.labels is None:
-        raise ValueError(f"{codes}: has no labels, so --label cannot tell what is right")
+        raise ValueError(f"{codes}: has no labels, so --label cannot say what is correct")
     if sheet is None and (wanted or images_dir):
-        raise ValueError("--label and --images-dir are of use only with --sheet")
-    queries = _query_pictures(query, box or [])
-    chosen = [step.strip() for step in steps.split(",")] if steps is not None else []
-    if candidates is not None and len(chosen) < 2:
-        raise ValueError("--candidates is of use only with --steps of more than one step")
-    if expand is not None and not any(step.endswith("-expand") for step in chosen):
-        raise ValueError("--expand is of use only with a step of --steps that expands")
+        raise ValueError("--label and --images-dir need --sheet")
     if min_prob is not None and mode != "category":
-        raise ValueError("--min-prob is of use only with --mode category")
-    if without_distance is not None and not without:
-        raise ValueError("--without-distance is of use only with --without")
-    origin = model or model_folder(file)
-    if not origin.exists():
-        raise ValueError(f"{origin}: the model of these codes is not there; name it with --model")
-    network, checkpoint = load_checkpoint(origin)
-    network.to(pick_device(device))
-    numbers: dict[str, Any] = {
-        "steps": chosen,
-        "candidates": CANDIDATES if candidates is None else candidates,
-        "expand": EXPANSION if expand is None else expand,
-        "min_prob": min_prob or 0.0,
-        "within": without_distance,
-    }
-    unwanted = _query_pictures(without or [], [])
-    if collection is not None:
-        collection.model = network, checkpoint
-        results = collection.search(
-            queries=[_query(own) for own in queries],
-            without=[_query(own) for own in unwanted],
+        raise ValueError("--min-prob needs --mode category")
+    try:
+        request = Search(
+            _queries(query, box or []),
+            exclude=_queries(without or [], []),
             mode=mode,
-            filter=wanted_of_all,
+            steps=[step.strip() for step in steps.split(",")] if steps is not None else (),
+            candidates=candidates,
+            expand=expand,
+            min_prob=min_prob,
+            max_distance=without_distance,
+            filter=chosen,
+            group_within=near,
             limit=top,
             offset=offset,
-            near=near,
-            **numbers,
         )
-        answer = collection.answer(results, queries, unwanted)
-        file = collection.searched(results)
+    except RequestError as error:
+        flag = _FLAGS.get(error.field, f"--{error.field}")
+        raise ValueError(f"{flag} {error.reason}") from error
+    origin = model or model_folder(file)
+    if not origin.exists():
+        raise ValueError(f"{origin}: model not found; pass it with --model")
+    network, checkpoint = load_checkpoint(origin)
+    network.to(pick_device(device))
+    if collection is None:
+        answer = run(network, checkpoint, file, request)
     else:
-        answer = find(
-            network,
-            checkpoint,
-            file,
-            queries,
-            mode=mode,
-            top=top,
-            without=unwanted,
-            **numbers,
-        )
+        collection.model = network, checkpoint
+        answer = collection.find(request)
     if sheet:
         find_picture = Pictures(file.recorded("sources"), images_dir).__getitem__
         if collection is not None and images_dir is None:
             find_picture = collection.picture
         n_hits = len(answer.hits) + sum(len(group.hits) for group in answer.groups)
-        title = f"{n_hits} nearest of {len(file.table)} pictures, by {answer.mode}"
-        write_answer(sheet, answer, file, find_picture, title=title, wanted=wanted)
+        title = f"{n_hits} nearest of {len(answer.codes)} pictures, by {answer.mode}"
+        write_answer(sheet, answer, find_picture, title=title, wanted=wanted)
     if as_json:
-        print_json(_answer_record(answer, file, offset))
+        print_json(_record(answer))
     elif answer.mode == "category":
-        _print_groups(answer.groups, file, offset)
+        _print_groups(answer)
     elif not answer.hits:
-        left_out = without or offset or wanted_of_all != Filter()
+        left_out = without or offset or chosen != Filter()
         typer.echo(f"no picture of these codes {'is left' if left_out else 'has a region'}")
     else:
-        print_table(_hit_table(answer.hits, file, offset))
+        print_table(_hit_table(answer.hits, answer))
 
 
-def _query_pictures(queries: list[str], boxes: list[str]) -> list[QueryPicture]:
-    """The pictures of --query, the first of them with the boxes of --box as well."""
+def _queries(given: list[str], boxes: list[str]) -> list[Query]:
+    """The pictures of --query, the first of them with the boxes of --box too."""
     from regionhash.data.images import read_image
-    from regionhash.search.run import QueryPicture
+    from regionhash.search.request import Query
 
-    pictures: list[QueryPicture] = []
-    for given in queries:
-        name, own = given, list(boxes) if not pictures else []
-        if not Path(given).exists() and "," in given.rpartition("@")[2]:
-            name, _, text = given.rpartition("@")
-            own.append(text)
-        parsed = tuple(_parse_box(text) for text in own)
-        pictures.append(QueryPicture(Path(name).name, read_image(name), parsed))
-    return pictures
-
-
-def _query(picture: QueryPicture) -> Query:
-    """The same for a collection."""
-    from regionhash.collection import Query
-
-    return Query(picture.image, boxes=picture.boxes, name=picture.name)
+    queries: list[Query] = []
+    for text in given:
+        name, marks = text, list(boxes) if not queries else []
+        if not Path(text).exists() and "," in text.rpartition("@")[2]:
+            name, _, mark = text.rpartition("@")
+            marks.append(mark)
+        marked = [_parse_box(mark) for mark in marks]
+        queries.append(Query(read_image(name), boxes=marked, name=Path(name).name))
+    return queries
 
 
 def _parse_box(text: str) -> tuple[float, float, float, float]:
@@ -307,72 +291,68 @@ def _seconds(day: datetime | None) -> float | None:
     return None if day is None else day.replace(tzinfo=UTC).timestamp()
 
 
-def _hit_table(hits: list[Hit], file: CodeFile, offset: int = 0) -> Table:
+def _hit_table(hits: Sequence[Hit], answer: Answer) -> Table:
     """One row per hit; of several objects one line each in the columns of the matches."""
-    from regionhash.search.run import distance_text
+    from regionhash.search.answer import distance_text
 
     columns = ["rank", "distance", "picture", "box", "class", "score"]
     # Codes of pictures and of categories in them have no box that matched.
     table = Table(*columns[: 6 if any(hit.matches for hit in hits) else 3])
-    for rank, hit in enumerate(hits, 1 + offset):
+    for rank, hit in enumerate(hits, 1 + answer.offset):
         cells = [
             str(rank),
             distance_text(hit),
             hit.image_id,
             "\n".join(",".join(f"{edge:.0f}" for edge in match.box) for match in hit.matches),
-            "\n".join(_class_name(match, file) or "" for match in hit.matches),
+            "\n".join(_class_name(match, answer) or "" for match in hit.matches),
             "\n".join(f"{match.score:.2f}" for match in hit.matches),
         ]
         table.add_row(*cells[: len(table.columns)])
     return table
 
 
-def _print_groups(groups: Sequence[CategoryHits], file: CodeFile, offset: int) -> None:
-    if not groups:
+def _print_groups(answer: Answer) -> None:
+    if not answer.groups:
         typer.echo("no category is probable enough in the query")
-    for group in groups:
-        name = file.classes[group.category]
+    for group in answer.groups:
+        name = answer.codes.classes[group.category]
         typer.echo(f"{name}, probability {group.prob:.2f}, {len(group.hits)} pictures")
-        print_table(_hit_table(list(group.hits), file, offset))
+        print_table(_hit_table(group.hits, answer))
 
 
-def _class_name(match: Match, file: CodeFile) -> str | None:
+def _class_name(match: Match, answer: Answer) -> str | None:
     """None where the model knows no classes."""
-    return file.classes[match.label] if match.label >= 0 else None
+    return answer.codes.classes[match.label] if match.label >= 0 else None
 
 
-def _answer_record(answer: Answer, file: CodeFile, offset: int = 0) -> dict[str, Any]:
+def _record(answer: Answer) -> dict[str, Any]:
+    def line(rank: int, hit: Hit) -> dict[str, Any]:
+        return {"rank": rank, "picture": hit.image_id, "distance": hit.distance}
+
+    def match_record(match: Match) -> dict[str, Any]:
+        return {
+            "box": match.box,
+            "distance": match.distance,
+            "class": _class_name(match, answer),
+            "score": match.score,
+        }
+
+    first = 1 + answer.offset
     return {
         "mode": answer.mode,
         "steps": answer.steps,
-        "queries": [{"picture": own.name, "boxes": own.boxes} for own in answer.queries],
+        "queries": [{"picture": query.name, "boxes": query.boxes} for query in answer.queries],
         "groups": [
             {
-                "category": file.classes[group.category],
+                "category": answer.codes.classes[group.category],
                 "probability": group.prob,
-                "hits": [
-                    {"rank": rank, "picture": hit.image_id, "distance": hit.distance}
-                    for rank, hit in enumerate(group.hits, 1 + offset)
-                ],
+                "hits": [line(rank, hit) for rank, hit in enumerate(group.hits, first)],
             }
             for group in answer.groups
         ],
-        "without": [{"picture": own.name, "boxes": own.boxes} for own in answer.without],
+        "without": [{"picture": query.name, "boxes": query.boxes} for query in answer.excluded],
         "hits": [
-            {
-                "rank": rank,
-                "picture": hit.image_id,
-                "distance": hit.distance,
-                "matches": [
-                    {
-                        "box": match.box,
-                        "distance": match.distance,
-                        "class": _class_name(match, file),
-                        "score": match.score,
-                    }
-                    for match in hit.matches
-                ],
-            }
-            for rank, hit in enumerate(answer.hits, 1 + offset)
+            line(rank, hit) | {"matches": [match_record(match) for match in hit.matches]}
+            for rank, hit in enumerate(answer.hits, first)
         ],
     }

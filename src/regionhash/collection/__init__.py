@@ -13,8 +13,8 @@ from regionhash.collection.database import (
     CollectionMissingError,
     CollectionReplacedError,
 )
-from regionhash.collection.filters import Filter
-from regionhash.collection.results import Query, Result, ResultGroup, Results
+from regionhash.collection.results import Result, ResultGroup, Results
+from regionhash.search.request import Filter, Query, Search
 
 __all__ = [
     "DATABASE_FILE",
@@ -27,6 +27,7 @@ __all__ = [
     "Result",
     "ResultGroup",
     "Results",
+    "Search",
     "check_folder",
     "is_collection",
     "model_hash_of",

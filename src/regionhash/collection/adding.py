@@ -6,16 +6,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, FileVersion, file_version
 from regionhash.files.atomic import condition_of
-from regionhash.models import HashModel
-from regionhash.models.checkpoints import Checkpoint
-from regionhash.models.encoding import EncodingReport, encode_images
 from regionhash.store import rows_of
 from regionhash.structures import EncodedImage
+
+if TYPE_CHECKING:
+    from regionhash.models import HashModel
+    from regionhash.models.checkpoints import Checkpoint
+    from regionhash.models.encoding import EncodingReport
 
 _COMMIT_SECONDS = 5.0
 _COMMIT_IMAGES = 64
@@ -79,6 +82,8 @@ def add_pictures(
     """
     plan = _Plan(database, image_set, source)
     writer = _Writer(database, source, plan)
+    from regionhash.models.encoding import encode_images
+
     encoding = encode_images(
         model,
         checkpoint,

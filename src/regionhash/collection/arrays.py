@@ -74,14 +74,14 @@ class Snapshot:
 
     def holds(self, row: int) -> bool:
         """Whether a row of the database is in the arrays, removed or not."""
-        return bool(len(self.places(np.array([row], np.int64))))
+        return bool(len(self.indices_of(np.array([row], np.int64))))
 
-    def places(self, rows: Ints) -> Ints:
+    def indices_of(self, rows: Ints) -> Ints:
         """Where in the arrays the given rows of the database are; those that are not are left out.
 
         Removed pictures are found as well.
         """
-        return _places(self.rows, rows)
+        return _indices_of(self.rows, rows)
 
 
 class Arrays:
@@ -90,11 +90,9 @@ class Arrays:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / ARRAYS_FOLDER
 
-    def follow(
-        self, database: Database, before: Snapshot | None = None, *, compact: bool = False
-    ) -> Snapshot:
+    def follow(self, database: Database, before: Snapshot | None = None) -> Snapshot:
         """The collection as the database has it now; see `at_moment`."""
-        with self.at_moment(database, before, compact=compact) as snapshot:
+        with self.at_moment(database, before) as snapshot:
             return snapshot
 
     @contextmanager
@@ -103,7 +101,6 @@ class Arrays:
         database: Database,
         before: Snapshot | None = None,
         *,
-        compact: bool = False,
         rebuild: bool = False,
     ) -> Iterator[Snapshot]:
         """The collection as the database has it; inside, the database stays at that moment.
@@ -114,38 +111,34 @@ class Arrays:
         Args:
             database: of the collection.
             before: an earlier snapshot, returned where nothing has changed.
-            compact: leave out removed pictures, at the cost of building the arrays anew if there
-                are any.
             rebuild: build the arrays anew, whatever they are.
 
         Raises:
             StoreError: the disk refuses, or the database is gone or another one by now.
         """
         with database.moment():
-            snapshot = None if rebuild else self._ready(database, before, compact)
+            snapshot = None if rebuild else self._ready(database, before)
             if snapshot is not None:
                 yield snapshot
                 return
         with ExitStack() as stack:
             with locked_folder(self.folder.parent):
                 stack.enter_context(database.moment())
-                snapshot = self._caught_up(database, before, compact, rebuild)
+                snapshot = self._caught_up(database, before, rebuild)
             yield snapshot
 
-    def _ready(self, database: Database, before: Snapshot | None, compact: bool) -> Snapshot | None:
+    def _ready(self, database: Database, before: Snapshot | None) -> Snapshot | None:
         """The snapshot of this moment if the arrays stand for it as they are."""
         version = database.version()
         if before is not None and before.version == version:
-            return before if before.alive is None or not compact else None
+            return before
         state = self._state(database, version)
         if state is None or state["last_row"] != version[0]:
             return None
         snapshot = self._open(database, state, version, before)
-        return None if snapshot is None or _wants_compaction(snapshot, compact) else snapshot
+        return None if snapshot is None or _wants_compaction(snapshot) else snapshot
 
-    def _caught_up(
-        self, database: Database, before: Snapshot | None, compact: bool, rebuild: bool
-    ) -> Snapshot:
+    def _caught_up(self, database: Database, before: Snapshot | None, rebuild: bool) -> Snapshot:
         """The snapshot of this moment, with the lock held; what the arrays lack is written."""
         version = database.version()
         for _ in range(_TRIES):
@@ -154,8 +147,8 @@ class Arrays:
                     state = None if rebuild else self._state(database, version)
                     state = self._append(database, version, state)
                     snapshot = self._open(database, state, version, before)
-                    if snapshot is None or _wants_compaction(snapshot, compact):
-                        snapshot = self._built_anew(database, version, snapshot, compact)
+                    if snapshot is None or _wants_compaction(snapshot):
+                        snapshot = self._built_anew(database, version, snapshot)
             except StoreError as error:
                 if not isinstance(error.__cause__, FileNotFoundError | FileExistsError):
                     raise
@@ -169,13 +162,12 @@ class Arrays:
         database: Database,
         version: tuple[int, int],
         masked: Snapshot | None,
-        compact: bool,
     ) -> Snapshot | None:
         """The snapshot of new arrays; where the disk is full, that of the masked ones will do."""
         try:
             return self._open(database, self._append(database, version, None), version, None)
         except OSError:
-            if masked is None or compact:
+            if masked is None:
                 raise
             return masked
 
@@ -287,19 +279,19 @@ def _without_removed(database: Database, rows: Ints, alive: Mask | None, since: 
         alive = np.concatenate([alive, np.ones(len(rows) - len(alive), bool)])
     removals = database.read("SELECT row FROM removals WHERE seq > ?", since)
     # Others were removed before they came into the arrays.
-    gone = _places(rows, np.array([row for (row,) in removals], np.int64))
+    gone = _indices_of(rows, np.array([row for (row,) in removals], np.int64))
     if len(gone):
         alive = np.ones(len(rows), bool) if alive is None else alive
         alive[gone] = False
     return alive
 
 
-def _places(rows: Ints, wanted: Ints) -> Ints:
+def _indices_of(rows: Ints, wanted: Ints) -> Ints:
     """Where some rows are among those of the arrays; those that are not are left out."""
     if not len(rows):
         return np.zeros(0, np.int64)
-    places = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
-    found: Ints = places[rows[places] == wanted]
+    indices = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
+    found: Ints = indices[rows[indices] == wanted]
     return found
 
 
@@ -320,10 +312,10 @@ def _has_row(database: Database, *newest: Any) -> bool:
     return bool(database.read("SELECT 1 FROM removals WHERE row = ?", row))
 
 
-def _wants_compaction(snapshot: Snapshot, compact: bool) -> bool:
+def _wants_compaction(snapshot: Snapshot) -> bool:
     """Whether so much has been removed that the arrays are built anew."""
     removed = 0 if snapshot.alive is None else len(snapshot.rows) - len(snapshot)
-    return removed > (0 if compact else _REBUILT_AT * len(snapshot.rows))
+    return removed > _REBUILT_AT * len(snapshot.rows)
 
 
 def _mapped(

@@ -220,10 +220,10 @@ def _restorable(database: Database, snapshot: Snapshot) -> Iterator[Columns]:
     """Damaged rows as they were, where the arrays hold what makes their checksum right."""
     table = snapshot.table
     for damaged in database.damaged():
-        places = snapshot.places(np.array([damaged["row"]], np.int64))
-        if not len(places):
+        indices = snapshot.indices_of(np.array([damaged["row"]], np.int64))
+        if not len(indices):
             continue
-        n = int(places[0])
+        n = int(indices[0])
         taken = float(snapshot.taken[n])
         height, width = table.sizes[n].tolist()
         held = {

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -37,32 +36,21 @@ from regionhash.collection.database import (
     NewImage,
     Place,
 )
-from regionhash.collection.filters import Filter, mask_of
-from regionhash.collection.results import (
-    Box,
-    Query,
-    Result,
-    ResultGroup,
-    Results,
-    group_near_duplicates,
-    with_duplicates,
-)
-from regionhash.collection.transfer import encoded_image, import_code_file, write_code_file
+from regionhash.collection.filters import Masks
+from regionhash.collection.results import Results, results_of, rows_of_hits
+from regionhash.collection.transfer import import_code_file, write_code_file
 from regionhash.files.atomic import as_shown, condition_of, replacing
-from regionhash.store import CODES_FILE, CodeFile, StoreError, rows_of
-from regionhash.structures import CategoryHits, EncodedImage, Hit, Mask, Regions
+from regionhash.search.request import Filter, Query, Search
+from regionhash.search.run import Answer, QueryPicture, marked, read_query, run
+from regionhash.store import CodeSet, StoreError, rows_of
+from regionhash.structures import Box, EncodedImage, Mask, renamed
 
 if TYPE_CHECKING:
     from regionhash.collection.adding import AddReport
     from regionhash.data.image_set import ImageSet
     from regionhash.data.inputs import Source
+    from regionhash.models import HashModel
     from regionhash.models.checkpoints import Checkpoint
-    from regionhash.search.run import Answer, Mode, QueryPicture
-
-SHOWN_SCORE = 0.5
-"""Least score of a detection whose class is named with a result."""
-
-_KEPT_MASKS = 8  # of filters used last
 
 Progress = Callable[[int, int], None]
 
@@ -87,16 +75,14 @@ class Collection:
         self._identity: tuple[Place, str] | None = None
         self._databases: WeakSet[Database] = WeakSet()  # one per thread that lives
         self._loading, self._following = threading.Lock(), threading.Lock()
-        self._model: tuple[Any, Checkpoint] | None = None
+        self._model: tuple[HashModel, Checkpoint] | None = None
         self._arrays = Arrays(folder)
-        self._masks: OrderedDict[tuple[Filter, Any], Mask | None] = OrderedDict()
+        self._masks = Masks()
         self._snapshot = self._arrays.follow(self._database)
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto", follow: bool = True) -> Self:
         """Opens the collection in a folder; the model is loaded when it is needed.
-
-        An index of an older version, a folder with codes.h5, becomes a collection.
 
         Args:
             path: the folder.
@@ -107,13 +93,11 @@ class Collection:
             StoreError: no collection, a damaged one, or one of another version.
         """
         folder = Path(path)
-        if (folder / DATABASE_FILE).exists():
-            return cls(folder, device=device, follow=follow)
-        if (folder / CODES_FILE).exists():
-            return cls.of_code_file(folder, folder / CODES_FILE, device=device, follow=follow)
-        raise StoreError(
-            f"{folder}: no collection; `regionhash index PICTURES -o {folder}` makes one"
-        )
+        if not is_collection(folder):
+            raise StoreError(
+                f"{folder}: no collection; `regionhash index PICTURES -o {folder}` makes one"
+            )
+        return cls(folder, device=device, follow=follow)
 
     @classmethod
     def create(cls, folder: Path, *, device: str = "auto") -> Self:
@@ -123,15 +107,11 @@ class Collection:
             ValueError: no model is there.
             StoreError: a collection of another model is there, or the disk refuses.
         """
-        if not (folder / DATABASE_FILE).exists() and (folder / CODES_FILE).exists():
-            return cls.of_code_file(folder, folder / CODES_FILE, device=device)
         Database.create(folder / DATABASE_FILE, header_of_model(folder)).close()
         return cls(folder, device=device)
 
     @classmethod
-    def of_code_file(
-        cls, folder: Path, path: Path, *, device: str = "auto", follow: bool = True
-    ) -> Self:
+    def of_code_file(cls, folder: Path, path: Path, *, device: str = "auto") -> Self:
         """The collection in `folder` with the pictures of a code file added to it.
 
         Where `folder` has no model, that of the code file is copied there.
@@ -140,7 +120,7 @@ class Collection:
             StoreError: the file cannot be used, or is of another model than the collection.
             ValueError: the model of the file is not where it was.
         """
-        file = CodeFile.open(path)
+        file = CodeSet.open(path)
         _copy_model(file, folder)
         header = {
             "model": file.model,
@@ -163,7 +143,7 @@ class Collection:
                 import_code_file(database, file)
         with Database.create(target, header) as database:
             import_code_file(database, file)
-        return cls(folder, device=device, follow=follow)
+        return cls(folder, device=device)
 
     def close(self) -> None:
         """Closes the connections to the database."""
@@ -230,7 +210,7 @@ class Collection:
         return self._snapshot.table.classes
 
     @property
-    def model(self) -> tuple[Any, Checkpoint]:
+    def model(self) -> tuple[HashModel, Checkpoint]:
         """The model and what is known of it.
 
         Raises:
@@ -251,175 +231,141 @@ class Collection:
             return self._model
 
     @model.setter
-    def model(self, given: tuple[Any, Checkpoint]) -> None:
+    def model(self, given: tuple[HashModel, Checkpoint]) -> None:
         self._model = given
 
     # Searching
 
+    @renamed(like="image_id", without="exclude", near="group_within", within="max_distance")
     def search(
         self,
         image: str | Path | NDArray[np.uint8] | None = None,
         *,
+        image_id: str | None = None,
         boxes: Sequence[Box] = (),
-        like: str | None = None,
         regions: Sequence[int] = (),
         queries: Sequence[Query] = (),
-        without: Sequence[Query] = (),
-        mode: Mode | None = None,
         filter: Filter | None = None,
-        limit: int = 20,
-        offset: int = 0,
-        near: int | None = None,
-        steps: Sequence[str] = (),
-        candidates: int | None = None,
-        expand: int | None = None,
-        min_prob: float = 0.0,
-        within: int | None = None,
+        **options: Any,
     ) -> Results:
         """The pictures that look like a picture, or that contain an object or several.
 
         Args:
-            image: a picture to search by; with `like`, `boxes` and `regions` as in `Query`.
+            image: a picture to search by; with `image_id`, `boxes` and `regions` as in `Query`.
+            image_id: instead of `image`, the id of a picture of the collection.
             boxes: objects in it.
-            like: instead of `image`, the id of a picture of the collection.
-            regions: objects in that.
+            regions: numbers of its regions that are the objects.
             queries: more pictures to search by.
-            without: pictures of objects that must not be there.
-            mode: see `regionhash.search.run.find`, as are all arguments below `near`.
             filter: which pictures are searched.
-            limit: hits on a page, or groups of near ones; of mode category, for each category.
-            offset: how many to leave out before the first.
-            near: group results whose codes differ in at most so many bits.
-            steps: of a search for one object.
-            candidates: pictures that the first of several steps leaves for the others.
-            expand: results that an expansion takes as queries.
-            min_prob: of mode category, the least probability of a category.
-            within: bits up to which a region is taken for an object that must not be there.
+            options: other fields of `Search`: exclude, mode, steps, limit, offset, ...
 
         Raises:
             ValueError: nothing to search by, or what `find`, `Filter` and `Query` refuse.
-            KeyError: `like` is no picture of the collection.
+            KeyError: `image_id` is no picture of the collection.
         """
-        from regionhash.search.run import find
-        from regionhash.search.steps import CANDIDATES, EXPANSION
-
-        if limit < 1 or offset < 0:
-            raise ValueError(f"limit must be at least 1 and offset 0, got {limit} and {offset}")
-        if near is not None and near < 0:
-            raise ValueError(f"near must be at least 0, got {near}")
         asked = list(queries)
-        if image is not None or like is not None:
-            asked.insert(0, Query(image, like, boxes, regions))
-        if not asked:
-            raise ValueError("nothing to search by: give an image, or the id of a picture (like)")
-        snapshot, among = self._searched(filter or Filter())
-        model, checkpoint = self.model
-        pictures = [self._query_picture(query, snapshot) for query in asked]
-        unwanted = [self._query_picture(query, snapshot) for query in without]
-        file = self._as_file(snapshot)
-        end = offset + limit
-        fetched = end + 1
-        while True:
-            answer = find(
-                model,
-                checkpoint,
-                file,
-                pictures,
-                mode=mode,
-                top=fetched,
-                steps=steps,
-                candidates=CANDIDATES if candidates is None else candidates,
-                expand=EXPANSION if expand is None else expand,
-                min_prob=min_prob,
-                among=among,
-                without=unwanted,
-                within=within,
-            )
-            by_category = answer.mode == "category"
-            found = [own.hits for own in answer.groups] if by_category else [answer.hits]
-            ranked = [
-                [[hit] for hit in hits]
-                if near is None
-                else group_near_duplicates(hits, snapshot.table, near)
-                for hits in found
-            ]
-            if all(
-                len(own) > end or len(hits) < fetched
-                for own, hits in zip(ranked, found, strict=True)
-            ):
-                break
-            fetched *= 2
-        pages = [self._page(own[offset:end], snapshot) for own in ranked]
-        return Results(
-            answer.mode,
-            answer.steps,
-            tuple(query.boxes for query in answer.queries),
-            () if by_category else pages[0],
-            offset,
-            any(len(own) > end for own in ranked),
-            len(snapshot) if among is None else int(np.count_nonzero(among)),
-            tuple(
-                ResultGroup(self.classes[own.category], own.prob, page)
-                for own, page in zip(answer.groups, pages if by_category else (), strict=True)
-            ),
-            tuple(query.boxes for query in answer.without),
-            snapshot=snapshot,
-        )
+        if image is not None or image_id is not None:
+            asked.insert(0, Query(image, image_id, boxes, regions))
+        answer, snapshot = self._run(Search(asked, filter=filter or Filter(), **options))
+        return results_of(answer, snapshot, self._paths(rows_of_hits(answer, snapshot)))
 
-    def answer(
-        self,
-        results: Results,
-        queries: Sequence[QueryPicture],
-        without: Sequence[QueryPicture] = (),
-    ) -> Answer:
-        """The same as `find` gives it for the codes that were `searched`, for a contact sheet.
+    def find(self, search: Search) -> Answer:
+        """The answer to a search, with the codes that were searched.
 
-        Args:
-            results: of `search`.
-            queries: the pictures that were searched for.
-            without: the pictures of what must not be there.
+        Raises:
+            ValueError: see `regionhash.search.run.run` and `mask_of`.
+            KeyError: a query names no picture of the collection.
         """
-        from regionhash.search.run import Answer
+        return self._run(search)[0]
 
-        snapshot = results.snapshot or self.snapshot
-        return Answer(
-            results.mode,
-            _with_boxes(queries, results.boxes),
-            self._hits(results.hits, snapshot),
-            results.steps,
-            tuple(
-                CategoryHits(
-                    self.classes.index(own.category),
-                    own.prob,
-                    tuple(self._hits(own.hits, snapshot)),
-                )
-                for own in results.groups
-            ),
-            _with_boxes(without, results.without),
+    def _run(self, search: Search) -> tuple[Answer, Snapshot]:
+        snapshot, mask = self._searched(search.filter)
+        answer = run(
+            *self.model,
+            self._codes(snapshot),
+            search,
+            picture_of=lambda query: self._query_picture(query, snapshot),
+            mask=mask,
+        )
+        return answer, snapshot
+
+    def codes(self) -> CodeSet:
+        """The collection as it is now, for everything that reads codes."""
+        return self._codes(self.sync())
+
+    def code_file(self) -> CodeSet:
+        """`codes` without removed pictures."""
+        return self.codes().compact()
+
+    def _codes(self, snapshot: Snapshot) -> CodeSet:
+        header = self.header
+        places = self._places()
+        everywhere: Source = {"folder": "/", "suffix": ""}  # ids may be whole paths
+        return CodeSet(
+            path=self.folder / DATABASE_FILE,
+            table=snapshot.table,
+            model=header["model"],
+            model_hash=header["model_hash"],
+            n_bits=header["n_bits"],
+            n_region_bits=header["n_region_bits"],
+            meta=header["meta"]
+            | {
+                "checkpoint": str(self.folder.absolute()),
+                "sources": [*({json.dumps(place): place for place in places}.values()), everywhere],
+            },
+            labels=snapshot.labels if header.get("labelled") else None,
+            alive=snapshot.alive,
         )
 
-    def searched(self, results: Results) -> CodeFile:
-        """The collection as it was when a search gave these results."""
-        return self._as_file(results.snapshot or self.snapshot)
+    def _searched(self, wanted: Filter) -> tuple[Snapshot, Mask | None]:
+        """The pictures, and which of them a filter lets through, both of one moment."""
+        if wanted.folder is None:
+            snapshot = self.snapshot
+            return snapshot, self._masks.of(wanted, snapshot, self._database)
+        # Where files lie is in the database alone.
+        with self._arrays.at_moment(self._database, self._snapshot) as snapshot:
+            return snapshot, self._masks.of(wanted, snapshot, self._database)
 
-    def _hits(self, results: Sequence[Result], snapshot: Snapshot) -> list[Hit]:
-        places = snapshot.places(np.array([own.row for own in results], np.int64)).tolist()
-        return [
-            Hit(n, own.id, own.distance, own.matches)
-            for n, own in zip(places, results, strict=True)
-        ]
+    def _query_picture(self, query: Query, snapshot: Snapshot) -> QueryPicture:
+        if query.image_id is None:
+            return read_query(query)
+        stored, encoded = self._stored(query.image_id, snapshot)
+        pixels = self._pixels(stored) if query.boxes else None
+        return marked(query.image_id, pixels, query, encoded)
+
+    # Pictures
 
     def image(self, image_id: str) -> tuple[int, EncodedImage]:
         """Row number and codes of a picture. Raises KeyError for an id that is not there."""
         stored, encoded = self._stored(image_id, self.snapshot)
         return int(stored["row"]), encoded
 
+    def images(self, *, after: int = 0, limit: int = 100) -> list[tuple[int, str, int, int]]:
+        """Row, id, height and width of the pictures of the rows above `after`, in their order."""
+        with self._database.moment():
+            rows = self._database.rows(after, at_a_time=limit)
+            found = (columns for _, columns in rows if columns is not None)
+            return [
+                (columns["row"], columns["id"], columns["height"], columns["width"])
+                for columns in islice(found, limit)
+            ]
+
+    def ids(self) -> list[tuple[int, str]]:
+        """Row number and id of each picture, in the order of the rows."""
+        with self._database.moment():
+            return [
+                (row, columns["id"])
+                for row, columns in self._database.rows()
+                if columns is not None
+            ]
+
+    def id_of(self, row: int) -> str:
+        """The id of the picture of a row. Raises KeyError."""
+        return str(self._columns(row)["id"])
+
     def path(self, row: int) -> Path | None:
         """The file of the picture of a row; None of one without. Raises KeyError."""
         return self._path(self._columns(row)["path"])
-
-    def _path(self, path: bytes | None) -> Path | None:
-        return None if path is None else Path(os.fsdecode(self._database.place_of(path)))
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """The picture of a row, (H, W, 3) uint8 RGB.
@@ -429,16 +375,6 @@ class Collection:
             ImageError: the file is gone or cannot be read.
         """
         return self._pixels(self._columns(row))
-
-    def _pixels(self, columns: Columns) -> NDArray[np.uint8]:
-        from regionhash.data.images import read_image
-        from regionhash.data.inputs import Pictures
-
-        path = self._path(columns["path"])
-        if path is not None:
-            return read_image(path)
-        places = self._places("WHERE source = ?", columns["source"])
-        return Pictures(places)[columns["name"]]
 
     def picture(self, image_id: str) -> NDArray[np.uint8]:
         """The picture with an id, (H, W, 3) uint8 RGB.
@@ -453,84 +389,11 @@ class Collection:
             raise ImageError(f"{image_id}: is no longer in {self.folder}")
         return self._pixels(found)
 
-    def images(self, *, after: int = 0, limit: int = 100) -> list[tuple[int, str, int, int]]:
-        """Row, id, height and width of the pictures of the rows behind `after`, in their order."""
-        with self._database.moment():
-            rows = self._database.rows(after, at_a_time=limit)
-            found = (own for _, own in rows if own is not None)
-            return [
-                (own["row"], own["id"], own["height"], own["width"]) for own in islice(found, limit)
-            ]
-
-    def id_of(self, row: int) -> str:
-        """The id of the picture of a row. Raises KeyError."""
-        return str(self._columns(row)["id"])
-
-    def ids(self) -> list[tuple[int, str]]:
-        """Row number and id of each picture, in the order of the rows."""
-        with self._database.moment():
-            return [(row, own["id"]) for row, own in self._database.rows() if own is not None]
-
     def _columns(self, row: int) -> Columns:
         columns = self._database.intact("row = ?", row)
         if columns is None:
             raise KeyError(row)
         return columns
-
-    def _places(self, where: str = "", *values: Any) -> list[Source]:
-        """Where pictures lie, of all sources or of some; damaged ones are left out."""
-        places = []
-        for (text,) in self._database.read(f"SELECT place FROM sources {where}", *values):
-            with suppress(TypeError, ValueError):
-                place = json.loads(text)
-                if isinstance(place, dict) and all(map(isinstance, place.values(), repeat(str))):
-                    places.append(place)
-        return places
-
-    def code_file(self) -> CodeFile:
-        """The collection as an opened code file, for everything that reads one."""
-        with self._following:
-            self._snapshot = self._arrays.follow(self._database, self._snapshot, compact=True)
-            return self._as_file(self._snapshot)
-
-    def _as_file(self, snapshot: Snapshot) -> CodeFile:
-        header = self.header
-        places = self._places()
-        everywhere: Source = {"folder": "/", "suffix": ""}  # ids may be whole paths
-        return CodeFile(
-            path=self.folder / DATABASE_FILE,
-            table=snapshot.table,
-            model=header["model"],
-            model_hash=header["model_hash"],
-            n_bits=header["n_bits"],
-            n_region_bits=header["n_region_bits"],
-            meta=header["meta"]
-            | {
-                "checkpoint": str(self.folder.absolute()),
-                "sources": [*({json.dumps(own): own for own in places}.values()), everywhere],
-            },
-            labels=snapshot.labels if header.get("labelled") else None,
-        )
-
-    def _searched(self, wanted: Filter) -> tuple[Snapshot, Mask | None]:
-        """The pictures, and which of them a filter lets through, both of one moment."""
-        if wanted.folder is None:
-            snapshot = self.snapshot
-            return snapshot, self._mask(wanted, snapshot)
-        # Where files lie is in the database alone.
-        with self._arrays.at_moment(self._database, self._snapshot) as snapshot:
-            return snapshot, self._mask(wanted, snapshot)
-
-    def _mask(self, wanted: Filter, snapshot: Snapshot) -> Mask | None:
-        key = (wanted, (snapshot.generation, snapshot.version, len(snapshot)))
-        with suppress(KeyError):
-            return self._masks[key]
-        mask = mask_of(wanted, snapshot, self._database)
-        self._masks[key] = mask
-        with suppress(KeyError):  # another thread may have made room
-            while len(self._masks) > _KEPT_MASKS:
-                self._masks.popitem(last=False)
-        return mask
 
     def _stored(self, image_id: str, snapshot: Snapshot) -> tuple[Columns, EncodedImage]:
         """Columns and codes of a picture, which may be newer than the snapshot."""
@@ -545,46 +408,22 @@ class Collection:
         if not snapshot.holds(stored["row"]):
             with self._arrays.at_moment(self._database, self._snapshot) as snapshot:
                 stored = columns()
-        places = snapshot.places(np.array([stored["row"]], np.int64))
-        if not len(places):
+        indices = snapshot.indices_of(np.array([stored["row"]], np.int64))
+        if not len(indices):
             raise KeyError(image_id)
-        return stored, encoded_image(snapshot.table, int(places[0]))
+        return stored, snapshot.table.picture(int(indices[0]))
 
-    def _query_picture(self, query: Query, snapshot: Snapshot) -> QueryPicture:
+    def _pixels(self, columns: Columns) -> NDArray[np.uint8]:
         from regionhash.data.images import read_image
-        from regionhash.search.run import QueryPicture
+        from regionhash.data.inputs import Pictures
 
-        boxes: tuple[Any, ...] = tuple(tuple(map(float, box)) for box in query.boxes)
-        if any(len(box) != 4 for box in boxes):
-            raise ValueError("a box must be four numbers x0, y0, x1, y1")
-        image, name, known = query.image, query.name, query.encoded
-        if isinstance(image, str | Path):
-            image, name = read_image(image), str(image)
-        if query.like is not None:
-            stored, known = self._stored(query.like, snapshot)
-            name = query.like
-            image = self._pixels(stored) if boxes else None
-        if boxes:
-            return QueryPicture(name, image, boxes)
-        if query.regions and known is not None:
-            own, chosen = known.regions, list(query.regions)
-            if own is None or not all(0 <= n < len(own) for n in chosen):
-                count = 0 if own is None else len(own)
-                raise ValueError(f"{name}: has {count} regions, got {chosen}")
-            own = Regions(
-                own.boxes[chosen], own.scores[chosen], own.labels[chosen], own.codes[chosen]
-            )
-            boxes = tuple(tuple(box) for box in own.boxes.tolist())
-            return QueryPicture(name, image, boxes, replace(known, regions=own))
-        return QueryPicture(name, image, (), known)
+        path = self._path(columns["path"])
+        if path is not None:
+            return read_image(path)
+        return Pictures(self._places("WHERE source = ?", columns["source"]))[columns["name"]]
 
-    def _page(self, groups: Sequence[Sequence[Hit]], snapshot: Snapshot) -> tuple[Result, ...]:
-        """One result for each group, the others of the group as its duplicates."""
-        paths = self._paths([int(snapshot.rows[hit.index]) for group in groups for hit in group])
-        return tuple(
-            with_duplicates([self._result(hit, snapshot, paths) for hit in group])
-            for group in groups
-        )
+    def _path(self, path: bytes | None) -> Path | None:
+        return None if path is None else Path(os.fsdecode(self._database.place_of(path)))
 
     def _paths(self, rows: Sequence[int]) -> dict[int, Path]:
         """The files of some rows; of those that are in no file, or removed by now, none."""
@@ -596,28 +435,15 @@ class Collection:
         place_of = self._database.place_of
         return {row: Path(os.fsdecode(place_of(path))) for row, path in found}
 
-    def _result(self, hit: Hit, snapshot: Snapshot, paths: Mapping[int, Path]) -> Result:
-        table, n = snapshot.table, hit.index
-        row = int(snapshot.rows[n])
-        labels: set[int] = set()
-        if snapshot.labels is not None:
-            labels |= set(np.flatnonzero(snapshot.labels[n]).tolist())
-        if table.classes and table.scores is not None and table.labels is not None:
-            assert table.offsets is not None
-            own = slice(*table.offsets[n : n + 2].tolist())
-            labels |= set(table.labels[own][table.scores[own] >= SHOWN_SCORE].tolist()) - {-1}
-        taken = float(snapshot.taken[n])
-        height, width = table.sizes[n].tolist()
-        return Result(
-            hit.image_id,
-            row,
-            paths.get(row),
-            (height, width),
-            hit.distance,
-            hit.matches,
-            tuple(table.classes[label] for label in sorted(labels)),
-            None if np.isnan(taken) else taken,
-        )
+    def _places(self, where: str = "", *values: Any) -> list[Source]:
+        """Where pictures are, of all sources or of some; damaged ones are left out."""
+        places = []
+        for (text,) in self._database.read(f"SELECT place FROM sources {where}", *values):
+            with suppress(TypeError, ValueError):
+                place = json.loads(text)
+                if isinstance(place, dict) and all(map(isinstance, place.values(), repeat(str))):
+                    places.append(place)
+        return places
 
     # Changing
 
@@ -887,8 +713,8 @@ class Collection:
             ValueError: something is there already.
             StoreError: the disk refuses.
         """
-        with self._arrays.at_moment(self._database, self._snapshot, compact=True) as snapshot:
-            codes = self._as_file(snapshot)
+        with self._arrays.at_moment(self._database, self._snapshot) as snapshot:
+            codes = self._codes(snapshot)
             files = {
                 image_id: self._database.place_of(path)
                 for image_id, path in self._database.read(
@@ -903,7 +729,7 @@ class Collection:
         Raises:
             StoreError: the file cannot be used, or is of another model.
         """
-        file = CodeFile.open(path)
+        file = CodeSet.open(path)
         if file.model_hash != self.header["model_hash"]:
             raise StoreError(
                 f"{path}: of the model {file.model_hash}, {self.folder} is of "
@@ -935,44 +761,35 @@ def check_folder(folder: Path, *, repair: bool = False) -> CheckReport:
 
 
 def is_collection(path: Path) -> bool:
-    """Whether a folder is a collection, or an index of an older version that can become one."""
-    return (path / DATABASE_FILE).exists() or (path / CODES_FILE).exists()
+    """Whether a folder is a collection."""
+    return (path / DATABASE_FILE).exists()
 
 
 def model_hash_of(folder: Path) -> str:
-    """The hash of the model whose codes are in a folder. Raises StoreError as `Collection.open`."""
-    if not (folder / DATABASE_FILE).exists():
-        return CodeFile.open(folder / CODES_FILE).model_hash
+    """The hash of the model of a collection. Raises StoreError as `Collection.open`."""
     with Database(folder / DATABASE_FILE) as database:
         return str(database.header["model_hash"])
 
 
-def open_codes(path: str | Path) -> CodeFile:
-    """The codes of a code file, or of a collection as if it were one.
+def open_codes(path: str | Path) -> CodeSet:
+    """The codes of a code file or of a collection; nothing is written.
 
     Args:
-        path: the file; or the folder of a collection or of an index of an older version.
+        path: the file, or the folder of the collection.
 
     Raises:
-        StoreError: see `CodeFile.open` and `Collection.open`.
+        StoreError: see `CodeSet.open` and `Collection.open`.
     """
     path = Path(path)
-    if (path / DATABASE_FILE).exists():
-        with Collection.open(path) as collection:
-            return collection.code_file()
-    return CodeFile.open(path / CODES_FILE if path.is_dir() else path)
+    if not path.is_dir():
+        return CodeSet.open(path)
+    with Collection.open(path) as collection:
+        return collection.codes()
 
 
-def _with_boxes(
-    queries: Sequence[QueryPicture], boxes: Sequence[tuple[Box, ...]]
-) -> tuple[QueryPicture, ...]:
-    return tuple(replace(query, boxes=own) for query, own in zip(queries, boxes, strict=True))
-
-
-def _copy_model(file: CodeFile, folder: Path) -> None:
+def _copy_model(file: CodeSet, folder: Path) -> None:
     """Puts the model of a code file into a folder that has none."""
-    from regionhash.models.checkpoints import CONFIG_FILE, copy_checkpoint
-    from regionhash.search.run import model_folder
+    from regionhash.models.checkpoints import CONFIG_FILE, copy_checkpoint, model_folder
 
     if (folder / CONFIG_FILE).exists():
         return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,34 +11,28 @@ import numpy as np
 from regionhash.collection.arrays import Snapshot
 from regionhash.collection.database import Database
 from regionhash.files.atomic import shown_name
+from regionhash.search.request import Filter
 from regionhash.structures import Mask
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """What a picture must have to be searched; all that is given must hold.
+class Masks:
+    """The masks of filters that were used last, each for the snapshot that it belongs to."""
 
-    Attributes:
-        labels: names of classes: each is known of the picture, or detected in it.
-        min_score: least score of a detection, in [0, 1]; with labels, of a detection of that class.
-        folder: the file lies in this folder or below it.
-        after: taken at or after this time, in seconds since 1970.
-        before: taken before this time.
-    """
+    def __init__(self, most: int = 8) -> None:
+        self._most = most
+        self._kept: OrderedDict[tuple[Filter, object], Mask | None] = OrderedDict()
 
-    labels: tuple[str, ...] = ()
-    min_score: float = 0.0
-    folder: str | None = None
-    after: float | None = None
-    before: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_score <= 1:
-            raise ValueError(f"min_score must be in [0, 1], got {self.min_score}")
-        if self.folder == "":
-            raise ValueError("folder must be a path, got an empty text")
-        if self.folder is not None and "\0" in self.folder:
-            raise ValueError("folder must be a path, got a NUL character")
+    def of(self, wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | None:
+        """`mask_of`, made once."""
+        key = (wanted, (snapshot.generation, snapshot.version, len(snapshot)))
+        with suppress(KeyError):
+            return self._kept[key]
+        mask = mask_of(wanted, snapshot, database)
+        self._kept[key] = mask
+        with suppress(KeyError):  # another thread may have made room
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return mask
 
 
 def mask_of(wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | None:
@@ -95,5 +90,5 @@ def _below(snapshot: Snapshot, database: Database, folder: str) -> Mask:
         short = shown_name(Path(folder).as_posix()) + "/"
         query = "SELECT row FROM images WHERE id >= ? AND id < ?"
         rows += [row for (row,) in database.read(query, short, short[:-1] + "0")]
-    found[snapshot.places(np.array(rows, np.int64))] = True
+    found[snapshot.indices_of(np.array(rows, np.int64))] = True
     return found

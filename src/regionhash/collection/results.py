@@ -1,51 +1,20 @@
-"""What a search of a collection is asked and what it answers."""
+"""What a search of a collection answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from regionhash.codes import hamming_distances
-from regionhash.structures import CodeTable, EncodedImage, Hit, Match
+from regionhash.collection.arrays import Snapshot
+from regionhash.search.request import Mode
+from regionhash.search.run import Answer
+from regionhash.structures import Box, Hit, Match
 
-if TYPE_CHECKING:
-    from regionhash.collection.arrays import Snapshot
-    from regionhash.search.run import Mode
-
-Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Query:
-    """A picture to search by: one that is given, or one of the collection.
-
-    Attributes:
-        image: a file, or pixels (H, W, 3) uint8 RGB.
-        like: id of a picture of the collection, instead of `image`.
-        boxes: xyxy in pixels of the picture, one per object.
-        encoded: of `image`, what the model gave for it, if that is known already.
-        regions: numbers of the regions of `like` or `encoded` that are the objects, instead of
-            `boxes`; their codes are searched for, and the file of `like` is not needed.
-        name: of `image`, for messages.
-    """
-
-    image: str | Path | NDArray[np.uint8] | None = None
-    like: str | None = None
-    boxes: Sequence[Box] = ()
-    regions: Sequence[int] = ()
-    name: str = "picture"
-    encoded: EncodedImage | None = None
-
-    def __post_init__(self) -> None:
-        if (self.image is None) == (self.like is None):
-            raise ValueError("a query needs either an image or the id of a picture (like)")
-        if self.regions and ((self.like is None and self.encoded is None) or self.boxes):
-            raise ValueError("regions are for a picture whose codes are known, and without boxes")
+SHOWN_SCORE = 0.5
+"""Least score of a detection whose class is named with a result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +63,7 @@ class Results:
     """One page of an answer.
 
     Attributes:
-        mode: what was compared, see `regionhash.search.run.Mode`.
+        mode: what was compared, see `regionhash.search.request.Mode`.
         steps: of the search for one object, see `regionhash.search.steps`.
         boxes: of the query objects, one tuple per query picture.
         hits: best first; equal distances in the order in which the pictures were stored.
@@ -104,7 +73,6 @@ class Results:
         groups: of mode category, the page of each category of the query, most probable category
             first; `hits` is empty then.
         without: boxes of what must not be there, one tuple per picture of it.
-        snapshot: the collection as it was searched.
     """
 
     mode: Mode
@@ -116,40 +84,64 @@ class Results:
     searched: int
     groups: tuple[ResultGroup, ...] = ()
     without: tuple[tuple[Box, ...], ...] = ()
-    snapshot: Snapshot | None = field(default=None, compare=False, repr=False)
 
 
-def group_near_duplicates(hits: Sequence[Hit], table: CodeTable, bits: int) -> list[list[Hit]]:
-    """Ranked hits as groups of pictures that look nearly the same, each in order of rank.
+def results_of(answer: Answer, snapshot: Snapshot, paths: Mapping[int, Path]) -> Results:
+    """An answer with what the collection knows of its pictures.
 
-    A picture joins the first group whose best picture is nearly the same: their image codes, and
-    each region of either and the nearest region of the other, differ in at most `bits` bits.
+    Args:
+        answer: of a search of the snapshot's codes.
+        snapshot: that was searched.
+        paths: the files of the rows that `rows_of_hits` names; those in no file are left out.
     """
-    groups: list[list[Hit]] = []
-    for hit in hits:
-        for group in groups:
-            if _nearly_same(hit.index, group[0].index, table, bits):
-                group.append(hit)
-                break
-        else:
-            groups.append([hit])
-    return groups
+    classes = snapshot.table.classes
+
+    def page(hits: Sequence[Hit]) -> tuple[Result, ...]:
+        return tuple(_result(hit, snapshot, paths) for hit in hits)
+
+    return Results(
+        answer.mode,
+        answer.steps,
+        tuple(query.boxes for query in answer.queries),
+        page(answer.hits),
+        answer.offset,
+        answer.more,
+        answer.n_searched,
+        tuple(
+            ResultGroup(classes[group.category], group.prob, page(group.hits))
+            for group in answer.groups
+        ),
+        tuple(query.boxes for query in answer.excluded),
+    )
 
 
-def _nearly_same(n: int, m: int, table: CodeTable, bits: int) -> bool:
-    if table.image_codes is not None:
-        (distances,) = hamming_distances(table.image_codes[n][None], table.image_codes[m][None])
-        if distances[0] > bits:
-            return False
-    if table.offsets is None:
-        return True
-    codes = [table.regions(own).codes for own in (n, m)]
-    if not (len(codes[0]) and len(codes[1])):
-        return len(codes[0]) == len(codes[1])
-    distances = hamming_distances(*codes)  # (R, S)
-    return bool(max(distances.min(axis=0).max(), distances.min(axis=1).max()) <= bits)
+def rows_of_hits(answer: Answer, snapshot: Snapshot) -> list[int]:
+    """Numbers in the database of all pictures of an answer, duplicates among them."""
+    hits = [*answer.hits, *(hit for group in answer.groups for hit in group.hits)]
+    found = [hit.index for best in hits for hit in (best, *best.duplicates)]
+    rows: list[int] = snapshot.rows[np.array(found, np.int64)].tolist()
+    return rows
 
 
-def with_duplicates(results: Sequence[Result]) -> Result:
-    """The first of a group, with the others as its duplicates."""
-    return replace(results[0], duplicates=tuple(results[1:]))
+def _result(hit: Hit, snapshot: Snapshot, paths: Mapping[int, Path]) -> Result:
+    table, n = snapshot.table, hit.index
+    row = int(snapshot.rows[n])
+    labels: set[int] = set()
+    if snapshot.labels is not None:
+        labels |= set(np.flatnonzero(snapshot.labels[n]).tolist())
+    if table.classes and table.offsets is not None:
+        regions = table.regions(n)
+        labels |= set(regions.labels[regions.scores >= SHOWN_SCORE].tolist()) - {-1}
+    taken = float(snapshot.taken[n])
+    height, width = table.sizes[n].tolist()
+    return Result(
+        hit.image_id,
+        row,
+        paths.get(row),
+        (height, width),
+        hit.distance,
+        hit.matches,
+        tuple(table.classes[label] for label in sorted(labels)),
+        None if np.isnan(taken) else taken,
+        tuple(_result(duplicate, snapshot, paths) for duplicate in hit.duplicates),
+    )

@@ -11,8 +11,7 @@ import numpy as np
 
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.files.atomic import as_shown, path_of, replacing, shown_name
-from regionhash.store import CodeFile, CodeFileWriter, reported, rows_of
-from regionhash.structures import CategoryCodes, CodeTable, EncodedImage
+from regionhash.store import CodeFileWriter, CodeSet, reported, rows_of
 
 if TYPE_CHECKING:
     from regionhash.data.inputs import Source
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 _IMPORTED_AT_A_TIME = 1000
 
 
-def write_code_file(path: Path, codes: CodeFile, files: Mapping[str, bytes]) -> int:
+def write_code_file(path: Path, codes: CodeSet, files: Mapping[str, bytes]) -> int:
     """Writes the pictures of a collection as a code file; returns how many.
 
     An id that would lead to another file than that of its picture becomes the whole path.
 
     Args:
         path: where nothing is yet.
-        codes: the collection, compacted.
+        codes: the collection.
         files: path of the file of each picture that has one, by id.
 
     Raises:
@@ -43,10 +42,10 @@ def write_code_file(path: Path, codes: CodeFile, files: Mapping[str, bytes]) -> 
                 _write(temporary, codes, files)
         except FileExistsError:
             raise ValueError(there) from None
-    return len(codes.table)
+    return len(codes)
 
 
-def _write(path: Path, codes: CodeFile, files: Mapping[str, bytes]) -> None:
+def _write(path: Path, codes: CodeSet, files: Mapping[str, bytes]) -> None:
     places = folders(codes.meta)
     with CodeFileWriter(
         path,
@@ -57,18 +56,18 @@ def _write(path: Path, codes: CodeFile, files: Mapping[str, bytes]) -> None:
         n_region_bits=codes.n_region_bits,
         meta=codes.meta,
     ) as writer:
-        for n, image_id in enumerate(codes.table.ids):
-            labels = None
+        for n in codes.rows.tolist():
+            image_id, labels = codes.table.ids[n], None
             if codes.labels is not None:
                 labels = np.flatnonzero(codes.labels[n]).tolist()
             file = files.get(image_id)
             if file is not None and file_of(image_id, places).path not in (None, file):
                 image_id = shown_name(file)
-            writer.add(image_id, encoded_image(codes.table, n), labels)
+            writer.add(image_id, codes.table.picture(n), labels)
         writer.finish()
 
 
-def import_code_file(database: Database, codes: CodeFile) -> int:
+def import_code_file(database: Database, codes: CodeSet) -> int:
     """Stores the pictures of a code file that are not stored; returns how many they were.
 
     A picture whose file is where the code file says becomes one of that file. Its bytes are not
@@ -84,7 +83,7 @@ def import_code_file(database: Database, codes: CodeFile) -> int:
     for n, own in enumerate(codes.table.ids):
         image_id = as_shown(own)
         labels = None if codes.labels is None else np.flatnonzero(codes.labels[n]).tolist()
-        rows = rows_of(image_id, encoded_image(codes.table, n), labels, database.header)
+        rows = rows_of(image_id, codes.table.picture(n), labels, database.header)
         state = file_of(image_id, places)
         source = None if state.path or len(sources) != 1 else sources[0]
         pending.append(NewImage(image_id, state, source, rows))
@@ -108,28 +107,3 @@ def file_of(image_id: str, places: Sequence[Source]) -> FileState:
         if path.is_file():
             return FileState(os.fsencode(path.absolute()), taken=path.stat().st_mtime)
     return FileState()
-
-
-def encoded_image(table: CodeTable, n: int) -> EncodedImage:
-    """Picture `n` of a table as a model gave it."""
-    categories = None
-    if (
-        table.category_offsets is not None
-        and table.categories is not None
-        and table.category_probs is not None
-        and table.category_codes is not None
-    ):
-        own = slice(*table.category_offsets[n : n + 2].tolist())
-        categories = CategoryCodes(
-            np.asarray(table.categories[own]),
-            np.asarray(table.category_probs[own]),
-            np.asarray(table.category_codes[own]),
-        )
-    height, width = table.sizes[n].tolist()
-    return EncodedImage(
-        (height, width),
-        None if table.image_codes is None else np.asarray(table.image_codes[n]),
-        None if table.class_probs is None else np.asarray(table.class_probs[n]),
-        None if table.offsets is None else table.regions(n),
-        categories,
-    )

@@ -15,7 +15,7 @@ from regionhash.evaluation.detection import DetectionMap, detection_map
 from regionhash.evaluation.metrics import RankingCurves
 from regionhash.evaluation.plots import plot_at_k, plot_precision_recall
 from regionhash.files.atomic import replacing
-from regionhash.store import CodeFile
+from regionhash.store import CodeSet
 from regionhash.structures import Codes, Floats, Ints
 
 Detections = tuple[Floats, Floats, Ints]
@@ -35,7 +35,7 @@ class LabelledCodes(NamedTuple):
     database_labels: Codes
 
 
-def labelled_codes(queries: CodeFile, database: CodeFile) -> LabelledCodes:
+def labelled_codes(queries: CodeSet, database: CodeSet) -> LabelledCodes:
     """Codes and labels of the pictures of two code files.
 
     Raises:
@@ -52,12 +52,13 @@ def labelled_codes(queries: CodeFile, database: CodeFile) -> LabelledCodes:
             raise ValueError(f"{file.path}: has no codes of whole pictures")
         if file.labels is None:
             raise ValueError(f"{file.path}: has no labels; encode a labelled data set")
-        codes.append(file.table.image_codes)
-        labels.append(file.labels)
+        kept = slice(None) if file.alive is None else file.rows
+        codes.append(file.table.image_codes[kept])
+        labels.append(file.labels[kept])
     return LabelledCodes(*codes, *labels)
 
 
-def detections_of_file(file: CodeFile, image_set: ImageSet) -> tuple[DetectionMap, tuple[str, ...]]:
+def detections_of_file(file: CodeSet, image_set: ImageSet) -> tuple[DetectionMap, tuple[str, ...]]:
     """mAP@0.5 of the stored regions, and the ids of the pictures that the file lacks.
 
     A picture that the file lacks, as one that could not be read, counts as one without detections.
@@ -72,7 +73,7 @@ def detections_of_file(file: CodeFile, image_set: ImageSet) -> tuple[DetectionMa
     label_of = np.array(class_indices(image_set, file.classes), np.int64)
     if all(target.difficult.all() for target in image_set.targets):
         raise ValueError(f"{image_set.name}: has no boxes to measure detections against")
-    row_of = {image_id: row for row, image_id in enumerate(file.table.ids)}
+    row_of = {file.table.ids[row]: row for row in file.rows.tolist()}
     missing = tuple(image_id for image_id in image_set.ids if image_id not in row_of)
     if len(missing) == len(image_set):
         raise ValueError(f"{file.path}: holds no picture of {image_set.name}")
@@ -80,8 +81,8 @@ def detections_of_file(file: CodeFile, image_set: ImageSet) -> tuple[DetectionMa
     found: list[Detections] = []
     for image_id in image_set.ids:
         if image_id in row_of:
-            own = file.table.regions(row_of[image_id])
-            found.append((own.boxes, own.scores, own.labels))
+            regions = file.table.regions(row_of[image_id])
+            found.append((regions.boxes, regions.scores, regions.labels))
         else:
             found.append(none)
     targets = [

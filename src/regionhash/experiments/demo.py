@@ -30,8 +30,11 @@ from regionhash.evaluation.code_files import LabelledCodes, labelled_codes
 from regionhash.files.atomic import replacing
 from regionhash.models.checkpoints import Checkpoint, load_checkpoint
 from regionhash.models.encoding import code_file_writer, encode_images, pick_device
-from regionhash.search.run import Box, Mode, QueryPicture, find, write_answer
-from regionhash.store import CodeFile
+from regionhash.search.answer import write_answer
+from regionhash.search.request import Mode, Query, Search
+from regionhash.search.run import run
+from regionhash.store import CodeSet
+from regionhash.structures import Box
 from regionhash.training import EpochReport, TrainingConfig
 from regionhash.training import train as train_model
 
@@ -207,7 +210,7 @@ def run_demo(
     query, database = folder / "query.png", folder / "region-dh-database.h5"
     with replacing(query) as new:
         PILImage.fromarray(example.image).save(new, "PNG")
-    _write_sheets(models / "region-dh", CodeFile.open(database), example, console)
+    _write_sheets(models / "region-dh", CodeSet.open(database), example, console)
     _tell_next(query, database, example, console)
     return results
 
@@ -231,7 +234,7 @@ def _encode(
     scenes: tuple[ImageSet, Source],
     path: Path,
     show: Callable[[int, int], None],
-) -> CodeFile:
+) -> CodeSet:
     """The code file `path` of `scenes`, in place of what an earlier demonstration left there."""
     for left in (path, path.with_name(f"{path.name}.part")):
         left.unlink(missing_ok=True)
@@ -243,7 +246,7 @@ def _encode(
     with writer:
         encode_images(model, checkpoint, image_set, writer, workers=0, on_progress=show)
         writer.finish()
-    return CodeFile.open(path)
+    return CodeSet.open(path)
 
 
 def _load(checkpoint_folder: Path) -> tuple[Any, Checkpoint]:
@@ -297,20 +300,20 @@ def _choose(scenes: ImageSet) -> _Example:
 
 
 def _write_sheets(
-    checkpoint_folder: Path, file: CodeFile, example: _Example, console: Console
+    checkpoint_folder: Path, file: CodeSet, example: _Example, console: Console
 ) -> None:
     """Searches `file` by the whole example, by one digit of it, and by two."""
     model, checkpoint = _load(checkpoint_folder)
     find_picture = Pictures(file.recorded("sources")).__getitem__
     searches: dict[Mode, int] = {"image": 0, "region": 1, "objects": 2}  # boxes of the query
     for mode, n_boxes in searches.items():
-        query = QueryPicture("query", example.image, example.boxes[:n_boxes])
-        answer = find(model, checkpoint, file, [query], mode=mode, top=SHOWN)
+        query = Query(example.image, boxes=example.boxes[:n_boxes], name="query")
+        answer = run(model, checkpoint, file, Search([query], mode=mode, limit=SHOWN))
         wanted = example.labels[: n_boxes or None]
         digits = " and ".join(file.classes[label] for label in wanted)
         title = f"{SHOWN} nearest of {len(file.table)} scenes, by {mode}; right: with {digits}"
         path = file.path.with_name(f"{mode}.png")
-        write_answer(path, answer, file, find_picture, title=title, wanted=wanted)
+        write_answer(path, answer, find_picture, title=title, wanted=wanted)
         console.print(f"{path}: {title}", soft_wrap=True, highlight=False)
 
 

@@ -53,7 +53,7 @@ from regionhash.parts.regions import codes_of
 from regionhash.parts.sift import load_opencv, sift_features
 from regionhash.parts.windows import sliding_windows
 from regionhash.search import united_hamming
-from regionhash.store import CodeFile
+from regionhash.store import CodeSet
 from regionhash.structures import Codes, CodeTable, Floats, Ints
 from regionhash.training import Cache, TrainingConfig, train
 from regionhash.training.feature_cache import PRECISION, head_training, stored_features
@@ -487,7 +487,7 @@ class _Run:
         ) as writer:
             encode_images(model, checkpoint, self.database, writer, precision=PRECISION)
             writer.finish()
-        table: CodeTable = CodeFile.open(path).table
+        table: CodeTable = CodeSet.open(path).table
         row_of = {image_id: n for n, image_id in enumerate(table.ids)}
         bags = []
         for image_id in self.database.ids:

@@ -46,7 +46,7 @@ from regionhash.models.checkpoints import (
 )
 from regionhash.models.encoding import code_file_writer, encode_images
 from regionhash.parts.regions import codes_of
-from regionhash.store import CodeFile
+from regionhash.store import CodeSet
 from regionhash.structures import Codes
 from regionhash.training import Cache, TrainingConfig, TrainingError, copy_weights, train
 from regionhash.training.feature_cache import PRECISION, head_training, stored_features
@@ -413,7 +413,7 @@ def _detect(out: Path, queries: ImageSet, options: Options) -> dict[str, float]:
     ) as writer:
         encode_images(model, checkpoint, queries, writer, precision=PRECISION)
         writer.finish()
-    found, _ = detections_of_file(CodeFile.open(path), queries)
+    found, _ = detections_of_file(CodeSet.open(path), queries)
     return {f"Region-DH, {_ABLATION_BITS} bits": float(found["map"])}
 
 

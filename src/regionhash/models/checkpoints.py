@@ -13,7 +13,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,6 +38,9 @@ MIN_SHORT, MAX_SHORT = 32, 2048
 _MAX_HEADER = 10 << 20  # bytes of names and shapes in a file of weights; a ResNet-101 has 100 KB
 _PACKAGES = ("regionhash", "torch", "torchvision", "numpy", "faiss-cpu")
 
+
+if TYPE_CHECKING:
+    from regionhash.store import CodeSet
 
 Kind = TypeVar("Kind", bound=HashModel)
 
@@ -235,6 +238,18 @@ def build_model(name: str, arguments: dict[str, Any]) -> HashModel:
         return MODELS[name](**arguments).to(memory_format=torch.channels_last)
     except TypeError as error:
         raise ValueError(f"model {name}: {error}") from error
+
+
+def model_folder(codes: CodeSet) -> Path:
+    """The folder of the model that made some codes: next to them, or as recorded in them.
+
+    A directory that holds both can be moved and copied.
+    """
+    beside, recorded = codes.path.parent, Path(codes.recorded("checkpoint"))
+    try:
+        return beside if read_checkpoint(beside).model_hash == codes.model_hash else recorded
+    except CheckpointError:
+        return recorded
 
 
 # -- model.json -----------------------------------------------------------------------------------

@@ -102,9 +102,9 @@ class DRH(nn.Module):
         check_n_bits(n_bits)
         if proposals not in ("windows", "rpn"):
             raise ValueError(f"proposals must be windows or rpn, got {proposals!r}")
-        sliding_windows(1, 1, overlap)  # refuses an overlap out of range
-        if overlap > MAX_OVERLAP:
+        if MAX_OVERLAP < overlap < 1:
             raise ValueError(f"overlap must be at most {MAX_OVERLAP}, got {overlap}")
+        sliding_windows(1, 1, overlap)  # refuses an overlap out of range
         body = build_backbone(
             backbone,
             weights=weights,

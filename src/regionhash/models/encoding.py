@@ -22,7 +22,7 @@ from regionhash.data.inputs import Source, class_indices
 from regionhash.data.transforms import Frame, to_input
 from regionhash.models import HashModel
 from regionhash.models.checkpoints import Checkpoint, provenance
-from regionhash.store import CodeFile, CodeFileWriter
+from regionhash.store import CodeFileWriter, CodeSet
 from regionhash.structures import EncodedImage, Floats, Regions
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -97,7 +97,7 @@ def code_file_writer(
     _check_precision(precision)
     sources = [] if source is None else [source]
     if Path(path).exists():
-        there = CodeFile.open(path)
+        there = CodeSet.open(path)
         if there.model_hash == checkpoint.model_hash and there.recorded("precision") != precision:
             raise ValueError(
                 f"{path}: holds codes of precision {there.meta['precision']}, got {precision}"

@@ -1,7 +1,7 @@
 """Search by codes: exact, and in steps."""
 
 from regionhash.search.exact import (
-    default_within,
+    default_max_distance,
     nearest_bags,
     nearest_codes,
     search_categories,
@@ -12,7 +12,7 @@ from regionhash.search.exact import (
 )
 
 __all__ = [
-    "default_within",
+    "default_max_distance",
     "nearest_bags",
     "nearest_codes",
     "search_categories",

@@ -23,6 +23,7 @@ from regionhash.structures import (
     Mask,
     Match,
     Regions,
+    renamed,
 )
 
 _BLOCK = 1 << 17
@@ -41,8 +42,9 @@ _SAMPLED_CODES = 20_000
 """Codes by which a search guesses the distance that it will need."""
 
 
+@renamed(among="mask")
 def search_images(
-    query: Codes, table: CodeTable, *, top: int = 20, among: Mask | None = None
+    query: Codes, table: CodeTable, *, top: int = 20, mask: Mask | None = None
 ) -> list[Hit]:
     """The `top` pictures whose image codes are nearest to a query.
 
@@ -50,19 +52,20 @@ def search_images(
         query: (B,) uint8, packed.
         table: N pictures with image codes.
         top: how many pictures to return.
-        among: (N,) bool, the pictures that are searched; None searches all.
+        mask: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
         ValueError: the table has no image codes, the query does not fit them, or `top` < 1.
     """
     if table.image_codes is None:
         raise ValueError("these codes have no image codes")
-    rows, distances = nearest_codes(_one(query)[0], table.image_codes, top=top, among=among)
+    rows, distances = nearest_codes(_one(query)[0], table.image_codes, top=top, mask=mask)
     return _hits(rows, distances, table)
 
 
+@renamed(among="mask")
 def search_regions(
-    query: Codes, table: CodeTable, *, top: int = 20, among: Mask | None = None
+    query: Codes, table: CodeTable, *, top: int = 20, mask: Mask | None = None
 ) -> list[Hit]:
     """The `top` pictures that have the regions nearest to a query.
 
@@ -74,22 +77,23 @@ def search_regions(
         query: (B,) uint8, packed.
         table: N pictures with regions.
         top: how many pictures to return.
-        among: (N,) bool, the pictures that are searched; None searches all.
+        mask: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
         ValueError: the table has no regions, the query does not fit them, or `top` < 1.
     """
-    return search_objects(_one(query), table, top=top, among=among)
+    return search_objects(_one(query), table, top=top, mask=mask)
 
 
+@renamed(among="mask", without="exclude", within="max_distance")
 def search_objects(
     queries: Codes,
     table: CodeTable,
     *,
     top: int = 20,
-    among: Mask | None = None,
-    without: Codes | None = None,
-    within: int | None = None,
+    mask: Mask | None = None,
+    exclude: Codes | None = None,
+    max_distance: int | None = None,
 ) -> list[Hit]:
     """The `top` pictures that have regions near to all query objects (DMIH, eq. 8).
 
@@ -100,36 +104,37 @@ def search_objects(
         queries: (Q, B) uint8, packed, Q >= 1.
         table: N pictures with regions.
         top: how many pictures to return.
-        among: (N,) bool, the pictures that are searched; None searches all.
-        without: (W, B) uint8, packed: objects that must not be there. A picture that has a region
-            at most `within` bits from one of them is left out.
-        within: of `without`; None is an eighth of the bits, see `default_within`.
+        mask: (N,) bool, the pictures that are searched; None searches all.
+        exclude: (W, B) uint8, packed: objects that must not be there. A picture that has a region
+            at most `max_distance` bits from one of them is left out.
+        max_distance: of `exclude`; None is an eighth of the bits, see `default_max_distance`.
 
     Raises:
         ValueError: the table has no regions, the queries do not fit them, there is no query, `top`
-            < 1, or `within` is negative or given without `without`.
+            < 1, or `max_distance` is negative or given without `exclude`.
     """
     if table.offsets is None or table.region_codes is None:
         raise ValueError("these codes have no regions")
     if not len(queries):
         raise ValueError("queries must hold at least one object, got none")
-    if without is not None:
-        limit = default_within(8 * table.region_codes.shape[1]) if within is None else within
+    if exclude is not None:
+        n_bits = 8 * table.region_codes.shape[1]
+        limit = default_max_distance(n_bits) if max_distance is None else max_distance
         if limit < 0:
-            raise ValueError(f"within must not be negative, got {limit}")
-        among = np.ones(len(table), bool) if among is None else among.copy()
-        for unwanted in without:
-            among &= united_hamming(unwanted[None], table.region_codes, table.offsets) > limit
-    elif within is not None:
-        raise ValueError("within is of use only with objects that must not be there")
+            raise ValueError(f"max_distance must not be negative, got {limit}")
+        mask = np.ones(len(table), bool) if mask is None else mask.copy()
+        for unwanted in exclude:
+            mask &= united_hamming(unwanted[None], table.region_codes, table.offsets) > limit
+    elif max_distance is not None:
+        raise ValueError("max_distance needs objects to exclude")
     if len(queries) == 1:
         rows, distances = nearest_bags(
-            queries[0], table.region_codes, table.offsets, top=top, among=among
+            queries[0], table.region_codes, table.offsets, top=top, mask=mask
         )
     else:
         united = united_hamming(queries, table.region_codes, table.offsets)  # (N,)
         searched = np.diff(table.offsets) > 0
-        own = np.flatnonzero(searched if among is None else searched & among)
+        own = np.flatnonzero(searched if mask is None else searched & mask)
         rows = own[_nearest(united[own], top)]
         distances = united[rows]
     return [
@@ -138,21 +143,22 @@ def search_objects(
     ]
 
 
-def default_within(n_bits: int) -> int:
-    """The distance up to which a region is taken for an object that must not be there.
+def default_max_distance(n_bits: int) -> int:
+    """The distance up to which a region counts as an excluded object.
 
     An eighth of the bits: two random codes of 64 bits are that close less than once in 10^9.
     """
     return n_bits // 8
 
 
+@renamed(among="mask")
 def search_categories(
     query: CategoryCodes,
     table: CodeTable,
     *,
     top: int = 20,
     min_prob: float = 0.0,
-    among: Mask | None = None,
+    mask: Mask | None = None,
 ) -> list[CategoryHits]:
     """The `top` pictures of each category of a query, most probable category first (IAH, Sec. IV).
 
@@ -165,7 +171,7 @@ def search_categories(
         top: how many pictures to return for each.
         min_prob: the least probability of a category, in the query and in the table; the model
             has left out what it finds improbable already.
-        among: (N,) bool, the pictures that are searched; None searches all.
+        mask: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
         ValueError: the table has no codes of categories, the query does not fit them, `top` < 1,
@@ -180,8 +186,8 @@ def search_categories(
             continue
         category = int(query.categories[n])
         pictures, codes = table.category_table(category, min_prob)
-        if among is not None:
-            pictures, codes = pictures[among[pictures]], codes[among[pictures]]
+        if mask is not None:
+            pictures, codes = pictures[mask[pictures]], codes[mask[pictures]]
         distances = hamming_distances(query.codes[n : n + 1], codes)[0]  # (T,)
         rows = _nearest(distances, top)
         hits = _hits(pictures[rows], distances[rows], table)
@@ -189,8 +195,9 @@ def search_categories(
     return answers
 
 
+@renamed(among="mask")
 def nearest_codes(
-    query: Codes, codes: Codes, *, top: int, among: Mask | None = None
+    query: Codes, codes: Codes, *, top: int, mask: Mask | None = None
 ) -> tuple[Ints, Ints]:
     """The `top` codes nearest to a query, best first, equal ones in order.
 
@@ -198,7 +205,7 @@ def nearest_codes(
         query: (B,) uint8, packed.
         codes: (N, B) uint8, packed; may be memory-mapped.
         top: how many codes to return.
-        among: (N,) bool, the codes that are searched; None searches all.
+        mask: (N,) bool, the codes that are searched; None searches all.
 
     Returns:
         Their rows (K,) int64 and distances (K,) int64, in bits.
@@ -207,16 +214,17 @@ def nearest_codes(
         ValueError: the query does not fit, or `top` < 1.
     """
     distances = distances_to_one(query, codes)  # (N,)
-    if among is None:
+    if mask is None:
         rows = _nearest(distances, top)
     else:
-        own = np.flatnonzero(among)
+        own = np.flatnonzero(mask)
         rows = own[_nearest(distances[own], top)]
     return rows.astype(np.int64, copy=False), distances[rows].astype(np.int64)
 
 
+@renamed(among="mask")
 def nearest_bags(
-    query: Codes, codes: Codes, offsets: Ints, *, top: int, among: Mask | None = None
+    query: Codes, codes: Codes, offsets: Ints, *, top: int, mask: Mask | None = None
 ) -> tuple[Ints, Ints]:
     """The `top` bags that hold the codes nearest to a query, best first, equal ones in order.
 
@@ -229,7 +237,7 @@ def nearest_bags(
         codes: (M, B) uint8, packed; may be memory-mapped.
         offsets: (N + 1,) integers; bag n is `codes[offsets[n]:offsets[n + 1]]`.
         top: how many bags to return; empty bags are never among them.
-        among: (N,) bool, the bags that are searched; None searches all.
+        mask: (N,) bool, the bags that are searched; None searches all.
 
     Returns:
         Their numbers (K,) int64 and distances (K,) int64, in bits.
@@ -240,9 +248,9 @@ def nearest_bags(
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
     n_bags, last = len(offsets) - 1, 8 * codes.shape[1]
-    few = among is not None and _count(among) < _FEW * n_bags
+    few = mask is not None and _count(mask) < _FEW * n_bags
     stride = 1 if few else 1 + len(codes) // _SAMPLED_CODES
-    names = np.arange(0, n_bags, stride) if among is None else np.flatnonzero(among)[::stride]
+    names = np.arange(0, n_bags, stride) if mask is None else np.flatnonzero(mask)[::stride]
     least = united_hamming(query[None], *_gathered(codes, offsets, names))
     if stride == 1:
         return _nearest_of(names, least, last, top)
@@ -253,8 +261,8 @@ def nearest_bags(
         level = int(least[place])
         at, distances = codes_within(query, codes, level)
         owners = np.searchsorted(offsets, at, side="right") - 1
-        if among is not None:
-            own = among[owners]
+        if mask is not None:
+            own = mask[owners]
             distances, owners = distances[own], owners[own]
         starts = np.flatnonzero(np.diff(owners, prepend=-1))  # of the codes of one bag
         if len(starts) >= top:
@@ -263,7 +271,7 @@ def nearest_bags(
             return owners[starts[order]], nearest[order]
         place = max(4 * place, int(np.searchsorted(least, level, side="right")))
     # No level of the sample is far enough: about all bags are wanted, or more than there are.
-    names = np.arange(n_bags) if among is None else np.flatnonzero(among)
+    names = np.arange(n_bags) if mask is None else np.flatnonzero(mask)
     return _nearest_of(names, united_hamming(query[None], codes, offsets)[names], last, top)
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from regionhash.codes import hamming_distances
 from regionhash.search.exact import nearest_codes, united_hamming
-from regionhash.structures import Codes, CodeTable, Hit, Ints, Mask, Match
+from regionhash.structures import Codes, CodeTable, Hit, Ints, Mask, Match, renamed
 
 Step = Literal["exact", "global", "global-expand", "local", "local-expand"]
 
@@ -108,6 +108,7 @@ def check_steps(steps: Sequence[str]) -> tuple[Step, ...]:
     return tuple(steps)  # type: ignore[arg-type]
 
 
+@renamed(among="mask")
 def search_in_steps(
     table: CodeTable,
     steps: Sequence[str],
@@ -117,7 +118,7 @@ def search_in_steps(
     top: int = 20,
     candidates: int = CANDIDATES,
     expand: int = EXPANSION,
-    among: Mask | None = None,
+    mask: Mask | None = None,
 ) -> list[Hit]:
     """The `top` pictures that some steps rank first.
 
@@ -132,7 +133,7 @@ def search_in_steps(
         top: how many pictures to return.
         candidates: M, how many pictures the first step leaves for the next ones.
         expand: q, how many pictures give their codes to an expansion.
-        among: (N,) bool, the pictures that are searched; None searches all.
+        mask: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
         ValueError: steps in another order, codes or a query that a step needs and that are not
@@ -145,11 +146,11 @@ def search_in_steps(
     wanted = top if len(steps) == 1 else candidates
     if steps[0] == "global":
         query = _given(image_query, steps[0])
-        ranking = rank_images(query, table, top=wanted, among=among)
+        ranking = rank_images(query, table, top=wanted, mask=mask)
     else:
         ranking = rank_regions(_given(region_query, steps[0]), table)
-        if among is not None:
-            kept = among[ranking.rows]
+        if mask is not None:
+            kept = mask[ranking.rows]
             ranking = replace(ranking, rows=ranking.rows[kept], distances=ranking.distances[kept])
         ranking = ranking.first(wanted)
     for step in steps[1:]:
@@ -163,14 +164,14 @@ def search_in_steps(
 
 
 def rank_images(
-    query: Codes, table: CodeTable, *, top: int | None = None, among: Mask | None = None
+    query: Codes, table: CodeTable, *, top: int | None = None, mask: Mask | None = None
 ) -> Ranking:
     """gDRH: pictures by the distance of their code to `query` (B,).
 
-    The `top` first of those that `among` (N,) has; None stands for all.
+    The `top` first of those that `mask` (N,) has; None stands for all.
     """
     wanted = max(1, len(table)) if top is None else top
-    return Ranking(*nearest_codes(query, _image_codes(table), top=wanted, among=among))
+    return Ranking(*nearest_codes(query, _image_codes(table), top=wanted, mask=mask))
 
 
 def expand_images(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
@@ -180,9 +181,9 @@ def expand_images(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
     return _sorted(ranking.rows, distances)
 
 
-def rank_regions(query: Codes, table: CodeTable, among: Ranking | None = None) -> Ranking:
+def rank_regions(query: Codes, table: CodeTable, ranked: Ranking | None = None) -> Ranking:
     """lDRH: ranked pictures anew, or all, by the least distance of a region to `query` (B,)."""
-    return _rank_by_regions(query[None], table, among)
+    return _rank_by_regions(query[None], table, ranked)
 
 
 def expand_regions(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
@@ -219,16 +220,16 @@ def _nearest(ranking: Ranking, table: CodeTable, row: int) -> int:
     return int(distances.min(axis=0).argmin())
 
 
-def _rank_by_regions(objects: Codes, table: CodeTable, among: Ranking | None) -> Ranking:
+def _rank_by_regions(objects: Codes, table: CodeTable, ranked: Ranking | None) -> Ranking:
     """Pictures by the least distance of any of their regions to any of Q codes."""
     if table.offsets is None or table.region_codes is None:
         raise ValueError("these codes have no regions")
     offsets, codes = np.asarray(table.offsets), table.region_codes
-    rows = np.arange(len(table)) if among is None else among.rows
+    rows = np.arange(len(table)) if ranked is None else ranked.rows
     lengths = np.diff(offsets)[rows]
     rows, lengths = rows[lengths > 0], lengths[lengths > 0]
     bags = np.concatenate([[0], np.cumsum(lengths)])
-    if among is not None:  # only the codes of these pictures, in their order
+    if ranked is not None:  # only the codes of these pictures, in their order
         own = np.repeat(offsets[rows] - bags[:-1], lengths) + np.arange(bags[-1])
         codes = codes[own]
     distances = [united_hamming(code[None], codes, bags) for code in objects]  # Q times (M,)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from regionhash.search.run import Mode
+from regionhash.search.request import Mode
 
 MAX_ROW = 2**63 - 1
 

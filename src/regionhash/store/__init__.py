@@ -1,12 +1,12 @@
 """Codes on disk."""
 
 from regionhash.store.code_file import (
-    CODES_FILE,
     LAYOUT,
     OFFSETS,
     PRECISIONS,
     CodeFile,
     CodeFileWriter,
+    CodeSet,
     Ids,
     StoreError,
     dtype_of,
@@ -17,12 +17,12 @@ from regionhash.store.code_file import (
 )
 
 __all__ = [
-    "CODES_FILE",
     "LAYOUT",
     "OFFSETS",
     "PRECISIONS",
     "CodeFile",
     "CodeFileWriter",
+    "CodeSet",
     "Ids",
     "StoreError",
     "dtype_of",

@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Self, overload
@@ -26,10 +26,9 @@ from numpy.typing import NDArray
 from regionhash.files import strict_json
 from regionhash.files.atomic import sync_directory
 from regionhash.files.text import shown
-from regionhash.structures import Codes, CodeTable, EncodedImage, Ints
+from regionhash.structures import Codes, CodeTable, EncodedImage, Ints, Mask
 
 LOCK_SECONDS = 3.0  # how long a writer waits for another one to end
-CODES_FILE = "codes.h5"  # in a folder of `regionhash index` before it was a collection
 FORMAT = "regionhash codes"
 VERSION = 1
 MAX_BITS = 1 << 16  # of a code
@@ -131,8 +130,10 @@ def decode_id(encoded: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CodeFile:
-    """A finished code file, opened. Its arrays are memory-mapped and read-only.
+class CodeSet:
+    """Codes that can be searched: of a code file, or of a collection at one moment.
+
+    Arrays are memory-mapped and read-only.
 
     Attributes:
         path: the file.
@@ -142,6 +143,8 @@ class CodeFile:
         n_bits: of an image code, 0 where there is none; n_region_bits: of a region code.
         meta: where the codes come from, as the writer was told.
         labels: (N, C) uint8, 0/1, the known labels of the pictures; None where none were given.
+        alive: (N,) bool, False for pictures of a collection that were removed but are still in the
+            arrays; None where there are none.
     """
 
     path: Path
@@ -152,9 +155,26 @@ class CodeFile:
     n_region_bits: int
     meta: dict[str, Any]
     labels: Codes | None
+    alive: Mask | None = None
+
+    def __len__(self) -> int:
+        """Number of pictures that are not removed."""
+        return len(self.table) if self.alive is None else int(np.count_nonzero(self.alive))
+
+    @property
+    def rows(self) -> Ints:
+        """Rows of the table whose pictures are not removed, ascending."""
+        return np.arange(len(self.table)) if self.alive is None else np.flatnonzero(self.alive)
+
+    def compact(self) -> CodeSet:
+        """The same without removed pictures; the arrays are then copies."""
+        if self.alive is None:
+            return self
+        labels = None if self.labels is None else self.labels[self.rows]
+        return replace(self, table=self.table.take(self.rows), labels=labels, alive=None)
 
     @classmethod
-    def open(cls, path: str | Path) -> CodeFile:
+    def open(cls, path: str | Path) -> CodeSet:
         """Opens a code file; codes are read from the disk when used.
 
         Boxes, scores and labels are read once, to check them.
@@ -170,7 +190,7 @@ class CodeFile:
         return cls._of(path, *_read(path))
 
     @classmethod
-    def _of(cls, path: Path, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CodeFile:
+    def _of(cls, path: Path, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CodeSet:
         """The file of what was read of it. Raises StoreError for parts that do not fit together."""
         parts = {name: rows for name, rows in arrays.items() if name not in _NOT_OF_TABLE}
         try:
@@ -215,6 +235,9 @@ class CodeFile:
             raise StoreError(f"{self.path}: its writer recorded no {name!r} in meta")
         return self.meta[name]
 
+
+CodeFile = CodeSet
+"""An older name."""
 
 # Which of them h5py raises for damaged bytes depends on where the damage lies.
 _H5PY_ERRORS = (
@@ -742,7 +765,7 @@ class CodeFileWriter:
     def _check_packed(self, packed: Path) -> None:
         """Raises StoreError for a file that would be refused: it must not replace a good one."""
         try:
-            CodeFile.open(packed)
+            CodeSet.open(packed)
         except StoreError as error:
             raise self._damaged_journal(error) from error
 
@@ -752,7 +775,7 @@ class CodeFileWriter:
             return
         header, self._finished = _read(self.path)
         _check_fields(self.path, header, self._model)
-        ids = CodeFile._of(self.path, header, self._finished).table.ids
+        ids = CodeSet._of(self.path, header, self._finished).table.ids
         self._packed_ids = frozenset(ids)
         if len(self._packed_ids) < len(ids):
             raise StoreError(f"{self.path}: damaged: two pictures have the same id")

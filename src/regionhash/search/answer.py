@@ -1,0 +1,109 @@
+"""An answer as people see it: distances in words, and a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from regionhash.data.images import ImageError
+from regionhash.search.run import Answer
+from regionhash.search.sheet import THUMBNAIL, Tile, with_saliency, write_sheet
+from regionhash.store import CodeSet
+from regionhash.structures import Hit
+
+if TYPE_CHECKING:
+    from regionhash.data.image_set import Image
+
+FindPicture = Callable[[str], "Image"]
+
+
+def distance_text(hit: Hit) -> str:
+    """The distance of a hit; of several objects with that of each, in their order: "12 = 5 + 7"."""
+    if len(hit.matches) < 2:
+        return str(hit.distance)
+    return f"{hit.distance} = {' + '.join(str(match.distance) for match in hit.matches)}"
+
+
+def write_answer(
+    path: str | Path,
+    answer: Answer,
+    find_picture: FindPicture,
+    *,
+    title: str,
+    wanted: Sequence[int] = (),
+) -> None:
+    """Writes an answer as a contact sheet; of a picture that is gone, the tile says so.
+
+    Of mode category, the results of each category stand below its name and probability, and each
+    picture has its saliency map beside it: where the kept proposals of the category are, weighted
+    by their probabilities (IAH, Fig. 5).
+
+    Args:
+        path: ends in .png or .html.
+        answer: of `regionhash.search.run`.
+        find_picture: gives the picture with an id; raises ImageError where it is gone.
+        title: the sheet's heading.
+        wanted: indices of the classes that a right result shows, all of them. Frames are green and
+            red where some are given and the codes have labels, else grey.
+
+    Raises:
+        ValueError: another suffix.
+        OSError: the sheet cannot be written.
+    """
+    codes = answer.codes
+    results = [
+        _tile(
+            hit,
+            codes,
+            find_picture,
+            wanted,
+            caption=f"{rank}. {hit.image_id}\ndistance {distance_text(hit)}",
+        )
+        for rank, hit in enumerate(answer.hits, 1 + answer.offset)
+    ]
+    for group in answer.groups:
+        tiles = [
+            _tile(
+                hit,
+                codes,
+                find_picture,
+                wanted or [group.category] * (codes.labels is not None),
+                caption=f"{rank}. {hit.image_id}\ndistance {hit.distance}",
+                category=group.category,
+            )
+            for rank, hit in enumerate(group.hits, 1 + answer.offset)
+        ]
+        heading = f"{codes.classes[group.category]}, probability {group.prob:.2f}"
+        results += [replace(tile, heading=heading) for tile in tiles[:1]] + tiles[1:]
+    queries = [Tile(query.pixels, query.boxes, query.name) for query in answer.queries]
+    write_sheet(path, queries, results, title=title)
+
+
+def _tile(
+    hit: Hit,
+    codes: CodeSet,
+    find_picture: FindPicture,
+    wanted: Sequence[int],
+    *,
+    caption: str,
+    category: int | None = None,
+) -> Tile:
+    """A result on the sheet; with a category, its saliency map stands beside the picture."""
+    good = None
+    if wanted and codes.labels is not None:
+        good = bool(codes.labels[hit.index, list(wanted)].all())
+    boxes = [match.box for match in hit.matches]
+    try:
+        image = find_picture(hit.image_id)
+    except ImageError:
+        grey = np.full((THUMBNAIL, THUMBNAIL, 3), 200, np.uint8)
+        return Tile(grey, [], f"{caption}, picture not found", good)
+    if category is not None and codes.table.offsets is not None:
+        regions = codes.table.regions(hit.index)
+        shown = regions[regions.labels == category]
+        image = with_saliency(image, shown.boxes, shown.scores)
+    return Tile(image, boxes, caption, good)

@@ -1,0 +1,206 @@
+"""A search as it is asked for: made once, checked once, and carried whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionhash.search.steps import CANDIDATES, EXPANSION, check_steps
+from regionhash.structures import Box, EncodedImage
+
+Mode = Literal["image", "region", "objects", "category"]
+"""What is compared: whole pictures; one object; several objects, all of which must be there; or
+each category of a whole picture, one after the other."""
+
+
+class RequestError(ValueError):
+    """A field of a `Search` that cannot be right.
+
+    Attributes:
+        field: its name in Python; the command and the service have names of their own.
+        reason: what is wrong with it, to stand after the name.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field} {reason}")
+        self.field, self.reason = field, reason
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """A picture to search by: one that is given, or one of the collection.
+
+    Attributes:
+        image: a file, or pixels (H, W, 3) uint8 RGB.
+        image_id: instead of `image`, the id of a picture of the collection.
+        boxes: xyxy in pixels of the picture, one per object.
+        regions: numbers of the regions of `image_id` or `encoded` that are the objects, instead of
+            `boxes`; their codes are searched for, and the file of `image_id` is not needed.
+        name: of `image`, for messages.
+        encoded: what the model gave for `image`, if that is known already.
+        like: an older name of `image_id`.
+    """
+
+    image: str | Path | NDArray[np.uint8] | None = None
+    image_id: str | None = None
+    boxes: Sequence[Box] = ()
+    regions: Sequence[int] = ()
+    name: str = "picture"
+    encoded: EncodedImage | None = None
+    like: InitVar[str | None] = None
+
+    def __post_init__(self, like: str | None) -> None:
+        if like is not None:
+            object.__setattr__(self, "image_id", like)
+        if (self.image is None) == (self.image_id is None):
+            raise ValueError("a query needs either an image or the id of a picture (image_id)")
+        if self.regions and ((self.image_id is None and self.encoded is None) or self.boxes):
+            raise ValueError("regions are for a picture whose codes are known, and without boxes")
+        if any(len(box) != 4 for box in self.boxes):
+            raise ValueError("a box must be four numbers x0, y0, x1, y1")
+
+    @property
+    def n_objects(self) -> int:
+        """How many objects of the picture are marked."""
+        return len(self.boxes) + len(self.regions)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What a picture must have to be searched; all that is given must hold.
+
+    Attributes:
+        labels: names of classes: each is known of the picture, or detected in it.
+        min_score: least score of a detection, in [0, 1]; with labels, of a detection of that class.
+        folder: the file is in this folder or below it.
+        after: taken at or after this time, in seconds since 1970.
+        before: taken before this time.
+    """
+
+    labels: tuple[str, ...] = ()
+    min_score: float = 0.0
+    folder: str | None = None
+    after: float | None = None
+    before: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"min_score must be in [0, 1], got {self.min_score}")
+        if self.folder == "":
+            raise ValueError("folder must be a path, got an empty text")
+        if self.folder is not None and "\0" in self.folder:
+            raise ValueError("folder must be a path, got a NUL character")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Search:
+    """What is searched for, and how.
+
+    Attributes:
+        queries: pictures to search by, at least one. One without a mark stands, in mode region, for
+            its best-scored detection and, in mode objects, for the best-scored one of each class.
+        exclude: pictures of objects that must not be there: what is marked in them, or the best
+            detection. It makes the mode "objects".
+        mode: None takes image for one picture, region for one mark, objects for more of either; and
+            region where steps are given.
+        steps: of a search for one object, see `regionhash.search.steps`; none takes
+            `default_steps`.
+        candidates: pictures that the first of several steps passes on; None is `CANDIDATES`.
+        expand: pictures whose codes an expansion takes as queries; None is `EXPANSION`.
+        min_prob: mode category: the least probability of a category in query and pictures.
+        max_distance: bits up to which a region counts as an excluded object; None is an eighth of
+            the code.
+        filter: which pictures are searched.
+        group_within: shows near-duplicates once: pictures whose codes differ in at most this many
+            bits, see `regionhash.search.duplicates`.
+        limit: results on a page; in mode category, for each category.
+        offset: how many results to leave out before the first.
+
+    Raises:
+        RequestError: two fields contradict each other, or a value is out of range.
+        ValueError: unknown steps, or steps in an order that makes no search.
+    """
+
+    queries: Sequence[Query]
+    exclude: Sequence[Query] = ()
+    mode: Mode | None = None
+    steps: Sequence[str] = ()
+    candidates: int | None = None
+    expand: int | None = None
+    min_prob: float | None = None
+    max_distance: int | None = None
+    filter: Filter = Filter()
+    group_within: int | None = None
+    limit: int = 20
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.queries:
+            raise ValueError("nothing to search by: give an image, or the id of a picture")
+        if self.mode is not None and self.mode not in get_args(Mode):
+            known = ", ".join(get_args(Mode))
+            raise RequestError("mode", f"must be one of {known}, got {self.mode!r}")
+        self._check_numbers()
+        if self.steps:
+            check_steps(self.steps)
+        if self.candidates is not None and len(self.steps) < 2:
+            raise RequestError("candidates", "needs several steps")
+        if self.expand is not None and not any(s.endswith("-expand") for s in self.steps):
+            raise RequestError("expand", "needs a step that expands")
+        if self.max_distance is not None and not self.exclude:
+            raise RequestError("max_distance", "needs objects to exclude")
+        mode = self.mode_for(whole_pictures=True)
+        if self.min_prob and mode != "category":
+            raise RequestError("min_prob", f"needs mode category, got mode {mode}")
+        if self.exclude and mode != "objects":
+            raise RequestError("exclude", f"needs mode objects, got mode {mode}")
+        if self.steps and mode != "region":
+            raise RequestError("steps", f"need a search for one object (mode region), got {mode}")
+        n_objects = sum(query.n_objects for query in self.queries)
+        if mode != "objects" and (len(self.queries) > 1 or n_objects > (mode == "region")):
+            wanted = "one picture with at most one box" if mode == "region" else "one whole picture"
+            raise RequestError(
+                "mode",
+                f"{mode} takes {wanted}, got {len(self.queries)} pictures and {n_objects} boxes",
+            )
+
+    def _check_numbers(self) -> None:
+        for name, least in (
+            ("limit", 1),
+            ("offset", 0),
+            ("group_within", 0),
+            ("candidates", 1),
+            ("expand", 1),
+            ("max_distance", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RequestError(name, f"must be at least {least}, got {value}")
+
+    def mode_for(self, *, whole_pictures: bool) -> Mode:
+        """The mode, which by default depends on whether there are codes of whole pictures."""
+        if self.mode is not None:
+            return self.mode
+        if self.steps and len(self.queries) == 1:
+            return "region"
+        n_objects = sum(query.n_objects for query in self.queries)
+        if self.exclude or len(self.queries) > 1 or n_objects > 1:
+            return "objects"
+        if n_objects:
+            return "region"
+        return "image" if whole_pictures else "objects"
+
+    @property
+    def n_candidates(self) -> int:
+        """`candidates`, or their default."""
+        return CANDIDATES if self.candidates is None else self.candidates
+
+    @property
+    def n_expanded(self) -> int:
+        """`expand`, or its default."""
+        return EXPANSION if self.expand is None else self.expand
