@@ -17,6 +17,7 @@ from regionhash.collection import Collection, Filter, adding, open_codes, transf
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data import open_dataset
 from regionhash.data.images import file_version, read_image
+from regionhash.models import encoding
 from regionhash.models.encoding import encode_picture
 from regionhash.store import CodeFileWriter, rows_of
 
@@ -52,14 +53,14 @@ class Halting:
         assert self.planned.wait(60)
 
     def _run(self, arguments, said):
-        original = adding.encode_images
+        original = encoding.encode_images
 
         def wait(*positional, **named):
             self.planned.set()
             assert self.go.wait(60)
             return original(*positional, **named)
 
-        adding.encode_images = wait
+        encoding.encode_images = wait
         said.send(run(*arguments, "--workers", 0).stdout)
 
     def finish(self):

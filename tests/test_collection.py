@@ -390,7 +390,7 @@ def test_codes_of_another_model_are_not_imported(database, tmp_path):
 
 
 def test_the_search_is_that_of_the_code_file(made, pictures):
-    file = open_codes(made)
+    file = open_codes(made).compact()
     with Collection.open(made) as collection:
         for n in range(3):
             found = collection.search(image_id=f"{n}.png", regions=[1]).hits
@@ -598,6 +598,49 @@ def test_near_duplicates_stand_together(made, pictures):
         assert len(shown) == 5 and len(everything.hits) == 3
 
 
+def test_a_query_picture_passes_the_network_once_whatever_is_folded(made, pictures):
+    for n in range(3, 9):
+        shutil.copy(pictures / "1.png", pictures / f"{n}.png")
+    added("add", made, pictures)
+    with Collection.open(made) as collection:
+        model, _ = collection.model
+        passes = []
+
+        def counted(name, original):
+            return lambda *arguments: passes.append(name) or original(*arguments)
+
+        for name in ("encode", "encode_boxes"):
+            setattr(model, name, counted(name, getattr(model, name)))
+        box = (10.0, 10.0, 60.0, 60.0)
+        for boxes, wanted in (((), ["encode"]), ((box,), ["encode_boxes"])):
+            passes.clear()
+            query = Query(pictures / "1.png", boxes=boxes)
+            found = collection.search(queries=[query], group_within=64, limit=1)
+            assert len(found.hits) == 1 and found.hits[0].duplicates
+            assert passes == wanted
+
+
+def test_looking_at_a_collection_leaves_every_byte_of_it_alone(saved, photos, tmp_path):
+    folder = tmp_path / "labelled"
+    run("index", "digits:test:12", "-o", folder, "--model", saved.folder, "--workers", 0)
+    run("remove", folder, "test-0-00003")
+
+    def content():
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = content()
+    query = photos / "0.png"
+    for options in ((), ("--box", "1,2,30,40", "--near", 4), ("--steps", "exact")):
+        record = json.loads(run("search", folder, "--query", query, *options, "--json").stdout)
+        assert record["hits"]
+        assert "test-0-00003" not in [hit["picture"] for hit in record["hits"]]
+    assert json.loads(run("info", folder, "--json").stdout)["pictures"] == 11
+    measured = json.loads(run("evaluate", folder, folder, "--json").stdout)
+    assert (measured["queries"], measured["database"]) == (11, 11)
+    assert len(open_codes(folder)) == 11
+    assert content() == before
+
+
 def test_equal_distances_keep_the_order_in_which_pictures_were_stored(saved, photos, tmp_path):
     pictures = tmp_path / "same"
     pictures.mkdir()
@@ -616,13 +659,13 @@ def test_bad_questions_are_named(photo_collection, photos):
             ({}, "nothing to search by"),
             ({"like": "0.png", "regions": [99]}, r"0.png: has \d regions, got \[99\]"),
             ({"like": "0.png", "limit": 0}, "limit must be at least 1"),
-            ({"like": "0.png", "near": -1}, "near must be at least 0"),
+            ({"like": "0.png", "near": -1}, "group_within must be at least 0"),
             ({"like": "0.png", "mode": "category"}, "has no codes of categories"),
-            ({"like": "0.png", "min_prob": 0.5}, "for mode category, got mode image"),
-            ({"like": "0.png", "within": 3}, "only with objects that must not be there"),
+            ({"like": "0.png", "min_prob": 0.5}, "min_prob needs mode category, got mode image"),
+            ({"like": "0.png", "within": 3}, "max_distance needs objects to exclude"),
             (
                 {"like": "0.png", "without": [Query(image_id="1.png")], "mode": "image"},
-                "for mode objects, got mode image",
+                "exclude needs mode objects, got mode image",
             ),
             ({"like": "0.png", "filter": Filter(labels=("cow",))}, "no class of the model"),
             ({"image": photos / "0.png", "boxes": [(1, 2, 3)]}, "four numbers"),

@@ -762,8 +762,7 @@ def test_removals_are_seen_while_the_disk_is_too_full_to_build_arrays(
         monkeypatch.setattr(Arrays, "_append", full)
         assert collection.remove(["0.jpg", "1.jpg", "2.jpg"]) == 3
         assert len(collection) == 3
-        with pytest.raises(StoreError, match="No space left"):
-            collection.code_file()
+        assert list(collection.code_file().table.ids) == ["3.jpg", "4.jpg", "5.jpg"]
     monkeypatch.undo()
     holds(tmp_path, [3, 4, 5])
 

@@ -121,14 +121,14 @@ def test_given_again_the_command_adds_new_pictures_to_the_same_model(photos, tmp
 
 
 def test_an_interrupted_index_goes_on_without_fitting_again(photos, tmp_path, monkeypatch):
-    from regionhash.collection import adding
+    from regionhash.models import encoding
 
     def interrupted(*_, on_progress, **__):
         on_progress(0, 6)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(adding, "encode_images", interrupted)
+        patch.setattr(encoding, "encode_images", interrupted)
         result = run("index", photos, "-o", tmp_path, "--workers", 0, *SMALL, code=130)
     assert result.stderr == "interrupted\nrun the same command again to resume\n"
     before = (tmp_path / "model.safetensors").read_bytes()
@@ -354,7 +354,7 @@ def test_steps_work_with_a_model_whose_picture_codes_are_of_another_kind(saved, 
         (["--steps", "global", "--candidates", 9], "--candidates needs several steps"),
         (["--steps", "global,local", "--expand", 2], "--expand needs a step that expands"),
         (["--steps", "global,local", "--candidates", 0], "candidates must be at least 1, got 0"),
-        (["--steps", "exact", "--mode", "objects"], "(mode region), got mode objects"),
+        (["--steps", "exact", "--mode", "objects"], "(mode region), got objects"),
         (["--box", "500,500,600,600"], "lies outside of the picture, 160 x 100 pixels"),
     ],
 )

@@ -452,9 +452,9 @@ def test_an_unwanted_object_is_found_within_an_eighth_of_the_bits():
 def test_a_limit_without_unwanted_objects_and_a_negative_one_are_refused():
     table = table_of([1], np.zeros((1, 8), np.uint8))
     query = np.zeros((1, 8), np.uint8)
-    with pytest.raises(ValueError, match="only with objects that must not be there"):
+    with pytest.raises(ValueError, match="max_distance needs objects to exclude"):
         search_objects(query, table, within=3)
-    with pytest.raises(ValueError, match="within must not be negative, got -1"):
+    with pytest.raises(ValueError, match="max_distance must not be negative, got -1"):
         search_objects(query, table, without=query, within=-1)
     with pytest.raises(ValueError, match="one length"):
         search_objects(query, table, without=np.zeros((1, 4), np.uint8))

@@ -1,3 +1,52 @@
 """Region-based deep hashing: find pictures by the objects in them, with a few bytes per region."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regionhash.collection import Collection, open_codes
+    from regionhash.models.checkpoints import load_checkpoint as load_model
+    from regionhash.models.encoding import encode
+    from regionhash.search.request import Filter, Query, Search
+    from regionhash.search.run import find
+    from regionhash.training import train
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Collection",
+    "Filter",
+    "Query",
+    "Search",
+    "encode",
+    "find",
+    "load_model",
+    "open_codes",
+    "train",
+]
+
+_PLACES = {
+    "Collection": "collection:Collection",
+    "Filter": "search.request:Filter",
+    "Query": "search.request:Query",
+    "Search": "search.request:Search",
+    "encode": "models.encoding:encode",
+    "find": "search.run:find",
+    "load_model": "models.checkpoints:load_checkpoint",
+    "open_codes": "collection:open_codes",
+    "train": "training:train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What the package offers, imported when it is asked for: torch takes seconds (PEP 562)."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PLACES]

@@ -50,29 +50,20 @@ def encode(
     Example:
       regionhash encode runs/voc photos -o codes.h5
     """
-    from regionhash.data.inputs import open_inputs
-    from regionhash.models.checkpoints import load_checkpoint
-    from regionhash.models.encoding import code_file_writer, encode_images, pick_device
+    from regionhash.models import encoding
 
-    model, loaded = load_checkpoint(checkpoint)
-    model.to(pick_device(device))
-    image_set, source = open_inputs(images)
-    writer = code_file_writer(
-        output, model, loaded, checkpoint_path=checkpoint, precision=precision, source=source
-    )
-    with writer, progress("encoding") as (show, note):
-        report = encode_images(
-            model,
-            loaded,
-            image_set,
-            writer,
+    with progress("encoding") as (show, note):
+        report = encoding.encode(
+            checkpoint,
+            images,
+            output,
             batch_size=batch_size,
             workers=n_workers(workers),
             precision=precision,
+            device=device,
             on_skip=lambda _, reason: note(f"skipped: {reason}"),
             on_progress=show,
         )
-        writer.finish()
     if as_json:
         print_json({"codes": str(output), **encoding_record(report)})
     else:

@@ -18,10 +18,10 @@ from torchvision.ops import clip_boxes_to_image
 from regionhash.data.batches import batches_of_one_shape
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, FileVersion, ImageError, read_image_version
-from regionhash.data.inputs import Source, class_indices
+from regionhash.data.inputs import Source, class_indices, open_inputs
 from regionhash.data.transforms import Frame, to_input
 from regionhash.models import HashModel
-from regionhash.models.checkpoints import Checkpoint, provenance
+from regionhash.models.checkpoints import Checkpoint, load_checkpoint, provenance
 from regionhash.store import CodeFileWriter, CodeSet
 from regionhash.structures import EncodedImage, Floats, Regions
 
@@ -120,6 +120,62 @@ def code_file_writer(
             "provenance": provenance(),
         },
     )
+
+
+def encode(
+    model_folder: str | Path,
+    inputs: Sequence[str],
+    output: str | Path,
+    *,
+    batch_size: int = 8,
+    workers: int = 1,
+    precision: Precision = "32-true",
+    device: str = "auto",
+    on_skip: Callable[[str, str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EncodingReport:
+    """Hashes pictures into a code file; those that it holds already are skipped.
+
+    Args:
+        model_folder: of a trained model.
+        inputs: see `regionhash.data.inputs.open_inputs`.
+        output: the code file.
+        batch_size: pictures per batch of the model.
+        workers: processes that read pictures.
+        precision: of the network.
+        device: see `pick_device`.
+        on_skip: called with the id of each picture that cannot be read, and the reason.
+        on_progress: called with the pictures done and those to be done in all.
+
+    Raises:
+        ValueError: no model, no picture, or a file of another model or precision.
+        StoreError: see `CodeFileWriter`.
+    """
+    model, checkpoint = load_checkpoint(Path(model_folder))
+    model.to(pick_device(device))
+    image_set, source = open_inputs(inputs)
+    writer = code_file_writer(
+        output,
+        model,
+        checkpoint,
+        checkpoint_path=Path(model_folder),
+        precision=precision,
+        source=source,
+    )
+    with writer:
+        report = encode_images(
+            model,
+            checkpoint,
+            image_set,
+            writer,
+            batch_size=batch_size,
+            workers=workers,
+            precision=precision,
+            on_skip=on_skip,
+            on_progress=on_progress,
+        )
+        writer.finish()
+    return report
 
 
 def encode_images(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from regionhash.search.exact import (
     search_objects,
     search_regions,
 )
-from regionhash.search.request import Mode, Query, Search
+from regionhash.search.request import Filter, Mode, Query, RequestError, Search
 from regionhash.search.steps import default_steps, search_in_steps
 from regionhash.store import CodeSet
 from regionhash.structures import (
@@ -173,6 +174,32 @@ def run(
         more,
         len(codes.table) if mask is None else int(np.count_nonzero(mask)),
     )
+
+
+def find(
+    codes: CodeSet, search: Search, *, model: Path | None = None, device: str = "auto"
+) -> Answer:
+    """Searches codes with the model that made them.
+
+    Args:
+        codes: see `regionhash.collection.open_codes`.
+        search: see `Search`. A collection's pictures can be named in its own `search` alone.
+        model: folder of the model; None finds it next to the codes, or as recorded in them.
+        device: see `regionhash.models.encoding.pick_device`.
+
+    Raises:
+        ValueError: the model is missing or another one, a filter is given, or what `run` refuses.
+    """
+    from regionhash.models.checkpoints import load_checkpoint, model_folder
+    from regionhash.models.encoding import pick_device
+
+    if search.filter != Filter():
+        raise RequestError("filter", "needs a collection")
+    folder = model or model_folder(codes)
+    if not folder.exists():
+        raise ValueError(f"{folder}: model not found")
+    network, checkpoint = load_checkpoint(folder)
+    return run(network.to(pick_device(device)), checkpoint, codes, search)
 
 
 def read_query(query: Query) -> QueryPicture:
