@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 import warnings
+import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +245,47 @@ def test_under_load_nothing_fails_and_memory_stays_flat(tmp_path):
     assert means[-1] - means[6] <= 8, means
 
 
+# The page
+
+
+PAGE = {"/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript"}
+
+
+def test_the_page_may_use_its_own_files_alone(client):
+    policy = client.get("/").headers["content-security-policy"]
+    rules = {name: sources for name, *sources in map(str.split, policy.split(";"))}
+    assert "unsafe" not in policy and rules["default-src"] == ["'none'"]
+    assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == ["'self'"]
+    for path, media_type in PAGE.items():
+        answer = client.get(path)
+        assert answer.headers["content-type"] == f"{media_type}; charset=utf-8"
+        assert answer.headers["cache-control"] == "no-cache"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        tag = {"If-None-Match": answer.headers["etag"]}
+        again = client.get(path, headers=tag)
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == answer.headers["etag"]
+
+
+@pytest.mark.skipif(find_spec("setuptools") is None, reason="needs setuptools")
+def test_the_files_of_the_page_are_in_the_wheel(tmp_path):
+    root = Path(__file__).parents[1]
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (tmp_path / name).symlink_to(root / name)
+    package = tmp_path / "src" / "regionhash"
+    package.mkdir(parents=True)
+    (package / "__init__.py").symlink_to(root / "src" / "regionhash" / "__init__.py")
+    (package / "service").symlink_to(root / "src" / "regionhash" / "service")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*command, "-w", tmp_path, tmp_path], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {
+        f"regionhash/service/page/{name}" for name in ("index.html", "page.css", "page.js")
+    } <= names
+
+
 # Changing
 
 
@@ -356,7 +399,8 @@ def test_elsewhere_than_on_this_machine_a_token_is_needed(photo_collection):
         for path in ("/api/collection", "/api/images", "/api/images/1/picture", "/metrics"):
             problem(client.get(path), 401)
             problem(client.get(path, headers={"Authorization": "Bearer wrong"}), 401)
-        assert client.get("/health").status_code == 200
+        for path in (*PAGE, "/health"):
+            assert client.get(path).status_code == 200
         problem(client.post("/api/session"), 401)
         assert client.post("/api/session", headers=TOKEN).status_code == 204
         assert client.get("/api/collection").json()["can_change"]
@@ -370,7 +414,7 @@ def test_on_this_machine_the_token_is_for_changes_alone(own):
         wrong += [{"Authorization": f"Bearer {token}"}, {"Cookie": cookie + token}]
     wrong += [{"Authorization": "Bearer wrong", "Cookie": cookie + "secret"}]
     for headers in wrong:
-        for path in ("/", "/health", "/api/collection", "/api/images", "/api/images/1/picture"):
+        for path in (*PAGE, "/health", "/api/collection", "/api/images", "/api/images/1/picture"):
             assert client.get(path, headers=headers).status_code == 200
         assert not client.get("/api/collection", headers=headers).json()["can_change"]
         answer = client.post("/api/images", files={"file": png()}, headers=headers)
@@ -720,6 +764,8 @@ def test_a_picture_whose_file_is_gone_is_still_found(saved, photos, tmp_path):
 
 ROUTES = [
     ("GET", "/", {}),
+    ("GET", "/page.css", {}),
+    ("GET", "/page.js", {}),
     ("GET", "/health", {}),
     ("GET", "/metrics", {}),
     ("GET", "/openapi.json", {}),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +19,7 @@ from fastapi import APIRouter, Depends, FastAPI, File, Query, Request, UploadFil
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from regionhash.collection import Filter, Result
 from regionhash.collection import Query as Asked
@@ -56,9 +58,8 @@ _log = logging.getLogger("regionhash.service")
 _TOLD = 5  # of the errors of one request
 
 _POLICY = (
-    "default-src 'none'; img-src 'self' blob: data:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    "default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -218,7 +219,9 @@ def _lacks_token(request: Request, service: Service) -> bool:
     return not service.knows(_given_token(request))
 
 
-_OPEN = frozenset(("/", "/favicon.ico", "/health", "/api/session", "/openapi.json"))
+_OPEN = frozenset(
+    ("/", "/page.css", "/page.js", "/favicon.ico", "/health", "/api/session", "/openapi.json")
+)
 """Paths that need no token where others do."""
 
 
@@ -251,10 +254,39 @@ RowIn = Annotated[int, Query(ge=0, le=MAX_ROW)]
 
 
 @_open.get("/", include_in_schema=False)
-def page() -> HTMLResponse:
+def page(request: Request) -> Response:
     """The page."""
-    text = (files("regionhash.service") / "page.html").read_text("utf-8")
-    return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
+    return _page_file("index.html", "text/html", request, {"Content-Security-Policy": _POLICY})
+
+
+@_open.get("/page.css", include_in_schema=False)
+def page_style(request: Request) -> Response:
+    """Its style."""
+    return _page_file("page.css", "text/css", request)
+
+
+@_open.get("/page.js", include_in_schema=False)
+def page_script(request: Request) -> Response:
+    """Its script."""
+    return _page_file("page.js", "text/javascript", request)
+
+
+def _page_file(
+    name: str, media_type: str, request: Request, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A file of the page. Browsers revalidate it, so that no part is of another version."""
+    content, tag = _page_content(name)
+    sent = {"ETag": tag, "Cache-Control": "no-cache", **(headers or {})}
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=sent)
+    return Response(content, media_type=media_type, headers=sent)
+
+
+@cache
+def _page_content(name: str) -> tuple[bytes, str]:
+    """The bytes of a file of the page, and their tag."""
+    content = (files("regionhash.service") / "page" / name).read_bytes()
+    return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 
 @_open.get("/favicon.ico", include_in_schema=False)
