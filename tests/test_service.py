@@ -1,5 +1,6 @@
 """The service as programs use it and misuse it."""
 
+import asyncio
 import io
 import json
 import shutil
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -149,6 +152,19 @@ def test_categories_are_answered_one_by_one(client, category_collection):
         (own["category"], own["prob"], [hit["id"] for hit in own["hits"]])
         for own in found["groups"]
     ] == [(own.category, own.prob, [hit.id for hit in own.hits]) for own in wanted.groups]
+
+
+def test_codes_of_categories_are_announced_once_there_are_some(category_collection, tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    for path in category_collection.glob("model.*"):
+        shutil.copy(path, folder)
+    Collection.create(folder).close()
+    with TestClient(create_app(folder, token="secret"), base_url=HOME) as client:
+        assert not client.get("/api/collection").json()["by_category"]
+        added = client.post("/api/images", files={"file": png()}, headers=TOKEN)
+        assert added.status_code == 201
+        assert client.get("/api/collection").json()["by_category"]
 
 
 def test_pages_and_lists_follow_one_another(client):
@@ -335,7 +351,7 @@ def test_a_removed_picture_is_nowhere_left(own):
     assert client.delete("/api/images/3", headers=TOKEN).status_code == 204
     problem(client.get(where), 404)
     problem(client.get(where, headers=tag), 404)
-    with client.app.state.service.use() as opened:
+    with client.app.state.service.opened as opened:
         assert opened._thumbnails.kept() == []
         # What another process removes: never shown, and soon forgotten.
         assert client.get("/api/images/4/picture").status_code == 200
@@ -347,7 +363,7 @@ def test_a_removed_picture_is_nowhere_left(own):
 
 def test_a_picture_that_is_removed_while_its_thumbnail_is_made_is_not_shown(own, monkeypatch):
     folder, client = own
-    with client.app.state.service.use() as opened:
+    with client.app.state.service.opened as opened:
         original = opened._decoders.thumbnail
 
         def slow(*arguments):
@@ -363,7 +379,7 @@ def test_a_picture_that_is_removed_while_its_thumbnail_is_made_is_not_shown(own,
 
 def test_a_retired_collection_is_closed_by_the_last_who_holds_it(own):
     _, client = own
-    opened = client.app.state.service._opened
+    opened = client.app.state.service.opened
     with opened:
         with opened:
             opened.retire()
@@ -529,7 +545,7 @@ def test_health_tells_what_no_longer_works(own, monkeypatch):
     shutil.rmtree(folder)
     soon(lambda: client.get("/health").status_code == 503)
     assert client.get("/health").json()["reason"] == "the collection is no longer in its place"
-    with service.use() as opened:
+    with service.opened as opened:
         opened.model.close()
     assert "cannot be encoded" in client.get("/health").json()["reason"]
 
@@ -576,7 +592,7 @@ def test_another_collection_in_its_place_is_taken_up(own, other_saved, photos, t
     sent = client.post("/api/uploads", files={"file": (photos / "0.png").read_bytes()}).json()
     first = client.get("/api/images/1/picture").headers["etag"]
     before = client.get("/api/collection").json()
-    with service.use() as opened:
+    with service.opened as opened:
         shutil.rmtree(folder)
         fewer = tmp_path / "fewer"
         fewer.mkdir()
@@ -596,6 +612,98 @@ def test_another_collection_in_its_place_is_taken_up(own, other_saved, photos, t
     assert "upload the picture again" in problem(answer, 404)
     new = client.post("/api/uploads", files={"file": (photos / "0.png").read_bytes()}).json()
     assert len(search(client, {"upload": new["upload"]})["hits"]) == 2
+
+
+# The event loop
+
+
+class Watch:
+    """What uses SQLite: on the event loop or not. Where `free` is not set, each use waits."""
+
+    def __init__(self):
+        self.uses, self.on_loop, self.free = 0, [], threading.Event()
+        self.free.set()
+
+    def note(self):
+        self.uses += 1
+        with suppress(RuntimeError):  # no loop runs in this thread
+            asyncio.get_running_loop()
+            self.on_loop.append("".join(traceback.format_stack()))
+        self.free.wait(5)
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """Watches all connections to databases that are opened from now on."""
+    watch = Watch()
+
+    class Watched(sqlite3.Connection):
+        def __init__(self, *arguments, **options):
+            watch.note()
+            super().__init__(*arguments, **options)
+
+        def execute(self, *arguments):
+            watch.note()
+            return super().execute(*arguments)
+
+        def close(self):
+            watch.note()
+            super().close()
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Watched))
+    return watch
+
+
+def test_no_route_uses_the_database_on_the_event_loop(watch, own):
+    _, client = own
+    for method, path, sent in ROUTES:
+        client.request(method, path, headers=TOKEN, **sent)
+    assert watch.uses > 0
+    assert watch.on_loop == []
+
+
+def test_requests_that_wait_for_the_database_hold_up_no_others(watch, own):
+    _, client = own
+    search(client, {"image": 1})
+    waiting = [asked for asked in ROUTES if asked[1] in ("/api/images", "/api/images/1")]
+    waiting += [asked for asked in ROUTES if asked[1] == "/api/search"][:1]
+    watch.free.clear()
+    before = watch.uses
+    with ThreadPoolExecutor(len(waiting)) as pool:
+        asked = [
+            pool.submit(client.request, method, path, headers=TOKEN, **sent)
+            for method, path, sent in waiting
+        ]
+        soon(lambda: watch.uses > before + 1)
+        started = time.monotonic()
+        for path in (*PAGE, "/health", "/metrics", "/api/collection"):
+            assert client.get(path).status_code == 200
+        assert time.monotonic() - started < 3
+        assert not any(future.done() for future in asked[:2])
+        watch.free.set()
+        assert {future.result().status_code for future in asked} <= {200, 201, 415}
+
+
+def test_a_retired_collection_is_not_closed_on_the_event_loop(watch, own, monkeypatch):
+    _, client = own
+    opened, begun, release = client.app.state.service.opened, threading.Event(), threading.Event()
+
+    def held(**_):
+        begun.set()
+        release.wait(10)
+        raise ValueError("retired meanwhile")
+
+    monkeypatch.setattr(opened.collection, "search", held)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.post, "/api/search", json={"queries": [{"image": 1}]})
+        assert begun.wait(10)
+        opened.retire()
+        assert opened.model.is_alive
+        uses = watch.uses
+        release.set()
+        assert asked.result().status_code == 422
+    soon(lambda: not opened.model.is_alive and watch.uses > uses)
+    assert watch.on_loop == []
 
 
 # Misuse
@@ -727,7 +835,7 @@ def test_a_search_that_is_given_up_keeps_its_collection_open_until_it_ends(
     photo_collection, monkeypatch
 ):
     app = create_app(photo_collection, limits=Limits(seconds=0.3))
-    opened, release = app.state.service._opened, threading.Event()
+    opened, release = app.state.service.opened, threading.Event()
     monkeypatch.setattr(opened.collection, "search", lambda **_: release.wait(20))
     with TestClient(app, base_url=HOME) as client:
         problem(client.post("/api/search", json={"queries": [{"image": 1}]}), 504)

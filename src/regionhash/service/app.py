@@ -198,7 +198,7 @@ Shared = Annotated[Service, Depends(_service)]
 
 
 async def _opened(service: Shared) -> AsyncIterator[Opened]:
-    with service.use() as opened:
+    async with service.use() as opened:
         yield opened
 
 
@@ -345,7 +345,7 @@ def metrics(service: Shared) -> Response:
 @_reading.get("/api/collection")
 async def info(request: Request, service: Shared, opened: Used) -> InfoOut:
     """What is served."""
-    header = opened.collection.header
+    header = opened.header
     return InfoOut(
         pictures=len(opened.collection),
         model=header["model"],
@@ -353,7 +353,7 @@ async def info(request: Request, service: Shared, opened: Used) -> InfoOut:
         bits=header["n_bits"],
         region_bits=header["n_region_bits"],
         classes=header["classes"],
-        by_category="category_codes" in header.get("rows", {}),
+        by_category=opened.collection.snapshot.table.category_codes is not None,
         can_change=service.knows(_given_token(request)),
         max_upload_bytes=service.limits.upload_bytes,
         max_pixels=service.limits.pixels,

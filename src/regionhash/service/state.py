@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,19 +81,25 @@ class Service:
         self._follower.start()
 
     @property
+    def opened(self) -> Opened:
+        """What is opened now, to be looked at; it may be closed at any time."""
+        return self._opened
+
+    @property
     def collection(self) -> Collection:
         """As it is opened now."""
         return self._opened.collection
 
-    @contextmanager
-    def use(self) -> Iterator[Opened]:
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Opened]:
         """What is opened now, which is not closed meanwhile."""
         with self._lock:
-            opened = self._opened.__enter__()
+            opened = self._opened.hold()
         try:
             yield opened
         finally:
-            opened.__exit__()
+            if opened.release():  # in a thread of its own: the readers may all be busy
+                await asyncio.to_thread(opened.close)
 
     def knows(self, given: str | None) -> bool:
         """Whether this is the token."""
