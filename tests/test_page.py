@@ -187,7 +187,7 @@ def test_results_are_grouped_by_category(page, photos):
     upload(page, photos / "2.png")
     page.click("#group")
     assert page.get_attribute("#group", "aria-pressed") == "true"
-    headings = [own.inner_text() for own in page.query_selector_all("h3")]
+    headings = [heading.inner_text() for heading in page.query_selector_all("h3")]
     assert sum(int(text.rpartition("(")[2].rstrip(")")) for text in headings) == 6
 
 
@@ -199,13 +199,13 @@ def test_a_model_with_codes_of_categories_answers_for_each(browser, category_col
             page.click("#group")
         answer = caught.value.json()
         page.wait_for_selector("#title:has-text('each of its categories')")
-        headings = [own.inner_text() for own in page.query_selector_all("h3")]
+        headings = [heading.inner_text() for heading in page.query_selector_all("h3")]
         assert headings == [
-            f"{own['category']}, probability {own['prob']:.2f} ({len(own['hits'])})"
-            for own in answer["groups"]
-            if own["hits"]
+            f"{group['category']}, probability {group['prob']:.2f} ({len(group['hits'])})"
+            for group in answer["groups"]
+            if group["hits"]
         ]
-        assert shown(page) == [hit["id"] for own in answer["groups"] for hit in own["hits"]]
+        assert shown(page) == [hit["id"] for group in answer["groups"] for hit in group["hits"]]
         with page.expect_response("**/api/search") as caught:
             page.click("#group")
         assert caught.value.json()["mode"] == "image"
@@ -247,7 +247,7 @@ def test_a_narrow_screen_has_one_column_and_no_scrolling_sideways(page, photos):
     page.set_viewport_size({"width": 375, "height": 720})
     upload(page, photos / "2.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    boxes = [page.locator(own).bounding_box() for own in (".side", "#results")]
+    boxes = [page.locator(place).bounding_box() for place in (".side", "#results")]
     assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"]
 
 

@@ -53,9 +53,9 @@ def client(photo_collection):
 
 
 @pytest.fixture
-def own(photo_collection, tmp_path):
+def changeable(photo_collection, tmp_path):
     """Folder and client of a collection that may be changed, with a token and small limits."""
-    folder = shutil.copytree(photo_collection, tmp_path / "own")
+    folder = shutil.copytree(photo_collection, tmp_path / "changed")
     limits = Limits(upload_bytes=200_000, pixels=100_000)
     with TestClient(create_app(folder, token="secret", limits=limits), base_url=HOME) as client:
         yield folder, client
@@ -134,8 +134,8 @@ def test_objects_that_must_not_be_there_are_left_out(client, photo_collection):
             like="1.png", regions=[0], without=[Query(like="2.png", regions=[1])], within=3
         )
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in wanted.hits]
-    assert [[tuple(box) for box in own] for own in found["without"]] == [
-        list(own) for own in wanted.without
+    assert [[tuple(box) for box in boxes] for boxes in found["without"]] == [
+        list(boxes) for boxes in wanted.without
     ]
     assert len(found["hits"]) < 6
 
@@ -149,9 +149,9 @@ def test_categories_are_answered_one_by_one(client, category_collection):
         wanted = collection.search(like="3.png", mode="category", limit=2)
     assert (found["hits"], found["more"]) == ([], wanted.more)
     assert [
-        (own["category"], own["prob"], [hit["id"] for hit in own["hits"]])
-        for own in found["groups"]
-    ] == [(own.category, own.prob, [hit.id for hit in own.hits]) for own in wanted.groups]
+        (group["category"], group["prob"], [hit["id"] for hit in group["hits"]])
+        for group in found["groups"]
+    ] == [(group.category, group.prob, [hit.id for hit in group.hits]) for group in wanted.groups]
 
 
 def test_codes_of_categories_are_announced_once_there_are_some(category_collection, tmp_path):
@@ -190,11 +190,11 @@ def test_pictures_asked_for_at_once_share_a_batch(saved, photos):
     sizes = []
     model = BatchedModel(saved.model, on_batch=sizes.append)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda own: encode_picture(model, saved.checkpoint, own), images))
+        found = list(pool.map(lambda image: encode_picture(model, saved.checkpoint, image), images))
     model.close()
     alone = encode_picture(saved.model, saved.checkpoint, images[0])
-    for own in found:
-        np.testing.assert_array_equal(own.image_code, alone.image_code)
+    for encoded in found:
+        np.testing.assert_array_equal(encoded.image_code, alone.image_code)
     assert sum(sizes) == 4 and max(sizes) > 1
 
 
@@ -305,8 +305,8 @@ def test_the_files_of_the_page_are_in_the_wheel(tmp_path):
 # Changing
 
 
-def test_a_picture_is_added_found_and_removed_behind_the_token(own):
-    folder, client = own
+def test_a_picture_is_added_found_and_removed_behind_the_token(changeable):
+    folder, client = changeable
     content = png()
     problem(client.post("/api/images", files={"file": content}), 401)
     problem(client.delete("/api/images/1"), 401)
@@ -328,8 +328,8 @@ def test_a_picture_is_added_found_and_removed_behind_the_token(own):
     assert list((folder / "uploads").iterdir()) == []
 
 
-def test_what_another_process_removes_is_gone_soon(own):
-    folder, client = own
+def test_what_another_process_removes_is_gone_soon(changeable):
+    folder, client = changeable
     with Collection.open(folder) as other:
         other.remove(["2.png"])
     until = time.monotonic() + 5
@@ -338,8 +338,8 @@ def test_what_another_process_removes_is_gone_soon(own):
     assert len(search(client, {"image": 1})["hits"]) == 5
 
 
-def test_a_removed_picture_is_nowhere_left(own):
-    folder, client = own
+def test_a_removed_picture_is_nowhere_left(changeable):
+    folder, client = changeable
     where = "/api/images/3/picture?size=160"
     first = client.get(where)
     assert first.status_code == 200
@@ -361,8 +361,10 @@ def test_a_removed_picture_is_nowhere_left(own):
         soon(lambda: opened._thumbnails.kept() == [])
 
 
-def test_a_picture_that_is_removed_while_its_thumbnail_is_made_is_not_shown(own, monkeypatch):
-    folder, client = own
+def test_a_picture_that_is_removed_while_its_thumbnail_is_made_is_not_shown(
+    changeable, monkeypatch
+):
+    folder, client = changeable
     with client.app.state.service.opened as opened:
         original = opened._decoders.thumbnail
 
@@ -377,8 +379,8 @@ def test_a_picture_that_is_removed_while_its_thumbnail_is_made_is_not_shown(own,
         assert opened._thumbnails.kept() == []
 
 
-def test_a_retired_collection_is_closed_by_the_last_who_holds_it(own):
-    _, client = own
+def test_a_retired_collection_is_closed_by_the_last_who_holds_it(changeable):
+    _, client = changeable
     opened = client.app.state.service.opened
     with opened:
         with opened:
@@ -422,8 +424,8 @@ def test_elsewhere_than_on_this_machine_a_token_is_needed(photo_collection):
         assert client.get("/api/collection").json()["can_change"]
 
 
-def test_on_this_machine_the_token_is_for_changes_alone(own):
-    folder, client = own
+def test_on_this_machine_the_token_is_for_changes_alone(changeable):
+    folder, client = changeable
     cookie = "regionhash_token_8000="
     wrong = [{}, {"Authorization": "Basic secret"}, {"Cookie": "regionhash_token=secret"}]
     for token in ("", "wrong", "secre", "secrets", "SECRET"):
@@ -442,8 +444,8 @@ def test_on_this_machine_the_token_is_for_changes_alone(own):
     assert not (folder / "uploads").exists() or not list((folder / "uploads").iterdir())
 
 
-def test_the_cookie_is_of_one_port_for_half_a_day_and_can_be_given_back(own):
-    _, client = own
+def test_the_cookie_is_of_one_port_for_half_a_day_and_can_be_given_back(changeable):
+    _, client = changeable
     answer = client.post("/api/session", headers=TOKEN)
     cookie = answer.headers["set-cookie"]
     assert cookie.startswith("regionhash_token_8000=secret;")
@@ -472,8 +474,8 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("headers", FOREIGN)
-def test_pages_of_other_sites_can_change_nothing(own, headers):
-    _, client = own
+def test_pages_of_other_sites_can_change_nothing(changeable, headers):
+    _, client = changeable
     assert client.post("/api/session", headers=TOKEN).status_code == 204  # and the cookie is sent
     for method, path in (
         ("POST", "/api/uploads"),
@@ -498,8 +500,8 @@ def test_pages_of_other_sites_can_change_nothing(own, headers):
         {"Sec-Fetch-Site": "none"},
     ],
 )
-def test_its_own_page_and_other_programs_can(own, headers):
-    _, client = own
+def test_its_own_page_and_other_programs_can(changeable, headers):
+    _, client = changeable
     answer = client.post("/api/images", files={"file": png()}, headers=headers | TOKEN)
     assert answer.status_code == 201
     with TestClient(client.app, base_url="http://localhost:8000") as other:
@@ -512,8 +514,8 @@ def test_its_own_page_and_other_programs_can(own, headers):
 # Health
 
 
-def test_changes_are_followed_whatever_goes_wrong_meanwhile(own, monkeypatch):
-    folder, client = own
+def test_changes_are_followed_whatever_goes_wrong_meanwhile(changeable, monkeypatch):
+    folder, client = changeable
     monkeypatch.setattr(state, "_PAUSE_SECONDS", 0.05)
     with monkeypatch.context() as broken:
 
@@ -522,17 +524,17 @@ def test_changes_are_followed_whatever_goes_wrong_meanwhile(own, monkeypatch):
 
         broken.setattr(client.app.state.service.collection, "sync", fail)
         soon(lambda: client.get("/health").status_code == 503)
-        told = client.get("/health").json()
-        assert told["status"] == "failing" and told["reason"].startswith("changes")
-        assert str(folder) not in json.dumps(told)
+        report = client.get("/health").json()
+        assert report["status"] == "failing" and report["reason"].startswith("changes")
+        assert str(folder) not in json.dumps(report)
     soon(lambda: client.get("/health").json() == {"status": "ok", "pictures": 6})
     with Collection.open(folder) as other:
         other.remove(["2.png"])
     soon(lambda: client.get("/health").json()["pictures"] == 5)
 
 
-def test_health_tells_what_no_longer_works(own, monkeypatch):
-    folder, client = own
+def test_health_tells_what_no_longer_works(changeable, monkeypatch):
+    folder, client = changeable
     service = client.app.state.service
     release = threading.Event()
     monkeypatch.setattr(state, "LATE_SECONDS", 0.5)
@@ -550,8 +552,8 @@ def test_health_tells_what_no_longer_works(own, monkeypatch):
     assert "cannot be encoded" in client.get("/health").json()["reason"]
 
 
-def test_another_collection_is_waited_for_until_it_is_whole(own, monkeypatch, tmp_path):
-    folder, client = own
+def test_another_collection_is_waited_for_until_it_is_whole(changeable, monkeypatch, tmp_path):
+    folder, client = changeable
     monkeypatch.setattr(state, "_PAUSE_SECONDS", 0.05)
     before = search(client, {"image": 1})
     other = shutil.copytree(folder, tmp_path / "other")
@@ -586,8 +588,8 @@ def test_limits_that_are_none_are_refused(wrong):
         Limits(**wrong)
 
 
-def test_another_collection_in_its_place_is_taken_up(own, other_saved, photos, tmp_path):
-    folder, client = own
+def test_another_collection_in_its_place_is_taken_up(changeable, other_saved, photos, tmp_path):
+    folder, client = changeable
     service = client.app.state.service
     sent = client.post("/api/uploads", files={"file": (photos / "0.png").read_bytes()}).json()
     first = client.get("/api/images/1/picture").headers["etag"]
@@ -654,16 +656,16 @@ def watch(monkeypatch):
     return watch
 
 
-def test_no_route_uses_the_database_on_the_event_loop(watch, own):
-    _, client = own
+def test_no_route_uses_the_database_on_the_event_loop(watch, changeable):
+    _, client = changeable
     for method, path, sent in ROUTES:
         client.request(method, path, headers=TOKEN, **sent)
     assert watch.uses > 0
     assert watch.on_loop == []
 
 
-def test_requests_that_wait_for_the_database_hold_up_no_others(watch, own):
-    _, client = own
+def test_requests_that_wait_for_the_database_hold_up_no_others(watch, changeable):
+    _, client = changeable
     search(client, {"image": 1})
     waiting = [asked for asked in ROUTES if asked[1] in ("/api/images", "/api/images/1")]
     waiting += [asked for asked in ROUTES if asked[1] == "/api/search"][:1]
@@ -684,8 +686,8 @@ def test_requests_that_wait_for_the_database_hold_up_no_others(watch, own):
         assert {future.result().status_code for future in asked} <= {200, 201, 415}
 
 
-def test_a_retired_collection_is_not_closed_on_the_event_loop(watch, own, monkeypatch):
-    _, client = own
+def test_a_retired_collection_is_not_closed_on_the_event_loop(watch, changeable, monkeypatch):
+    _, client = changeable
     opened, begun, release = client.app.state.service.opened, threading.Event(), threading.Event()
 
     def held(**_):
@@ -713,8 +715,8 @@ def test_another_host_is_refused(client):
     assert "not 'evil.example'" in problem(client.get("/", headers={"Host": "evil.example"}), 421)
 
 
-def test_what_is_too_large_is_refused_before_it_is_read(own):
-    _, client = own
+def test_what_is_too_large_is_refused_before_it_is_read(changeable):
+    _, client = changeable
     assert "larger than 200,000" in problem(
         client.post("/api/uploads", files={"file": bytes(200_001)}), 413
     )
@@ -728,8 +730,8 @@ def test_what_is_too_large_is_refused_before_it_is_read(own):
     problem(client.post("/api/uploads", content=endless(), headers=headers), 413)
 
 
-def test_a_bomb_is_refused_before_it_is_decoded(own):
-    _, client = own
+def test_a_bomb_is_refused_before_it_is_decoded(changeable):
+    _, client = changeable
 
     def chunk(kind, content):
         body = kind + content
@@ -826,7 +828,7 @@ def test_a_search_that_is_given_up_keeps_its_place(photo_collection, monkeypatch
         answer = ask(0)
         assert "busy" in problem(answer, 503) and answer.headers["retry-after"] == "5"
         assert app.state.service.running == 2
-        assert client.get("/api/images").status_code == 200  # other work has places of its own
+        assert client.get("/api/images").status_code == 200  # other work has its own places
         release.set()
         soon(lambda: app.state.service.running == 0)
 
@@ -895,7 +897,7 @@ ROUTES = [
 
 def test_no_answer_tells_a_path_of_the_machine(saved, photos, tmp_path, monkeypatch):
     pictures = shutil.copytree(photos, tmp_path / "pictures")
-    folder = collect(pictures, saved.folder, tmp_path / "own")
+    folder = collect(pictures, saved.folder, tmp_path / "changed")
     app = create_app(folder, token="secret")
     collection, statuses = app.state.service.collection, set()
 
@@ -936,9 +938,9 @@ def test_no_answer_tells_a_path_of_the_machine(saved, photos, tmp_path, monkeypa
     assert {200, 404, 415, 422, 500, 503, 504} <= statuses
 
 
-def test_no_request_that_the_description_allows_or_forbids_is_answered_with_500(own):
+def test_no_request_that_the_description_allows_or_forbids_is_answered_with_500(changeable):
     schemathesis = pytest.importorskip("schemathesis")
-    _, client = own
+    _, client = changeable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         schema = schemathesis.openapi.from_asgi("/openapi.json", client.app, headers=HOST)

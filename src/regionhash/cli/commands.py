@@ -661,7 +661,7 @@ def serve(
 
     limits = Limits(int(max_megabytes * 1e6), int(max_megapixels * 1e6), timeout)
     run_server(
-        collection, host=host, port=port, token=token, limits=limits, device=device, tell=typer.echo
+        collection, host=host, port=port, token=token, limits=limits, device=device, note=typer.echo
     )
 
 
@@ -1260,7 +1260,7 @@ def demo(
         from regionhash.experiments.demo import make_collection
         from regionhash.service import run_server
 
-        run_server(make_collection(folder), port=port, tell=typer.echo)
+        run_server(make_collection(folder), port=port, note=typer.echo)
 
 
 def main() -> None:

@@ -64,8 +64,8 @@ class BatchedModel:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Of the model."""
-        own: Iterator[nn.Parameter] = self._model.parameters()
-        return own
+        parameters: Iterator[nn.Parameter] = self._model.parameters()
+        return parameters
 
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
         """As the model's own."""
@@ -74,7 +74,10 @@ class BatchedModel:
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
         """As the model's own."""
         return self._wait(
-            [_Job(image, own, Future()) for image, own in zip(images, boxes, strict=True)]
+            [
+                _Job(image, boxes_of_image, Future())
+                for image, boxes_of_image in zip(images, boxes, strict=True)
+            ]
         )
 
     @property
@@ -128,8 +131,8 @@ class BatchedModel:
 
     def _compute_all(self, waiting: list[_Job]) -> None:
         for with_boxes in (False, True):
-            own = [job for job in waiting if (job.boxes is not None) == with_boxes]
-            for batch in batches_of_one_shape(own, lambda job: job.image, MAX_BATCH):
+            jobs = [job for job in waiting if (job.boxes is not None) == with_boxes]
+            for batch in batches_of_one_shape(jobs, lambda job: job.image, MAX_BATCH):
                 try:
                     self._compute(batch)
                 except Exception as error:  # the other batches are computed

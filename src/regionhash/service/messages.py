@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from regionhash.collection import Filter, Result, ResultGroup, Results
 from regionhash.search.run import Mode
+from regionhash.structures import EncodedImage, Match
 
 MAX_ROW = 2**63 - 1
 
@@ -44,6 +47,10 @@ class FilterIn(_Request):
     folder: Name | None = None
     after: Annotated[When | None, Field(description="Seconds since 1970.")] = None
     before: When | None = None
+
+    def to_filter(self) -> Filter:
+        """The filter of the collection."""
+        return Filter(tuple(self.labels), self.min_score, self.folder, self.after, self.before)
 
 
 class SearchIn(_Request):
@@ -111,6 +118,12 @@ class MatchOut(BaseModel):
     label: str | None
     score: float
 
+    @classmethod
+    def of(cls, match: Match, classes: Sequence[str]) -> Self:
+        """The message of a match."""
+        label = _label(match.label, classes)
+        return cls(box=match.box, distance=match.distance, label=label, score=match.score)
+
 
 class HitOut(BaseModel):
     """One found picture."""
@@ -125,6 +138,21 @@ class HitOut(BaseModel):
     taken: float | None
     duplicates: list[HitOut] = []
 
+    @classmethod
+    def of(cls, result: Result, classes: Sequence[str]) -> Self:
+        """The message of a result and its duplicates."""
+        return cls(
+            row=result.row,
+            id=json_id(result.id),
+            height=result.size[0],
+            width=result.size[1],
+            distance=result.distance,
+            matches=[MatchOut.of(match, classes) for match in result.matches],
+            classes=list(result.classes),
+            taken=result.taken,
+            duplicates=[HitOut.of(other, classes) for other in result.duplicates],
+        )
+
 
 class GroupOut(BaseModel):
     """What was found for one category of the query."""
@@ -132,6 +160,12 @@ class GroupOut(BaseModel):
     category: str
     prob: float
     hits: list[HitOut]
+
+    @classmethod
+    def of(cls, group: ResultGroup, classes: Sequence[str]) -> Self:
+        """The message of a group."""
+        hits = [HitOut.of(result, classes) for result in group.hits]
+        return cls(category=group.category, prob=group.prob, hits=hits)
 
 
 class SearchOut(BaseModel):
@@ -147,6 +181,21 @@ class SearchOut(BaseModel):
     searched: int
     seconds: float
 
+    @classmethod
+    def of(cls, found: Results, classes: Sequence[str], seconds: float) -> Self:
+        """The message of the results of a search that took some seconds."""
+        return cls(
+            mode=found.mode,
+            boxes=[list(boxes) for boxes in found.boxes],
+            without=[list(boxes) for boxes in found.without],
+            hits=[HitOut.of(result, classes) for result in found.hits],
+            groups=[GroupOut.of(group, classes) for group in found.groups],
+            offset=found.offset,
+            more=found.more,
+            searched=found.searched,
+            seconds=seconds,
+        )
+
 
 class RegionOut(BaseModel):
     """A region of a picture; its number is its place in the list."""
@@ -154,6 +203,22 @@ class RegionOut(BaseModel):
     box: BoxOut
     label: str | None
     score: float
+
+    @classmethod
+    def list_of(cls, encoded: EncodedImage, classes: Sequence[str]) -> list[Self]:
+        """The messages of all regions of a picture, in their order."""
+        regions = encoded.regions
+        if regions is None:
+            return []
+        return [
+            cls(box=tuple(box), label=_label(label, classes), score=score)
+            for box, label, score in zip(
+                regions.boxes.tolist(),
+                regions.labels.tolist(),
+                regions.scores.tolist(),
+                strict=True,
+            )
+        ]
 
 
 class UploadOut(BaseModel):
@@ -228,6 +293,15 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+
+
+def json_id(image_id: str) -> str:
+    """An id that JSON can hold."""
+    return image_id.encode("utf-8", "backslashreplace").decode()
+
+
+def _label(label: int, classes: Sequence[str]) -> str | None:
+    return classes[label] if label >= 0 else None
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

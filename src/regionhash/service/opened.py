@@ -15,7 +15,7 @@ from regionhash.data.images import ImageError, thumbnail
 from regionhash.models.encoding import encode_picture
 from regionhash.service.decoding import Decoders
 from regionhash.service.encoder import BatchedModel
-from regionhash.service.recent import Recent
+from regionhash.service.lru import LruBytes
 from regionhash.structures import EncodedImage
 
 _KEPT_UPLOADS_BYTES = 256 << 20
@@ -65,8 +65,8 @@ class Opened:
         self._precision = self.header["meta"]["precision"]
         self.model = BatchedModel(model, self._precision, on_batch)
         self.collection.model = self.model, self.checkpoint
-        self.uploads: Recent[tuple[Image, EncodedImage]] = Recent(_KEPT_UPLOADS_BYTES)
-        self._thumbnails: Recent[Thumbnail] = Recent(_KEPT_THUMBNAILS_BYTES)
+        self.uploads: LruBytes[tuple[Image, EncodedImage]] = LruBytes(_KEPT_UPLOADS_BYTES)
+        self._thumbnails: LruBytes[Thumbnail] = LruBytes(_KEPT_THUMBNAILS_BYTES)
         self._decoders = decoders
         self._lock = threading.Lock()
         self._holders, self._retired = 0, False

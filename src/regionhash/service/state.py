@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from regionhash.collection import Collection, CollectionMissingError, CollectionReplacedError
 from regionhash.service.decoding import Decoders
-from regionhash.service.figures import Figures
 from regionhash.service.jobs import Jobs
 from regionhash.service.limits import Limits
+from regionhash.service.metrics import Metrics
 from regionhash.service.opened import Opened
 from regionhash.store import StoreError
 
@@ -39,7 +39,7 @@ class NotOpenedError(StoreError):
     """Another collection is in the place of the one that is served, and cannot be opened."""
 
 
-class Service:
+class ServiceState:
     """What all requests share.
 
     Args:
@@ -63,7 +63,7 @@ class Service:
         self._folder, self._device = folder, device
         cores = os.cpu_count() or 1
         places = max(2, min(4, cores))
-        self.figures = Figures(lambda: len(self.collection))
+        self.metrics = Metrics(lambda: len(self.collection))
         self._decoders = Decoders(places, limits.pixels)
         try:
             self._opened = self._open()
@@ -167,7 +167,7 @@ class Service:
             self._folder,
             device=self._device,
             decoders=self._decoders,
-            on_batch=self.figures.batches.observe,
+            on_batch=self.metrics.batches.observe,
         )
 
     def _follow(self) -> None:
