@@ -32,7 +32,8 @@ from conftest import collect, write_picture
 from regionhash.collection import Collection, Query
 from regionhash.data.images import ImageError, read_image
 from regionhash.models.encoding import encode_picture
-from regionhash.service import Limits, create_app, state
+from regionhash.search.run import Mode
+from regionhash.service import Limits, create_app, messages, state
 from regionhash.service.encoder import BatchedModel, EncoderError
 from regionhash.store import StoreError
 
@@ -165,6 +166,10 @@ def test_codes_of_categories_are_announced_once_there_are_some(category_collecti
         added = client.post("/api/images", files={"file": png()}, headers=TOKEN)
         assert added.status_code == 201
         assert client.get("/api/collection").json()["by_category"]
+
+
+def test_the_modes_of_a_request_are_those_of_a_search():
+    assert messages.Mode == Mode
 
 
 def test_pages_and_lists_follow_one_another(client):

@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor, nn
-
-from regionhash.data.batches import batches_of_one_shape
-from regionhash.models import HashModel
-from regionhash.models.encoding import Precision, device_of, inference
 from regionhash.structures import EncodedImage, Regions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from regionhash.models import HashModel
+    from regionhash.models.encoding import Precision
 
 MAX_BATCH = 8
 WAIT = 0.004
@@ -130,6 +131,8 @@ class BatchedModel:
         return waiting
 
     def _compute_all(self, waiting: list[_Job]) -> None:
+        from regionhash.data.batches import batches_of_one_shape
+
         for with_boxes in (False, True):
             jobs = [job for job in waiting if (job.boxes is not None) == with_boxes]
             for batch in batches_of_one_shape(jobs, lambda job: job.image, MAX_BATCH):
@@ -139,6 +142,8 @@ class BatchedModel:
                     _fail(batch, error)
 
     def _compute(self, batch: list[_Job]) -> None:
+        from regionhash.models.encoding import device_of, inference
+
         self._on_batch(len(batch))
         images = [job.image for job in batch]
         with inference(device_of(self._model), self._precision):

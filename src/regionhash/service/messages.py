@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from regionhash.collection import Filter, Result, ResultGroup, Results
-from regionhash.search.run import Mode
 from regionhash.structures import EncodedImage, Match
 
 MAX_ROW = 2**63 - 1
+
+Mode = Literal["image", "region", "objects", "category"]
+"""That of a search, whose module imports torch."""
 
 BoxOut = tuple[float, float, float, float]
 Row = Annotated[int, Field(ge=1, le=MAX_ROW)]

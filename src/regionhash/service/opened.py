@@ -12,7 +12,6 @@ from typing import NamedTuple, Self
 from regionhash.collection import Collection
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError, thumbnail
-from regionhash.models.encoding import encode_picture
 from regionhash.service.decoding import Decoders
 from regionhash.service.encoder import BatchedModel
 from regionhash.service.lru import LruBytes
@@ -199,6 +198,8 @@ class Opened:
         return f'"{hashlib.sha256(told.encode()).hexdigest()[:32]}"'
 
     def _encoded(self, image: Image) -> EncodedImage:
+        from regionhash.models.encoding import encode_picture
+
         return encode_picture(self.model, self.checkpoint, image, precision=self._precision)
 
     # Changing
