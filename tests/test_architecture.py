@@ -65,7 +65,7 @@ def test_the_table_of_rows_is_in_the_guide():
     assert named == list(ROWS)
 
 
-LIGHT = ("files", "structures", "codes", "store", "search", "collection", "evaluation")
+LIGHT = ("files", "structures", "codes", "store", "search", "collection", "evaluation", "service")
 FITS = "indexing"  # of collection: fits a model
 
 

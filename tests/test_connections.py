@@ -61,25 +61,25 @@ def port():
 
 
 def connected(port, content=b""):
-    own = socket.create_connection(("127.0.0.1", port), timeout=10)
-    own.sendall(content)
-    return own
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(content)
+    return connection
 
 
-def closed_after(own, drip=b"", seconds=6.0, started=None):
+def closed_after(connection, drip=b"", seconds=6.0, started=None):
     """Seconds until the server closes a connection that gets a byte now and then."""
     started = time.monotonic() if started is None else started
-    own.settimeout(0.05)
+    connection.settimeout(0.05)
     while time.monotonic() - started < seconds:
         try:
-            if own.recv(1000) == b"":
+            if connection.recv(1000) == b"":
                 break
         except TimeoutError:
             pass
         except OSError:
             break
         try:
-            own.sendall(drip)
+            connection.sendall(drip)
         except OSError:
             break
     else:
@@ -87,7 +87,7 @@ def closed_after(own, drip=b"", seconds=6.0, started=None):
     return time.monotonic() - started
 
 
-def answer(own):
+def answer(connection):
     """What a request is answered."""
     text = b""
     while True:
@@ -95,16 +95,18 @@ def answer(own):
         length = head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
         if length and len(body) == int(length):
             return text
-        if not (more := own.recv(1000)):
+        if not (more := connection.recv(1000)):
             return text
         text += more
 
 
 def test_requests_are_served_one_after_another(port):
-    with connected(port) as own:
+    with connected(port) as connection:
         for length in (0, 5, 100_000):
-            own.sendall(b"POST / " + HEAD + b"Content-Length: %d\r\n\r\n" % length + b"x" * length)
-            assert answer(own).endswith(b"\r\n\r\n%d" % length)
+            connection.sendall(
+                b"POST / " + HEAD + b"Content-Length: %d\r\n\r\n" % length + b"x" * length
+            )
+            assert answer(connection).endswith(b"\r\n\r\n%d" % length)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +120,14 @@ def test_requests_are_served_one_after_another(port):
 )
 def test_what_comes_slowly_is_closed(port, content, drip, least, most):
     started = time.monotonic()  # the server counts from when it accepts, and may be the first to
-    with connected(port, content) as own:
-        assert least < closed_after(own, drip, started=started) < most
+    with connected(port, content) as connection:
+        assert least < closed_after(connection, drip, started=started) < most
 
 
 def test_the_next_request_of_a_connection_must_arrive_in_time_as_well(port):
-    with connected(port, b"GET / " + HEAD + b"\r\n") as own:
-        assert answer(own).endswith(b"0")
-        assert 0.4 < closed_after(own, b"G") < 2.0
+    with connected(port, b"GET / " + HEAD + b"\r\n") as connection:
+        assert answer(connection).endswith(b"0")
+        assert 0.4 < closed_after(connection, b"G") < 2.0
 
 
 def test_a_client_is_served_whatever_the_others_hold_back():
@@ -133,9 +135,9 @@ def test_a_client_is_served_whatever_the_others_hold_back():
         idle = [held.enter_context(connected(port, b"GET / " + HEAD)) for _ in range(100)]
         time.sleep(0.2)
         for _ in range(5):
-            with connected(port, b"GET / " + HEAD + b"\r\n") as own:
-                assert answer(own).startswith(b"HTTP/1.1 200")
-        are_open = [closed_after(own, seconds=0.06) is None for own in idle]
+            with connected(port, b"GET / " + HEAD + b"\r\n") as connection:
+                assert answer(connection).startswith(b"HTTP/1.1 200")
+        are_open = [closed_after(connection, seconds=0.06) is None for connection in idle]
         assert not any(are_open[:80]) and all(are_open[-10:])  # the oldest gave way
 
 
@@ -144,12 +146,12 @@ def test_where_all_connections_are_at_work_new_ones_are_refused():
         slow = b"POST / " + HEAD + b"Content-Length: 1000\r\n\r\n"
         busy = [held.enter_context(connected(port, slow)) for _ in range(3)]
         time.sleep(0.2)
-        with connected(port, b"GET / " + HEAD + b"\r\n") as own:
-            assert answer(own).startswith(b"HTTP/1.1 503")
+        with connected(port, b"GET / " + HEAD + b"\r\n") as connection:
+            assert answer(connection).startswith(b"HTTP/1.1 503")
         busy.pop().close()
         time.sleep(0.2)
-        with connected(port, b"GET / " + HEAD + b"\r\n") as own:
-            assert answer(own).startswith(b"HTTP/1.1 200")
+        with connected(port, b"GET / " + HEAD + b"\r\n") as connection:
+            assert answer(connection).startswith(b"HTTP/1.1 200")
 
 
 def test_a_connection_that_is_closing_takes_no_place():

@@ -36,7 +36,7 @@ def decoders():
 
 
 def processes(decoders):
-    return [own._process.pid for own in decoders._all if own._process is not None]
+    return [slot._process.pid for slot in decoders._all if slot._process is not None]
 
 
 def test_pictures_come_as_they_are_read_here(decoders, photos):
@@ -54,8 +54,8 @@ def test_pictures_come_as_they_are_read_here(decoders, photos):
 
 def test_a_process_imports_neither_torch_nor_the_service(decoders):
     decoders.decode(SMALL, "upload", soon())
-    (own,) = processes(decoders)
-    mapped = Path(f"/proc/{own}/maps").read_text()
+    (pid,) = processes(decoders)
+    mapped = Path(f"/proc/{pid}/maps").read_text()
     assert "numpy" in mapped and "torch" not in mapped
 
 
@@ -108,8 +108,8 @@ def test_who_finds_no_free_process_is_told(decoders):
 
 def test_a_process_that_dies_is_an_error_of_its_picture_alone(decoders):
     decoders.decode(SMALL, "upload", soon())
-    (own,) = processes(decoders)
-    killer = threading.Timer(0.3, os.kill, (own, signal.SIGSEGV))
+    (pid,) = processes(decoders)
+    killer = threading.Timer(0.3, os.kill, (pid, signal.SIGSEGV))
     killer.start()
     with pytest.raises(ImageError, match="upload: the decoder ended at it"):
         decoders.decode(SLOW, "upload", soon())
@@ -170,9 +170,9 @@ def test_a_name_that_is_no_utf8_is_read(decoders, tmp_path):
 def test_a_process_outlives_who_started_it_by_seconds_alone(content, ended):
     command = [sys.executable, "-m", "regionhash.data.decoding_process", str(2 << 30)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-    with subprocess.Popen(command, **pipes) as own:
+    with subprocess.Popen(command, **pipes) as process:
         if content:
             request = {"name": "a", "bytes": len(content), "max_pixels": 10**8, "size": None}
-            own.stdin.write(json.dumps(request | {"seconds": 0}).encode() + b"\n" + content)
-        own.stdin.close()
-        assert own.wait(20) == ended
+            process.stdin.write(json.dumps(request | {"seconds": 0}).encode() + b"\n" + content)
+        process.stdin.close()
+        assert process.wait(20) == ended

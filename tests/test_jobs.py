@@ -98,9 +98,9 @@ def test_who_waits_at_the_end_is_answered():
         while not jobs.running:
             await asyncio.sleep(0.01)
         jobs.stop()
-        for own in waiting:
+        for asked in waiting:
             with pytest.raises(BusyError, match="ending"):
-                await own
+                await asked
         with pytest.raises(BusyError, match="ending"):
             await jobs.run(lambda: 1, soon(60))
         release.set()

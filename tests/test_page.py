@@ -37,24 +37,37 @@ def page(browser, address):
 
 @contextmanager
 def opened(browser, address):
-    """The page of a service; whatever fails in it or asks another place fails the test."""
+    """The page of a service; what `watched` finds fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    page, wrong = context.new_page(), []
+    page = context.new_page()
     page.set_default_timeout(10_000)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on(
-        "request",
-        lambda request: (
-            None
-            if request.url.startswith((address, "blob:", "data:"))
-            else wrong.append(request.url)
-        ),
-    )
+    wrong = watched(page, address)
     page.goto(address)
     page.wait_for_selector(".hit")
     yield page
     context.close()
     assert wrong == []
+
+
+def watched(page, address):
+    """What goes wrong in a page: errors, requests to other places, what the policy forbids.
+
+    Answers of 4xx are written to the console too; those are not wrong, the page shows them.
+    """
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+
+    def on_console(message):
+        if message.type in ("error", "warning") and "status of 4" not in message.text:
+            wrong.append(message.text)
+
+    def on_request(request):
+        if not request.url.startswith((address, "blob:", "data:")):
+            wrong.append(request.url)
+
+    page.on("console", on_console)
+    page.on("request", on_request)
+    return wrong
 
 
 def upload(page, path):
@@ -75,6 +88,22 @@ def drag(page, *points):
     page.mouse.down()
     page.mouse.move(*at[1], steps=5)
     page.mouse.up()
+
+
+def test_what_the_policy_forbids_is_noticed_by_these_tests(browser, address):
+    context = browser.new_context()
+    page = context.new_page()
+    wrong = watched(page, address)
+    page.goto(address)
+    page.wait_for_selector(".hit")
+    assert wrong == []
+    for markup in ("<b style='color: red'>", "<img src=x onerror='document.title = 1'>"):
+        with page.expect_console_message(lambda said: "Content Security Policy" in said.text):
+            page.evaluate("text => { document.querySelector('#state').innerHTML = text }", markup)
+        assert "Content Security Policy" in "".join(wrong)
+        wrong.clear()
+    assert page.title() == "regionhash"
+    context.close()
 
 
 def test_it_begins_with_the_pictures_of_the_collection(page):
@@ -158,7 +187,7 @@ def test_results_are_grouped_by_category(page, photos):
     upload(page, photos / "2.png")
     page.click("#group")
     assert page.get_attribute("#group", "aria-pressed") == "true"
-    headings = [own.inner_text() for own in page.query_selector_all("h3")]
+    headings = [heading.inner_text() for heading in page.query_selector_all("h3")]
     assert sum(int(text.rpartition("(")[2].rstrip(")")) for text in headings) == 6
 
 
@@ -170,13 +199,13 @@ def test_a_model_with_codes_of_categories_answers_for_each(browser, category_col
             page.click("#group")
         answer = caught.value.json()
         page.wait_for_selector("#title:has-text('each of its categories')")
-        headings = [own.inner_text() for own in page.query_selector_all("h3")]
+        headings = [heading.inner_text() for heading in page.query_selector_all("h3")]
         assert headings == [
-            f"{own['category']}, probability {own['prob']:.2f} ({len(own['hits'])})"
-            for own in answer["groups"]
-            if own["hits"]
+            f"{group['category']}, probability {group['prob']:.2f} ({len(group['hits'])})"
+            for group in answer["groups"]
+            if group["hits"]
         ]
-        assert shown(page) == [hit["id"] for own in answer["groups"] for hit in own["hits"]]
+        assert shown(page) == [hit["id"] for group in answer["groups"] for hit in group["hits"]]
         with page.expect_response("**/api/search") as caught:
             page.click("#group")
         assert caught.value.json()["mode"] == "image"
@@ -218,7 +247,7 @@ def test_a_narrow_screen_has_one_column_and_no_scrolling_sideways(page, photos):
     page.set_viewport_size({"width": 375, "height": 720})
     upload(page, photos / "2.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    boxes = [page.locator(own).bounding_box() for own in (".side", "#results")]
+    boxes = [page.locator(place).bounding_box() for place in (".side", "#results")]
     assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"]
 
 
@@ -235,6 +264,7 @@ def test_a_token_is_asked_for_kept_and_given_back(browser, photo_collection):
         context = browser.new_context()
         page = context.new_page()
         page.set_default_timeout(10_000)
+        wrong = watched(page, address)
         page.goto(address)
         page.fill("#token", "secret")
         page.press("#token", "Enter")
@@ -245,6 +275,7 @@ def test_a_token_is_asked_for_kept_and_given_back(browser, photo_collection):
         page.wait_for_selector("#ask[open]")
         assert context.cookies() == []
         context.close()
+        assert wrong == []
 
 
 def test_without_a_token_there_is_nothing_to_log_out_of(page):

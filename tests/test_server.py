@@ -48,7 +48,7 @@ def test_a_signal_ends_it_while_pictures_are_decoded(photo_collection, slow, sen
             time.monotonic() - started < 8
         )  # torch alone takes two to be torn down when it is busy
     assert statuses == [503] * 4
-    assert not any(Path(f"/proc/{own}").exists() for own in decoders)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in decoders)
 
 
 def _busy_children(parent):

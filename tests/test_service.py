@@ -1,5 +1,6 @@
 """The service as programs use it and misuse it."""
 
+import asyncio
 import io
 import json
 import shutil
@@ -9,10 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
+import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +32,8 @@ from conftest import collect, write_picture
 from regionhash.collection import Collection, Query
 from regionhash.data.images import ImageError, read_image
 from regionhash.models.encoding import encode_picture
-from regionhash.service import Limits, create_app, state
+from regionhash.search.run import Mode
+from regionhash.service import Limits, create_app, messages, state
 from regionhash.service.encoder import BatchedModel, EncoderError
 from regionhash.store import StoreError
 
@@ -48,9 +54,9 @@ def client(photo_collection):
 
 
 @pytest.fixture
-def own(photo_collection, tmp_path):
+def changeable(photo_collection, tmp_path):
     """Folder and client of a collection that may be changed, with a token and small limits."""
-    folder = shutil.copytree(photo_collection, tmp_path / "own")
+    folder = shutil.copytree(photo_collection, tmp_path / "changed")
     limits = Limits(upload_bytes=200_000, pixels=100_000)
     with TestClient(create_app(folder, token="secret", limits=limits), base_url=HOME) as client:
         yield folder, client
@@ -129,8 +135,8 @@ def test_objects_that_must_not_be_there_are_left_out(client, photo_collection):
             like="1.png", regions=[0], without=[Query(like="2.png", regions=[1])], within=3
         )
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in wanted.hits]
-    assert [[tuple(box) for box in own] for own in found["without"]] == [
-        list(own) for own in wanted.without
+    assert [[tuple(box) for box in boxes] for boxes in found["without"]] == [
+        list(boxes) for boxes in wanted.without
     ]
     assert len(found["hits"]) < 6
 
@@ -144,9 +150,26 @@ def test_categories_are_answered_one_by_one(client, category_collection):
         wanted = collection.search(like="3.png", mode="category", limit=2)
     assert (found["hits"], found["more"]) == ([], wanted.more)
     assert [
-        (own["category"], own["prob"], [hit["id"] for hit in own["hits"]])
-        for own in found["groups"]
-    ] == [(own.category, own.prob, [hit.id for hit in own.hits]) for own in wanted.groups]
+        (group["category"], group["prob"], [hit["id"] for hit in group["hits"]])
+        for group in found["groups"]
+    ] == [(group.category, group.prob, [hit.id for hit in group.hits]) for group in wanted.groups]
+
+
+def test_codes_of_categories_are_announced_once_there_are_some(category_collection, tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    for path in category_collection.glob("model.*"):
+        shutil.copy(path, folder)
+    Collection.create(folder).close()
+    with TestClient(create_app(folder, token="secret"), base_url=HOME) as client:
+        assert not client.get("/api/collection").json()["by_category"]
+        added = client.post("/api/images", files={"file": png()}, headers=TOKEN)
+        assert added.status_code == 201
+        assert client.get("/api/collection").json()["by_category"]
+
+
+def test_the_modes_of_a_request_are_those_of_a_search():
+    assert messages.Mode == Mode
 
 
 def test_pages_and_lists_follow_one_another(client):
@@ -172,11 +195,11 @@ def test_pictures_asked_for_at_once_share_a_batch(saved, photos):
     sizes = []
     model = BatchedModel(saved.model, on_batch=sizes.append)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda own: encode_picture(model, saved.checkpoint, own), images))
+        found = list(pool.map(lambda image: encode_picture(model, saved.checkpoint, image), images))
     model.close()
     alone = encode_picture(saved.model, saved.checkpoint, images[0])
-    for own in found:
-        np.testing.assert_array_equal(own.image_code, alone.image_code)
+    for encoded in found:
+        np.testing.assert_array_equal(encoded.image_code, alone.image_code)
     assert sum(sizes) == 4 and max(sizes) > 1
 
 
@@ -243,11 +266,52 @@ def test_under_load_nothing_fails_and_memory_stays_flat(tmp_path):
     assert means[-1] - means[6] <= 8, means
 
 
+# The page
+
+
+PAGE = {"/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript"}
+
+
+def test_the_page_may_use_its_own_files_alone(client):
+    policy = client.get("/").headers["content-security-policy"]
+    rules = {name: sources for name, *sources in map(str.split, policy.split(";"))}
+    assert "unsafe" not in policy and rules["default-src"] == ["'none'"]
+    assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == ["'self'"]
+    for path, media_type in PAGE.items():
+        answer = client.get(path)
+        assert answer.headers["content-type"] == f"{media_type}; charset=utf-8"
+        assert answer.headers["cache-control"] == "no-cache"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        tag = {"If-None-Match": answer.headers["etag"]}
+        again = client.get(path, headers=tag)
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == answer.headers["etag"]
+
+
+@pytest.mark.skipif(find_spec("setuptools") is None, reason="needs setuptools")
+def test_the_files_of_the_page_are_in_the_wheel(tmp_path):
+    root = Path(__file__).parents[1]
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (tmp_path / name).symlink_to(root / name)
+    package = tmp_path / "src" / "regionhash"
+    package.mkdir(parents=True)
+    (package / "__init__.py").symlink_to(root / "src" / "regionhash" / "__init__.py")
+    (package / "service").symlink_to(root / "src" / "regionhash" / "service")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*command, "-w", tmp_path, tmp_path], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {
+        f"regionhash/service/page/{name}" for name in ("index.html", "page.css", "page.js")
+    } <= names
+
+
 # Changing
 
 
-def test_a_picture_is_added_found_and_removed_behind_the_token(own):
-    folder, client = own
+def test_a_picture_is_added_found_and_removed_behind_the_token(changeable):
+    folder, client = changeable
     content = png()
     problem(client.post("/api/images", files={"file": content}), 401)
     problem(client.delete("/api/images/1"), 401)
@@ -269,8 +333,8 @@ def test_a_picture_is_added_found_and_removed_behind_the_token(own):
     assert list((folder / "uploads").iterdir()) == []
 
 
-def test_what_another_process_removes_is_gone_soon(own):
-    folder, client = own
+def test_what_another_process_removes_is_gone_soon(changeable):
+    folder, client = changeable
     with Collection.open(folder) as other:
         other.remove(["2.png"])
     until = time.monotonic() + 5
@@ -279,8 +343,8 @@ def test_what_another_process_removes_is_gone_soon(own):
     assert len(search(client, {"image": 1})["hits"]) == 5
 
 
-def test_a_removed_picture_is_nowhere_left(own):
-    folder, client = own
+def test_a_removed_picture_is_nowhere_left(changeable):
+    folder, client = changeable
     where = "/api/images/3/picture?size=160"
     first = client.get(where)
     assert first.status_code == 200
@@ -292,7 +356,7 @@ def test_a_removed_picture_is_nowhere_left(own):
     assert client.delete("/api/images/3", headers=TOKEN).status_code == 204
     problem(client.get(where), 404)
     problem(client.get(where, headers=tag), 404)
-    with client.app.state.service.use() as opened:
+    with client.app.state.service.opened as opened:
         assert opened._thumbnails.kept() == []
         # What another process removes: never shown, and soon forgotten.
         assert client.get("/api/images/4/picture").status_code == 200
@@ -302,9 +366,11 @@ def test_a_removed_picture_is_nowhere_left(own):
         soon(lambda: opened._thumbnails.kept() == [])
 
 
-def test_a_picture_that_is_removed_while_its_thumbnail_is_made_is_not_shown(own, monkeypatch):
-    folder, client = own
-    with client.app.state.service.use() as opened:
+def test_a_picture_that_is_removed_while_its_thumbnail_is_made_is_not_shown(
+    changeable, monkeypatch
+):
+    folder, client = changeable
+    with client.app.state.service.opened as opened:
         original = opened._decoders.thumbnail
 
         def slow(*arguments):
@@ -318,9 +384,9 @@ def test_a_picture_that_is_removed_while_its_thumbnail_is_made_is_not_shown(own,
         assert opened._thumbnails.kept() == []
 
 
-def test_a_retired_collection_is_closed_by_the_last_who_holds_it(own):
-    _, client = own
-    opened = client.app.state.service._opened
+def test_a_retired_collection_is_closed_by_the_last_who_holds_it(changeable):
+    _, client = changeable
+    opened = client.app.state.service.opened
     with opened:
         with opened:
             opened.retire()
@@ -356,21 +422,22 @@ def test_elsewhere_than_on_this_machine_a_token_is_needed(photo_collection):
         for path in ("/api/collection", "/api/images", "/api/images/1/picture", "/metrics"):
             problem(client.get(path), 401)
             problem(client.get(path, headers={"Authorization": "Bearer wrong"}), 401)
-        assert client.get("/health").status_code == 200
+        for path in (*PAGE, "/health"):
+            assert client.get(path).status_code == 200
         problem(client.post("/api/session"), 401)
         assert client.post("/api/session", headers=TOKEN).status_code == 204
         assert client.get("/api/collection").json()["can_change"]
 
 
-def test_on_this_machine_the_token_is_for_changes_alone(own):
-    folder, client = own
+def test_on_this_machine_the_token_is_for_changes_alone(changeable):
+    folder, client = changeable
     cookie = "regionhash_token_8000="
     wrong = [{}, {"Authorization": "Basic secret"}, {"Cookie": "regionhash_token=secret"}]
     for token in ("", "wrong", "secre", "secrets", "SECRET"):
         wrong += [{"Authorization": f"Bearer {token}"}, {"Cookie": cookie + token}]
     wrong += [{"Authorization": "Bearer wrong", "Cookie": cookie + "secret"}]
     for headers in wrong:
-        for path in ("/", "/health", "/api/collection", "/api/images", "/api/images/1/picture"):
+        for path in (*PAGE, "/health", "/api/collection", "/api/images", "/api/images/1/picture"):
             assert client.get(path, headers=headers).status_code == 200
         assert not client.get("/api/collection", headers=headers).json()["can_change"]
         answer = client.post("/api/images", files={"file": png()}, headers=headers)
@@ -382,8 +449,8 @@ def test_on_this_machine_the_token_is_for_changes_alone(own):
     assert not (folder / "uploads").exists() or not list((folder / "uploads").iterdir())
 
 
-def test_the_cookie_is_of_one_port_for_half_a_day_and_can_be_given_back(own):
-    _, client = own
+def test_the_cookie_is_of_one_port_for_half_a_day_and_can_be_given_back(changeable):
+    _, client = changeable
     answer = client.post("/api/session", headers=TOKEN)
     cookie = answer.headers["set-cookie"]
     assert cookie.startswith("regionhash_token_8000=secret;")
@@ -412,8 +479,8 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("headers", FOREIGN)
-def test_pages_of_other_sites_can_change_nothing(own, headers):
-    _, client = own
+def test_pages_of_other_sites_can_change_nothing(changeable, headers):
+    _, client = changeable
     assert client.post("/api/session", headers=TOKEN).status_code == 204  # and the cookie is sent
     for method, path in (
         ("POST", "/api/uploads"),
@@ -438,8 +505,8 @@ def test_pages_of_other_sites_can_change_nothing(own, headers):
         {"Sec-Fetch-Site": "none"},
     ],
 )
-def test_its_own_page_and_other_programs_can(own, headers):
-    _, client = own
+def test_its_own_page_and_other_programs_can(changeable, headers):
+    _, client = changeable
     answer = client.post("/api/images", files={"file": png()}, headers=headers | TOKEN)
     assert answer.status_code == 201
     with TestClient(client.app, base_url="http://localhost:8000") as other:
@@ -452,8 +519,8 @@ def test_its_own_page_and_other_programs_can(own, headers):
 # Health
 
 
-def test_changes_are_followed_whatever_goes_wrong_meanwhile(own, monkeypatch):
-    folder, client = own
+def test_changes_are_followed_whatever_goes_wrong_meanwhile(changeable, monkeypatch):
+    folder, client = changeable
     monkeypatch.setattr(state, "_PAUSE_SECONDS", 0.05)
     with monkeypatch.context() as broken:
 
@@ -462,17 +529,17 @@ def test_changes_are_followed_whatever_goes_wrong_meanwhile(own, monkeypatch):
 
         broken.setattr(client.app.state.service.collection, "sync", fail)
         soon(lambda: client.get("/health").status_code == 503)
-        told = client.get("/health").json()
-        assert told["status"] == "failing" and told["reason"].startswith("changes")
-        assert str(folder) not in json.dumps(told)
+        report = client.get("/health").json()
+        assert report["status"] == "failing" and report["reason"].startswith("changes")
+        assert str(folder) not in json.dumps(report)
     soon(lambda: client.get("/health").json() == {"status": "ok", "pictures": 6})
     with Collection.open(folder) as other:
         other.remove(["2.png"])
     soon(lambda: client.get("/health").json()["pictures"] == 5)
 
 
-def test_health_tells_what_no_longer_works(own, monkeypatch):
-    folder, client = own
+def test_health_tells_what_no_longer_works(changeable, monkeypatch):
+    folder, client = changeable
     service = client.app.state.service
     release = threading.Event()
     monkeypatch.setattr(state, "LATE_SECONDS", 0.5)
@@ -485,13 +552,13 @@ def test_health_tells_what_no_longer_works(own, monkeypatch):
     shutil.rmtree(folder)
     soon(lambda: client.get("/health").status_code == 503)
     assert client.get("/health").json()["reason"] == "the collection is no longer in its place"
-    with service.use() as opened:
+    with service.opened as opened:
         opened.model.close()
     assert "cannot be encoded" in client.get("/health").json()["reason"]
 
 
-def test_another_collection_is_waited_for_until_it_is_whole(own, monkeypatch, tmp_path):
-    folder, client = own
+def test_another_collection_is_waited_for_until_it_is_whole(changeable, monkeypatch, tmp_path):
+    folder, client = changeable
     monkeypatch.setattr(state, "_PAUSE_SECONDS", 0.05)
     before = search(client, {"image": 1})
     other = shutil.copytree(folder, tmp_path / "other")
@@ -526,13 +593,13 @@ def test_limits_that_are_none_are_refused(wrong):
         Limits(**wrong)
 
 
-def test_another_collection_in_its_place_is_taken_up(own, other_saved, photos, tmp_path):
-    folder, client = own
+def test_another_collection_in_its_place_is_taken_up(changeable, other_saved, photos, tmp_path):
+    folder, client = changeable
     service = client.app.state.service
     sent = client.post("/api/uploads", files={"file": (photos / "0.png").read_bytes()}).json()
     first = client.get("/api/images/1/picture").headers["etag"]
     before = client.get("/api/collection").json()
-    with service.use() as opened:
+    with service.opened as opened:
         shutil.rmtree(folder)
         fewer = tmp_path / "fewer"
         fewer.mkdir()
@@ -554,6 +621,98 @@ def test_another_collection_in_its_place_is_taken_up(own, other_saved, photos, t
     assert len(search(client, {"upload": new["upload"]})["hits"]) == 2
 
 
+# The event loop
+
+
+class Watch:
+    """What uses SQLite: on the event loop or not. Where `free` is not set, each use waits."""
+
+    def __init__(self):
+        self.uses, self.on_loop, self.free = 0, [], threading.Event()
+        self.free.set()
+
+    def note(self):
+        self.uses += 1
+        with suppress(RuntimeError):  # no loop runs in this thread
+            asyncio.get_running_loop()
+            self.on_loop.append("".join(traceback.format_stack()))
+        self.free.wait(5)
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """Watches all connections to databases that are opened from now on."""
+    watch = Watch()
+
+    class Watched(sqlite3.Connection):
+        def __init__(self, *arguments, **options):
+            watch.note()
+            super().__init__(*arguments, **options)
+
+        def execute(self, *arguments):
+            watch.note()
+            return super().execute(*arguments)
+
+        def close(self):
+            watch.note()
+            super().close()
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Watched))
+    return watch
+
+
+def test_no_route_uses_the_database_on_the_event_loop(watch, changeable):
+    _, client = changeable
+    for method, path, sent in ROUTES:
+        client.request(method, path, headers=TOKEN, **sent)
+    assert watch.uses > 0
+    assert watch.on_loop == []
+
+
+def test_requests_that_wait_for_the_database_hold_up_no_others(watch, changeable):
+    _, client = changeable
+    search(client, {"image": 1})
+    waiting = [asked for asked in ROUTES if asked[1] in ("/api/images", "/api/images/1")]
+    waiting += [asked for asked in ROUTES if asked[1] == "/api/search"][:1]
+    watch.free.clear()
+    before = watch.uses
+    with ThreadPoolExecutor(len(waiting)) as pool:
+        asked = [
+            pool.submit(client.request, method, path, headers=TOKEN, **sent)
+            for method, path, sent in waiting
+        ]
+        soon(lambda: watch.uses > before + 1)
+        started = time.monotonic()
+        for path in (*PAGE, "/health", "/metrics", "/api/collection"):
+            assert client.get(path).status_code == 200
+        assert time.monotonic() - started < 3
+        assert not any(future.done() for future in asked[:2])
+        watch.free.set()
+        assert {future.result().status_code for future in asked} <= {200, 201, 415}
+
+
+def test_a_retired_collection_is_not_closed_on_the_event_loop(watch, changeable, monkeypatch):
+    _, client = changeable
+    opened, begun, release = client.app.state.service.opened, threading.Event(), threading.Event()
+
+    def held(_):
+        begun.set()
+        release.wait(10)
+        raise ValueError("retired meanwhile")
+
+    monkeypatch.setattr(opened.collection, "results", held)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.post, "/api/search", json={"queries": [{"image": 1}]})
+        assert begun.wait(10)
+        opened.retire()
+        assert opened.model.is_alive
+        uses = watch.uses
+        release.set()
+        assert asked.result().status_code == 422
+    soon(lambda: not opened.model.is_alive and watch.uses > uses)
+    assert watch.on_loop == []
+
+
 # Misuse
 
 
@@ -561,8 +720,8 @@ def test_another_host_is_refused(client):
     assert "not 'evil.example'" in problem(client.get("/", headers={"Host": "evil.example"}), 421)
 
 
-def test_what_is_too_large_is_refused_before_it_is_read(own):
-    _, client = own
+def test_what_is_too_large_is_refused_before_it_is_read(changeable):
+    _, client = changeable
     assert "larger than 200,000" in problem(
         client.post("/api/uploads", files={"file": bytes(200_001)}), 413
     )
@@ -576,8 +735,8 @@ def test_what_is_too_large_is_refused_before_it_is_read(own):
     problem(client.post("/api/uploads", content=endless(), headers=headers), 413)
 
 
-def test_a_bomb_is_refused_before_it_is_decoded(own):
-    _, client = own
+def test_a_bomb_is_refused_before_it_is_decoded(changeable):
+    _, client = changeable
 
     def chunk(kind, content):
         body = kind + content
@@ -640,7 +799,7 @@ def test_no_path_leads_out_of_the_collection(client, path):
         ({"queries": [{"image": 1}], "filter": {"folder": "\0"}}, 422, "NUL"),
         ({"queries": [{"image": 1}], "unknown": 1}, 422, "unknown"),
         ({"queries": [{"image": 1}], "mode": "category"}, 422, "no codes of categories"),
-        ({"queries": [{"image": 1}], "within": 3}, 422, "must not be there"),
+        ({"queries": [{"image": 1}], "within": 3}, 422, "within needs objects to exclude"),
         ({"queries": [{"image": 1}], "without": [{}]}, 422, "either an upload or an image"),
         ({"queries": [{"image": 1}], "limit": 10**9}, 422, "limit"),
     ],
@@ -652,7 +811,7 @@ def test_bad_questions_are_told(client, body, status, detail):
 def test_a_slow_answer_is_given_up(photo_collection, monkeypatch):
     app = create_app(photo_collection, limits=Limits(seconds=0.05))
     service = app.state.service
-    monkeypatch.setattr(service.collection, "search", lambda **_: time.sleep(0.5))
+    monkeypatch.setattr(service.collection, "results", lambda _: time.sleep(0.5))
     with TestClient(app, base_url=HOME) as client:
         answer = client.post("/api/search", json={"queries": [{"image": 1}]})
         assert "took too long" in problem(answer, 504)
@@ -662,7 +821,7 @@ def test_a_search_that_is_given_up_keeps_its_place(photo_collection, monkeypatch
     monkeypatch.setattr(state.os, "cpu_count", lambda: 2)
     app = create_app(photo_collection, limits=Limits(seconds=0.3))
     release = threading.Event()
-    monkeypatch.setattr(app.state.service.collection, "search", lambda **_: release.wait(20))
+    monkeypatch.setattr(app.state.service.collection, "results", lambda _: release.wait(20))
     with TestClient(app, base_url=HOME) as client:
 
         def ask(_):
@@ -674,7 +833,7 @@ def test_a_search_that_is_given_up_keeps_its_place(photo_collection, monkeypatch
         answer = ask(0)
         assert "busy" in problem(answer, 503) and answer.headers["retry-after"] == "5"
         assert app.state.service.running == 2
-        assert client.get("/api/images").status_code == 200  # other work has places of its own
+        assert client.get("/api/images").status_code == 200  # other work has its own places
         release.set()
         soon(lambda: app.state.service.running == 0)
 
@@ -683,8 +842,8 @@ def test_a_search_that_is_given_up_keeps_its_collection_open_until_it_ends(
     photo_collection, monkeypatch
 ):
     app = create_app(photo_collection, limits=Limits(seconds=0.3))
-    opened, release = app.state.service._opened, threading.Event()
-    monkeypatch.setattr(opened.collection, "search", lambda **_: release.wait(20))
+    opened, release = app.state.service.opened, threading.Event()
+    monkeypatch.setattr(opened.collection, "results", lambda _: release.wait(20))
     with TestClient(app, base_url=HOME) as client:
         problem(client.post("/api/search", json={"queries": [{"image": 1}]}), 504)
         opened.retire()
@@ -720,6 +879,8 @@ def test_a_picture_whose_file_is_gone_is_still_found(saved, photos, tmp_path):
 
 ROUTES = [
     ("GET", "/", {}),
+    ("GET", "/page.css", {}),
+    ("GET", "/page.js", {}),
     ("GET", "/health", {}),
     ("GET", "/metrics", {}),
     ("GET", "/openapi.json", {}),
@@ -741,7 +902,7 @@ ROUTES = [
 
 def test_no_answer_tells_a_path_of_the_machine(saved, photos, tmp_path, monkeypatch):
     pictures = shutil.copytree(photos, tmp_path / "pictures")
-    folder = collect(pictures, saved.folder, tmp_path / "own")
+    folder = collect(pictures, saved.folder, tmp_path / "changed")
     app = create_app(folder, token="secret")
     collection, statuses = app.state.service.collection, set()
 
@@ -770,7 +931,7 @@ def test_no_answer_tells_a_path_of_the_machine(saved, photos, tmp_path, monkeypa
                 def fail(*_, error=error, **__):
                     raise error
 
-                for name in ("search", "path", "image", "images", "add_upload", "remove_rows"):
+                for name in ("results", "path", "image", "images", "add_upload", "remove_rows"):
                     broken.setattr(collection, name, fail)
                 check()
         (pictures / "0.png").write_bytes(b"no picture")
@@ -782,9 +943,9 @@ def test_no_answer_tells_a_path_of_the_machine(saved, photos, tmp_path, monkeypa
     assert {200, 404, 415, 422, 500, 503, 504} <= statuses
 
 
-def test_no_request_that_the_description_allows_or_forbids_is_answered_with_500(own):
+def test_no_request_that_the_description_allows_or_forbids_is_answered_with_500(changeable):
     schemathesis = pytest.importorskip("schemathesis")
-    _, client = own
+    _, client = changeable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         schema = schemathesis.openapi.from_asgi("/openapi.json", client.app, headers=HOST)

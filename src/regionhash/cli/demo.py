@@ -38,4 +38,4 @@ def demo(
         from regionhash.experiments.demo import make_collection
         from regionhash.service import run_server
 
-        run_server(make_collection(folder), port=port, tell=typer.echo)
+        run_server(make_collection(folder), port=port, note=typer.echo)

@@ -40,5 +40,5 @@ def serve(
 
     limits = Limits(int(max_megabytes * 1e6), int(max_megapixels * 1e6), timeout)
     run_server(
-        collection, host=host, port=port, token=token, limits=limits, device=device, tell=typer.echo
+        collection, host=host, port=port, token=token, limits=limits, device=device, note=typer.echo
     )

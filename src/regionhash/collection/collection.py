@@ -266,7 +266,11 @@ class Collection:
         asked = list(queries)
         if image is not None or image_id is not None:
             asked.insert(0, Query(image, image_id, boxes, regions))
-        answer, snapshot = self._run(Search(asked, filter=filter or Filter(), **options))
+        return self.results(Search(asked, filter=filter or Filter(), **options))
+
+    def results(self, search: Search) -> Results:
+        """The answer to a search, with what the collection knows of the pictures; see `find`."""
+        answer, snapshot = self._run(search)
         return results_of(answer, snapshot, self._paths(rows_of_hits(answer, snapshot)))
 
     def find(self, search: Search) -> Answer:

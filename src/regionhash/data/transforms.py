@@ -67,7 +67,8 @@ def to_input(image: Image, short: int) -> tuple[Tensor, Frame]:
     """
     size = (image.shape[0], image.shape[1])
     input_size = fit_size(*size, short)
-    tensor = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
+    pixels = image if image.flags.writeable else image.copy()  # torch warns of the others
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # (3, H, W)
     return F.resize(tensor, list(input_size), antialias=True), Frame(size, input_size)
 
 

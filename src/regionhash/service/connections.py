@@ -90,13 +90,13 @@ class Connection(H11Protocol):
         self._deadline = self.loop.call_later(seconds, self.transport.abort)
 
     def _has_room(self) -> bool:
-        others: list[Any] = [own for own in self.connections if own is not self]
-        if sum(own.phase != CLOSED for own in others) < self.limits.connections:
+        others: list[Any] = [other for other in self.connections if other is not self]
+        if sum(other.phase != CLOSED for other in others) < self.limits.connections:
             return True
-        waiting = [own for own in others if own.phase in (IDLE, HEADERS)]
+        waiting = [other for other in others if other.phase in (IDLE, HEADERS)]
         if not waiting:
             return False
-        oldest = min(waiting, key=lambda own: own.since)
+        oldest = min(waiting, key=lambda other: other.since)
         oldest.phase = CLOSED
         oldest.transport.abort()
         return True

@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor, nn
-
-from regionhash.data.batches import batches_of_one_shape
-from regionhash.models import HashModel
-from regionhash.models.encoding import Precision, device_of, inference
 from regionhash.structures import EncodedImage, Regions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from regionhash.models import HashModel
+    from regionhash.models.encoding import Precision
 
 MAX_BATCH = 8
 WAIT = 0.004
@@ -64,8 +65,8 @@ class BatchedModel:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Of the model."""
-        own: Iterator[nn.Parameter] = self._model.parameters()
-        return own
+        parameters: Iterator[nn.Parameter] = self._model.parameters()
+        return parameters
 
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
         """As the model's own."""
@@ -74,7 +75,10 @@ class BatchedModel:
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
         """As the model's own."""
         return self._wait(
-            [_Job(image, own, Future()) for image, own in zip(images, boxes, strict=True)]
+            [
+                _Job(image, boxes_of_image, Future())
+                for image, boxes_of_image in zip(images, boxes, strict=True)
+            ]
         )
 
     @property
@@ -127,15 +131,19 @@ class BatchedModel:
         return waiting
 
     def _compute_all(self, waiting: list[_Job]) -> None:
+        from regionhash.data.batches import batches_of_one_shape
+
         for with_boxes in (False, True):
-            own = [job for job in waiting if (job.boxes is not None) == with_boxes]
-            for batch in batches_of_one_shape(own, lambda job: job.image, MAX_BATCH):
+            jobs = [job for job in waiting if (job.boxes is not None) == with_boxes]
+            for batch in batches_of_one_shape(jobs, lambda job: job.image, MAX_BATCH):
                 try:
                     self._compute(batch)
                 except Exception as error:  # the other batches are computed
                     _fail(batch, error)
 
     def _compute(self, batch: list[_Job]) -> None:
+        from regionhash.models.encoding import device_of, inference
+
         self._on_batch(len(batch))
         images = [job.image for job in batch]
         with inference(device_of(self._model), self._precision):

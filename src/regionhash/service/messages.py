@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from regionhash.search.request import Mode
+from regionhash.collection import Filter, Result, ResultGroup, Results
+from regionhash.search.request import Mode, Query, RequestError, Search
+from regionhash.structures import EncodedImage, Match
 
 MAX_ROW = 2**63 - 1
+
+_JSON_NAMES = {"group_within": "near", "exclude": "without", "max_distance": "within"}
+"""Fields of a request that are not named as those of a `Search`."""
 
 BoxOut = tuple[float, float, float, float]
 Row = Annotated[int, Field(ge=1, le=MAX_ROW)]
@@ -45,6 +51,10 @@ class FilterIn(_Request):
     after: Annotated[When | None, Field(description="Seconds since 1970.")] = None
     before: When | None = None
 
+    def to_filter(self) -> Filter:
+        """The filter of the collection."""
+        return Filter(tuple(self.labels), self.min_score, self.folder, self.after, self.before)
+
 
 class SearchIn(_Request):
     """A search."""
@@ -77,30 +87,58 @@ class SearchIn(_Request):
         Field(
             ge=0,
             le=4096,
-            description="Bits up to which a region is taken for an object of `without`; by "
-            "default an eighth of the code.",
+            description="Largest distance, in bits, at which a region counts as an object of "
+            "`without`; by default an eighth of the code.",
         ),
     ] = None
     mode: Annotated[
         Mode | None,
         Field(
             description="What is compared; category answers for each category of one whole "
-            "picture, where /api/collection says `by_category`."
+            "picture, if /api/collection says `by_category`."
         ),
     ] = None
     min_prob: Annotated[
         FiniteFloat,
-        Field(ge=0, le=1, description="Of mode category: the least probability of a category."),
+        Field(ge=0, le=1, description="Mode category: the least probability of a category."),
     ] = 0.0
     filter: FilterIn = FilterIn()
     limit: Annotated[
-        int, Field(ge=1, le=200, description="Pictures on a page; of mode category, of each.")
+        int,
+        Field(ge=1, le=200, description="Results on a page; in mode category, for each category."),
     ] = 24
     offset: Annotated[int, Field(ge=0, le=10_000)] = 0
     near: Annotated[
         int | None,
-        Field(ge=0, le=4096, description="Show pictures once that differ in at most so many bits."),
+        Field(
+            ge=0,
+            le=4096,
+            description="Show near-duplicates once: pictures that differ in at most "
+            "this many bits.",
+        ),
     ] = None
+
+    def to_search(self, queries: Sequence[Query], exclude: Sequence[Query]) -> Search:
+        """The search, with the pictures of `queries` and `without`.
+
+        Raises:
+            ValueError: its fields contradict each other; the message has the names of this request.
+        """
+        try:
+            return Search(
+                queries,
+                exclude=exclude,
+                mode=self.mode,
+                min_prob=self.min_prob,
+                max_distance=self.within,
+                filter=self.filter.to_filter(),
+                group_within=self.near,
+                limit=self.limit,
+                offset=self.offset,
+            )
+        except RequestError as error:
+            name = _JSON_NAMES.get(error.field, error.field)
+            raise ValueError(f"{name} {error.reason}") from error
 
 
 class MatchOut(BaseModel):
@@ -110,6 +148,12 @@ class MatchOut(BaseModel):
     distance: int
     label: str | None
     score: float
+
+    @classmethod
+    def of(cls, match: Match, classes: Sequence[str]) -> Self:
+        """The message of a match."""
+        label = _label(match.label, classes)
+        return cls(box=match.box, distance=match.distance, label=label, score=match.score)
 
 
 class HitOut(BaseModel):
@@ -125,6 +169,21 @@ class HitOut(BaseModel):
     taken: float | None
     duplicates: list[HitOut] = []
 
+    @classmethod
+    def of(cls, result: Result, classes: Sequence[str]) -> Self:
+        """The message of a result and its duplicates."""
+        return cls(
+            row=result.row,
+            id=json_id(result.id),
+            height=result.size[0],
+            width=result.size[1],
+            distance=result.distance,
+            matches=[MatchOut.of(match, classes) for match in result.matches],
+            classes=list(result.classes),
+            taken=result.taken,
+            duplicates=[HitOut.of(other, classes) for other in result.duplicates],
+        )
+
 
 class GroupOut(BaseModel):
     """What was found for one category of the query."""
@@ -132,6 +191,12 @@ class GroupOut(BaseModel):
     category: str
     prob: float
     hits: list[HitOut]
+
+    @classmethod
+    def of(cls, group: ResultGroup, classes: Sequence[str]) -> Self:
+        """The message of a group."""
+        hits = [HitOut.of(result, classes) for result in group.hits]
+        return cls(category=group.category, prob=group.prob, hits=hits)
 
 
 class SearchOut(BaseModel):
@@ -147,6 +212,21 @@ class SearchOut(BaseModel):
     searched: int
     seconds: float
 
+    @classmethod
+    def of(cls, found: Results, classes: Sequence[str], seconds: float) -> Self:
+        """The message of the results of a search that took some seconds."""
+        return cls(
+            mode=found.mode,
+            boxes=[list(boxes) for boxes in found.boxes],
+            without=[list(boxes) for boxes in found.without],
+            hits=[HitOut.of(result, classes) for result in found.hits],
+            groups=[GroupOut.of(group, classes) for group in found.groups],
+            offset=found.offset,
+            more=found.more,
+            searched=found.searched,
+            seconds=seconds,
+        )
+
 
 class RegionOut(BaseModel):
     """A region of a picture; its number is its place in the list."""
@@ -154,6 +234,22 @@ class RegionOut(BaseModel):
     box: BoxOut
     label: str | None
     score: float
+
+    @classmethod
+    def list_of(cls, encoded: EncodedImage, classes: Sequence[str]) -> list[Self]:
+        """The messages of all regions of a picture, in their order."""
+        regions = encoded.regions
+        if regions is None:
+            return []
+        return [
+            cls(box=tuple(box), label=_label(label, classes), score=score)
+            for box, label, score in zip(
+                regions.boxes.tolist(),
+                regions.labels.tolist(),
+                regions.scores.tolist(),
+                strict=True,
+            )
+        ]
 
 
 class UploadOut(BaseModel):
@@ -228,6 +324,15 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+
+
+def json_id(image_id: str) -> str:
+    """An id that JSON can hold."""
+    return image_id.encode("utf-8", "backslashreplace").decode()
+
+
+def _label(label: int, classes: Sequence[str]) -> str | None:
+    return classes[label] if label >= 0 else None
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

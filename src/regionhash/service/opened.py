@@ -12,10 +12,9 @@ from typing import NamedTuple, Self
 from regionhash.collection import Collection
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError, thumbnail
-from regionhash.models.encoding import encode_picture
 from regionhash.service.decoding import Decoders
 from regionhash.service.encoder import BatchedModel
-from regionhash.service.recent import Recent
+from regionhash.service.lru import LruBytes
 from regionhash.structures import EncodedImage
 
 _KEPT_UPLOADS_BYTES = 256 << 20
@@ -33,9 +32,14 @@ class Thumbnail(NamedTuple):
 
 
 class Opened:
-    """The collection in a folder, held by whoever uses it: `with opened:`.
+    """The collection in a folder, held by whoever uses it: `with opened:`, in a thread.
 
-    Once it has been retired it is closed when nobody holds it.
+    Once it has been retired it is closed when nobody holds it. Closing takes up to a second and
+    touches the database, so the event loop uses `hold` and `release` and closes in a thread.
+
+    Attributes:
+        collection: whose model is `model`.
+        header: of the collection when it was opened; nothing the service shows of it ever changes.
 
     Args:
         folder: of the collection.
@@ -56,28 +60,36 @@ class Opened:
         except ValueError:
             self.collection.close()
             raise
-        self._precision = self.collection.header["meta"]["precision"]
+        self.header = self.collection.header
+        self._precision = self.header["meta"]["precision"]
         self.model = BatchedModel(model, self._precision, on_batch)
         self.collection.model = self.model, self.checkpoint
-        self.uploads: Recent[tuple[Image, EncodedImage]] = Recent(_KEPT_UPLOADS_BYTES)
-        self._thumbnails: Recent[Thumbnail] = Recent(_KEPT_THUMBNAILS_BYTES)
+        self.uploads: LruBytes[tuple[Image, EncodedImage]] = LruBytes(_KEPT_UPLOADS_BYTES)
+        self._thumbnails: LruBytes[Thumbnail] = LruBytes(_KEPT_THUMBNAILS_BYTES)
         self._decoders = decoders
         self._lock = threading.Lock()
         self._holders, self._retired = 0, False
 
     # Holding
 
-    def __enter__(self) -> Self:
+    def hold(self) -> Self:
+        """Keeps it open until `release`."""
         with self._lock:
             self._holders += 1
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def release(self) -> bool:
+        """Ends a `hold`; whether this was the last one of a retired collection: then `close` it."""
         with self._lock:
             self._holders -= 1
-            last = self._retired and not self._holders
-        if last:
-            self._close()
+            return self._retired and not self._holders
+
+    def __enter__(self) -> Self:
+        return self.hold()
+
+    def __exit__(self, *_: object) -> None:
+        if self.release():
+            self.close()
 
     def retire(self) -> None:
         """Closes the collection, now or when nobody holds it."""
@@ -85,9 +97,10 @@ class Opened:
             self._retired = True
             unused = not self._holders
         if unused:
-            self._close()
+            self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Ends the encoder and closes the database connections."""
         self.model.close(_SECONDS_TO_END)
         self.collection.close()
 
@@ -181,10 +194,12 @@ class Opened:
             except OSError as error:
                 raise ImageError(f"picture {row}: its file is gone") from error
             state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-        told = repr((self.collection.header["uuid"], row, size, state))
+        told = repr((self.header["uuid"], row, size, state))
         return f'"{hashlib.sha256(told.encode()).hexdigest()[:32]}"'
 
     def _encoded(self, image: Image) -> EncodedImage:
+        from regionhash.models.encoding import encode_picture
+
         return encode_picture(self.model, self.checkpoint, image, precision=self._precision)
 
     # Changing

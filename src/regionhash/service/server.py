@@ -14,7 +14,7 @@ import uvicorn
 from regionhash.service.app import create_app
 from regionhash.service.connections import connection_type
 from regionhash.service.limits import LOOPBACK, Limits
-from regionhash.service.state import Service
+from regionhash.service.state import ServiceState
 
 _SECONDS_TO_END = 1  # for answers that are on their way
 _INTERRUPTED = 130  # what shells call the end by SIGINT
@@ -28,7 +28,7 @@ def run_server(
     token: str | None = None,
     limits: Limits | None = None,
     device: str = "auto",
-    tell: Callable[[str], Any] = print,
+    note: Callable[[str], Any] = print,
 ) -> None:
     """Serves a collection until it is interrupted; see `create_app`.
 
@@ -38,7 +38,7 @@ def run_server(
     """
     limits = limits or Limits()
     app = create_app(folder, token=token, limits=limits, loopback=host in LOOPBACK, device=device)
-    service: Service = app.state.service
+    state: ServiceState = app.state.service
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.create_server((host, port), family=family) as listening:
@@ -47,11 +47,11 @@ def run_server(
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             bound = listening.getsockname()[1]
             shown = f"[{host}]" if ":" in host else host
-            tell(f"{folder}: {len(service.collection)} pictures at http://{shown}:{bound}/")
+            note(f"{folder}: {len(state.collection)} pictures at http://{shown}:{bound}/")
             _Server(app, limits).run([listening])
     finally:
-        service.close()
-        if service.running:  # threads that compute can be neither ended nor waited for
+        state.close()
+        if state.running:  # threads that compute can be neither ended nor waited for
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(_INTERRUPTED)
@@ -72,9 +72,9 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=_SECONDS_TO_END,
             )
         )
-        self._service: Service = app.state.service
+        self._state: ServiceState = app.state.service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Of uvicorn."""
-        self._service.stop()
+        self._state.stop()
         await super().shutdown(sockets)

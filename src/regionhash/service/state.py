@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from regionhash.collection import Collection, CollectionMissingError, CollectionReplacedError
 from regionhash.service.decoding import Decoders
-from regionhash.service.figures import Figures
 from regionhash.service.jobs import Jobs
 from regionhash.service.limits import Limits
+from regionhash.service.metrics import Metrics
 from regionhash.service.opened import Opened
 from regionhash.store import StoreError
 
@@ -38,7 +39,7 @@ class NotOpenedError(StoreError):
     """Another collection is in the place of the one that is served, and cannot be opened."""
 
 
-class Service:
+class ServiceState:
     """What all requests share.
 
     Args:
@@ -62,7 +63,7 @@ class Service:
         self._folder, self._device = folder, device
         cores = os.cpu_count() or 1
         places = max(2, min(4, cores))
-        self.figures = Figures(lambda: len(self.collection))
+        self.metrics = Metrics(lambda: len(self.collection))
         self._decoders = Decoders(places, limits.pixels)
         try:
             self._opened = self._open()
@@ -80,19 +81,25 @@ class Service:
         self._follower.start()
 
     @property
+    def opened(self) -> Opened:
+        """What is opened now, to be looked at; it may be closed at any time."""
+        return self._opened
+
+    @property
     def collection(self) -> Collection:
         """As it is opened now."""
         return self._opened.collection
 
-    @contextmanager
-    def use(self) -> Iterator[Opened]:
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Opened]:
         """What is opened now, which is not closed meanwhile."""
         with self._lock:
-            opened = self._opened.__enter__()
+            opened = self._opened.hold()
         try:
             yield opened
         finally:
-            opened.__exit__()
+            if opened.release():  # in a thread of its own: the readers may all be busy
+                await asyncio.to_thread(opened.close)
 
     def knows(self, given: str | None) -> bool:
         """Whether this is the token."""
@@ -160,7 +167,7 @@ class Service:
             self._folder,
             device=self._device,
             decoders=self._decoders,
-            on_batch=self.figures.batches.observe,
+            on_batch=self.metrics.batches.observe,
         )
 
     def _follow(self) -> None:

@@ -1,10 +1,10 @@
 """What is kept of what was used last."""
 
-from regionhash.service.recent import Recent
+from regionhash.service.lru import LruBytes
 
 
 def test_what_was_used_last_is_kept_up_to_so_many_bytes():
-    kept = Recent(30)
+    kept = LruBytes(30)
     for key in "abc":
         kept.put(key, key.upper(), 10)
     assert kept.get("a") == "A"
@@ -18,7 +18,7 @@ def test_what_was_used_last_is_kept_up_to_so_many_bytes():
 
 
 def test_the_newest_is_kept_whatever_its_size():
-    kept = Recent(30)
+    kept = LruBytes(30)
     kept.put("a", "A", 10)
     kept.put("b", "B", 1000)
     assert kept.kept() == ["b"]

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
-class Figures:
-    """What Prometheus is told.
+class Metrics:
+    """What Prometheus collects.
 
     Args:
-        n_pictures: tells how many pictures the collection has.
+        n_pictures: returns the number of pictures in the collection.
     """
 
     def __init__(self, n_pictures: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
-        own: Any = {"registry": self.registry}
+        into: Any = {"registry": self.registry}
         self.requests = Counter(
-            "regionhash_requests", "Requests answered", ["method", "route", "status"], **own
+            "regionhash_requests", "Requests answered", ["method", "route", "status"], **into
         )
         self.seconds = Histogram(
             "regionhash_request_seconds",
-            "Time of an answer",
+            "Time to answer a request",
             ["route"],
             buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
-            **own,
+            **into,
         )
         self.batches = Histogram(
-            "regionhash_batch_size", "Pictures encoded at a time", buckets=(1, 2, 4, 8), **own
+            "regionhash_batch_size", "Pictures encoded at a time", buckets=(1, 2, 4, 8), **into
         )
-        pictures = Gauge("regionhash_pictures", "Pictures in the collection", **own)
+        pictures = Gauge("regionhash_pictures", "Pictures in the collection", **into)
         pictures.set_function(n_pictures)
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:

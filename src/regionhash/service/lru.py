@@ -1,4 +1,4 @@
-"""What was used last is kept, up to so many bytes."""
+"""A cache that keeps what was used last, up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 Value = TypeVar("Value")
 
 
-class Recent(Generic[Value]):
-    """What was put in last, up to so many bytes."""
+class LruBytes(Generic[Value]):
+    """Keeps the values used last, as long as they take at most `n_bytes` together."""
 
     def __init__(self, n_bytes: int) -> None:
         self._room = n_bytes
@@ -19,7 +19,7 @@ class Recent(Generic[Value]):
         self._lock = threading.Lock()
 
     def put(self, key: Any, value: Value, n_bytes: int) -> None:
-        """Keeps a value; the oldest make room for it."""
+        """Keeps a value, in place of the oldest ones; the newest is kept whatever its size."""
         with self._lock:
             self._held[key] = value, n_bytes
             self._held.move_to_end(key)
@@ -27,7 +27,7 @@ class Recent(Generic[Value]):
                 self._held.popitem(last=False)
 
     def get(self, key: Any) -> Value | None:
-        """The value, which is then the newest; None where it is no longer kept."""
+        """The value, which becomes the newest; None if it is no longer kept."""
         with self._lock:
             if key not in self._held:
                 return None
@@ -35,12 +35,12 @@ class Recent(Generic[Value]):
             return self._held[key][0]
 
     def kept(self) -> list[Any]:
-        """The keys of all that is kept."""
+        """The keys of everything kept, oldest first."""
         with self._lock:
             return list(self._held)
 
     def drop(self, is_wrong: Callable[[Any], bool]) -> None:
-        """Forgets the values of some keys."""
+        """Forgets the values whose keys are wrong."""
         with self._lock:
-            for key in [own for own in self._held if is_wrong(own)]:
+            for key in [key for key in self._held if is_wrong(key)]:
                 del self._held[key]
