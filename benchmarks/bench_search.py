@@ -54,7 +54,7 @@ def main() -> None:
         "FAISS, 3 objects": lambda: index.search(queries, TOP),
         "search_objects, 3 objects": lambda: search_objects(queries, table, top=TOP),
         "3 objects without a 4th": lambda: search_objects(
-            queries, table, top=TOP, without=unwanted
+            queries, table, top=TOP, exclude=unwanted
         ),
         "search_images": lambda: search_images(queries[0], table, top=TOP),
     }

@@ -103,7 +103,7 @@ def codes_by_path(collection, *folders):
     """What the collection holds of each file: the codes of its regions."""
     with Collection.open(collection) as opened:
         table = opened.code_file().table
-        paths = {opened.path(row): image_id for row, image_id in opened.ids()}
+        paths = {image.path: image.id for image in opened.images()}
     places = {image_id: n for n, image_id in enumerate(table.ids)}
     return {path: table.regions(places[image_id]).codes for path, image_id in paths.items()}
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_looked_at_is_kept(saved, made, folders):
     result = run("refresh", made, "--workers", 0, "--json")
     reports = json.loads(result.stdout)["added"]
     assert [(own["removed"], own["kept"]) for own in reports] == [(0, 0), (1, 1)]
-    assert "sub/5.png: its file cannot be looked at; the picture is kept" in result.stderr
+    assert "sub/5.png: its file cannot be accessed; the picture is kept" in result.stderr
     assert json.loads(run("check", made, "--json").stdout)["unreadable"] == ["sub/5.png"]
     (folders / "a" / "sub").unlink()
     shutil.move(folders / "away", folders / "a" / "sub")
@@ -236,7 +236,7 @@ def test_only_a_file_that_the_disk_says_is_not_there_is_gone(
         reports = collection.refresh(workers=0, on_lost=told.append)
         monkeypatch.undo()
         assert [(own.removed, own.kept) for own in reports] == [(0, 0), (0, 1)]
-        assert told == ["3.png: its file cannot be looked at; the picture is kept"]
+        assert told == ["3.png: its file cannot be accessed; the picture is kept"]
         assert len(collection) == 7
 
 
@@ -300,7 +300,7 @@ def test_names_that_are_no_text_are_added_found_and_removed(saved, made, folders
         within = collection.search(image_id="0.png", filter=Filter(folder=str(odd))).hits
         assert {hit.path for hit in within} == {raw, literal}
         assert {hit.id for hit in within} == {"\\xff.png", "\\\\xff.png"}
-        assert collection.image(os.fsdecode(b"\xff.png"))[0] == collection.image("\\xff.png")[0]
+        assert collection.get(os.fsdecode(b"\xff.png")) == collection.get("\\xff.png")
     assert "1 removed" in run("remove", made, raw).stdout
     assert "1 removed" in run("remove", made, "\\\\xff.png").stdout
     assert "no picture of" in error_of("remove", made, os.fsdecode(b"\xfd"))
@@ -416,6 +416,6 @@ def test_a_sheet_shows_the_file_of_the_picture_and_no_other_of_its_name(made, fo
     run("remove", made, folders / "a" / "1.png")
     run("add", made, folders / "b" / "1.png", "--workers", 0)
     with Collection.open(made) as collection:
-        (row,) = [row for row, _ in collection.ids() if collection.path(row).parent.name == "b"]
-        shown = collection.picture(collection.id_of(row))
+        (image,) = [image for image in collection.images() if image.path.parent.name == "b"]
+        shown = collection.pixels(image.id)
     np.testing.assert_array_equal(shown, read_image(folders / "b" / "1.png"))

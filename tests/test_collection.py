@@ -77,7 +77,7 @@ def test_whatever_is_added_and_removed_the_arrays_are_the_database(steps, tmp_pa
             there.setdefault(n)
         elif what == "remove":
             collection._database.remove(
-                [row for row, image_id in list(collection.ids()) if image_id == f"{n}.jpg"]
+                [image.row for image in collection.images() if image.id == f"{n}.jpg"]
             )
             there.pop(n, None)
         elif what == "compact":
@@ -162,7 +162,7 @@ def test_a_killed_process_loses_nothing_that_it_stored(database, tmp_path):
             process.send_signal(signal.SIGKILL)
             reported = int((process.stdout.read().split() or [reported])[-1])
         with Collection(tmp_path) as collection:
-            stored = [image_id for _, image_id in collection.ids()]
+            stored = [image.id for image in collection.images()]
         assert len(stored) >= reported + 1
         reported = len(stored) - 1
     holds(tmp_path, range(reported + 1))
@@ -194,7 +194,7 @@ def test_two_writers_at_once_lose_nothing_and_count_nothing_twice(database, tmp_
         said = [process.communicate() for process in (one, other)]
     assert [own[1] for own in said] == ["", ""]
     with Collection(tmp_path) as collection:
-        stored = [image_id for _, image_id in collection.ids()]
+        stored = [image.id for image in collection.images()]
     assert sorted(stored) == sorted(f"{n}.jpg" for n in range(90))
     holds(tmp_path, [int(image_id.removesuffix(".jpg")) for image_id in stored])
 
@@ -488,14 +488,14 @@ def test_a_folder_is_what_lies_below_it_and_nothing_that_begins_like_it(database
         assert let_through(tmp_path, folder=folder) == below
     with Collection(tmp_path) as collection:
         assert collection.remove(["/photos/a"]) == 2
-        assert [image_id for _, image_id in collection.ids()] == list(BELOW)[2:]
+        assert [image.id for image in collection.images()] == list(BELOW)[2:]
 
 
 def test_a_picture_that_is_newer_than_the_snapshot_can_be_asked_for(database, tmp_path):
     with Collection(tmp_path, follow=False) as collection:
         database.store([new_image(5)])
         assert len(collection) == 0
-        row, found = collection.image("5.jpg")
+        row, found = collection.get("5.jpg").row, collection.encoded("5.jpg")
         assert row == 1
         np.testing.assert_array_equal(found.image_code, encoded(5).image_code)
 
@@ -504,7 +504,7 @@ def test_categories_are_searched_page_by_page_among_what_is_left(category_collec
     folder = shutil.copytree(category_collection, tmp_path / "c")
     with Collection.open(folder) as collection:
         collection.remove(["1.png"])  # the arrays still hold it
-        _, query = collection.image("3.png")
+        query = collection.encoded("3.png")
         filter = Filter(before=collection.search(image_id="2.png").hits[0].taken)
         whole = collection.search(image_id="3.png", mode="category")
         pages = [
@@ -540,7 +540,7 @@ def test_what_must_not_be_there_is_left_out(photo_collection, photos):
     with Collection.open(photo_collection) as collection:
         unwanted = [Query(image_id="2.png", regions=[1]), Query(photos / "4.png")]
         found = collection.search(image_id="1.png", regions=[0], exclude=unwanted, max_distance=0)
-        best = collection.image("4.png")[1].regions
+        best = collection.encoded("4.png").regions
         codes = np.stack([file.table.regions(2).codes[1], best.codes[0]])
         wanted = search_objects(
             file.table.regions(1).codes[:1], file.table, exclude=codes, max_distance=0

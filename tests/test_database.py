@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collection_cases import MODEL, child, encoded, holds, new_image
-from regionhash.collection import Collection, CollectionReplacedError, check_folder
+from regionhash.collection import Collection, CollectionReplacedError, check_folder, uploads
 from regionhash.collection import database as module
 from regionhash.collection.arrays import Arrays
 from regionhash.collection.database import (
@@ -300,8 +300,8 @@ def test_the_number_of_a_row_is_never_given_twice(database, tmp_path):
     with Collection(tmp_path) as collection:
         database.remove([3])
         database.store([new_image(7)])
-        assert [row for row, _ in collection.ids()] == [1, 2, 4]
-        assert collection.path(4).name == "7.jpg"
+        assert [image.row for image in collection.images()] == [1, 2, 4]
+        assert collection.get(4).path.name == "7.jpg"
     holds(tmp_path, [0, 1, 7])
 
 
@@ -328,8 +328,8 @@ def test_a_damaged_row_is_left_out_and_named(database, tmp_path, column, value):
     except sqlite3.IntegrityError:
         pytest.skip("SQLite refuses it")
     with Collection(tmp_path) as collection:
-        assert [own[0] for own in collection.images()] == [1, 3, 4]
-        assert [row for row, _ in collection.ids()] == [1, 3, 4]
+        assert [image.row for image in collection.images(limit=5)] == [1, 3, 4]
+        assert [image.row for image in collection.images()] == [1, 3, 4]
         assert len(collection) == 3
         (line,) = collection.check().problems
         assert line.startswith("row 2: damaged, and left out")
@@ -337,10 +337,10 @@ def test_a_damaged_row_is_left_out_and_named(database, tmp_path, column, value):
         collection.info()
         for name in ("1.jpg", "0.jpg"):
             if name == "0.jpg":
-                assert collection.image(name)[0] == 1
+                assert collection.get(name).row == 1
             else:
                 with pytest.raises(KeyError):
-                    collection.image(name)
+                    collection.encoded(name)
         assert collection.remove(["0.jpg"]) == 1
 
 
@@ -507,6 +507,17 @@ def test_damaged_bytes_are_reported_and_never_a_traceback(tmp_path_factory, plac
         assert report.problems
 
 
+def test_a_schema_that_is_damaged_to_no_text_is_reported_with_the_file(database, tmp_path):
+    database.store([new_image(0)])
+    database.close()
+    path = tmp_path / "collection.db"
+    content = path.read_bytes()
+    assert content.count(b"WHERE path IS NULL") == 1
+    path.write_bytes(content.replace(b"WHERE path IS NULL", b"WHERE pat\x80 IS NULL"))
+    with pytest.raises(StoreError, match=r"collection\.db: .*pat\\x80"):
+        Collection(tmp_path)
+
+
 def make_version_1(folder):
     """Makes a database what it was before there were checksums and names."""
     damage(folder, "DROP INDEX images_without_file")
@@ -591,7 +602,7 @@ def test_uploads_of_one_name_whose_hashes_begin_alike_are_two_pictures(database,
         assert len(collection) == 2
         assert collection.add_upload(contents[0], "dog.jpg", ".jpg", encoded(0)) == added[0]
         for (row, _), content in zip(added, contents, strict=True):
-            assert collection.path(row).read_bytes() == content
+            assert collection.get(row).path.read_bytes() == content
         assert collection.check().orphans == ()
         assert collection.remove_rows([added[0][0]]) == 1
         assert len(list((tmp_path / "uploads").iterdir())) == 1
@@ -645,20 +656,20 @@ def test_repair_leaves_the_file_of_an_upload_that_is_on_its_way(database, tmp_pa
 
 
 def test_a_file_that_is_uploaded_again_while_it_is_removed_stays(database, tmp_path, monkeypatch):
-    original = Collection._remove_files
+    original = uploads._remove_files
 
-    def late(self, files):
+    def late(database, files):
         with Collection(tmp_path) as other:
             other.add_upload(b"content", "dog.jpg", ".jpg", encoded(1))
-        original(self, files)
+        original(database, files)
 
     with Collection(tmp_path) as collection:
         row, _ = collection.add_upload(b"content", "cat.jpg", ".jpg", encoded(0))
-        monkeypatch.setattr(Collection, "_remove_files", late)
+        monkeypatch.setattr(uploads, "_remove_files", late)
         assert collection.remove_rows([row]) == 1
-        ((row, image_id),) = collection.ids()
+        ((row, image_id),) = [(image.row, image.id) for image in collection.images()]
         assert image_id.endswith("dog.jpg")
-        assert collection.path(row).read_bytes() == b"content"
+        assert collection.get(row).path.read_bytes() == b"content"
 
 
 def test_a_collection_that_was_moved_or_linked_keeps_its_uploads(database, tmp_path):
@@ -675,8 +686,8 @@ def test_a_collection_that_was_moved_or_linked_keeps_its_uploads(database, tmp_p
     report = check_folder(new, repair=True)
     assert (report.orphans, report.missing, report.repaired) == ((), (), ())
     with Collection(new) as collection:
-        assert collection.path(row) == new / "uploads" / collection.path(row).name
-        assert collection.path(row).read_bytes() == b"content"
+        assert collection.get(row).path == new / "uploads" / collection.get(row).path.name
+        assert collection.get(row).path.read_bytes() == b"content"
         assert collection.add_upload(b"content", "dog.jpg", ".jpg", encoded(0)) == (row, image_id)
         assert collection.remove([image_id]) == 1
     assert list((new / "uploads").iterdir()) == []
@@ -686,7 +697,7 @@ def test_uploads_are_found_by_the_folders_that_they_are_in(database, tmp_path):
     database.store([new_image(0)])
     with Collection(tmp_path) as collection:
         row, _ = collection.add_upload(b"content", "cat.jpg", ".jpg", encoded(1))
-        file = collection.path(row)
+        file = collection.get(row).path
         for place in (tmp_path, tmp_path.parent, tmp_path / "uploads", file):
             assert database.rows_at(place) == [row]
         assert sorted(database.rows_at("/")) == [1, row]

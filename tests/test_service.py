@@ -931,7 +931,7 @@ def test_no_answer_tells_a_path_of_the_machine(saved, photos, tmp_path, monkeypa
                 def fail(*_, error=error, **__):
                     raise error
 
-                for name in ("results", "path", "image", "images", "add_upload", "remove_rows"):
+                for name in ("results", "get", "encoded", "images", "add_upload", "remove_rows"):
                     broken.setattr(collection, name, fail)
                 check()
         (pictures / "0.png").write_bytes(b"no picture")

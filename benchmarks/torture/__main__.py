@@ -48,7 +48,7 @@ KINDS = {
     "hidden": "a search does not find a picture that is certainly there",
     "torn": "codes and boxes that are of no picture",
     "mixed": "codes of one content, hash of another",
-    "ids": "an id that is not the picture's, or ids() that differ",
+    "ids": "an id that is not the picture's, or images() that differ",
     "search": "another ranking than a loop over the database gives",
     "check": "check() reports a problem, or other missing files than there are",
     "export": "a code file, or a collection made of it, that holds something else",

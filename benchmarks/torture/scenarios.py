@@ -174,7 +174,7 @@ def beside(world: World, base: Path, rng) -> list:
             while not told and time.monotonic() < until:
                 if (n := len(collection)) != 4:
                     told.append(("hidden", f"counts {n} pictures of 4"))
-                hits = collection.search(like="0.png", limit=9).hits
+                hits = collection.search(image_id="0.png", limit=9).hits
                 if sorted(hit.id for hit in hits) != [f"{n}.png" for n in range(4)]:
                     told.append(("hidden", f"a search finds {sorted(h.id for h in hits)} of 4"))
                 told += [("check", problem) for problem in collection.check().problems]

@@ -89,11 +89,14 @@ def compare_searches(world: World, collection: Collection, rows: list[Row], rng,
         offset = int(rng.choice([0, 0, 1, 5, len(among) - 1, len(among), len(among) + 3]))
         limit = int(rng.choice([1, 7, 1000]))
         region = int(rng.integers(len(asked.region_codes)))
-        queries, codes = [Query(like=asked.id)], asked.image_code[None]
+        queries, codes = [Query(image_id=asked.id)], asked.image_code[None]
         if mode != "image":
-            queries, codes = [Query(like=asked.id, regions=[region])], asked.region_codes[[region]]
+            queries, codes = (
+                [Query(image_id=asked.id, regions=[region])],
+                asked.region_codes[[region]],
+            )
         if mode == "objects":
-            queries.append(Query(like=other.id, regions=[0]))
+            queries.append(Query(image_id=other.id, regions=[0]))
             codes = np.concatenate([codes, other.region_codes[:1]])
         right = rank(among, codes, whole=mode == "image")
         found = collection.search(
@@ -119,8 +122,10 @@ def compare_all(world: World, folder: Path, seed: int, *, n: int = 6, lose_array
         shutil.rmtree(folder / "arrays", ignore_errors=True)
     told, rows, rng = [], read_rows(folder), np.random.default_rng(seed)
     with world.open(folder) as collection:
-        if sorted(collection.ids()) != sorted((own.row, own.id) for own in rows):
-            told.append(("ids", "ids() are not those of the database"))
+        if sorted((image.row, image.id) for image in collection.images()) != sorted(
+            (own.row, own.id) for own in rows
+        ):
+            told.append(("ids", "images() are not those of the database"))
         if not len(collection) == collection.info()["pictures"] == len(rows):
             told.append(("search", f"says to hold {len(collection)} pictures, holds {len(rows)}"))
         told += compare_searches(world, collection, rows, rng, n)
@@ -270,7 +275,7 @@ def look(world: World, collection: Collection, rng) -> list:
     region = int(rng.integers(len(picture.encoded.regions)))
     mode = ("image", "region")[int(rng.integers(2))]
     wanted = Filter(folder=str(Path(keep).parent)) if rng.random() < 0.3 else None
-    query = Query(like=Path(keep).name, regions=[] if mode == "image" else [region])
+    query = Query(image_id=Path(keep).name, regions=[] if mode == "image" else [region])
     before = world.board.cells.copy()
     found = collection.search(queries=[query], mode=mode, filter=wanted, limit=1000)
     steady = world.board.steady(before)

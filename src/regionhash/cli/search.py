@@ -241,7 +241,7 @@ def search(
     if sheet:
         find_picture = Pictures(file.recorded("sources"), images_dir).__getitem__
         if collection is not None and images_dir is None:
-            find_picture = collection.picture
+            find_picture = collection.pixels
         n_hits = len(answer.hits) + sum(len(group.hits) for group in answer.groups)
         title = f"{n_hits} nearest of {len(answer.codes)} pictures, by {answer.mode}"
         write_answer(sheet, answer, find_picture, title=title, wanted=wanted)

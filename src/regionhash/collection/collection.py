@@ -9,14 +9,12 @@ photos.collection/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
@@ -28,21 +26,28 @@ from regionhash.collection.arrays import Arrays, Snapshot, without_removed
 from regionhash.collection.checking import CheckReport, check, header_of_model
 from regionhash.collection.database import (
     DATABASE_FILE,
-    UPLOADS_FOLDER,
     Columns,
     Database,
-    FileState,
     HeaderError,
-    NewImage,
     Place,
 )
 from regionhash.collection.filters import Masks
+from regionhash.collection.pictures import (
+    StoredImage,
+    columns_of,
+    images_after,
+    paths_of,
+    pixels_of,
+    places_of,
+    stored_image,
+)
 from regionhash.collection.results import Results, results_of, rows_of_hits
 from regionhash.collection.transfer import import_code_file, write_code_file
-from regionhash.files.atomic import as_shown, condition_of, replacing
+from regionhash.collection.uploads import remove_pictures, store_upload
+from regionhash.files.atomic import replacing
 from regionhash.search.request import Filter, Query, Search
 from regionhash.search.run import Answer, QueryPicture, marked, read_query, run
-from regionhash.store import CodeSet, StoreError, rows_of
+from regionhash.store import CodeSet, StoreError
 from regionhash.structures import Box, EncodedImage, Mask, renamed
 
 if TYPE_CHECKING:
@@ -271,7 +276,9 @@ class Collection:
     def results(self, search: Search) -> Results:
         """The answer to a search, with what the collection knows of the pictures; see `find`."""
         answer, snapshot = self._run(search)
-        return results_of(answer, snapshot, self._paths(rows_of_hits(answer, snapshot)))
+        return results_of(
+            answer, snapshot, paths_of(self._database, rows_of_hits(answer, snapshot))
+        )
 
     def find(self, search: Search) -> Answer:
         """The answer to a search, with the codes that were searched.
@@ -303,7 +310,7 @@ class Collection:
 
     def _codes(self, snapshot: Snapshot) -> CodeSet:
         header = self.header
-        places = self._places()
+        places = places_of(self._database)
         everywhere: Source = {"folder": "/", "suffix": ""}  # ids may be whole paths
         return CodeSet(
             path=self.folder / DATABASE_FILE,
@@ -334,120 +341,42 @@ class Collection:
         if query.image_id is None:
             return read_query(query)
         stored, encoded = self._stored(query.image_id, snapshot)
-        pixels = self._pixels(stored) if query.boxes else None
+        pixels = pixels_of(self._database, stored) if query.boxes else None
         return marked(query.image_id, pixels, query, encoded)
 
     # Pictures
 
-    def image(self, image_id: str) -> tuple[int, EncodedImage]:
-        """Row number and codes of a picture. Raises KeyError for an id that is not there."""
-        stored, encoded = self._stored(image_id, self.snapshot)
-        return int(stored["row"]), encoded
+    def get(self, image: str | int) -> StoredImage:
+        """The picture of an id or of a row number. Raises KeyError where there is none."""
+        return stored_image(self._database, columns_of(self._database, image))
 
-    def images(self, *, after: int = 0, limit: int = 100) -> list[tuple[int, str, int, int]]:
-        """Row, id, height and width of the pictures of the rows above `after`, in their order."""
-        with self._database.moment():
-            rows = self._database.rows(after, at_a_time=limit)
-            found = (columns for _, columns in rows if columns is not None)
-            return [
-                (columns["row"], columns["id"], columns["height"], columns["width"])
-                for columns in islice(found, limit)
-            ]
+    def images(self, *, after: int = 0, limit: int | None = None) -> list[StoredImage]:
+        """The pictures of the rows above `after`, in their order."""
+        return images_after(self._database, after, limit)
 
-    def ids(self) -> list[tuple[int, str]]:
-        """Row number and id of each picture, in the order of the rows."""
-        with self._database.moment():
-            return [
-                (row, columns["id"])
-                for row, columns in self._database.rows()
-                if columns is not None
-            ]
+    def encoded(self, image_id: str) -> EncodedImage:
+        """The codes of a picture. Raises KeyError for an id that is not there."""
+        return self._stored(image_id, self.snapshot)[1]
 
-    def id_of(self, row: int) -> str:
-        """The id of the picture of a row. Raises KeyError."""
-        return str(self._columns(row)["id"])
-
-    def path(self, row: int) -> Path | None:
-        """The file of the picture of a row; None of one without. Raises KeyError."""
-        return self._path(self._columns(row)["path"])
-
-    def pixels(self, row: int) -> NDArray[np.uint8]:
-        """The picture of a row, (H, W, 3) uint8 RGB.
+    def pixels(self, image: str | int) -> NDArray[np.uint8]:
+        """The picture of an id or of a row number, (H, W, 3) uint8 RGB.
 
         Raises:
-            KeyError: there is no such row.
-            ImageError: the file is gone or cannot be read.
+            KeyError: there is no such picture.
+            ImageError: its file is gone or cannot be read.
         """
-        return self._pixels(self._columns(row))
-
-    def picture(self, image_id: str) -> NDArray[np.uint8]:
-        """The picture with an id, (H, W, 3) uint8 RGB.
-
-        Raises:
-            ImageError: it is no longer in the collection, or its file is gone or cannot be read.
-        """
-        from regionhash.data.images import ImageError
-
-        found = self._database.intact("id = ?", as_shown(image_id))
-        if found is None:
-            raise ImageError(f"{image_id}: is no longer in {self.folder}")
-        return self._pixels(found)
-
-    def _columns(self, row: int) -> Columns:
-        columns = self._database.intact("row = ?", row)
-        if columns is None:
-            raise KeyError(row)
-        return columns
+        return pixels_of(self._database, columns_of(self._database, image))
 
     def _stored(self, image_id: str, snapshot: Snapshot) -> tuple[Columns, EncodedImage]:
         """Columns and codes of a picture, which may be newer than the snapshot."""
-
-        def columns() -> Columns:
-            found = self._database.intact("id = ?", as_shown(image_id))
-            if found is None:
-                raise KeyError(image_id)
-            return found
-
-        stored = columns()
+        stored = columns_of(self._database, image_id)
         if not snapshot.holds(stored["row"]):
             with self._arrays.at_moment(self._database, self._snapshot) as snapshot:
-                stored = columns()
+                stored = columns_of(self._database, image_id)
         indices = snapshot.indices_of(np.array([stored["row"]], np.int64))
         if not len(indices):
             raise KeyError(image_id)
         return stored, snapshot.table.picture(int(indices[0]))
-
-    def _pixels(self, columns: Columns) -> NDArray[np.uint8]:
-        from regionhash.data.images import read_image
-        from regionhash.data.inputs import Pictures
-
-        path = self._path(columns["path"])
-        if path is not None:
-            return read_image(path)
-        return Pictures(self._places("WHERE source = ?", columns["source"]))[columns["name"]]
-
-    def _path(self, path: bytes | None) -> Path | None:
-        return None if path is None else Path(os.fsdecode(self._database.place_of(path)))
-
-    def _paths(self, rows: Sequence[int]) -> dict[int, Path]:
-        """The files of some rows; of those that are in no file, or removed by now, none."""
-        found = self._database.read(
-            "SELECT row, path FROM images WHERE typeof(path) = 'blob' "
-            "AND row IN (SELECT value FROM json_each(?))",
-            json.dumps(rows),
-        )
-        place_of = self._database.place_of
-        return {row: Path(os.fsdecode(place_of(path))) for row, path in found}
-
-    def _places(self, where: str = "", *values: Any) -> list[Source]:
-        """Where pictures are, of all sources or of some; damaged ones are left out."""
-        places = []
-        for (text,) in self._database.read(f"SELECT place FROM sources {where}", *values):
-            with suppress(TypeError, ValueError):
-                place = json.loads(text)
-                if isinstance(place, dict) and all(map(isinstance, place.values(), repeat(str))):
-                    places.append(place)
-        return places
 
     # Changing
 
@@ -493,91 +422,36 @@ class Collection:
     def refresh(
         self,
         *,
-        batch_size: int = 8,
-        workers: int = 1,
-        on_skip: Callable[[str, str], None] | None = None,
-        on_progress: Progress | None = None,
         on_lost: Callable[[str], None] | None = None,
+        **options: Any,
     ) -> list[AddReport]:
-        """Makes the collection what its folders are now; one report per `add` there has been.
+        """Brings the collection up to date with its folders; one report per `add` there has been.
 
         New pictures are added, changed ones encoded again, moved ones found, and those whose file
         is gone removed. Where nothing is left of what was added, as of a disk that is not mounted,
-        its pictures are kept and `on_lost` is told.
+        its pictures are kept and `on_lost` is called with a line.
+
+        Args:
+            on_lost: called with a line about each source or picture that is kept.
+            options: of `add`.
         """
-        options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "workers": workers,
-            "on_skip": on_skip,
-            "on_progress": on_progress,
-        }
-        reports, told = {}, on_lost or (lambda _: None)
+        from regionhash.collection.refreshing import encode_damaged_again, inputs_of, remove_gone
+
+        reports: dict[int, AddReport] = {}
+        note = on_lost or (lambda _: None)
         for source, text in self._database.read("SELECT source, inputs FROM sources ORDER BY 1"):
             try:
-                reports[source] = self.add(_inputs(text), **options)
+                reports[source] = self.add(inputs_of(text), **options)
             except StoreError:
                 raise
             except (ValueError, OSError) as error:
-                told(f"{error}; its pictures are kept")
+                note(f"{error}; its pictures are kept")
         # Only now: what has moved from one source to another was found there.
-        for source, (removed, kept) in self._remove_gone(reports, told).items():
+        for source, (removed, kept) in remove_gone(self._database, reports, note).items():
             reports[source] = replace(reports[source], removed=removed, kept=kept)
-        reports |= self._encode_damaged_again(reports, options)
+        of_damaged = encode_damaged_again(self._database, self, reports, **options)
         self.sync()
-        return list(reports.values())
-
-    def _remove_gone(
-        self, sources: Iterable[int], told: Callable[[str], None]
-    ) -> dict[int, tuple[int, int]]:
-        """Removes the pictures of some sources whose file is gone.
-
-        Returns:
-            Of each source how many they were, and how many are kept since their file cannot be
-            looked at.
-        """
-        files: dict[int, list[tuple[int, bytes, str]]] = {source: [] for source in sources}
-        with self._database.moment():
-            for row, own in self._database.rows():
-                if own is not None and own["path"] is not None and own["source"] in files:
-                    files[own["source"]].append((row, own["path"], own["id"]))
-        counts = {}
-        for source, known in files.items():
-            gone, kept = [], 0
-            for row, path, image_id in known:
-                condition = condition_of(self._database.place_of(path))
-                if condition == "gone":
-                    gone.append((row, path))
-                elif condition == "unreadable":
-                    kept += 1
-                    told(f"{image_id}: its file cannot be looked at; the picture is kept")
-            counts[source] = self._database.remove_gone(gone), kept
-        return counts
-
-    def _encode_damaged_again(
-        self, refreshed: Mapping[int, AddReport], options: dict[str, Any]
-    ) -> dict[int, AddReport]:
-        """Encodes pictures again whose row is damaged and that no refreshed source holds."""
-        with self._database.moment():
-            damaged = self._database.damaged()
-        # What a refreshed source holds has been encoded again by now, as a row of its own.
-        self._database.remove(own["row"] for own in damaged if own["source"] in refreshed)
-        again = [
-            own
-            for own in damaged
-            if own["source"] not in refreshed
-            and isinstance(own["id"], str)
-            and isinstance(own["path"], bytes)
-            and condition_of(self._database.place_of(own["path"])) == "there"
-        ]
-        if not again:
-            return {}
-        from regionhash.collection.adding import add_pictures
-        from regionhash.data.inputs import open_inputs
-
-        files = [os.fsdecode(self._database.place_of(own["path"])) for own in again]
-        image_set, _ = open_inputs(files)
-        image_set = replace(image_set, ids=tuple(own["id"] for own in again))
-        return {-1: add_pictures(self._database, *self.model, image_set, None, **options)}
+        return [*reports.values(), *([] if of_damaged is None else [of_damaged])]
 
     def remove(self, names: Sequence[str]) -> int:
         """Removes pictures, at once; their files stay. Returns how many.
@@ -588,48 +462,15 @@ class Collection:
         Raises:
             ValueError: a name that is nothing in the collection; then nothing is removed.
         """
-        with self._database.transaction():
-            rows = {row for name in names for row in self._rows_of(name)}
-            files = self._own_files(rows)
-            removed = self._database.delete(rows)
-        self._remove_files(files)
+        removed = remove_pictures(self._database, (), names)
         self._show_removals()
         return removed
 
     def remove_rows(self, rows: Sequence[int]) -> int:
-        """Removes pictures by row number, at once; returns how many were there."""
-        with self._database.transaction():
-            files = self._own_files(rows)
-            removed = self._database.delete(rows)
-        self._remove_files(files)
+        """Removes pictures by row number, at once; returns how many there were."""
+        removed = remove_pictures(self._database, rows)
         self._show_removals()
         return removed
-
-    def _rows_of(self, name: str) -> list[int]:
-        if not name:
-            raise ValueError("the name of a picture, a file or a folder must not be empty")
-        found = self._database.read("SELECT row FROM images WHERE id = ?", as_shown(name))
-        rows = [row for (row,) in found] + self._database.rows_at(name)
-        if not rows:
-            raise ValueError(f"{name}: no picture of {self.folder}, and no folder with one")
-        return rows
-
-    def _own_files(self, rows: Iterable[int]) -> list[bytes]:
-        """Of some pictures, the files that only the collection knows: those of uploads."""
-        found = self._database.read(
-            "SELECT path FROM images WHERE typeof(path) = 'blob' AND substr(path, 1, 1) != x'2f' "
-            "AND row IN (SELECT value FROM json_each(?))",
-            json.dumps(list(rows)),
-        )
-        return [path for (path,) in found]
-
-    def _remove_files(self, files: Iterable[bytes]) -> None:
-        """Removes files that belong to no picture; one may have been uploaded again by now."""
-        for file in files:
-            path = self.folder / UPLOADS_FOLDER / Path(os.fsdecode(file)).name
-            with self._database.transaction():
-                if not self._database.read("SELECT 1 FROM images WHERE path = ?", file):
-                    path.unlink(missing_ok=True)
 
     def add_upload(
         self, content: bytes, name: str, kind: str, encoded: EncodedImage
@@ -650,35 +491,16 @@ class Collection:
         Raises:
             StoreError: the disk refuses; then nothing is stored.
         """
-        digest = hashlib.sha256(content)
-        path = self.folder / UPLOADS_FOLDER / (digest.hexdigest()[:32] + kind)
-        image_id = f"{UPLOADS_FOLDER}/{digest.hexdigest()[:8]}-{name}"
-        database = self._database
-        with database.transaction():  # in which `check` removes what belongs to no picture
-            known = database.intact("hash = ?", digest.digest())
-            if known is None:
-                path.parent.mkdir(exist_ok=True)
-                with replacing(path) as temporary:
-                    temporary.write_bytes(content)
-                state = path.stat()
-                file = FileState(
-                    database.path_of(path),
-                    digest.digest(),
-                    len(content),
-                    state.st_mtime_ns,
-                    state.st_mtime,
-                )
-                rows = rows_of(image_id, encoded, None, self.header)
-                row = database.put(NewImage(image_id, file, None, rows))
-                known = database.intact("row = ?", row)
-        assert known is not None  # what was stored in a transaction can be read in it
+        stored = store_upload(self._database, content, name, kind, encoded)
         self.sync()
-        return int(known["row"]), str(known["id"])
+        return stored
 
     # Keeping
 
     def info(self) -> dict[str, Any]:
         """What the collection is, for people and machines."""
+        from regionhash.collection.refreshing import shown_inputs
+
         snapshot = self.snapshot
         header = self.header
         codes = snapshot.table.region_codes
@@ -695,7 +517,7 @@ class Collection:
             "classes": header["classes"],
             "model": header["model"],
             "model_hash": header["model_hash"],
-            "added": [{"inputs": _shown_inputs(text), "pictures": n} for text, n in sources],
+            "added": [{"inputs": shown_inputs(text), "pictures": n} for text, n in sources],
             "bytes": _n_bytes(self.folder),
             **header["meta"],
         }
@@ -801,24 +623,6 @@ def _copy_model(file: CodeSet, folder: Path) -> None:
     if not origin.exists():
         raise ValueError(f"{origin}: the model of {file.path} is not there")
     copy_checkpoint(origin, folder)
-
-
-def _inputs(text: Any) -> list[str]:
-    """What a source was named by. Raises ValueError where that is damaged."""
-    try:
-        inputs = json.loads(text)
-    except (TypeError, ValueError):
-        inputs = None
-    if not isinstance(inputs, list) or not all(map(isinstance, inputs, repeat(str))):
-        raise ValueError("collection.db: a row of sources is damaged")
-    return inputs
-
-
-def _shown_inputs(text: Any) -> list[str]:
-    try:
-        return _inputs(text)
-    except ValueError as error:
-        return [str(error)]
 
 
 def _n_bytes(folder: Path) -> int:

@@ -878,9 +878,27 @@ def _place(path: Path) -> Place:
     return state.st_dev, state.st_ino
 
 
+class _Connection(sqlite3.Connection):
+    """Raises sqlite3.DatabaseError for a message of SQLite that is no text, too.
+
+    The message about a damaged schema quotes its bytes, and Python fails to decode them.
+    """
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        try:
+            return super().execute(*arguments)
+        except UnicodeDecodeError as error:
+            message = error.object.decode("utf-8", "backslashreplace")
+            raise sqlite3.DatabaseError(message) from error
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        path, timeout=_SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False
+        path,
+        timeout=_SECONDS_TO_WAIT,
+        isolation_level=None,
+        check_same_thread=False,
+        factory=_Connection,
     )
     # A text that is damaged must not keep the rows beside it from being read.
     connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")

@@ -45,7 +45,7 @@ def write_answer(
     Args:
         path: ends in .png or .html.
         answer: of `regionhash.search.run`.
-        find_picture: gives the picture with an id; raises ImageError where it is gone.
+        find_picture: gives the picture with an id; raises ImageError or KeyError where it is gone.
         title: the sheet's heading.
         wanted: indices of the classes that a right result shows, all of them. Frames are green and
             red where some are given and the codes have labels, else grey.
@@ -99,7 +99,7 @@ def _tile(
     boxes = [match.box for match in hit.matches]
     try:
         image = find_picture(hit.image_id)
-    except ImageError:
+    except (ImageError, KeyError):
         grey = np.full((THUMBNAIL, THUMBNAIL, 3), 200, np.uint8)
         return Tile(grey, [], f"{caption}, picture not found", good)
     if category is not None and codes.table.offsets is not None:

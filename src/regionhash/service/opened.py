@@ -120,7 +120,7 @@ class Opened:
 
     def _is_there(self, row: int) -> bool:
         try:
-            self.collection.path(row)
+            self.collection.get(row)
         except KeyError:
             return False
         return True
@@ -141,8 +141,8 @@ class Opened:
 
     def regions(self, row: int) -> tuple[str, EncodedImage]:
         """Id and codes of the picture of a row. Raises KeyError."""
-        image_id = self.collection.id_of(row)
-        return image_id, self.collection.image(image_id)[1]
+        image_id = self.collection.get(row).id
+        return image_id, self.collection.encoded(image_id)
 
     def pixels(self, row: int, until: float) -> Image:
         """The picture of a row, (H, W, 3) uint8 RGB.
@@ -151,7 +151,7 @@ class Opened:
             KeyError: there is no such row.
             ImageError, BusyError, TimeoutError: see `Decoders.decode`.
         """
-        path = self.collection.path(row)
+        path = self.collection.get(row).path
         if path is None:  # of a data set without files
             return self.collection.pixels(row)
         return self._decoders.read(path, f"picture {row}", until)
@@ -163,7 +163,7 @@ class Opened:
             KeyError: there is no such row.
             ImageError: its file is gone.
         """
-        tag = self._tag(row, size, self.collection.path(row))
+        tag = self._tag(row, size, self.collection.get(row).path)
         kept = self._thumbnails.get((row, size))
         return kept if kept is not None and kept.tag == tag else Thumbnail(tag, None)
 
@@ -174,13 +174,13 @@ class Opened:
             KeyError: there is no such row.
             ImageError, BusyError, TimeoutError: see `Decoders.decode`.
         """
-        path = self.collection.path(row)
+        path = self.collection.get(row).path
         tag = self._tag(row, size, path)
         if path is None:
             content = thumbnail(self.collection.pixels(row), size)
         else:
             content = self._decoders.thumbnail(path, f"picture {row}", size, until)
-        self.collection.path(row)  # it may have been removed meanwhile
+        self.collection.get(row)  # it may have been removed meanwhile
         made = Thumbnail(tag, content)
         self._thumbnails.put((row, size), made, len(content))
         return made

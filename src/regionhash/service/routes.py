@@ -173,14 +173,14 @@ async def images(
     limit: Annotated[int, Query(ge=1, le=200)] = 24,
 ) -> ListOut:
     """Pictures of the collection, in the order of their rows."""
-    rows = await state.read(
+    found = await state.read(
         opened, lambda: opened.collection.images(after=after, limit=limit + 1), state.due()
     )
     lines = [
-        ImageLine(row=row, id=json_id(image_id), height=height, width=width)
-        for row, image_id, height, width in rows[:limit]
+        ImageLine(row=image.row, id=json_id(image.id), height=image.size[0], width=image.size[1])
+        for image in found[:limit]
     ]
-    return ListOut(images=lines, next=lines[-1].row if len(rows) > limit else None)
+    return ListOut(images=lines, next=lines[-1].row if len(found) > limit else None)
 
 
 @reading.get("/api/images/{row}")
@@ -268,7 +268,7 @@ async def _query(
     if query.image is not None:
         row = query.image
         if not query.boxes:
-            image_id = await state.read(opened, lambda: opened.collection.id_of(row), until)
+            image_id = await state.read(opened, lambda: opened.collection.get(row).id, until)
             return CollectionQuery(image_id=image_id, regions=query.regions)
         pixels = await state.decode(opened, lambda: opened.pixels(row, until), until)
         return CollectionQuery(pixels, boxes=query.boxes, name=f"picture {row}")

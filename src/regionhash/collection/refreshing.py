@@ -1,0 +1,95 @@
+"""A collection brought up to date with its folders: what is gone, and what is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Container, Iterable
+from dataclasses import replace
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+from regionhash.collection.adding import AddReport, add_pictures
+from regionhash.collection.database import Database
+from regionhash.files.atomic import condition_of
+
+if TYPE_CHECKING:
+    from regionhash.collection.collection import Collection
+
+
+def remove_gone(
+    database: Database, sources: Iterable[int], note: Callable[[str], None]
+) -> dict[int, tuple[int, int]]:
+    """Removes the pictures of some sources whose file is gone.
+
+    Returns:
+        Of each source how many they were, and how many are kept since their file cannot be
+        accessed.
+    """
+    files: dict[int, list[tuple[int, bytes, str]]] = {source: [] for source in sources}
+    with database.moment():
+        for row, columns in database.rows():
+            if columns is None or columns["path"] is None:
+                continue
+            if columns["source"] in files:
+                files[columns["source"]].append((row, columns["path"], columns["id"]))
+    counts = {}
+    for source, known in files.items():
+        gone, kept = [], 0
+        for row, path, image_id in known:
+            condition = condition_of(database.place_of(path))
+            if condition == "gone":
+                gone.append((row, path))
+            elif condition == "unreadable":
+                kept += 1
+                note(f"{image_id}: its file cannot be accessed; the picture is kept")
+        counts[source] = database.remove_gone(gone), kept
+    return counts
+
+
+def encode_damaged_again(
+    database: Database,
+    collection: Collection,
+    refreshed: Container[int],
+    **options: Any,
+) -> AddReport | None:
+    """Encodes pictures again whose row is damaged and that no refreshed source holds."""
+    with database.moment():
+        damaged = database.damaged()
+    # What a refreshed source holds has been encoded again by now, as a row of its own.
+    database.remove(columns["row"] for columns in damaged if columns["source"] in refreshed)
+    again = [
+        columns
+        for columns in damaged
+        if columns["source"] not in refreshed
+        and isinstance(columns["id"], str)
+        and isinstance(columns["path"], bytes)
+        and condition_of(database.place_of(columns["path"])) == "there"
+    ]
+    if not again:
+        return None
+    from regionhash.data.inputs import open_inputs
+
+    files = [os.fsdecode(database.place_of(columns["path"])) for columns in again]
+    image_set, _ = open_inputs(files)
+    image_set = replace(image_set, ids=tuple(columns["id"] for columns in again))
+    return add_pictures(database, *collection.model, image_set, None, **options)
+
+
+def inputs_of(text: Any) -> list[str]:
+    """What a source was named by. Raises ValueError where that is damaged."""
+    try:
+        inputs = json.loads(text)
+    except (TypeError, ValueError):
+        inputs = None
+    if not isinstance(inputs, list) or not all(map(isinstance, inputs, repeat(str))):
+        raise ValueError("collection.db: a row of sources is damaged")
+    return inputs
+
+
+def shown_inputs(text: Any) -> list[str]:
+    """The same for people: where it is damaged, that it is."""
+    try:
+        return inputs_of(text)
+    except ValueError as error:
+        return [str(error)]

@@ -1,0 +1,92 @@
+"""Files that only the collection knows: pictures that came as bytes, and their removal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from regionhash.collection.database import UPLOADS_FOLDER, Database, FileState, NewImage
+from regionhash.files.atomic import as_shown, replacing
+from regionhash.store import rows_of
+from regionhash.structures import EncodedImage
+
+
+def store_upload(
+    database: Database, content: bytes, name: str, kind: str, encoded: EncodedImage
+) -> tuple[int, str]:
+    """Stores a picture that came as bytes, and its file; see `Collection.add_upload`."""
+    digest = hashlib.sha256(content)
+    path = database.path.parent / UPLOADS_FOLDER / (digest.hexdigest()[:32] + kind)
+    image_id = f"{UPLOADS_FOLDER}/{digest.hexdigest()[:8]}-{name}"
+    with database.transaction():  # in which `check` removes what belongs to no picture
+        known = database.intact("hash = ?", digest.digest())
+        if known is None:
+            path.parent.mkdir(exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+            state = path.stat()
+            file = FileState(
+                database.path_of(path),
+                digest.digest(),
+                len(content),
+                state.st_mtime_ns,
+                state.st_mtime,
+            )
+            rows = rows_of(image_id, encoded, None, database.header)
+            row = database.put(NewImage(image_id, file, None, rows))
+            known = database.intact("row = ?", row)
+    assert known is not None  # what was stored in a transaction can be read in it
+    return int(known["row"]), str(known["id"])
+
+
+def rows_named(database: Database, names: Sequence[str]) -> set[int]:
+    """The rows of pictures by id, file, or folder. Raises ValueError for an unknown name."""
+    rows: set[int] = set()
+    for name in names:
+        if not name:
+            raise ValueError("the name of a picture, a file or a folder must not be empty")
+        found: list[tuple[Any, ...]] = database.read(
+            "SELECT row FROM images WHERE id = ?", as_shown(name)
+        )
+        of_name = [row for (row,) in found] + database.rows_at(name)
+        if not of_name:
+            folder = database.path.parent
+            raise ValueError(f"{name}: no picture of {folder}, and no folder with one")
+        rows.update(of_name)
+    return rows
+
+
+def remove_pictures(database: Database, rows: Iterable[int], names: Sequence[str] = ()) -> int:
+    """Removes pictures by row or name, with the files of uploads; returns how many there were.
+
+    Raises:
+        ValueError: an unknown name; then nothing is removed.
+    """
+    with database.transaction():
+        chosen = {*rows, *rows_named(database, names)}
+        files = _files_of_uploads(database, chosen)
+        removed = database.delete(chosen)
+    _remove_files(database, files)
+    return removed
+
+
+def _remove_files(database: Database, files: Iterable[bytes]) -> None:
+    """Removes files that belong to no picture; one may have been uploaded again by now."""
+    for file in files:
+        path = database.path.parent / UPLOADS_FOLDER / Path(os.fsdecode(file)).name
+        with database.transaction():
+            if not database.read("SELECT 1 FROM images WHERE path = ?", file):
+                path.unlink(missing_ok=True)
+
+
+def _files_of_uploads(database: Database, rows: Iterable[int]) -> list[bytes]:
+    found = database.read(
+        "SELECT path FROM images WHERE typeof(path) = 'blob' AND substr(path, 1, 1) != x'2f' "
+        "AND row IN (SELECT value FROM json_each(?))",
+        json.dumps(list(rows)),
+    )
+    return [path for (path,) in found]
