@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from code_file_cases import MODEL, add_range, child, encoded, image_id, journal_of, write
 from regionhash.search import search_regions
-from regionhash.store import CodeFile, CodeFileWriter, StoreError
-from regionhash.store import code_file as store
+from regionhash.store import CodeFile, CodeFileWriter, StoreError, journal
+from regionhash.store import writer as writing
 from regionhash.structures import EncodedImage, Regions
 
 
@@ -194,7 +194,7 @@ def test_small_chunks_give_the_same_file(path, monkeypatch):
     write(path, 20)
     whole = path.read_bytes()
     path.unlink()
-    monkeypatch.setattr(store, "_CHUNK_BYTES", 16)
+    monkeypatch.setattr(writing, "_CHUNK_BYTES", 16)
     write(path, 20)
     assert path.read_bytes() == whole
 
@@ -289,7 +289,7 @@ def test_a_killed_process_loses_nothing_that_it_reported(path, tmp_path_factory)
 def test_a_process_killed_while_it_packs_leaves_the_old_file_and_the_journal(path):
     write(path, 4)
     code = """
-        from regionhash.store.code_file import _NewFile
+        from regionhash.store.writer import _NewFile
         def stop(self):
             print("packing", flush=True)
             time.sleep(60)
@@ -308,7 +308,7 @@ def test_a_process_killed_while_it_packs_leaves_the_old_file_and_the_journal(pat
 
 
 def test_a_second_writer_is_refused_while_the_first_is_at_work(path, monkeypatch):
-    monkeypatch.setattr(store, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(journal, "LOCK_SECONDS", 0.2)
     with CodeFileWriter(path, **MODEL) as writer:
         add_range(writer, 2)
         with pytest.raises(StoreError, match=r"codes\.h5\.part: another writer is at work on it"):
@@ -531,7 +531,7 @@ def test_a_disk_that_fails_under_the_rows_is_reported(path, monkeypatch):
     def fail(self, name, rows):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store._NewFile, "_write", fail)
+    monkeypatch.setattr(writing._NewFile, "_write", fail)
     with pytest.raises(StoreError, match=r"codes\.h5\.tmp: cannot write: No space left on device"):
         write(path, 3)
     monkeypatch.undo()

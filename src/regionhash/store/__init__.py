@@ -1,13 +1,10 @@
-"""Codes on disk."""
+"""Codes on disk: one HDF5 file that holds the codes of many pictures (docs/code-file.md)."""
 
-from regionhash.store.code_file import (
+from regionhash.store.codeset import CodeFile, CodeSet, Ids
+from regionhash.store.layout import (
     LAYOUT,
     OFFSETS,
     PRECISIONS,
-    CodeFile,
-    CodeFileWriter,
-    CodeSet,
-    Ids,
     StoreError,
     dtype_of,
     encode_id,
@@ -15,6 +12,7 @@ from regionhash.store.code_file import (
     row_shapes_of,
     rows_of,
 )
+from regionhash.store.writer import CodeFileWriter
 
 __all__ = [
     "LAYOUT",
