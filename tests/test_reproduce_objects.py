@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from scipy.stats import t as student_t
 
 from regionhash.data import open_dataset
-from regionhash.data.object_queries import ObjectQuery, QueryObject
+from regionhash.data.object_queries import ObjectQuery, QueryBox
 from regionhash.evaluation.papers import paper_figures
 from regionhash.experiments.dmih import (
     Method,
@@ -104,7 +104,7 @@ def test_united_distances_are_those_of_loops():
 
 
 def _queries(*labels):
-    return [ObjectQuery(own, (QueryObject(0, None),)) for own in labels]
+    return [ObjectQuery(own, (QueryBox(0, None),)) for own in labels]
 
 
 def test_relevant_is_what_shows_all_objects():

@@ -24,7 +24,7 @@ from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, read_size
 from regionhash.data.object_queries import (
     ObjectQuery,
-    QueryObject,
+    QueryBox,
     draw_queries,
     frequent_combinations,
     hold_out,
@@ -60,7 +60,7 @@ from regionhash.training.feature_cache import PRECISION, head_training, stored_f
 
 Say = Callable[[str], None]
 Vectors = Codes | Floats  # (n, B) uint8 codes, or (n, D) floats
-Ask = Callable[[QueryObject], Vectors]
+Ask = Callable[[QueryBox], Vectors]
 
 _OVERLAP = 0.4  # of the windows that DSRH and PmH hash: 21 of a picture
 _LEAST = 20  # relevant pictures of a combination
@@ -356,7 +356,7 @@ class _Run:
         ]
         asked = self._proposals(model, "asked")
 
-        def ask(query: QueryObject) -> Vectors:
+        def ask(query: QueryBox) -> Vectors:
             x, logits, boxes = asked[query.row]
             if query.box is not None:
                 rows = model.match_boxes(torch.from_numpy(query.box[None]), boxes, logits)
@@ -416,7 +416,7 @@ class _Run:
             return codes_of(model.hash_features(features))
 
         @torch.no_grad()
-        def ask(query: QueryObject) -> Codes:
+        def ask(query: QueryBox) -> Codes:
             own = cells[query.row]
             if query.box is None:
                 return codes_of(model.hash_features({"pooled": _pooled(own)[None]}))
@@ -425,7 +425,7 @@ class _Run:
         bags = [codes(own, _windows(own)) for own in _cells(self.maps[0][0])]
         return Method("DSRH", n_bits, *_bags(bags), ask, seconds)
 
-    def _in_cells(self, query: QueryObject, own: Tensor) -> Floats:
+    def _in_cells(self, query: QueryBox, own: Tensor) -> Floats:
         """The box (1, 4) of a query object in cells of its picture's map (D, h, w)."""
         height, width = self.sizes["asked"][query.row]
         scale = np.array([own.shape[2] / width, own.shape[1] / height] * 2, np.float32)
@@ -465,7 +465,7 @@ class _Run:
         partitions = (sliding_windows(60, 60, _OVERLAP) / 60).astype(np.float32)
         partitions[:, 2:] += 1e-6
 
-        def ask(query: QueryObject) -> Codes:
+        def ask(query: QueryBox) -> Codes:
             places, words = asked[query.row]
             height, width = self.sizes["asked"][query.row]
             box = partitions[:1]
@@ -494,7 +494,7 @@ class _Run:
             regions = table.regions(row_of[image_id])
             bags.append(regions.codes[: max(1, int((regions.scores > THETA).sum()))])
 
-        def ask(query: QueryObject) -> Codes:
+        def ask(query: QueryBox) -> Codes:
             image = self.asked.images[query.row]
             whole = np.array([0, 0, image.shape[1], image.shape[0]], np.float32)
             boxes = (whole if query.box is None else query.box)[None]

@@ -18,7 +18,7 @@ from torch import Tensor
 from regionhash.codes import binarize, pack_bits
 from regionhash.collection.indexing import MAX_REGIONS
 from regionhash.data import open_dataset
-from regionhash.data.instances import InstanceSearch, with_distractors
+from regionhash.data.instances import BoxQuerySet, with_distractors
 from regionhash.evaluation import (
     CosineRanks,
     HammingMatrix,
@@ -139,7 +139,7 @@ def reproduce_instances(
     return write_instance_report(out, report)
 
 
-def _open(preset: InstancePreset, root: Path, options: InstanceOptions) -> InstanceSearch:
+def _open(preset: InstancePreset, root: Path, options: InstanceOptions) -> BoxQuerySet:
     try:
         search = preset.read(root)
         specs = [spec.format(root=root) for spec in preset.distractors] + [*options.distractors]
@@ -496,7 +496,7 @@ def _command(name: str, options: InstanceOptions) -> str:
 
 def _facts(
     name: str,
-    search: InstanceSearch,
+    search: BoxQuerySet,
     features: InstanceFeatures,
     options: InstanceOptions,
     model: Any,

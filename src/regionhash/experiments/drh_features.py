@@ -22,7 +22,7 @@ from torch import Tensor
 
 from regionhash.collection.indexing import detector_arguments, take_detector
 from regionhash.data.images import ImageError
-from regionhash.data.instances import InstanceSearch
+from regionhash.data.instances import BoxQuerySet
 from regionhash.data.transforms import Frame, to_input
 from regionhash.experiments.region_dh_report import hash_ids
 from regionhash.files.atomic import sync_directory
@@ -91,7 +91,7 @@ def windows_kind(overlap: float) -> str:
 
 def instance_features(
     model: Any,
-    search: InstanceSearch,
+    search: BoxQuerySet,
     folder: Path,
     *,
     short: int,
@@ -187,7 +187,7 @@ def _proposer(path: Path) -> DRH:
 def _compute(
     model: Any,
     rpn: Any | None,
-    search: InstanceSearch,
+    search: BoxQuerySet,
     overlaps: Sequence[float],
     short: int,
     folder: Path,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from regionhash.data.instances import InstanceSearch, read_instances
+from regionhash.data.instances import BoxQuerySet, read_instances
 from regionhash.data.oxford import read_oxford
 
 
@@ -67,7 +67,7 @@ class InstancePreset:
         overlaps: of the windows; the paper varies them on Oxford 5k alone (Table 2).
     """
 
-    read: Callable[[Path], InstanceSearch]
+    read: Callable[[Path], BoxQuerySet]
     layout: str
     distractors: tuple[str, ...] = ()
     bits: tuple[int, ...] = (128, 256, 512, 1024, 4096)
