@@ -44,7 +44,7 @@ DATABASE_SCENES = "digits:train:{n}:1"
 QUERY_SCENES = "digits:test:{n}:2"
 
 K = 1000
-"""Where the rankings are cut."""
+"""The cut of the rankings."""
 
 SHOWN = 10
 """Results on a contact sheet."""
@@ -52,7 +52,7 @@ SHOWN = 10
 MEASURES = ("map", "acg")
 
 Measures = dict[str, float]
-"""Of a ranking, by the names of `MEASURES`."""
+"""Values of a ranking, by the names of `MEASURES`."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def run_demo(
     Leaves in `folder` the code files, a query picture, and a contact sheet of each search.
 
     Args:
-        folder: made where it is missing; files of an earlier demonstration are replaced.
+        folder: made if it is missing; files of an earlier demonstration are replaced.
         train: trains the models in `folder` instead of taking those of the package.
         n_database: scenes to search.
         n_queries: scenes to measure the methods with.
@@ -248,7 +248,7 @@ def _encode(
 
 
 def _load(checkpoint_folder: Path) -> tuple[HashModel, Checkpoint]:
-    """A model, on the GPU where there is one, and what is known of it."""
+    """A model, on the GPU if there is one, and what is known of it."""
     model, checkpoint = load_checkpoint(checkpoint_folder)
     return model.to(pick_device("auto")), checkpoint
 
@@ -339,7 +339,7 @@ Your own pictures, labelled with boxes (regionhash datasets lists the layouts):
 
 @contextmanager
 def _progress(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar, where the console is a terminal: called with what is done and what is to be done."""
+    """A bar, if the console is a terminal: called with what is done and what is to be done."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal

@@ -111,7 +111,7 @@ class DMIHReport:
         return [result for result in self.results if result.kind == kind]
 
     def name(self, labels: tuple[int, ...]) -> str:
-        """Of a combination: "horse + person"."""
+        """The name of a combination: "horse + person"."""
         return " + ".join(self.classes[label] for label in labels)
 
     def paper(self, labels: tuple[int, ...], method: str) -> str:
@@ -176,7 +176,7 @@ def write_report(folder: Path, report: DMIHReport) -> Path:
 
 
 def _longest(report: DMIHReport, kind: Kind) -> list[ObjectResult]:
-    """Of each method the result with the longest code."""
+    """The result with the longest code of each method."""
     best: dict[str, ObjectResult] = {}
     for result in report.of(kind):
         other = best.get(result.method)
@@ -209,7 +209,7 @@ def _overview(report: DMIHReport, kind: Kind) -> list[str]:
 
 
 def _t_test(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> str:
-    """Two-sided p of the paired t-test of (Q,) and (Q,); a dash where they do not differ at all."""
+    """Two-sided p of the paired t-test of (Q,) and (Q,); a dash if they do not differ at all."""
     with np.errstate(invalid="ignore", divide="ignore"):
         p = float(ttest_rel(a, b).pvalue) if len(a) > 1 else np.nan
     return "-" if np.isnan(p) else f"{p:.4f}" if p >= 1e-4 else "< 0.0001"

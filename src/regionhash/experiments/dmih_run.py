@@ -76,7 +76,7 @@ _SAMPLE = 20_000  # descriptors that a vocabulary is learned from
 _BATCH = 64
 _TIMED = 20  # queries
 _RAMP: dict[str, Any] = {"ramp_start": 0.4, "ramp_end": 0.6}
-"""Of DMIH's pair loss: until the proposals are known, it would pull at the wrong ones."""
+"""When DMIH's pair loss starts: until the proposals are known, it would pull at the wrong ones."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Method:
         name: as the paper calls it.
         n_bits: of a code; None for floats.
         values: (M, ...), codes or floats of all pictures of the database.
-        offsets: (N + 1,), where each picture's begin.
+        offsets: (N + 1,), where each picture's values begin.
         ask: those of an object that is searched for.
         seconds: of training.
     """
@@ -190,7 +190,7 @@ class DMIHMethods:
         draw = partial(draw_queries, asked, marked=preset.marked, seed=self.options.seed)
         singles = [
             query
-            for label in range(len(asked.classes))
+            for label in range(self.labels.shape[1])
             if self.count((label,))
             for query in draw((label,), preset.per_class)
         ]
@@ -270,7 +270,7 @@ class DMIHMethods:
         return self._trained[part, n_bits]
 
     def _arguments(self, n_bits: int) -> dict[str, Any]:
-        """Of DMIH."""
+        """Arguments of DMIH."""
         return {
             "n_bits": n_bits,
             "backbone": self.options.backbone,
@@ -281,7 +281,7 @@ class DMIHMethods:
         }
 
     def _training(self) -> TrainingConfig:
-        """Of all methods that learn from labels."""
+        """How all methods that learn from labels are trained."""
         options = self.options
         return head_training(
             epochs=options.epochs, short=options.short, views=options.views, seed=options.seed

@@ -31,7 +31,7 @@ class InstanceResult:
 
     Attributes:
         table: the table of the report, "1" to "4".
-        method: as the paper calls it, where it has it.
+        method: as the paper calls it, if it has it.
         n_bits: of a code; None for floats.
         ap: (Q,) float64, trapezoid, tie-aware.
         rectangle_map: mean of the other form, tie-aware.
@@ -96,7 +96,7 @@ class DRHReport:
         return [result for result in self.results if result.table == table]
 
     def find(self, table: str, method: str, n_bits: int | None) -> InstanceResult:
-        """One result. Raises KeyError where it was not measured."""
+        """One result. Raises KeyError if it was not measured."""
         for result in self.of(table):
             if (result.method, result.n_bits) == (method, n_bits):
                 return result

@@ -367,7 +367,7 @@ class _Steps:
 def refine_levels(levels: Ints, ranking: Ranking) -> Ints:
     """Levels (N,) of all pictures once a step has ranked some of them again.
 
-    These come first, by their new distances and, where those are equal, by their levels before; the
+    These come first, by their new distances and, if those are equal, by their levels before; the
     others follow by their levels.
     """
     distances = np.full(len(levels), ranking.distances.max(initial=0) + 1)

@@ -66,7 +66,7 @@ from regionhash.training.feature_cache import head_training, stored_features
 _TRUNK_BITS, _TRUNK_CATEGORY_BITS = 48, 12  # at which what all lengths of IAH share is trained
 _OTHER_FORM = {"softmax": {", sigmoids": "bce"}, "bce": {", softmax": "softmax"}}
 _SHARED_UNSEEN = 4  # one class in this many is unseen (Sablayrolles et al. 2017)
-_BATCH = 64  # pictures at a time where nothing is trained
+_BATCH = 64  # pictures at a time when nothing is trained
 
 _READ: dict[type[HashModel], tuple[str, ...]] = {  # of a side's features; others read "pooled"
     IAH: ("cells", "grid", "regions", "boxes", "present"),
@@ -221,7 +221,7 @@ class Network:
         self.model.eval()
 
     def training(self, epochs: int, *, ramped: bool = False) -> TrainingConfig:
-        """Of all methods; the batch is the paper's."""
+        """How all methods are trained; the batch is the paper's."""
         return head_training(
             epochs=epochs, short=self.options.short, views=1, seed=self.options.seed, ramped=ramped
         )

@@ -134,7 +134,7 @@ def write_report(
     """Writes report.md, results.csv and plots into `folder`; returns the page.
 
     Args:
-        folder: made where it is missing.
+        folder: made if it is missing.
         report: what the page says.
         curves: by method, (query codes, database codes, query labels, database labels).
     """

@@ -57,7 +57,7 @@ from regionhash.training.feature_cache import PRECISION, head_training
 _TRUNK_BITS = 48  # at which what all lengths share is trained
 _ABLATION_BITS = 48
 HEAD_ARGUMENTS = {"context": True, "reduction": "mean", "gamma_h2": 1.0}
-"""Of Region-DH on a detector: E terms as printed cost more than they give."""
+"""Arguments of Region-DH on a detector: E terms as printed cost more than they give."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ _ABLATIONS = (
 def reproduce(name: str, root: Path, out: Path, options: RegionDHOptions, note: Note) -> Path:
     """Runs a preset, see `Experiment.run`."""
     preset = PRESETS[name]
-    methods = _Methods(preset, root, out, options, note)
+    methods = RegionDHMethods(preset, root, out, options, note)
     frozen = methods.untrained()
     for variant in _ON_FROZEN:
         methods.compare(variant, frozen)
@@ -150,7 +150,7 @@ def reproduce(name: str, root: Path, out: Path, options: RegionDHOptions, note: 
     return write_report(out, report, compared)
 
 
-class _Methods:
+class RegionDHMethods:
     """All methods on both sides of a preset, and what they were found to do.
 
     Attributes:
@@ -264,7 +264,7 @@ class _Methods:
         return self.run_folder(f"{label.lower().replace(' ', '-')}-{n_bits}-{seed}")
 
     def _detector_arguments(self) -> dict[str, Any]:
-        """Of the Region-DH whose modules 1 and 2 all lengths share."""
+        """Arguments of the Region-DH whose modules 1 and 2 all lengths share."""
         return {
             "n_bits": _TRUNK_BITS,
             "backbone": self.options.backbone,
