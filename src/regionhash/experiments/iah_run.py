@@ -105,7 +105,7 @@ def reproduce(name: str, root: Path, out: Path, options: IAHOptions, note: Note)
         del regions
     report = IAHReport(
         title=f"{name}: IAH and its peers",
-        facts=_facts(name, options, database, queries),
+        facts=_facts(name, network, database, queries),
         classes=sides.database.classes,
         k=preset.k,
         semantic=semantic,
@@ -197,12 +197,12 @@ class Network:
         body: arguments of any model that reads the backbone.
         arguments: of IAH.
         model: an IAH with both.
-        head_epochs: of the layers of IAH and Region-DH that are not shared by all lengths.
+        epochs_per_length: of the layers of IAH and Region-DH that are not shared by all lengths.
     """
 
     def __init__(self, options: IAHOptions, n_classes: int) -> None:
         self.options, self.detector = options, options.detector
-        self.head_epochs = max(options.head_epochs // 3, 1)
+        self.epochs_per_length = max(options.head_epochs // 3, 1)
         self.body: dict[str, Any] = {"trained_stages": 0}
         self.arguments: dict[str, Any] = {"n_proposals": options.n_proposals}
         if self.detector is None:
@@ -298,7 +298,7 @@ class IAHTables:
                 checkpoint.arguments | {"n_bits": n_bits} | HEAD_ARGUMENTS,
                 database,
                 start=detector,
-                config=self.network.training(self.network.head_epochs, ramped=True),
+                config=self.network.training(self.network.epochs_per_length, ramped=True),
             )
             codes = [codes_of(side.mapped(model.hash_features)) for side in (queries, database)]
             labels = (queries.labels, database.labels)
@@ -335,7 +335,7 @@ class IAHTables:
             self._iah(8, form, n_category_bits=n_bits, semantic_weight=0.0),
             trunk.training,
             start=trunk.model,
-            config=self.network.training(self.network.head_epochs),
+            config=self.network.training(self.network.epochs_per_length),
         )
         asking, tables = (_category_side(model, side) for side in (trunk.queries, trunk.database))
         all_ask, all_in = (
@@ -435,7 +435,7 @@ class IAHTables:
             return [hasher.encode(side.pooled()) for side in sides], seconds
         kind: type[ImageHashModel] = IAH
         arguments = self._iah(n_bits, self.preset.multi_label, category_weight=0.0)
-        start, shared_seconds, epochs = trunk.model, trunk.seconds, self.network.head_epochs
+        start, shared_seconds, epochs = trunk.model, trunk.seconds, self.network.epochs_per_length
         if method != OURS:
             kind, changes = _PEERS[method]
             arguments = self.network.body | {"n_bits": n_bits} | changes
@@ -456,7 +456,7 @@ class IAHTables:
         self, database: _Side, queries: _Side, form: str, folder: str, *, rows: Ints | None = None
     ) -> _Trunk:
         """Trains the convolution on the database, or on `rows` of it, with all losses of IAH."""
-        epochs = self.network.options.head_epochs - self.network.head_epochs
+        epochs = self.network.options.head_epochs - self.network.epochs_per_length
         model, seconds = self._trained(
             folder,
             IAH,
@@ -510,8 +510,9 @@ def _category_side(model: IAH, side: _Side) -> CategorySide:
     return CategorySide(codes, probs >= model.threshold, side.labels)
 
 
-def _facts(name: str, options: IAHOptions, database: _Side, queries: _Side) -> list[str]:
+def _facts(name: str, network: Network, database: _Side, queries: _Side) -> list[str]:
     """What a report must state of how its figures came to be."""
+    options, per_length = network.options, network.epochs_per_length
     epochs, weights = options.head_epochs, Path(options.weights).name
     command = f"regionhash reproduce {name} --short {options.short} --head-epochs {epochs}"
     if options.detector is None:
@@ -537,11 +538,11 @@ def _facts(name: str, options: IAHOptions, database: _Side, queries: _Side) -> l
         "by all relevant pictures (IAH, eqs. 12 and 13).",
         source,
         f"Trainings: {epochs} epochs of batches of 32, seed {options.seed}, short side "
-        f"{options.short} pixels. Of IAH, {max(epochs // 3, 1)} for each length and the rest, with "
-        f"all its losses, for the convolution that all lengths share; of Region-DH, "
-        f"{max(epochs // 3, 1)} for the heads of each length, on the detector, whose own training "
-        "is not counted. One-Stage has 16 features per bit instead of 50. Classical "
-        "methods read averages over the last map, of unit length. Times are of the layers behind "
-        "what is computed once, on a machine with other work.",
+        f"{options.short} pixels. Of IAH, {per_length} for each length and the rest, with all its "
+        f"losses, for the convolution that all lengths share; of Region-DH, {per_length} for the "
+        "heads of each length, on the detector, whose own training is not counted. One-Stage has "
+        "16 features per bit instead of 50. Classical methods read averages over the last map, of "
+        "unit length. Times are of the layers behind what is computed once, on a machine with "
+        "other work.",
         *facts_of_run(),
     ]
