@@ -19,7 +19,7 @@ from regionhash.evaluation import error_reduction, paired_bootstrap
 from regionhash.files.atomic import replacing, write_text
 from regionhash.models import MODELS, HashModel, TrainedHashModel
 from regionhash.models.checkpoints import Checkpoint, Kind, build_model, load_checkpoint, provenance
-from regionhash.training import Cache, EpochReport, TrainingConfig, train
+from regionhash.training import Cache, TrainingConfig, train
 from regionhash.training.feature_cache import stored_features
 
 Note = Callable[[str], None]
@@ -102,19 +102,12 @@ def trained(
     *,
     start: HashModel | None = None,
     cache: Cache | None = None,
-    on_epoch: Callable[[EpochReport], None] | None = None,
+    note: Note = lambda line: None,
 ) -> tuple[Kind, float]:
     """A model trained in `folder`, unless it has been before, and the seconds that it took."""
-    train(
-        name_of(kind),
-        arguments,
-        pictures,
-        folder,
-        config,
-        start=start,
-        cache=cache,
-        on_epoch=on_epoch,
-    )
+    note(f"training in {folder}")
+    name, progress = name_of(kind), lambda report: note(str(report))
+    train(name, arguments, pictures, folder, config, start=start, cache=cache, on_epoch=progress)
     model, checkpoint = load_checkpoint(folder, kind)
     return model, training_seconds(checkpoint)
 

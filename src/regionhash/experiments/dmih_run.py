@@ -31,16 +31,8 @@ from regionhash.data.object_queries import (
 from regionhash.data.transforms import to_input
 from regionhash.evaluation import paper_figures
 from regionhash.evaluation.instance import dense_ranks
-from regionhash.experiments.common import (
-    Note,
-    built,
-    described,
-    facts_of_run,
-    kept_features,
-    open_sides,
-    trained,
-    training_seconds,
-)
+from regionhash.experiments import common
+from regionhash.experiments.common import Note
 from regionhash.experiments.dmih import PRESETS, TABLE_2, DMIHOptions, DMIHPreset
 from regionhash.experiments.dmih_report import (
     DMIHReport,
@@ -155,7 +147,7 @@ class DMIHMethods:
         self, preset: DMIHPreset, root: Path, options: DMIHOptions, out: Path, note: Note
     ) -> None:
         draw = partial(hold_out, per_class=preset.per_class, seed=options.seed)
-        sides = open_sides(preset.pictures, preset.queries, preset.layout, root, draw)
+        sides = common.open_sides(preset.pictures, preset.queries, preset.layout, root, draw)
         self.preset, self.options, self.out, self.note = preset, options, out, note
         self.database = self._read(sides.database, options.views)
         self.asked = self._read(sides.queries, 1)
@@ -173,10 +165,10 @@ class DMIHMethods:
         options = self.options
         network = f"{options.backbone}-{Path(options.weights).stem}"
         arguments = self._arguments(8) | {"n_classes": max(len(pictures.classes), 1)}
-        maps = kept_features(
+        maps = common.kept_features(
             self.out / "features",
             f"maps-{network}",
-            lambda: built(DMIH, arguments),
+            lambda: common.built(DMIH, arguments),
             pictures,
             self._training(),
             n_views,
@@ -255,8 +247,7 @@ class DMIHMethods:
             if part == "hash":  # the proposals do not depend on the length of the code
                 start, shared_seconds = self.trained("mil", max(self.preset.bits))
             folder = self.out / "runs" / f"dmih-{part}-{n_bits}"
-            self.note(f"training in {folder}")
-            model, seconds = trained(
+            model, seconds = common.trained(
                 DMIH,
                 self._arguments(n_bits) | {"part": part},
                 self.database.pictures,
@@ -264,7 +255,7 @@ class DMIHMethods:
                 replace(self._training(), **_RAMP) if part == "joint" else self._training(),
                 start=start,
                 cache=self.database.maps,
-                on_epoch=lambda report: self.note(str(report)),
+                note=self.note,
             )
             self._trained[part, n_bits] = model, shared_seconds + seconds
         return self._trained[part, n_bits]
@@ -350,15 +341,14 @@ class DMIHMethods:
             for view, (_, labels) in enumerate(database.maps)
         ]
         folder = self.out / "runs" / f"dsrh-{n_bits}"
-        self.note(f"training in {folder}")
-        model, seconds = trained(
+        model, seconds = common.trained(
             DSRH,
             arguments,
             database.pictures,
             folder,
             self._training(),
             cache=pooled,
-            on_epoch=lambda report: self.note(str(report)),
+            note=self.note,
         )
 
         @torch.no_grad()
@@ -460,7 +450,7 @@ class DMIHMethods:
             values,
             offsets,
             ask,
-            training_seconds(checkpoint),
+            common.training_seconds(checkpoint),
         )
 
     # -- further measures -------------------------------------------------------------------------
@@ -595,9 +585,9 @@ def _facts(name: str, methods: DMIHMethods, singles: list[ObjectQuery]) -> list[
         f"--weights {weights} --short {options.short}"
         f"{' --detector DETECTOR' if options.detector else ''}"
         f"{'' if options.sift else ' --no-sift'}`",
-        f"Database and training: {described(database.name, database.ids)}. Only their image labels "
-        "are trained on.",
-        f"Queries: {len(singles)} of one object, from {described(asked.name, asked.ids)}; "
+        f"Database and training: {common.described(database.name, database.ids)}. Only their image "
+        "labels are trained on.",
+        f"Queries: {len(singles)} of one object, from {common.described(asked.name, asked.ids)}; "
         + ("each object is a box." if methods.preset.marked else "whole pictures."),
         "Relevant: contains all labels of the query. Ties: exact expectation over random orders. "
         "MAP over the whole ranking, divided by all relevant pictures.",
@@ -611,4 +601,4 @@ def _facts(name: str, methods: DMIHMethods, singles: list[ObjectQuery]) -> list[
             f"Region-DH: checkpoint {checkpoint.model_hash}, trained on the boxes of the same "
             "pictures; its regions above the same probability, by the same distance."
         )
-    return [*lines, *facts_of_run()]
+    return [*lines, *common.facts_of_run()]

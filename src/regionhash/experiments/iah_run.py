@@ -9,7 +9,7 @@ proposals is shared by all lengths. Of Region-DH, modules 3 and 4 are trained as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,8 @@ from regionhash.codes import pack_signs
 from regionhash.data.image_set import ImageSet
 from regionhash.evaluation import paper_figures
 from regionhash.evaluation.categories import CategorySide, category_precision
-from regionhash.experiments.common import (
-    Labels,
-    Note,
-    Sides,
-    built,
-    facts_of_run,
-    facts_of_sides,
-    kept_features,
-    open_sides,
-    trained,
-)
+from regionhash.experiments import common
+from regionhash.experiments.common import Labels, Note, Sides
 from regionhash.experiments.iah import PRESETS, IAHOptions, IAHPreset
 from regionhash.experiments.iah_report import (
     CURVE_BITS,
@@ -133,7 +124,7 @@ def open_iah_sides(preset: IAHPreset, root: Path, seed: int) -> Sides:
             pictures.subset(drawn, f"{n_queries} of {pictures.name}"),
         )
 
-    return open_sides(preset.pictures, preset.queries, preset.layout, root, draw)
+    return common.open_sides(preset.pictures, preset.queries, preset.layout, root, draw)
 
 
 @dataclass(frozen=True)
@@ -173,16 +164,16 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Trunk:
-    """What a trained convolution gives for the proposals.
+    """What a trained convolution, or a detector, gives for the proposals.
 
     Attributes:
-        model: an IAH with this convolution.
+        model: an IAH with this convolution, or the detector.
         seconds: of its training.
         training: pictures to train on.
         queries, database: both sides.
     """
 
-    model: IAH
+    model: IAH | RegionDH
     seconds: float
     training: _Side
     queries: _Side
@@ -193,7 +184,7 @@ class Network:
     """What all methods share: a backbone and proposals, as they are or of a trained detector.
 
     Attributes:
-        detector: folder of the checkpoint that both are of, if they are.
+        detector: folder of the checkpoint that both are of, if they are; detector_arguments: of it.
         body: arguments of any model that reads the backbone.
         arguments: of IAH.
         model: an IAH with both.
@@ -203,19 +194,20 @@ class Network:
     def __init__(self, options: IAHOptions, n_classes: int) -> None:
         self.options, self.detector = options, options.detector
         self.epochs_per_length = max(options.head_epochs // 3, 1)
+        known = read_checkpoint(self.detector).arguments if self.detector else {}
         self.body: dict[str, Any] = {"trained_stages": 0}
         self.arguments: dict[str, Any] = {"n_proposals": options.n_proposals}
         if self.detector is None:
             self.body |= {"backbone": options.backbone, "weights": options.weights}
             self.arguments |= {"proposals": "selective-search"}
         else:
-            known = read_checkpoint(self.detector).arguments
             # The detector's weights follow.
             self.body |= {"backbone": known.get("backbone", "resnet50_fpn"), "weights": "none"}
             self.arguments |= {"proposals": "rpn", "fpn_channels": known.get("fpn_channels", 256)}
         self.arguments |= self.body
+        self.detector_arguments = known
         torch.manual_seed(options.seed)
-        self.model = built(IAH, self.arguments | {"n_bits": 8, "n_classes": n_classes})
+        self.model = common.built(IAH, self.arguments | {"n_bits": 8, "n_classes": n_classes})
         if self.detector is not None:
             copy_weights(self.model, load_checkpoint(self.detector, RegionDH)[0])
         self.model.eval()
@@ -243,7 +235,7 @@ class Network:
         assert self.detector is not None
         model, checkpoint = load_checkpoint(self.detector, RegionDH)
         name, config = f"{checkpoint.name}-{checkpoint.model_hash}", self.training(1)
-        ((features, _),) = kept_features(
+        ((features, _),) = common.kept_features(
             folder, name, lambda: model, side.pictures, config, 1, note
         )
         return replace(side, features=features)
@@ -281,7 +273,7 @@ class IAHTables:
     def semantic(self) -> list[SemanticResult]:
         """Table II: every method at every length."""
         return [
-            self._scored(method, n_bits, self.trunk, "")
+            self._scored(method, n_bits, self.trunk)
             for method in _METHODS
             for n_bits in self.preset.bits
         ]
@@ -289,21 +281,9 @@ class IAHTables:
     def region_dh(self, database: _Side, queries: _Side) -> list[SemanticResult]:
         """Region-DH at every length, of what its heads read."""
         assert self.network.detector is not None
-        detector, checkpoint = load_checkpoint(self.network.detector, RegionDH)
-        results = []
-        for n_bits in self.preset.bits:
-            model, seconds = self._trained(
-                f"region-dh-{n_bits}",
-                RegionDH,
-                checkpoint.arguments | {"n_bits": n_bits} | HEAD_ARGUMENTS,
-                database,
-                start=detector,
-                config=self.network.training(self.network.epochs_per_length, ramped=True),
-            )
-            codes = [codes_of(side.mapped(model.hash_features)) for side in (queries, database)]
-            labels = (queries.labels, database.labels)
-            results.append(self._score(REGION_DH, n_bits, codes, labels, seconds))
-        return results
+        detector, _ = load_checkpoint(self.network.detector, RegionDH)
+        trunk = _Trunk(detector, 0.0, database, queries, database)
+        return [self._scored(REGION_DH, n_bits, trunk) for n_bits in self.preset.bits]
 
     def categories(self) -> list[CategoryResult]:
         """Fig. 8, and what of it the tables alone and the codes alone do."""
@@ -402,22 +382,11 @@ class IAHTables:
         return words
 
     def _scored(
-        self, method: str, n_bits: int, trunk: _Trunk, prefix: str, classes: Any = slice(None)
+        self, method: str, n_bits: int, trunk: _Trunk, prefix: str = "", classes: Any = slice(None)
     ) -> SemanticResult:
         """A method at one length, trained on the trunk's pictures; `classes` are the labels."""
         codes, seconds = self._codes(method, n_bits, trunk, prefix + method)
         labels = (side.labels[:, classes] for side in (trunk.queries, trunk.database))
-        return self._score(method, n_bits, codes, labels, seconds, prefix)
-
-    def _score(
-        self,
-        method: str,
-        n_bits: int,
-        codes: Sequence[Codes],
-        labels: Iterable[Labels],
-        seconds: float,
-        prefix: str = "",
-    ) -> SemanticResult:
         sides = zip(codes, labels, strict=True)
         result = score_semantic(method, n_bits, *sides, k=self.preset.k, seconds=seconds)
         self.note(f"{prefix}{method}, {n_bits} bits: MAP {result.mean('MAP'):.4f}")
@@ -434,21 +403,25 @@ class IAHTables:
             seconds = time.perf_counter() - began
             return [hasher.encode(side.pooled()) for side in sides], seconds
         kind: type[ImageHashModel] = IAH
-        arguments = self._iah(n_bits, self.preset.multi_label, category_weight=0.0)
-        start, shared_seconds, epochs = trunk.model, trunk.seconds, self.network.epochs_per_length
-        if method != OURS:
+        start, epochs = trunk.model, self.network.epochs_per_length
+        if method == OURS:
+            arguments = self._iah(n_bits, self.preset.multi_label, category_weight=0.0)
+        elif method == REGION_DH:
+            kind = RegionDH
+            arguments = self.network.detector_arguments | {"n_bits": n_bits} | HEAD_ARGUMENTS
+        else:
             kind, changes = _PEERS[method]
             arguments = self.network.body | {"n_bits": n_bits} | changes
-            start, shared_seconds = self.network.model, 0.0
-            epochs = self.network.options.head_epochs
+            start, epochs = self.network.model, self.network.options.head_epochs
         model, seconds = self._trained(
             f"{folder}-{n_bits}",
             kind,
             arguments,
             trunk.training,
             start=start,
-            config=self.network.training(epochs),
+            config=self.network.training(epochs, ramped=kind is RegionDH),
         )
+        shared_seconds = 0.0 if method in _PEERS else trunk.seconds
         codes = [codes_of(side.mapped(model.hash_features)) for side in sides]
         return codes, shared_seconds + seconds
 
@@ -488,7 +461,9 @@ class IAHTables:
         features = {key: side.features[key] for key in wanted if key in side.features}
         cache = [(features, torch.from_numpy(side.labels).float())]
         path = self.folder / folder.lower().replace(",", "").replace(" ", "-")
-        return trained(kind, arguments, side.pictures, path, config, start=start, cache=cache)
+        return common.trained(
+            kind, arguments, side.pictures, path, config, start=start, cache=cache
+        )
 
 
 def _after_convolution(model: IAH, side: _Side) -> _Side:
@@ -533,7 +508,7 @@ def _facts(name: str, network: Network, database: _Side, queries: _Side) -> list
     sides = database.pictures, queries.pictures
     return [
         f"Command: `{command}`",
-        *facts_of_sides(*sides, queries.labels, database.labels),
+        *common.facts_of_sides(*sides, queries.labels, database.labels),
         "Ties: exact expectation over random orders. MAP and WMAP over the whole ranking, divided "
         "by all relevant pictures (IAH, eqs. 12 and 13).",
         source,
@@ -544,5 +519,5 @@ def _facts(name: str, network: Network, database: _Side, queries: _Side) -> list
         "16 features per bit instead of 50. Classical methods read averages over the last map, of "
         "unit length. Times are of the layers behind what is computed once, on a machine with "
         "other work.",
-        *facts_of_run(),
+        *common.facts_of_run(),
     ]

@@ -25,17 +25,8 @@ from torch import Tensor
 from regionhash.data.image_set import ImageSet
 from regionhash.evaluation import paper_figures
 from regionhash.evaluation.code_files import detections_of_file
-from regionhash.experiments.common import (
-    Note,
-    built,
-    facts_of_run,
-    facts_of_sides,
-    kept_features,
-    name_of,
-    open_sides,
-    trained,
-    training_seconds,
-)
+from regionhash.experiments import common
+from regionhash.experiments.common import Note
 from regionhash.experiments.region_dh import PRESETS, RegionDHOptions, RegionDHPreset
 from regionhash.experiments.region_dh_report import (
     RegionDHReport,
@@ -162,7 +153,7 @@ class RegionDHMethods:
     def __init__(
         self, preset: RegionDHPreset, root: Path, out: Path, options: RegionDHOptions, note: Note
     ) -> None:
-        self.sides = open_sides([preset.database], preset.queries, preset.layout, root)
+        self.sides = common.open_sides([preset.database], preset.queries, preset.layout, root)
         self.labels = self.sides.queries.labels(), self.sides.database.labels()
         self.database_spec = preset.database.format(root=root)
         self.preset, self.out, self.options, self.note = preset, out, options, note
@@ -181,7 +172,7 @@ class RegionDHMethods:
         self.ablations.append(self._result(variant, trunk, _ABLATION_BITS, 0))
 
     def _result(self, variant: _Variant, trunk: _Trunk, n_bits: int, seed: int) -> Result:
-        model, seconds = trained(
+        model, seconds = common.trained(
             variant.kind,
             self._head_arguments(variant.kind, n_bits) | dict(variant.arguments),
             self.sides.database,
@@ -216,7 +207,7 @@ class RegionDHMethods:
         """The backbone as the whole-image methods read it: pretrained, or as `start` has it."""
         arguments = self._head_arguments(Control, _TRUNK_BITS)
         n_classes = len(self.sides.database.classes)
-        model = built(Control, arguments | {"n_classes": n_classes})
+        model = common.built(Control, arguments | {"n_classes": n_classes})
         if start is None:
             return self._features(model, f"pictures-{self.options.backbone}")
         detector, checkpoint = load_checkpoint(start, RegionDH)
@@ -226,14 +217,14 @@ class RegionDHMethods:
     def trained_trunk(self, kind: type[ImageHashModel], folder: str, stages: int) -> _Trunk:
         """What a network that is trained as a whole says of all pictures."""
         path = self.run_folder(folder)
-        self.note(f"training {name_of(kind)} in {path}")
+        self.note(f"training {common.name_of(kind)} in {path}")
         if kind is RegionDH:
             arguments, config = self._detector_arguments(), self._network_training()
         else:
             arguments = self._head_arguments(kind, _TRUNK_BITS)
             config = replace(self._network_training(), ramp_start=0.0, ramp_end=0.0)
         train_network(
-            name_of(kind),
+            common.name_of(kind),
             arguments | {"trained_stages": stages},
             self.sides.database,
             path,
@@ -244,12 +235,14 @@ class RegionDHMethods:
         )
         model, checkpoint = load_checkpoint(path, kind)
         trunk = self._features(model, f"{checkpoint.name}-{checkpoint.model_hash}")
-        return replace(trunk, seconds=training_seconds(checkpoint))
+        return replace(trunk, seconds=common.training_seconds(checkpoint))
 
     def _features(self, model: ImageHashModel, name: str) -> _Trunk:
         def kept(pictures: ImageSet, n_views: int) -> Cache:
             folder, config = self.out / "features", self._head_training(RegionDH, 0)
-            return kept_features(folder, name, lambda: model, pictures, config, n_views, self.note)
+            return common.kept_features(
+                folder, name, lambda: model, pictures, config, n_views, self.note
+            )
 
         database = kept(self.sides.database, self.options.views)
         return _Trunk(model, database, kept(self.sides.queries, 1))
@@ -340,14 +333,14 @@ class RegionDHMethods:
             f"{options.seeds} --detector-epochs {options.detector_epochs} --trained-stages "
             f"{options.trained_stages} --head-epochs {options.head_epochs} --processes "
             f"{options.processes}`",
-            *facts_of_sides(self.sides.database, self.sides.queries, *self.labels),
+            *common.facts_of_sides(self.sides.database, self.sides.queries, *self.labels),
             "Ties: exact expectation over random orders; denominator `retrieved`; "
             f"k = {self.preset.k}.",
             f"Backbone {options.backbone}, weights `{weights}`, short side {options.short} pixels; "
             f"seeds {', '.join(map(str, range(options.seeds)))}.",
             f"Detector: {options.detector_epochs} epochs, the last {options.trained_stages} of the "
             f"backbone's stages trained, checkpoint {detector.model_hash}.",
-            *facts_of_run(),
+            *common.facts_of_run(),
         ]
 
 
