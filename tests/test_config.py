@@ -1,7 +1,10 @@
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 
 from regionhash.training import TrainingConfig
-from regionhash.training.settings import training_settings
+from regionhash.training.settings import options_from, training_settings
 
 
 def test_nothing_given_leaves_all_to_the_defaults():
@@ -57,3 +60,43 @@ def test_wrong_assignments_and_files_are_named(tmp_path):
         training_settings("x")
     with pytest.raises(ValueError, match=r"^epochs must be at least 1, got 0$"):
         training_settings("ssdh", flags={"epochs": 0})
+
+
+@dataclass(frozen=True)
+class Settings:
+    rate: float = 0.5
+    seed: int = 0
+    start: Path | None = None
+    specs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rate > 1:
+            raise ValueError(f"rate must be at most 1, got {self.rate}")
+
+
+def test_a_dataclass_is_filled_by_assignments_and_flags():
+    assert options_from(Settings, []) == Settings()
+    given = ["rate=1", "seed=9000000000", "start=runs/a", 'specs=["folder:a", "folder:b"]']
+    expected = Settings(1.0, 9_000_000_000, Path("runs/a"), ("folder:a", "folder:b"))
+    assert options_from(Settings, given) == expected
+    flags = {"rate": 0.25, "seed": None, "specs": ["folder:c"]}
+    assert options_from(Settings, ["rate=1", "seed=3"], flags) == Settings(
+        0.25, 3, None, ("folder:c",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("short=3", "--set short: unknown; known are rate, seed, start, specs"),
+        ("rate", "--set rate: must be name=value"),
+        ("rate=x", "--set rate: must be float, got 'x'"),
+        ("rate=2", "--set rate: rate must be at most 1, got 2.0"),
+        ("start=3", "--set start: must be Path, got 3"),
+        ("specs=[3]", "--set specs: must be str, got 3"),
+    ],
+)
+def test_a_dataclass_refuses_what_it_does_not_have(given, message):
+    with pytest.raises(ValueError) as caught:
+        options_from(Settings, [given])
+    assert str(caught.value) == message

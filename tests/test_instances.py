@@ -7,7 +7,7 @@ from PIL import Image
 
 from regionhash.data.folder import read_folder
 from regionhash.data.images import ImageError
-from regionhash.data.instances import InstanceSearch, read_instances, with_distractors
+from regionhash.data.instances import BoxQuerySet, read_instances, with_distractors
 
 DATA = Path(os.environ.get("REGIONHASH_DATA", Path(__file__).parents[2] / "shared/data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no photographs in {DATA}")
@@ -82,9 +82,9 @@ def test_distractors_of_one_name_and_one_id_are_refused(table, tmp_path):
 def test_a_query_whose_picture_is_missing_is_refused(table):
     search = read_instances(table)
     with pytest.raises(ValueError, match=r"the picture a\.png of query cup 1 of a\.png is missing"):
-        InstanceSearch("x", search.database.subset([1, 2]), search.queries)
+        BoxQuerySet("x", search.database.subset([1, 2]), search.queries)
     with pytest.raises(ValueError, match="x: there is nothing to search for"):
-        InstanceSearch("x", search.database, ())
+        BoxQuerySet("x", search.database, ())
 
 
 @pytest.mark.data

@@ -1,5 +1,6 @@
 """Arguments of builders against their signatures."""
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -44,3 +45,14 @@ def test_another_value_is_refused_with_the_right_type(name, value, message):
     with pytest.raises(ValueError) as caught:
         checked(name, value, types_of(build)[name])
     assert str(caught.value).startswith(message)
+
+
+def test_paths_and_tuples_are_made_of_what_a_setting_can_hold():
+    assert checked("folder", "runs/a", Path | None) == Path("runs/a")
+    assert checked("folder", Path("a"), Path | None) == Path("a")
+    assert checked("folder", None, Path | None) is None
+    assert checked("names", ["a", "b"], tuple[str, ...]) == ("a", "b")
+    assert checked("names", "a", tuple[str, ...]) == ("a",)
+    for value, hint in ((3, Path | None), ("", Path | None), ("a\0", Path), ([3], tuple[str, ...])):
+        with pytest.raises(ValueError, match="must be "):
+            checked("given", value, hint)

@@ -1,27 +1,42 @@
-"""The command that repeats a paper's experiment."""
+"""`regionhash reproduce`: the papers' experiments."""
 # ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-_PAPERS = ("region-dh", "iah", "drh", "dmih")  # whose presets some options are for
+from regionhash.experiments import EXPERIMENTS, find_experiment, preset_names
+
+_OF_ALL = ("preset", "data", "out", "assignments")  # parameters that are no settings
+_FLAGS = ("backbone", "weights", "short", "detector")  # settings with a visible flag
+
+
+def _settings() -> str:
+    """What --set takes besides the visible flags, with the defaults, by experiment."""
+    return "; ".join(
+        f"{paper}: "
+        + ", ".join(
+            field.name if field.default == () else f"{field.name}={field.default}".lower()
+            for field in fields(experiment.Options)
+            if field.name not in _FLAGS
+        )
+        for paper, experiment in EXPERIMENTS.items()
+    )
+
+
+def _same_as(name: str) -> Any:
+    """A flag of earlier versions."""
+    return typer.Option(hidden=True, help=f"The same as --set {name}=VALUE.")
 
 
 def reproduce(
     context: typer.Context,
     preset: Annotated[
-        str,
-        typer.Argument(
-            metavar="PRESET",
-            help="region-dh/voc2007, region-dh/voc2012, iah/voc2007, iah/voc2012, "
-            "iah/voc2012-split, iah/mirflickr25k, drh/oxford5k, drh/oxford105k, drh/paris6k, "
-            "drh/paris106k, drh/instances, dmih/sival, dmih/voc2007, dmih/voc2007-multi, "
-            "dmih/voc2012-multi or dmih/ilsvrc2013det.",
-        ),
+        str, typer.Argument(metavar="PRESET", help=f"One of {', '.join(preset_names())}.")
     ],
     data: Annotated[
         Path,
@@ -32,129 +47,76 @@ def reproduce(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the report and all that leads to it.")
     ] = Path("runs/reproduce"),
-    backbone: Annotated[str, typer.Option(help="See `regionhash models`.")] = "mobilenet_v2_fpn",
-    weights: Annotated[
-        str, typer.Option(metavar="default|none|FILE", help="Of the backbone, see `train`.")
-    ] = "default",
-    short: Annotated[int, typer.Option(help="Short side of the network's input, in pixels.")] = 384,
-    seeds: Annotated[int, typer.Option(help="region-dh: how often each hash is trained.")] = 2,
-    detector_epochs: Annotated[
-        int, typer.Option(help="region-dh: passes of the detector's training.")
-    ] = 6,
-    trained_stages: Annotated[
-        int, typer.Option(help="region-dh: stages of the backbone that the detector trains.")
-    ] = 1,
-    head_epochs: Annotated[
-        int,
-        typer.Option(
-            help="region-dh, iah: passes of each hash's training. Region-DH takes half of it; in "
-            "iah, Region-DH and the layers that IAH has for each length take a third."
-        ),
-    ] = 16,
-    processes: Annotated[
-        int,
-        typer.Option(help="region-dh: processes that train the detector; one per core on a CPU."),
-    ] = 1,
-    ablations: Annotated[
-        bool, typer.Option(help="region-dh: also run the variants of Region-DH.")
-    ] = True,
-    distractors: Annotated[
+    assignments: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="DATA",
-            help="drh: more pictures for the database, in a form that `regionhash datasets` lists; "
-            "may be repeated.",
+            "--set",
+            metavar="NAME=VALUE",
+            help=f"A setting of the preset's experiment; may be repeated. {_settings()}.",
         ),
     ] = None,
-    rpn: Annotated[
-        Path | None,
+    backbone: Annotated[
+        str | None, typer.Option(help="See `regionhash models`.  [default: mobilenet_v2_fpn]")
+    ] = None,
+    weights: Annotated[
+        str | None,
         typer.Option(
-            metavar="CHECKPOINT",
-            help="drh, iah: folder of a Region-DH model. Its proposals are IAH's, in place of "
-            "selective search, and its backbone that of IAH and its peers; Table 2 of DRH has its "
-            "proposals, too.",
+            metavar="default|none|FILE",
+            help="Weights of the backbone, see `train`.  [default: default]",
         ),
     ] = None,
-    unseen: Annotated[
-        bool, typer.Option(help="iah: also search for classes that training left out.")
-    ] = True,
+    short: Annotated[
+        int | None,
+        typer.Option(help="Short side of the network's input, in pixels.  [default: 384]"),
+    ] = None,
     detector: Annotated[
         Path | None,
         typer.Option(
             metavar="CHECKPOINT",
-            help="dmih: folder of a Region-DH model whose codes of regions are a further row.",
+            help="Folder of a Region-DH model. iah: takes its proposals in place of selective "
+            "search, and its backbone; drh: adds its proposals to Table 2; dmih: adds its codes "
+            "of regions as a row.",
         ),
     ] = None,
-    sift: Annotated[
-        bool, typer.Option(help="dmih: also run PmH on SIFT words, which needs OpenCV.")
-    ] = True,
+    rpn: Annotated[Path | None, _same_as("detector")] = None,
+    proposals: Annotated[Path | None, _same_as("detector")] = None,
+    seeds: Annotated[int | None, _same_as("seeds")] = None,
+    detector_epochs: Annotated[int | None, _same_as("detector_epochs")] = None,
+    trained_stages: Annotated[int | None, _same_as("trained_stages")] = None,
+    head_epochs: Annotated[int | None, _same_as("head_epochs")] = None,
+    processes: Annotated[int | None, _same_as("processes")] = None,
+    ablations: Annotated[bool | None, _same_as("ablations")] = None,
+    distractors: Annotated[list[str] | None, _same_as("distractors")] = None,
+    unseen: Annotated[bool | None, _same_as("unseen")] = None,
+    sift: Annotated[bool | None, _same_as("sift")] = None,
 ) -> None:
-    """Repeat a paper's experiment and write a report.
+    """Run a paper's experiment and compare with its figures.
 
     Trains every method at every length, ranks the database for the queries, and writes report.md,
-    results.csv and plots. What was done before in the same folder is not done again: the runs of
-    region-dh and iah, the features of drh. Options that begin with the names of papers are for
-    their presets alone.
+    results.csv and plots. Run it again to resume: features and trainings in the same folder are
+    not made twice. Flags override --set.
 
     \b
     Examples:
-      regionhash reproduce region-dh/voc2012 --data VOCdevkit -o runs/voc2012 --processes 2
-      regionhash reproduce iah/voc2012-split --rpn runs/voc2012/runs/detector -o runs/iah
-      regionhash reproduce drh/instances --data flat --distractors folder:photos -o runs/flat
+      regionhash reproduce region-dh/voc2012 --data VOCdevkit -o runs/voc2012 --set processes=2
+      regionhash reproduce iah/voc2012-split --detector runs/voc2012/runs/detector -o runs/iah
+      regionhash reproduce drh/instances --data flat --set distractors=folder:photos -o runs/flat
     """
-    from regionhash.experiments.presets import (
-        INSTANCE_PRESETS,
-        MULTI_LABEL_PRESETS,
-        OBJECT_PRESETS,
-    )
+    experiment = find_experiment(preset)
+    known = {field.name for field in fields(experiment.Options)}
+    flags: dict[str, Any] = {}
+    for flag, value in context.params.items():
+        if flag in _OF_ALL or value in (None, (), []):
+            continue
+        name = "detector" if flag in ("rpn", "proposals") else flag
+        if name not in known:
+            raise ValueError(f"--{flag.replace('_', '-')} is of no use for {preset}")
+        if name in flags:
+            raise ValueError("--detector, --rpn and --proposals are one option: give one of them")
+        flags[name] = value
 
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
+    from regionhash.training.settings import options_from
 
-    _refuse_options_of_others(context, preset)
-    if preset in OBJECT_PRESETS:
-        from regionhash.experiments.dmih import ObjectOptions, reproduce_objects
-
-        wanted = ObjectOptions(backbone, weights, short, detector=detector, sift=sift)
-        typer.echo(f"wrote {reproduce_objects(preset, data, out, wanted, say)}")
-        return
-    if preset in INSTANCE_PRESETS:
-        from regionhash.experiments.drh import InstanceOptions, reproduce_instances
-
-        asked = InstanceOptions(backbone, weights, short, tuple(distractors or ()), rpn)
-        report = reproduce_instances(preset, data, out, asked, say)
-        typer.echo(f"wrote {report}")
-        return
-    if preset in MULTI_LABEL_PRESETS:
-        from regionhash.experiments.iah import MultiLabelOptions, reproduce_multi_label
-
-        chosen = MultiLabelOptions(backbone, weights, short, rpn, epochs=head_epochs, unseen=unseen)
-        report = reproduce_multi_label(preset, data, out, chosen, say)
-        typer.echo(f"wrote {report}")
-        return
-    from regionhash.experiments.region_dh import Options
-    from regionhash.experiments.region_dh import reproduce as run
-
-    options = Options(
-        backbone=backbone,
-        weights=weights,
-        short=short,
-        seeds=tuple(range(seeds)),
-        detector_epochs=detector_epochs,
-        trained_stages=trained_stages,
-        head_epochs=head_epochs,
-        processes=processes,
-        ablations=ablations,
-    )
-    report = run(preset, data, out, options, say)
-    typer.echo(f"wrote {report}")
-
-
-def _refuse_options_of_others(context: typer.Context, preset: str) -> None:
-    """Raises ValueError if an option was given whose help says that it is of other papers."""
-    for option in context.command.params:
-        given = context.get_parameter_source(option.name or "")
-        of = set((getattr(option, "help", None) or "").partition(":")[0].split(", "))
-        of_others = of <= set(_PAPERS) and preset.partition("/")[0] not in of
-        if of_others and given is not None and given.name == "COMMANDLINE":
-            raise ValueError(f"{option.opts[0]} is of no use for {preset}")
+    options = options_from(experiment.Options, assignments or (), flags)
+    page = experiment.run(preset, data, out, options, lambda line: typer.echo(line, err=True))
+    typer.echo(f"wrote {page}")

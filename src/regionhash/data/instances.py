@@ -34,8 +34,8 @@ class InstanceQuery:
 
 
 @dataclass(frozen=True, eq=False)
-class InstanceSearch:
-    """A database and what is searched for in it.
+class BoxQuerySet:
+    """A database and the boxes that are searched for in it.
 
     Positives that the database lacks count as never found.
 
@@ -60,11 +60,11 @@ class InstanceSearch:
                 )
 
 
-def read_instances(path: str | Path, *, images_dir: str | Path | None = None) -> InstanceSearch:
-    """Instance search over the pictures of a table of boxes (see `read_csv`).
+def read_instances(path: str | Path, *, images_dir: str | Path | None = None) -> BoxQuerySet:
+    """Queries and database from a table of boxes (see `read_csv`).
 
     The queries are the boxes whose label occurs in at least one other picture. Positive are the
-    other pictures with that label, junk is the query's own one.
+    other pictures with that label, junk is the picture of the query.
 
     Raises:
         ValueError: see `read_csv`; or no label of a box occurs in two pictures.
@@ -90,18 +90,18 @@ def read_instances(path: str | Path, *, images_dir: str | Path | None = None) ->
     ]
     if not queries:
         raise ValueError(f"{path}: no label of a box occurs in two pictures")
-    return InstanceSearch(image_set.name, image_set, tuple(queries))
+    return BoxQuerySet(image_set.name, image_set, tuple(queries))
 
 
-def with_distractors(search: InstanceSearch, distractors: Sequence[ImageSet]) -> InstanceSearch:
-    """The same search among more pictures, none of which shows what is searched for.
+def with_distractors(query_set: BoxQuerySet, distractors: Sequence[ImageSet]) -> BoxQuerySet:
+    """The same queries in a database of more pictures, none of which shows what they search for.
 
     Their ids get the name of their set in front.
 
     Raises:
         ValueError: two sets of distractors have the same name and an id in common.
     """
-    database = search.database
+    database = query_set.database
     ids = [*database.ids]
     for image_set in distractors:
         ids += [f"{image_set.name}/{image_id}" for image_id in image_set.ids]
@@ -112,4 +112,4 @@ def with_distractors(search: InstanceSearch, distractors: Sequence[ImageSet]) ->
         images=joined_images([database.images, *(image_set.images for image_set in distractors)]),
         targets=database.targets + (Target.empty(),) * (len(ids) - len(database)),
     )
-    return replace(search, database=joined)
+    return replace(query_set, database=joined)

@@ -14,12 +14,12 @@ from regionhash.structures import Floats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class QueryObject:
-    """One object that is searched for.
+class QueryBox:
+    """One object to search for.
 
     Attributes:
-        row: its picture's, in the set of the queries.
-        box: (4,) float32, xyxy in pixels of the picture; None where the whole picture is asked.
+        row: of its picture in the set of the queries.
+        box: (4,) float32, xyxy in pixels of the picture; None asks with the whole picture.
     """
 
     row: int
@@ -36,7 +36,7 @@ class ObjectQuery:
     """
 
     labels: tuple[int, ...]
-    objects: tuple[QueryObject, ...]
+    objects: tuple[QueryBox, ...]
 
 
 def draw_queries(
@@ -56,28 +56,28 @@ def draw_queries(
         seed: of the draw; the same for the same combination, whatever others are drawn.
 
     Returns:
-        n queries; none where a class has no picture.
+        n queries; none if a class has no picture.
     """
     rng = np.random.default_rng([seed, *labels])
     table = image_set.labels().astype(bool)  # (N, C)
     if marked:
         rows_of = {label: _with_box(image_set, label) for label in labels}
     else:
-        within = ~np.delete(table, labels, axis=1).any(axis=1)
-        rows_of = {label: np.flatnonzero(table[:, label] & within) for label in labels}
+        nothing_else = ~np.delete(table, labels, axis=1).any(axis=1)
+        rows_of = {label: np.flatnonzero(table[:, label] & nothing_else) for label in labels}
     if not all(len(rows) for rows in rows_of.values()):
         return []
     if len(labels) == 1:
         drawn = rng.permutation(rows_of[labels[0]])[:n]
-        return [ObjectQuery(labels, (_object(image_set, r, labels[0], marked),)) for r in drawn]
+        return [ObjectQuery(labels, (_query_box(image_set, r, labels[0], marked),)) for r in drawn]
     queries = []
     for _ in range(n):
-        objects: list[QueryObject] = []
+        objects: list[QueryBox] = []
         shown: set[int] = set()
         for label in rng.permutation(labels).tolist():
             if marked or label not in shown:
                 row = int(rng.choice(rows_of[label]))
-                objects.append(_object(image_set, row, label, marked))
+                objects.append(_query_box(image_set, row, label, marked))
                 shown |= set(np.flatnonzero(table[row]).tolist())
         queries.append(ObjectQuery(labels, tuple(objects)))
     return queries
@@ -95,12 +95,12 @@ def frequent_combinations(
     """
     counts: dict[tuple[int, ...], int] = {}
     for row in database_labels:
-        own = np.flatnonzero(row).tolist()
+        labels = np.flatnonzero(row).tolist()
         for size in sizes:
-            for combination in combinations(own, size):
+            for combination in combinations(labels, size):
                 counts[combination] = counts.get(combination, 0) + 1
-    frequent = [(own, n) for own, n in counts.items() if n >= least]
-    return [own for own, _ in sorted(frequent, key=lambda item: (len(item[0]), -item[1], item[0]))]
+    frequent = [combination for combination, n in counts.items() if n >= least]
+    return sorted(frequent, key=lambda labels: (len(labels), -counts[labels], labels))
 
 
 def hold_out(image_set: ImageSet, per_class: int, *, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -129,11 +129,11 @@ def _with_box(image_set: ImageSet, label: int) -> NDArray[np.intp]:
     )
 
 
-def _object(image_set: ImageSet, row: int, label: int, marked: bool) -> QueryObject:
+def _query_box(image_set: ImageSet, row: int, label: int, marked: bool) -> QueryBox:
     """The picture, or the largest object of the class in it."""
     if not marked:
-        return QueryObject(int(row), None)
+        return QueryBox(int(row), None)
     target = image_set.targets[row]
     boxes = target.boxes[(target.labels == label) & ~target.difficult]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return QueryObject(int(row), boxes[int(areas.argmax())])
+    return QueryBox(int(row), boxes[int(areas.argmax())])

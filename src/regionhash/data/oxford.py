@@ -12,7 +12,7 @@ from pathlib import Path
 
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, find_images
-from regionhash.data.instances import Box, InstanceQuery, InstanceSearch
+from regionhash.data.instances import Box, BoxQuerySet, InstanceQuery
 from regionhash.files.text import one_line, read_text, shown
 from regionhash.structures import Target
 
@@ -22,7 +22,7 @@ _QUERY = "_query.txt"
 _PREFIX = "oxc1_"  # stands before the pictures' names in Oxford's query files, and nowhere else
 
 
-def read_oxford(root: str | Path) -> InstanceSearch:
+def read_oxford(root: str | Path) -> BoxQuerySet:
     """The pictures below a folder, and the queries of the ground-truth files below it.
 
     Ids are the names of the pictures without folder and ending, as in the ground truth: all
@@ -61,7 +61,7 @@ def read_oxford(root: str | Path) -> InstanceSearch:
         if query.image_id not in known:
             picture = one_line(query.image_id)
             raise ValueError(f"{path}: the picture {picture} of query {query.name} is missing")
-    missing = {own for query in queries for own in query.positives} - known
+    missing = {image_id for query in queries for image_id in query.positives} - known
     if missing:
         logger.warning(
             "%s: %d positive pictures have no file, such as %s; they count as never found",
@@ -69,7 +69,7 @@ def read_oxford(root: str | Path) -> InstanceSearch:
             len(missing),
             min(missing),
         )
-    return InstanceSearch(database.name, database, queries)
+    return BoxQuerySet(database.name, database, queries)
 
 
 def _layout() -> str:

@@ -28,6 +28,7 @@ from regionhash.data.inputs import Pictures, Source, open_inputs
 from regionhash.evaluation import SharedLabels, evaluate_ranking, per_query
 from regionhash.evaluation.code_files import LabelledCodes, labelled_codes
 from regionhash.files.atomic import replacing
+from regionhash.models import HashModel
 from regionhash.models.checkpoints import Checkpoint, load_checkpoint
 from regionhash.models.encoding import code_file_writer, encode_images, pick_device
 from regionhash.search.answer import write_answer
@@ -46,7 +47,7 @@ DATABASE_SCENES = "digits:train:{n}:1"
 QUERY_SCENES = "digits:test:{n}:2"
 
 K = 1000
-"""Where the rankings are cut."""
+"""The cut of the rankings."""
 
 SHOWN = 10
 """Results on a contact sheet."""
@@ -54,7 +55,7 @@ SHOWN = 10
 MEASURES = ("map", "acg")
 
 Measures = dict[str, float]
-"""Of a ranking, by the names of `MEASURES`."""
+"""Values of a ranking, by the names of `MEASURES`."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ METHODS = {
         start="region-dh",
     ),
 }
-"""By the model's name in `MODELS`; a method stands behind the one that it starts from.
+"""By the model's name in `MODELS`; a method follows the one that it starts from.
 
 The digits have no pretrained backbone, and from nothing SSDH, tried on 900 scenes for 14 epochs,
 had not learned anything. So the methods without boxes take over Region-DH's trained backbone.
@@ -127,7 +128,7 @@ had not learned anything. So the methods without boxes take over Region-DH's tra
 def train_models(folder: Path, *, console: Console) -> None:
     """Trains the models of all methods into subfolders of `folder`.
 
-    A training that was interrupted goes on from its last whole epoch.
+    A training that was interrupted resumes after its last whole epoch.
 
     Raises:
         ValueError: `folder` holds trainings with other settings.
@@ -137,7 +138,7 @@ def train_models(folder: Path, *, console: Console) -> None:
         start = load_checkpoint(folder / method.start)[0] if method.start else None
         with _progress(f"training {method.title}", console) as show:
 
-            def tell(report: EpochReport, method: Method = method) -> None:
+            def note(report: EpochReport, method: Method = method) -> None:
                 terms = "  ".join(f"{term} {value:.3g}" for term, value in report.terms.items())
                 epoch = f"epoch {report.epoch + 1}/{method.training.epochs}"
                 console.print(f"{method.title}, {epoch}: {terms}", highlight=False)
@@ -150,7 +151,7 @@ def train_models(folder: Path, *, console: Console) -> None:
                 method.training,
                 start=start,
                 on_step=show,
-                on_epoch=tell,
+                on_epoch=note,
             )
 
 
@@ -167,11 +168,11 @@ def run_demo(
     Leaves in `folder` the code files, a query picture, and a contact sheet of each search.
 
     Args:
-        folder: made where it is missing; files of an earlier demonstration are replaced.
-        train: trains the models anew, in `folder`, instead of taking those of the package.
+        folder: made if it is missing; files of an earlier demonstration are replaced.
+        train: trains the models in `folder` instead of taking those of the package.
         n_database: scenes to search.
         n_queries: scenes to measure the methods with.
-        console: where it tells of all this.
+        console: where all this is printed.
 
     Returns:
         MAP@1000 and ACG@1000 of each method, tie-aware, by its name in `MODELS`.
@@ -194,9 +195,9 @@ def run_demo(
     results: dict[str, Measures] = {}
     for name, method in METHODS.items():
         files = {}
-        for part, own in scenes.items():
+        for part, drawn in scenes.items():
             with _progress(f"{method.title}: {part}", console) as show:
-                files[part] = _encode(models / name, own, folder / f"{name}-{part}.h5", show)
+                files[part] = _encode(models / name, drawn, folder / f"{name}-{part}.h5", show)
         codes = labelled_codes(files["queries"], files["database"])
         measures = evaluate_ranking(*codes, k=K)
         results[name] = {measure: measures[measure] for measure in MEASURES}
@@ -211,12 +212,12 @@ def run_demo(
     with replacing(query) as new:
         PILImage.fromarray(example.image).save(new, "PNG")
     _write_sheets(models / "region-dh", CodeSet.open(database), example, console)
-    _tell_next(query, database, example, console)
+    _print_next_steps(query, database, example, console)
     return results
 
 
 def make_collection(folder: Path) -> Path:
-    """The collection of the scenes that `run_demo` has left in `folder`, made anew."""
+    """A collection of the scenes that `run_demo` has left in `folder`; replaces an earlier one."""
     path = folder / "scenes.collection"
     shutil.rmtree(path, ignore_errors=True)
     Collection.of_code_file(path, folder / "region-dh-database.h5").close()
@@ -249,8 +250,8 @@ def _encode(
     return CodeSet.open(path)
 
 
-def _load(checkpoint_folder: Path) -> tuple[Any, Checkpoint]:
-    """A model, on the GPU where there is one, and what is known of it."""
+def _load(checkpoint_folder: Path) -> tuple[HashModel, Checkpoint]:
+    """A model, on the GPU if there is one, and what is known of it."""
     model, checkpoint = load_checkpoint(checkpoint_folder)
     return model.to(pick_device("auto")), checkpoint
 
@@ -317,7 +318,7 @@ def _write_sheets(
         console.print(f"{path}: {title}", soft_wrap=True, highlight=False)
 
 
-def _tell_next(query: Path, database: Path, example: _Example, console: Console) -> None:
+def _print_next_steps(query: Path, database: Path, example: _Example, console: Console) -> None:
     """Commands that search the demonstration's scenes, and one's own pictures."""
     box = ",".join(f"{edge:.0f}" for edge in example.boxes[0])
     codes, picture, sheet = (
@@ -341,7 +342,7 @@ Your own pictures, labelled with boxes (regionhash datasets lists the layouts):
 
 @contextmanager
 def _progress(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar, where the console is a terminal: called with what is done and what is to be done."""
+    """A bar, if the console is a terminal: called with what is done and what is to be done."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal

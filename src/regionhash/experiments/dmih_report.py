@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,11 @@ from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
 from regionhash.data.object_queries import ObjectQuery
-from regionhash.evaluation.bootstrap import paired_bootstrap
 from regionhash.evaluation.levels import Values
 from regionhash.evaluation.metrics import ContainedLabels, RankingCurves, per_query, ranking_curves
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_at_k
-from regionhash.experiments.region_dh_report import markdown_table
-from regionhash.files.atomic import replacing, write_text
+from regionhash.experiments.common import bootstrap_cells, markdown_table, write_csv, write_page
 from regionhash.structures import Ints
 
 Kind = Literal["single", "combined"]
@@ -56,7 +53,7 @@ class ObjectResult:
 
     def of(self, labels: tuple[int, ...]) -> float:
         """MAP of the queries of a combination."""
-        return float(self.map[[own == labels for own in self.labels]].mean())
+        return float(self.map[[query == labels for query in self.labels]].mean())
 
 
 @dataclass(frozen=True)
@@ -85,12 +82,11 @@ class QueryTime:
 
 
 @dataclass
-class ObjectReport:
+class DMIHReport:
     """What a report says.
 
     Attributes:
-        title: of the page.
-        facts: what was run on what, in order: a line each.
+        title, facts: of the page: its heading, and what was run on what, a line each.
         results: of all methods, lengths and kinds.
         cuts: k of P@k.
         classes: names of the classes.
@@ -115,15 +111,16 @@ class ObjectReport:
         return [result for result in self.results if result.kind == kind]
 
     def name(self, labels: tuple[int, ...]) -> str:
-        """Of a combination: "horse + person"."""
+        """The name of a combination: "horse + person"."""
         return " + ".join(self.classes[label] for label in labels)
 
     def paper(self, labels: tuple[int, ...], method: str) -> str:
         """The published MAP of a combination, or a dash."""
-        wanted = {_PAPER_CLASSES.get(self.classes[own], self.classes[own]) for own in labels}
+        names = [self.classes[label] for label in labels]
+        wanted = {_PAPER_CLASSES.get(name, name) for name in names}
         for figure in self.published:
-            _, sign, names = figure.metric.removesuffix(")").partition("MAP (")
-            if sign and figure.method == method and set(names.split(" + ")) == wanted:
+            _, sign, shown = figure.metric.removesuffix(")").partition("MAP (")
+            if sign and figure.method == method and set(shown.split(" + ")) == wanted:
                 return f"{figure.value:.3f}"
         return "-"
 
@@ -138,18 +135,7 @@ def score_objects(
     cuts: Sequence[int],
     seconds: float,
 ) -> ObjectResult:
-    """The result of a ranking.
-
-    Args:
-        kind: as in `ObjectResult`.
-        method: as well.
-        n_bits: as well.
-        distances: (Q, N), integers.
-        queries: Q.
-        database_labels: (N, C), 0 or 1.
-        cuts: k of P@k.
-        seconds: of training.
-    """
+    """The result of a ranking by integer distances (Q, N), for labels (N, C) of the database."""
     wanted = np.zeros((len(queries), database_labels.shape[1]), np.uint8)
     for row, query in zip(wanted, queries, strict=True):
         row[list(query.labels)] = 1
@@ -168,12 +154,11 @@ def score_objects(
     )
 
 
-def write_object_report(folder: Path, report: ObjectReport) -> Path:
+def write_report(folder: Path, report: DMIHReport) -> Path:
     """Writes report.md, results.csv and a plot of P@k per kind into `folder`; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(folder / "results.csv", report)
-    parts = [f"# {report.title}", "", *(f"- {fact}" for fact in report.facts), ""]
-    parts += ["## Queries of one object", "", *_overview(report, "single")]
+    parts = ["## Queries of one object", "", *_overview(report, "single")]
     parts += ["", "![P@k](precision-single.png)", ""]
     if report.of("combined"):
         parts += ["## Queries of several objects", "", *_overview(report, "combined"), ""]
@@ -187,13 +172,11 @@ def write_object_report(folder: Path, report: ObjectReport) -> Path:
         parts += ["## Where the objects are", "", *_localisation(report), ""]
     if report.times:
         parts += ["## Time of a query", "", *_times(report), ""]
-    page = folder / "report.md"
-    write_text(page, "\n".join(parts))
-    return page
+    return write_page(folder, report.title, report.facts, parts)
 
 
-def _longest(report: ObjectReport, kind: Kind) -> list[ObjectResult]:
-    """Of each method the result with the longest code."""
+def _longest(report: DMIHReport, kind: Kind) -> list[ObjectResult]:
+    """The result with the longest code of each method."""
     best: dict[str, ObjectResult] = {}
     for result in report.of(kind):
         other = best.get(result.method)
@@ -202,23 +185,21 @@ def _longest(report: ObjectReport, kind: Kind) -> list[ObjectResult]:
     return list(best.values())
 
 
-def _overview(report: ObjectReport, kind: Kind) -> list[str]:
+def _overview(report: DMIHReport, kind: Kind) -> list[str]:
     """MAP and P@k of all methods, and what DMIH is ahead of each of one length."""
     ours = {r.n_bits: r for r in report.of(kind) if r.method == _OURS}
-    longest = ours[max(own for own in ours if own is not None)]
+    longest = ours[max(n_bits for n_bits in ours if n_bits is not None)]
     header = ["method", "bits", "MAP", *(f"P@{k}" for k in report.cuts)]
     rows = []
     for result in report.of(kind):
         row = [result.method, str(result.n_bits or "floats"), f"{result.map.mean():.4f}"]
         row += [f"{result.precision[k].mean():.4f}" for k in report.cuts]
-        own = ours.get(result.n_bits, longest)
-        if own is result:
+        dmih = ours.get(result.n_bits, longest)
+        if dmih is result:
             rows.append([*row, *"---"])
             continue
-        gap = paired_bootstrap(own.map, result.map)
-        interval = f"[{gap.low:+.4f}, {gap.high:+.4f}]"
-        row += [f"{gap.mean_difference:+.4f} {interval}", f"{gap.p_value:.4f}"]
-        rows.append([*row, _t_test(own.map, result.map)])
+        difference, interval, p = bootstrap_cells(dmih.map, result.map)
+        rows.append([*row, f"{difference} {interval}", p, _t_test(dmih.map, result.map)])
     words = (
         f"{len(longest.map)} queries. Differences in MAP to DMIH of the same length (to the "
         "longest one where there is none) with 95 % intervals, paired bootstrap over queries, "
@@ -228,13 +209,13 @@ def _overview(report: ObjectReport, kind: Kind) -> list[str]:
 
 
 def _t_test(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> str:
-    """Two-sided p of the paired t-test of (Q,) and (Q,); a dash where they do not differ at all."""
+    """Two-sided p of the paired t-test of (Q,) and (Q,); a dash if they do not differ at all."""
     with np.errstate(invalid="ignore", divide="ignore"):
         p = float(ttest_rel(a, b).pvalue) if len(a) > 1 else np.nan
     return "-" if np.isnan(p) else f"{p:.4f}" if p >= 1e-4 else "< 0.0001"
 
 
-def _combinations(report: ObjectReport) -> list[str]:
+def _combinations(report: DMIHReport) -> list[str]:
     results = _longest(report, "combined")
     measured = set(results[0].labels)
     header = ["objects", "relevant", *(r.method for r in results)]
@@ -254,7 +235,7 @@ def _combinations(report: ObjectReport) -> list[str]:
     return [words, "", *markdown_table(header, rows)]
 
 
-def _sizes(report: ObjectReport) -> list[str]:
+def _sizes(report: DMIHReport) -> list[str]:
     """MAP against the number of objects, beside what chance gives, which falls with it."""
     results = [*_longest(report, "single"), *_longest(report, "combined")]
     methods = list(dict.fromkeys(r.method for r in results))
@@ -263,18 +244,20 @@ def _sizes(report: ObjectReport) -> list[str]:
         row = [str(n)]
         for method in methods:
             for r in results:
-                own = np.array([len(labels) == n for labels in r.labels])
-                if r.method == method and own.any():
+                of_size = np.array([len(labels) == n for labels in r.labels])
+                if r.method == method and of_size.any():
                     if len(row) == 1:
-                        row.append(f"{r.chance[own].mean():.3f}")
-                    row.append(f"{r.map[own].mean():.3f}")
+                        row.append(f"{r.chance[of_size].mean():.3f}")
+                    row.append(f"{r.map[of_size].mean():.3f}")
         rows.append(row)
     return markdown_table(["objects", "chance", *methods], rows)
 
 
-def _localisation(report: ObjectReport) -> list[str]:
+def _localisation(report: DMIHReport) -> list[str]:
     header = ["proposals of", "CorLoc", "any proposal", "CorLoc, mean over classes", "any proposal"]
-    rows = [[own.method, *(f"{share:.3f}" for share in own.shares)] for own in report.localisation]
+    rows = [
+        [found.method, *(f"{share:.3f}" for share in found.shares)] for found in report.localisation
+    ]
     words = (
         f"Share of the {report.localisation[0].n_labels} labels of training pictures whose most "
         "probable proposal has an IoU of at least 0.5 with such an object, and share for which any "
@@ -283,12 +266,12 @@ def _localisation(report: ObjectReport) -> list[str]:
     return [words, "", *markdown_table(header, rows)]
 
 
-def _times(report: ObjectReport) -> list[str]:
+def _times(report: DMIHReport) -> list[str]:
     header = ["method", "F, ms", "O + H, ms", "S, ms", "F + O + H + S, ms", "paper, ms"]
     rows = []
-    for own in report.times:
-        steps = (*own.steps, sum(own.steps))
-        rows.append([own.method, *(f"{step:.2f}" for step in steps), "18.32"])
+    for time in report.times:
+        steps = (*time.steps, sum(time.steps))
+        rows.append([time.method, *(f"{step:.2f}" for step in steps), "18.32"])
     words = (
         f"One picture, one thread, median; search by one object among {report.times[0].n_codes:,} "
         "codes. F features, O objects, H hash, S search. The paper's time is that of 400,000 "
@@ -297,14 +280,13 @@ def _times(report: ObjectReport) -> list[str]:
     return [words, "", *markdown_table(header, rows)]
 
 
-def _write_csv(path: Path, report: ObjectReport) -> None:
-    with replacing(path) as new, new.open("w", newline="") as file:
-        table = csv.writer(file)
-        cuts = [f"precision_{k}" for k in report.cuts]
-        table.writerow(["kind", "objects", "method", "bits", "queries", "map", *cuts, "seconds"])
-        for r in report.results:
-            for labels in dict.fromkeys(r.labels):
-                own = np.array([other == labels for other in r.labels])
-                values = [r.map[own].mean(), *(r.precision[k][own].mean() for k in report.cuts)]
-                line = [r.kind, report.name(labels), r.method, r.n_bits or "", int(own.sum())]
-                table.writerow([*line, *(f"{v:.6f}" for v in values), f"{r.seconds:.1f}"])
+def _write_csv(path: Path, report: DMIHReport) -> None:
+    cuts = [f"precision_{k}" for k in report.cuts]
+    rows = []
+    for r in report.results:
+        for labels in dict.fromkeys(r.labels):
+            same = np.array([query == labels for query in r.labels])
+            values = [r.map[same].mean(), *(r.precision[k][same].mean() for k in report.cuts)]
+            line = [r.kind, report.name(labels), r.method, r.n_bits or "", int(same.sum())]
+            rows.append([*line, *(f"{value:.6f}" for value in values), f"{r.seconds:.1f}"])
+    write_csv(path, ["kind", "objects", "method", "bits", "queries", "map", *cuts, "seconds"], rows)

@@ -1,539 +1,61 @@
-"""Runs a preset of instance search: DRH's Tables 1 to 5 on one database."""
+"""DRH's experiments (Sec. "Experiments"): instance search, Tables 1 to 5."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-import faiss
-import numpy as np
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
-
-from regionhash.codes import binarize, pack_bits
-from regionhash.collection.indexing import MAX_REGIONS
-from regionhash.data import open_dataset
-from regionhash.data.instances import InstanceSearch, with_distractors
-from regionhash.evaluation import (
-    CosineRanks,
-    HammingMatrix,
-    InstanceRelevance,
-    dense_ranks,
-    paper_figures,
-)
-from regionhash.evaluation.levels import IntegerMatrix
-from regionhash.experiments.drh_features import (
-    DESCRIPTORS,
-    Bags,
-    InstanceFeatures,
-    instance_features,
-    windows_kind,
-)
-from regionhash.experiments.drh_report import (
-    HYPERPLANES,
-    MAX_POOLED,
-    InstanceReport,
-    InstanceResult,
-    ScanTime,
-    score_instances,
-    write_instance_report,
-)
-from regionhash.experiments.presets import InstancePreset, find_instance_preset
-from regionhash.experiments.region_dh_report import hash_ids
-from regionhash.models.checkpoints import build_model, provenance, read_checkpoint
-from regionhash.models.classical import RandomHyperplanes
-from regionhash.models.drh import FitReport, fit_drh
-from regionhash.parts.descriptors import aggregate
-from regionhash.parts.whitening import Whitening
-from regionhash.search import search_images, united_hamming
-from regionhash.search.steps import (
-    CANDIDATES,
-    EXPANSION,
-    Ranking,
-    expand_images,
-    expand_regions,
-    rank_images,
-    rank_regions,
-)
-from regionhash.structures import Codes, CodeTable, Floats, Ints
-
-Say = Callable[[str], None]
-Hasher = Callable[[Tensor], Codes]
-"""Codes (N, K/8) of features (N, D) as a region has them, not yet whitened."""
-
-DEFAULT_BITS, DEFAULT_OVERLAP = 1024, 0.6
-"""The paper's, chosen on Oxford 5k (Sec. "Performance using Different Settings")."""
-
-_CANDIDATES = (100, 200, 400, 800)  # Table 2
-_EXPANSIONS = (4, 5, 6, 7)  # Table 3
-_TIMED_BITS = (512, 1024)  # Table 5
-_TIMED_QUERIES = 64
-_REPEATS = 11
 
 
 @dataclass(frozen=True)
-class InstanceOptions:
-    """How a preset of instance search is run.
+class DRHPreset:
+    """A database and the boxes that are searched for in it, in a folder that the user names.
 
     Attributes:
-        backbone, weights: see `build_backbone`.
-        short: short side of the network's input in pixels.
+        buildings: folder in that of the user, as `read_oxford` takes it; "" reads a table of boxes.
+        layout: what must be in the user's folder, for the message if it is not.
+        distractors: specs of further pictures, as `open_dataset` takes them; "{root}" stands for
+            the user's folder.
+        bits: lengths of the codes (Table 1).
+        overlaps: of the windows; the paper varies them on Oxford 5k alone (Table 2).
+    """
+
+    buildings: str
+    layout: str
+    distractors: tuple[str, ...] = ()
+    bits: tuple[int, ...] = (128, 256, 512, 1024, 4096)
+    overlaps: tuple[float, ...] = (0.6,)
+
+
+_OXFORD = "oxford5k with the 5,062 pictures and the files of the ground truth"
+_PARIS = "paris6k with the 6,412 pictures and the files of the ground truth"
+_FLICKR = "; flickr100k with the 100,071 other pictures"
+
+PRESETS = {
+    "drh/oxford5k": DRHPreset("oxford5k", _OXFORD, overlaps=(0.4, 0.5, 0.6, 0.7)),
+    "drh/oxford105k": DRHPreset("oxford5k", _OXFORD + _FLICKR, ("folder:{root}/flickr100k",)),
+    "drh/paris6k": DRHPreset("paris6k", _PARIS),
+    "drh/paris106k": DRHPreset("paris6k", _PARIS + _FLICKR, ("folder:{root}/flickr100k",)),
+    "drh/instances": DRHPreset(
+        "",
+        "objects.csv with the header image,label,xmin,ymin,xmax,ymax and the pictures in images",
+        overlaps=(0.4, 0.5, 0.6, 0.7),
+    ),
+}
+"""The database is also what whitening and hash are fitted on."""
+
+
+@dataclass(frozen=True)
+class DRHOptions:
+    """How a preset is run.
+
+    Attributes:
+        backbone, weights, short: see `RegionDHOptions`.
         distractors: specs of further pictures, as `open_dataset` takes them.
-        rpn: folder of a Region-DH checkpoint whose RPN proposes regions for Table 2.
+        detector: folder of a Region-DH checkpoint whose RPN proposes regions for Table 2.
     """
 
     backbone: str = "mobilenet_v2_fpn"
     weights: str = "default"
     short: int = 384
     distractors: tuple[str, ...] = ()
-    rpn: Path | None = None
-
-
-def reproduce_instances(
-    name: str, root: Path, out: Path, options: InstanceOptions, say: Say
-) -> Path:
-    """Runs the preset `name` on the data below `root`; returns the report's path in `out`.
-
-    Features that are there from an earlier run with the same options are not computed again.
-
-    Raises:
-        ValueError: unknown preset, missing data (the message says what to put where), or the
-            picture of a query cannot be read.
-    """
-    preset = find_instance_preset(name)
-    search = _open(preset, root, options)
-    model = _build(options, DEFAULT_BITS)
-    features = instance_features(
-        model,
-        search,
-        out / "features",
-        short=options.short,
-        overlaps=preset.overlaps,
-        rpn=options.rpn,
-        settings=(options.backbone, options.weights),
-        say=say,
-    )
-    relevance = InstanceRelevance.of_ids(
-        features.ids,
-        [query.positives for query in search.queries],
-        [query.junk for query in search.queries],
-    )
-    run = _Run(preset, options, features, relevance, say)
-    results = [*run.lengths(), *run.windows(), *run.steps(), *run.descriptors()]
-    report = InstanceReport(
-        title=f"{name}: DRH",
-        facts=_facts(
-            name, search, features, options, run.models[DEFAULT_BITS], run.fitted[DEFAULT_BITS]
-        ),
-        results=results,
-        published=paper_figures("drh"),
-        default_bits=DEFAULT_BITS,
-        times=run.times(),
-        batch_size=min(_TIMED_QUERIES, len(search.queries)),
-    )
-    return write_instance_report(out, report)
-
-
-def _open(preset: InstancePreset, root: Path, options: InstanceOptions) -> InstanceSearch:
-    try:
-        search = preset.read(root)
-        specs = [spec.format(root=root) for spec in preset.distractors] + [*options.distractors]
-        return with_distractors(search, [open_dataset(spec) for spec in specs])
-    except ValueError as error:
-        raise ValueError(f"{error}\nthis preset needs, below {root}: {preset.layout}") from error
-
-
-def _build(options: InstanceOptions, n_bits: int) -> Any:
-    arguments = {"n_bits": n_bits, "backbone": options.backbone, "weights": options.weights}
-    return build_model("drh", arguments | {"n_classes": 0}).eval()
-
-
-# -- methods --------------------------------------------------------------------------------------
-
-
-class _Run:
-    """The methods on one database.
-
-    Attributes:
-        fitted: the fit of each length of code.
-    """
-
-    def __init__(
-        self,
-        preset: InstancePreset,
-        options: InstanceOptions,
-        features: InstanceFeatures,
-        relevance: InstanceRelevance,
-        say: Say,
-    ) -> None:
-        self.preset = preset
-        self.options = options
-        self.features = features
-        self.relevance = relevance
-        self.say = say
-        self.fitted: dict[int, FitReport] = {}
-        self.regions = features.database[windows_kind(DEFAULT_OVERLAP)]
-        self.models = {n_bits: self._fit(n_bits) for n_bits in preset.bits}
-        model = self.models[DEFAULT_BITS]
-        # Whitening does not depend on the length: one set of floats for all.
-        self.floats = self.regions.map(model.whitening)  # (M, P)
-        self.query_floats = features.queries["MAC"].map(model.whitening)  # (Q, P)
-
-    def _fit(self, n_bits: int) -> Any:
-        self.say(f"fitting {n_bits} bits")
-        torch.manual_seed(0)
-        model = _build(self.options, n_bits)
-        rows = np.arange(len(self.regions.values))
-        if len(rows) > MAX_REGIONS:
-            rows = np.sort(np.random.default_rng(0).choice(rows, MAX_REGIONS, replace=False))
-        own = torch.from_numpy(self.regions.values[rows].astype(np.float32))
-        self.fitted[n_bits] = fit_drh(model, own)
-        return model.eval()
-
-    def _score(
-        self, table: str, method: str, n_bits: int | None, distances: IntegerMatrix, note: str = ""
-    ) -> InstanceResult:
-        result = score_instances(table, method, n_bits, distances, self.relevance, note)
-        self.say(f"table {table}, {method}, {n_bits or 'floats'}: mAP {result.map:.4f}")
-        return result
-
-    def lengths(self) -> Iterator[InstanceResult]:
-        """Table 1: whole pictures, by codes of several lengths and by the floats before them."""
-        first = self.regions.offsets[:-1]  # the whole map is the first region
-        whole = Bags(self.regions.values[first], np.arange(len(first) + 1))
-        queries = self.features.queries["MAC"]
-        score = partial(self._score, "1")
-        for n_bits in self.preset.bits:
-            for hashed_by, codes in self._hashers(n_bits):
-                distances = HammingMatrix(queries.map(codes), whole.map(codes))
-                yield score(f"gDRH{hashed_by}", n_bits, distances)
-        ranks = CosineRanks(_unit(self.query_floats), _unit(self.floats[first]))
-        note = f"{self.floats.shape[1]}-d, whitened"
-        yield score(MAX_POOLED, None, ranks, note)
-
-    def windows(self) -> Iterator[InstanceResult]:
-        """Table 2: local re-ranking with windows of several overlaps and numbers of candidates."""
-        for way in [*map(windows_kind, self.preset.overlaps), *["RPN"] * bool(self.options.rpn)]:
-            note = f"{self.features.database[way].mean_length:.0f} boxes"
-            for hashed_by, codes in self._hashers(DEFAULT_BITS):
-                queries, table = self._codes(way, codes)
-                for m in _CANDIDATES:
-                    ranks = _Steps(queries, table, local=True, candidates=m)
-                    method = f"gDRH+lDRH ({way}; M = {m}){hashed_by}"
-                    yield self._score("2", method, DEFAULT_BITS, ranks, note)
-
-    def steps(self) -> Iterator[InstanceResult]:
-        """Table 3: every combination of the steps, and exact search over all regions."""
-        (_, codes), (by_planes, planes) = self._hashers(DEFAULT_BITS)
-        queries, table = self._codes(windows_kind(DEFAULT_OVERLAP), codes)
-        score = partial(self._score, "3")
-        yield score("gDRH", DEFAULT_BITS, _Steps(queries, table))
-        yield score("gDRH+lDRH", DEFAULT_BITS, _Steps(queries, table, local=True))
-        for q in _EXPANSIONS:
-            wide = partial(_Steps, queries, table, expansion=q)
-            for method, ranks in (
-                ("gDRH+gQE", wide(expand_global=True)),
-                ("gDRH+gQE+lDRH", wide(expand_global=True, local=True)),
-                ("gDRH+lDRH+lQE", wide(local=True, expand_local=True)),
-                ("gDRH+gQE+lDRH+lQE", wide(expand_global=True, local=True, expand_local=True)),
-            ):
-                yield score(f"{method} (q = {q})", DEFAULT_BITS, ranks)
-        yield score("all regions", DEFAULT_BITS, _AllRegions(queries, table))
-        queries, table = self._codes(windows_kind(DEFAULT_OVERLAP), planes)
-        local = _Steps(queries, table, local=True)
-        yield score(f"gDRH+lDRH{by_planes}", DEFAULT_BITS, local)
-        yield score(f"all regions{by_planes}", DEFAULT_BITS, _AllRegions(queries, table))
-        floats = _AllRegionsCosine(
-            _unit(self.query_floats), _unit(self.floats), self.regions.offsets
-        )
-        yield score("all regions, floats", None, floats)
-
-    def descriptors(self) -> Iterator[InstanceResult]:
-        """Table 4: the descriptors that are simple to have, whitened as DRH's features are."""
-        power = self.models[DEFAULT_BITS].whitening.power
-        for kind in (*DESCRIPTORS, "R-MAC"):
-            database, queries = self.features.database[kind], self.features.queries[kind]
-            whitening = Whitening(database.values.shape[1], self.floats.shape[1], power=power)
-            whitening.fit(database)
-            for method, function in ((f"{kind}, not whitened", _same), (kind, whitening)):
-                vectors = [_aggregated(own, function) for own in (queries, database)]
-                note = f"{vectors[0].shape[1]} floats"
-                yield self._score("4", method, None, CosineRanks(*vectors), note)
-        many = f"{self.regions.mean_length:.0f} codes"
-        for hashed_by, codes in self._hashers(DEFAULT_BITS):
-            own, table = self._codes(windows_kind(DEFAULT_OVERLAP), codes)
-            local = partial(_Steps, own, table, local=True)
-            for method, ranks, note in (
-                ("gDRH", _Steps(own, table), "1 code"),
-                ("gDRH+lDRH", local(), many),
-                ("DRH", local(expand_global=True, expand_local=True), many),
-                ("all regions", _AllRegions(own, table), many),
-            ):
-                yield self._score("4", f"{method}{hashed_by}", DEFAULT_BITS, ranks, note)
-
-    def times(self) -> list[ScanTime]:
-        """Table 5: the nearest pictures by floats and by codes, on one thread."""
-        threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(1)
-        try:
-            return self._times()
-        finally:
-            faiss.omp_set_num_threads(threads)
-
-    def _times(self) -> list[ScanTime]:
-        first, top = self.regions.offsets[:-1], min(CANDIDATES, len(self.regions.offsets) - 1)
-        raw = self.features.queries["MAC"].map(_same)[:_TIMED_QUERIES]
-        peer = "Tolias et al. 2015 (512-d floats)"
-        times = []
-        for queries, database, what, published in (
-            (raw, self.regions.values[first].astype(np.float32), MAX_POOLED, peer),
-            (self.query_floats[:_TIMED_QUERIES], self.floats[first], "whitened floats", ""),
-        ):
-            index = faiss.IndexFlatIP(database.shape[1])
-            index.add(np.ascontiguousarray(database))
-            single = _milliseconds(partial(index.search, queries[:1], top))
-            batch = _milliseconds(partial(index.search, queries, top)) / len(queries)
-            times.append(ScanTime(f"{database.shape[1]} {what}", single, batch, published, None))
-        whole = Bags(self.regions.values[first], np.arange(len(first) + 1))
-        for n_bits in (own for own in _TIMED_BITS if own in self.preset.bits):
-            for hashed_by, codes in self._hashers(n_bits):
-                table = CodeTable(
-                    ids=self.features.ids,
-                    sizes=np.zeros((len(first), 2), np.int32),
-                    image_codes=whole.map(codes),
-                )
-                asked = self.features.queries["MAC"].map(codes)[:_TIMED_QUERIES]
-                single = _milliseconds(partial(_search_all, asked[:1], table, top))
-                batch = _milliseconds(partial(_search_all, asked, table, top)) / len(asked)
-                what = f"codes of {n_bits} bits{hashed_by}"
-                times.append(ScanTime(what, single, batch, f"DRH{hashed_by}", n_bits))
-        return times
-
-    def _hashers(self, n_bits: int) -> list[tuple[str, Hasher]]:
-        """DRH's hash, and random hyperplanes on what it reads; before each, what names it."""
-        model, planes = self.models[n_bits], RandomHyperplanes(n_bits).fit(self.floats)
-        return [
-            ("", _hasher(model)),
-            (f", {HYPERPLANES}", lambda own: planes.encode(model.whitening(own).numpy())),
-        ]
-
-    def _codes(self, way: str, codes: Hasher) -> tuple[Codes, CodeTable]:
-        """Codes of the queries, and those of the database with regions made in one way."""
-        regions = self.features.database[way]
-        return self.features.queries["MAC"].map(codes), self._table(regions.map(codes), regions)
-
-    def _table(self, codes: Codes, regions: Bags) -> CodeTable:
-        n = len(codes)
-        return CodeTable(
-            ids=self.features.ids,
-            sizes=np.zeros((len(self.features.ids), 2), np.int32),
-            image_codes=codes[regions.offsets[:-1]],
-            offsets=regions.offsets,
-            boxes=np.zeros((n, 4), np.float32),
-            scores=np.ones(n, np.float32),
-            labels=np.full(n, -1, np.int64),
-            region_codes=codes,
-        )
-
-
-class _Steps:
-    """Levels (Q, N) of the pictures after the steps of a search, computed when read.
-
-    A step ranks the first M pictures anew. Those that it leaves at one distance stay in the order
-    of the step before, and are tied where that had them tied; the other pictures stand behind, in
-    the order of the first step.
-
-    Args:
-        queries: (Q, B) uint8.
-        table: N pictures with regions.
-        expand_global, local, expand_local: which steps follow the first (gQE, lDRH, lQE).
-        candidates: M.
-        expansion: q.
-    """
-
-    def __init__(
-        self,
-        queries: Codes,
-        table: CodeTable,
-        *,
-        expand_global: bool = False,
-        local: bool = False,
-        expand_local: bool = False,
-        candidates: int = CANDIDATES,
-        expansion: int = EXPANSION,
-    ) -> None:
-        self.queries = queries
-        self.table = table
-        self.expand_global = expand_global
-        self.local = local
-        self.expand_local = expand_local
-        self.candidates = candidates
-        self.expansion = expansion
-        self.shape = (len(queries), len(table))
-
-    def __getitem__(self, rows: slice, /) -> Ints:
-        return np.stack([self._levels(query) for query in self.queries[rows]])
-
-    def _levels(self, query: Codes) -> Ints:
-        ranking = rank_images(query, self.table)
-        levels = refine_levels(np.zeros(len(self.table), np.int64), ranking)
-        ranking = ranking.first(self.candidates)
-        if self.expand_global:
-            ranking = expand_images(ranking, self.table, self.expansion)
-            levels = refine_levels(levels, ranking)
-        if self.local:
-            ranking = rank_regions(query, self.table, ranking)
-            levels = refine_levels(levels, ranking)
-        if self.expand_local:
-            ranking = expand_regions(ranking, self.table, self.expansion)
-            levels = refine_levels(levels, ranking)
-        return levels
-
-
-def refine_levels(levels: Ints, ranking: Ranking) -> Ints:
-    """Levels (N,) of all pictures once a step has ranked some of them anew.
-
-    These come first, by their new distances and, where those are equal, by their levels before; the
-    others follow by their levels.
-    """
-    distances = np.full(len(levels), ranking.distances.max(initial=0) + 1)
-    distances[ranking.rows] = ranking.distances
-    keys = distances * (levels.max(initial=0) + 1) + levels
-    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
-
-
-class _AllRegions:
-    """The least distances (Q, N) of any region of a picture, computed when read."""
-
-    def __init__(self, queries: Codes, table: CodeTable) -> None:
-        self.queries = queries
-        self.table = table
-        self.shape = (len(queries), len(table))
-
-    def __getitem__(self, rows: slice, /) -> Ints:
-        codes, offsets = self.table.region_codes, self.table.offsets
-        if codes is None or offsets is None:
-            raise ValueError("these codes have no regions")
-        return np.stack([united_hamming(own[None], codes, offsets) for own in self.queries[rows]])
-
-
-class _AllRegionsCosine:
-    """Ranks (Q, N) by the largest inner product with any region of a picture, when read."""
-
-    def __init__(self, queries: Floats, regions: Floats, offsets: Ints) -> None:
-        self.queries = queries
-        self.regions = regions
-        self.offsets = offsets
-        self.shape = (len(queries), len(offsets) - 1)
-
-    def __getitem__(self, rows: slice, /) -> Ints:
-        queries = self.queries[rows]
-        best = np.empty((len(queries), self.shape[1]), np.float32)
-        step = 256  # pictures at a time
-        for first in range(0, self.shape[1], step):
-            own = self.offsets[first : first + step + 1]
-            products = queries @ self.regions[own[0] : own[-1]].T
-            best[:, first : first + step] = np.maximum.reduceat(products, own[:-1] - own[0], axis=1)
-        return dense_ranks(-best)
-
-
-def _hasher(model: Any) -> Hasher:
-    return lambda features: pack_bits(binarize(model(model.whitening(features)).numpy(), 0.0))
-
-
-def _same(features: Tensor) -> Tensor:
-    return features
-
-
-def _aggregated(bags: Bags, function: Callable[[Tensor], Tensor]) -> Floats:
-    """One vector (N, P) of length 1 per picture: what `function` makes of its features, summed."""
-    rows = bags.map(function)
-    if len(rows) == len(bags.offsets) - 1:
-        return _unit(rows)
-    parts = [
-        aggregate(torch.from_numpy(rows[low:high])[None]).numpy()
-        for low, high in zip(bags.offsets[:-1], bags.offsets[1:], strict=True)
-    ]
-    return np.concatenate(parts)
-
-
-def _unit(vectors: Floats) -> Floats:
-    return F.normalize(torch.from_numpy(vectors), dim=1).numpy()
-
-
-def _search_all(queries: Codes, table: CodeTable, top: int) -> None:
-    for query in queries:
-        search_images(query, table, top=top)
-
-
-def _milliseconds(run: Callable[[], object]) -> float:
-    """The least of several runs after one that warms up: other work on the machine only adds."""
-    taken = []
-    for _ in range(1 + _REPEATS):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return 1000 * min(taken[1:])
-
-
-# -- facts ----------------------------------------------------------------------------------------
-
-
-def _command(name: str, options: InstanceOptions) -> str:
-    """What a user types for the same report; folders are left to the user."""
-    parts = [f"regionhash reproduce {name} --data DIR --backbone {options.backbone}"]
-    parts += [f"--weights {Path(options.weights).name} --short {options.short}"]
-    for spec in options.distractors:
-        layout, *rest = spec.split(":")
-        parts.append("--distractors " + ":".join([layout, *(Path(own).name for own in rest)]))
-    return " ".join([*parts, *["--rpn CHECKPOINT"] * bool(options.rpn)])
-
-
-def _facts(
-    name: str,
-    search: InstanceSearch,
-    features: InstanceFeatures,
-    options: InstanceOptions,
-    model: Any,
-    fit: FitReport,
-) -> list[str]:
-    """What a report must tell of how its figures came to be."""
-    facts = provenance()
-    versions = ", ".join(f"{key} {value}" for key, value in facts["versions"].items())
-    n_positives = [len(query.positives) for query in search.queries]
-    pictures = len({query.image_id for query in search.queries})
-    lines = [
-        f"Command: `{_command(name, options)}`",
-        f"Database: {search.database.name}, {len(features.ids)} pictures, "
-        f"hash of ids {hash_ids(features.ids)}; {len(features.skipped)} could not be read.",
-        f"Queries: {len(search.queries)} boxes in {pictures} pictures, with "
-        f"{np.mean(n_positives):.1f} positives on average ({min(n_positives)} to "
-        f"{max(n_positives)}).",
-        "mAP: official trapezoids without junk, exact expectation over random orders of ties; "
-        "`results.csv` has the rectangles and the stable order, too.",
-        f"Whitening to {model.hash.in_features} dimensions (power {model.whitening.power:g}) and "
-        f"hash are fitted on {MAX_REGIONS:,} regions of the database at most, without labels; "
-        f"M = {CANDIDATES}, q = {EXPANSION}, overlap {DEFAULT_OVERLAP} where a table does not vary "
-        f"them.",
-        f"Hash of {DEFAULT_BITS} bits: loss per bit {fit.losses[0]:.4f} in the first tenth of the "
-        f"steps, {fit.losses[-1]:.4f} in the last; balance {fit.before.balance:.4f} before and "
-        f"{fit.after.balance:.4f} after, correlation {fit.before.correlation:.4f} and "
-        f"{fit.after.correlation:.4f}.",
-        f"Backbone {options.backbone}, weights `{Path(options.weights).name}`, short side "
-        f"{options.short} pixels.",
-        f"Versions: {versions}; Python {facts['python']}; git {facts['git']}.",
-        f"Machine: {facts['machine']}.",
-    ]
-    if options.rpn:
-        theirs = read_checkpoint(options.rpn)
-        seen = theirs.provenance.get("data", {}).get("name", "what its checkpoint does not tell")
-        lines.append(
-            f"RPN: that of a {theirs.name} of {theirs.arguments['backbone']}, model "
-            f"{theirs.model_hash}, trained on {seen}."
-        )
-    return lines + [f"Skipped: {own}" for own in features.skipped.values()]
+    detector: Path | None = None

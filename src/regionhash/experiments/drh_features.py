@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regionhash.collection.indexing import detector_arguments, take_detector
+from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError
-from regionhash.data.instances import InstanceSearch
+from regionhash.data.instances import BoxQuerySet
 from regionhash.data.transforms import Frame, to_input
-from regionhash.experiments.region_dh_report import hash_ids
+from regionhash.experiments.common import Note, built, hash_ids
 from regionhash.files.atomic import sync_directory
-from regionhash.models.checkpoints import build_model, read_checkpoint
+from regionhash.models.checkpoints import read_checkpoint
 from regionhash.models.drh import DRH
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.descriptors import crow, gem, mac, rmac_vectors, spoc
@@ -62,7 +63,7 @@ class Bags:
             yield torch.from_numpy(self.values[first : first + _CHUNK].astype(np.float32))
 
     def map(self, function: Callable[[Tensor], Tensor | Codes]) -> NDArray[Any]:
-        """The rows behind a function of some rows at a time."""
+        """A function of all rows, some at a time."""
         with torch.no_grad():
             return np.concatenate([np.asarray(function(chunk)) for chunk in self])
 
@@ -90,43 +91,45 @@ def windows_kind(overlap: float) -> str:
 
 
 def instance_features(
-    model: Any,
-    search: InstanceSearch,
+    model: DRH,
+    query_set: BoxQuerySet,
     folder: Path,
     *,
     short: int,
     overlaps: Sequence[float],
-    rpn: Path | None,
+    detector: Path | None,
     settings: Sequence[str],
-    say: Callable[[str], None],
+    note: Note,
 ) -> InstanceFeatures:
-    """The features of a search, computed unless they lie in `folder` already.
+    """The features of database and queries, computed unless they are in `folder` already.
 
     Args:
         model: a DRH; of it the backbone is used.
-        search: database and queries.
+        query_set: database and queries.
         folder: of all features; each set has a folder of its own there.
         short: short side of the network's input in pixels.
         overlaps: of the windows.
-        rpn: folder of a Region-DH checkpoint whose RPN proposes regions, too.
+        detector: folder of a Region-DH checkpoint whose RPN proposes regions, too.
         settings: what else the features depend on, such as the backbone and its weights.
-        say: called with lines of progress, and with the reason for each picture that is skipped.
+        note: progress, and the reason for each picture that is skipped.
 
     Raises:
         ValueError: the picture of a query cannot be read, or the checkpoint cannot be used.
     """
-    known = [*settings, str(short), repr(tuple(overlaps)), search.database.fingerprint()]
-    known += [repr(query) for query in search.queries]
-    if rpn:
-        known.append(read_checkpoint(rpn).model_hash)
+    known = [*settings, str(short), repr(tuple(overlaps)), query_set.database.fingerprint()]
+    known += [repr(query) for query in query_set.queries]
+    if detector:
+        known.append(read_checkpoint(detector).model_hash)
     path = folder / hash_ids(known)
-    found = _stored(path, say)
+    found = _stored(path, note)
     if found is None:
-        say(f"{search.database.name}: computing the features of {len(search.database)} pictures")
+        database = query_set.database
+        note(f"{database.name}: computing the features of {len(database)} pictures")
         fresh = path.with_suffix(".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        _compute(model, _proposer(rpn) if rpn else None, search, overlaps, short, fresh, say)
+        proposer = _proposer(detector) if detector else None
+        _compute(model, proposer, query_set, overlaps, short, fresh, note)
         _sync(fresh)
         fresh.replace(path)
         sync_directory(folder)
@@ -134,20 +137,20 @@ def instance_features(
     return found
 
 
-def _stored(path: Path, say: Callable[[str], None]) -> InstanceFeatures | None:
-    """The features in `path`; None where it is missing, or broken and therefore removed."""
+def _stored(path: Path, note: Note) -> InstanceFeatures | None:
+    """The features in `path`; None if it is missing, or damaged and therefore removed."""
     if not path.exists():
         return None
     try:
         return _opened(path)
     except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
-        say(f"{path}: damaged ({error}); computed again")
+        note(f"{path}: damaged ({error}); computed again")
         shutil.rmtree(path)
         return None
 
 
 def _sync(folder: Path) -> None:
-    """Puts the files in a folder on the disk, so that none is cut where the folder has its name."""
+    """Flushes the files in a folder to the disk, so that none is cut once it has its name."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -179,45 +182,46 @@ class _BagWriter:
 
 def _proposer(path: Path) -> DRH:
     """A DRH whose regions are the proposals of a trained detector."""
-    model = cast(DRH, build_model("drh", detector_arguments(path) | {"n_classes": 0}))
+    model = built(DRH, detector_arguments(path) | {"n_classes": 0})
     take_detector(model, path)
     return model.eval()
 
 
 def _compute(
-    model: Any,
-    rpn: Any | None,
-    search: InstanceSearch,
+    model: DRH,
+    proposer: DRH | None,
+    query_set: BoxQuerySet,
     overlaps: Sequence[float],
     short: int,
     folder: Path,
-    say: Callable[[str], None],
+    note: Note,
 ) -> None:
     database, ids, skipped = _BagWriter(folder / "database"), [], {}
-    for n, image_id in enumerate(search.database.ids):
+    for n, image_id in enumerate(query_set.database.ids):
         try:
-            top, frame, tensor = _map_of(model, search.database.images[n], short)
+            top, frame, tensor = _map_of(model, query_set.database.images[n], short)
         except ImageError as error:
             skipped[image_id] = str(error)
-            say(f"skipped: {error}")
+            note(f"skipped: {error}")
             continue
         size = (top.shape[2], top.shape[3])
         windows = {windows_kind(o): sliding_windows(*size, o) for o in overlaps}
-        if rpn is not None:
-            (proposed,) = rpn.region_features([tensor])
+        if proposer is not None:
+            (proposed,) = proposer.region_features([tensor])
             windows["RPN"] = snap_boxes(proposed.boxes, _stride(top, frame), *size)
         maxima = {
-            kind: F.normalize(max_pool_windows(top, own)[0], dim=1) for kind, own in windows.items()
+            kind: F.normalize(max_pool_windows(top, cells)[0], dim=1)
+            for kind, cells in windows.items()
         }
         database.add(_whole(top) | maxima)
         ids.append(image_id)
         if len(ids) % 500 == 0:
-            say(f"{len(ids)} of {len(search.database)} pictures")
+            note(f"{len(ids)} of {len(query_set.database)} pictures")
     database.finish()
     queries, shown = _BagWriter(folder / "queries"), ""
-    for query in search.queries:
+    for query in query_set.queries:
         if query.image_id != shown:  # the queries of one picture follow each other
-            image = search.database.images[search.database.ids.index(query.image_id)]
+            image = query_set.database.images[query_set.database.ids.index(query.image_id)]
             (top, frame, _), shown = _map_of(model, image, short), query.image_id
         box = frame.to_input(torch.tensor([query.box]))
         ((x0, y0, x1, y1),) = snap_boxes(box, _stride(top, frame), top.shape[2], top.shape[3])
@@ -227,7 +231,7 @@ def _compute(
 
 
 @torch.no_grad()
-def _map_of(model: Any, image: Any, short: int) -> tuple[Tensor, Frame, Tensor]:
+def _map_of(model: DRH, image: Image, short: int) -> tuple[Tensor, Frame, Tensor]:
     """The map (1, D, h, w) that DRH reads of a picture, the frame of its boxes, and the input."""
     tensor, frame = to_input(image, short)
     batch, _ = stack_images([tensor])

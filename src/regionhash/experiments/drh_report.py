@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from regionhash.evaluation.bootstrap import paired_bootstrap
-from regionhash.evaluation.instance import (
-    InstanceRelevance,
-    instance_average_precision,
-)
+from regionhash.evaluation.instance import InstanceRelevance, instance_average_precision
 from regionhash.evaluation.levels import IntegerMatrix, Values
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_against_bits
-from regionhash.experiments.region_dh_report import markdown_table
-from regionhash.files.atomic import replacing, write_text
+from regionhash.experiments.common import bootstrap_cells, markdown_table, write_csv, write_page
 
 _PAPER_NAMES = {
     "oxford5k": "Oxford 5k",
@@ -37,12 +31,12 @@ class InstanceResult:
 
     Attributes:
         table: the table of the report, "1" to "4".
-        method: as the paper calls it, where it has it.
+        method: as the paper calls it, if it has it.
         n_bits: of a code; None for floats.
         ap: (Q,) float64, trapezoid, tie-aware.
         rectangle_map: mean of the other form, tie-aware.
         stable_map: mean of the trapezoid in the stable order, as the papers' code sorts ties.
-        note: what else the table tells of it.
+        remark: what else the table states of it.
     """
 
     table: str
@@ -51,7 +45,7 @@ class InstanceResult:
     ap: Values
     rectangle_map: float
     stable_map: float
-    note: str = ""
+    remark: str = ""
 
     @property
     def map(self) -> float:
@@ -77,12 +71,11 @@ class ScanTime:
 
 
 @dataclass
-class InstanceReport:
+class DRHReport:
     """What a report says.
 
     Attributes:
-        title: of the page.
-        facts: what was run on what, in order: a line each.
+        title, facts: of the page: its heading, and what was run on what, a line each.
         results: of all tables.
         published: the paper's figures of all data sets.
         default_bits: the length that Tables 2 to 4 have.
@@ -103,7 +96,7 @@ class InstanceReport:
         return [result for result in self.results if result.table == table]
 
     def find(self, table: str, method: str, n_bits: int | None) -> InstanceResult:
-        """One result. Raises KeyError where it was not measured."""
+        """One result. Raises KeyError if it was not measured."""
         for result in self.of(table):
             if (result.method, result.n_bits) == (method, n_bits):
                 return result
@@ -124,63 +117,44 @@ def score_instances(
     n_bits: int | None,
     distances: IntegerMatrix,
     relevance: InstanceRelevance,
-    note: str = "",
+    remark: str = "",
 ) -> InstanceResult:
-    """The result of a ranking, a few queries at a time.
-
-    Args:
-        table: as in `InstanceResult`.
-        method: as well.
-        n_bits: as well.
-        distances: (Q, N), integers.
-        relevance: what is wanted.
-        note: as in `InstanceResult`.
-    """
+    """The result of a ranking by integer distances (Q, N), a few queries at a time."""
     n_queries = relevance.shape[0]
     ap, rectangle, stable = [], 0.0, 0.0
     for first in range(0, n_queries, _BLOCK_QUERIES):
         rows = slice(first, min(first + _BLOCK_QUERIES, n_queries))
-        own, block = relevance.of_queries(rows), distances[rows]
-        ap += instance_average_precision(block, own).tolist()
-        rectangle += instance_average_precision(block, own, form="rectangle").sum()
-        stable += instance_average_precision(block, own, ties="stable").sum()
+        wanted, block = relevance.of_queries(rows), distances[rows]
+        ap += instance_average_precision(block, wanted).tolist()
+        rectangle += instance_average_precision(block, wanted, form="rectangle").sum()
+        stable += instance_average_precision(block, wanted, ties="stable").sum()
     return InstanceResult(
-        table,
-        method,
-        n_bits,
-        np.array(ap),
-        rectangle / n_queries,
-        stable / n_queries,
-        note,
+        table, method, n_bits, np.array(ap), rectangle / n_queries, stable / n_queries, remark
     )
 
 
-def write_instance_report(folder: Path, report: InstanceReport) -> Path:
+def write_report(folder: Path, report: DRHReport) -> Path:
     """Writes report.md, results.csv and map.png into `folder`; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(folder / "results.csv", report)
     _write_plot(folder / "map.png", report)
     bits = report.default_bits
-    parts = [f"# {report.title}", "", *(f"- {fact}" for fact in report.facts), ""]
-    parts += ["## Table 1: length of the code", "", *_table_1(report), ""]
+    parts = ["## Table 1: length of the code", "", *_table_1(report), ""]
     parts += [f"## Table 2: windows and candidates, gDRH+lDRH, {bits} bits", "", *_table_2(report)]
     parts += ["", f"## Table 3: query expansion, {bits} bits", "", *_table_3(report), ""]
     parts += ["## Table 4: float descriptors", "", *_table_4(report), ""]
     if report.times:
         parts += ["## Table 5: time of the filter step", "", *_table_5(report), ""]
     parts += ["![mAP against bits](map.png)"]
-    page = folder / "report.md"
-    write_text(page, "\n".join(parts) + "\n")
-    return page
+    return write_page(folder, report.title, report.facts, parts)
 
 
 def _difference(a: InstanceResult, b: InstanceResult) -> list[str]:
-    result = paired_bootstrap(a.ap, b.ap)
-    interval = f"[{result.low:+.4f}, {result.high:+.4f}]"
-    return [f"{result.mean_difference:+.4f} {interval}", f"{result.p_value:.4f}"]
+    difference, interval, p = bootstrap_cells(a.ap, b.ap)
+    return [f"{difference} {interval}", p]
 
 
-def _papers(report: InstanceReport, table: str) -> list[str]:
+def _papers(report: DRHReport, table: str) -> list[str]:
     """The data sets of the paper's table, in its order."""
     return list(dict.fromkeys(f.dataset for f in report.published if f.table == table))
 
@@ -189,23 +163,23 @@ def _headers(datasets: list[str]) -> list[str]:
     return [f"paper, {_PAPER_NAMES[dataset]}" for dataset in datasets]
 
 
-def _table_1(report: InstanceReport) -> list[str]:
+def _table_1(report: DRHReport) -> list[str]:
     datasets = _papers(report, "1")
     floats = report.find("1", MAX_POOLED, None)
     header = ["bits", "gDRH", HYPERPLANES, "gDRH - hyperplanes", "p", "gDRH - floats", "p"]
     rows = []
-    for own in report.of("1"):
-        if own.method != "gDRH":
+    for ours in report.of("1"):
+        if ours.method != "gDRH":
             continue
-        other = report.find("1", f"gDRH, {HYPERPLANES}", own.n_bits)
+        other = report.find("1", f"gDRH, {HYPERPLANES}", ours.n_bits)
         rows.append(
-            [str(own.n_bits), f"{own.map:.4f}", f"{other.map:.4f}"]
-            + _difference(own, other)
-            + _difference(own, floats)
-            + [report.paper("1", "gDRH", own.n_bits, dataset) for dataset in datasets]
+            [str(ours.n_bits), f"{ours.map:.4f}", f"{other.map:.4f}"]
+            + _difference(ours, other)
+            + _difference(ours, floats)
+            + [report.paper("1", "gDRH", ours.n_bits, dataset) for dataset in datasets]
         )
     published = [report.paper("1", "max-pooled conv5 (512-d floats)", None, d) for d in datasets]
-    rows.append([f"{MAX_POOLED}, {floats.note}", f"{floats.map:.4f}", *"-----", *published])
+    rows.append([f"{MAX_POOLED}, {floats.remark}", f"{floats.map:.4f}", *"-----", *published])
     words = (
         "Whole pictures by their global code. Random hyperplanes read the same whitened features. "
         "Differences with 95 % intervals, paired bootstrap over queries, 10,000 resamples."
@@ -213,23 +187,23 @@ def _table_1(report: InstanceReport) -> list[str]:
     return [words, "", *markdown_table([*header, *_headers(datasets)], rows)]
 
 
-def _table_2(report: InstanceReport) -> list[str]:
+def _table_2(report: DRHReport) -> list[str]:
     """Rows: M and hash; columns: the ways to make regions. Measured above, published below."""
     cells = {_place_in_table_2(result.method): result for result in report.of("2")}
     ways, rows = (list(dict.fromkeys(places)) for places in zip(*cells, strict=True))
-    notes = {way: result.note for (way, _), result in cells.items()}
+    remarks = {way: result.remark for (way, _), result in cells.items()}
     measured = [[row, *(f"{cells[way, row].map:.4f}" for way in ways)] for row in rows]
     published = []
     for row in rows:
-        own = [cells[way, row] for way in ways]
-        figures = [report.paper("2", r.method, r.n_bits, "oxford5k") for r in own]
+        results = [cells[way, row] for way in ways]
+        figures = [report.paper("2", r.method, r.n_bits, "oxford5k") for r in results]
         if set(figures) != {"-"}:
             published.append([row, *figures])
     words = (
         "Boxes are those of a picture on average, the whole picture among them; an RPN gives its "
         "300 best. All are hashed alike, by what was fitted on the windows."
     )
-    lines = markdown_table(["", *(f"{way}, {notes[way]}" for way in ways)], measured)
+    lines = markdown_table(["", *(f"{way}, {remarks[way]}" for way in ways)], measured)
     lines += ["", "The paper, on Oxford 5k:", "", *markdown_table(["", *ways], published)]
     return [words, "", *lines]
 
@@ -241,7 +215,7 @@ def _place_in_table_2(method: str) -> tuple[str, str]:
     return way, m + hashed_by
 
 
-def _table_3(report: InstanceReport) -> list[str]:
+def _table_3(report: DRHReport) -> list[str]:
     datasets = _papers(report, "3")
     results = report.of("3")
     base = results[0]
@@ -255,13 +229,13 @@ def _table_3(report: InstanceReport) -> list[str]:
     return markdown_table([*header, *_headers(datasets)], rows)
 
 
-def _table_4(report: InstanceReport) -> list[str]:
+def _table_4(report: DRHReport) -> list[str]:
     datasets = _papers(report, "4")
     results = report.of("4")
     base = next(result for result in results if result.method == "DRH")
     header = ["method", "a picture takes", "mAP", "less DRH", "p"]
     rows = [
-        [r.method, r.note, f"{r.map:.4f}"]
+        [r.method, r.remark, f"{r.map:.4f}"]
         + (_difference(r, base) if r is not base else ["-", "-"])
         + [report.paper("4", _paper_name(r.method), r.n_bits, dataset) for dataset in datasets]
         for r in results
@@ -279,16 +253,16 @@ def _paper_name(method: str) -> str:
     return names.get(method, method)
 
 
-def _table_5(report: InstanceReport) -> list[str]:
+def _table_5(report: DRHReport) -> list[str]:
     datasets = _papers(report, "5")
     header = ["what is scanned", "ms, one query", f"ms, each of {report.batch_size}"]
     header += ["floats / this, one query", "floats / this, batch"]
     floats = report.times[0]
     rows = []
-    for own in report.times:
-        metric = [report.paper("5", own.paper_method, own.n_bits, d) for d in datasets]
-        ratios = [f"{floats.single / own.single:.1f}", f"{floats.batch / own.batch:.1f}"]
-        rows.append([own.what, f"{own.single:.3f}", f"{own.batch:.3f}", *ratios, *metric])
+    for scan in report.times:
+        published = [report.paper("5", scan.paper_method, scan.n_bits, d) for d in datasets]
+        ratios = [f"{floats.single / scan.single:.1f}", f"{floats.batch / scan.batch:.1f}"]
+        rows.append([scan.what, f"{scan.single:.3f}", f"{scan.batch:.3f}", *ratios, *published])
     headers = [f"paper, {_PAPER_NAMES[dataset]}, ms" for dataset in datasets]
     words = (
         "All on one thread, on this database, the 400 nearest of each query, the fastest of "
@@ -299,16 +273,15 @@ def _table_5(report: InstanceReport) -> list[str]:
     return [words, "", *markdown_table([*header, *headers], rows)]
 
 
-def _write_csv(path: Path, report: InstanceReport) -> None:
-    with replacing(path) as new, new.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["table", "method", "bits", "map", "rectangle_map", "stable_map"])
-        for r in report.results:
-            values = [f"{value:.6f}" for value in (r.map, r.rectangle_map, r.stable_map)]
-            table.writerow([r.table, r.method, r.n_bits or "", *values])
+def _write_csv(path: Path, report: DRHReport) -> None:
+    rows = []
+    for r in report.results:
+        values = [f"{value:.6f}" for value in (r.map, r.rectangle_map, r.stable_map)]
+        rows.append([r.table, r.method, r.n_bits or "", *values])
+    write_csv(path, ["table", "method", "bits", "map", "rectangle_map", "stable_map"], rows)
 
 
-def _write_plot(path: Path, report: InstanceReport) -> None:
+def _write_plot(path: Path, report: DRHReport) -> None:
     measured: dict[str, dict[int, float]] = {}
     for result in report.of("1"):
         if result.n_bits is not None:

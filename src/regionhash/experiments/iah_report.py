@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +9,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.evaluation.bootstrap import error_reduction, paired_bootstrap
+from regionhash.evaluation.bootstrap import paired_bootstrap
 from regionhash.evaluation.categories import CategoryScores
 from regionhash.evaluation.metrics import HammingMatrix, SharedLabels, per_query
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_against_bits, plot_against_m
-from regionhash.experiments.region_dh_report import Labels, markdown_table
-from regionhash.files.atomic import replacing, write_text
+from regionhash.experiments.common import (
+    Labels,
+    bootstrap_cells,
+    error_cut,
+    markdown_table,
+    write_csv,
+    write_page,
+)
 from regionhash.structures import Codes
 
 OURS = "IAH"
@@ -60,12 +65,11 @@ class CategoryResult:
 
 
 @dataclass
-class MultiLabelReport:
+class IAHReport:
     """What a report says.
 
     Attributes:
-        title: of the page.
-        facts: what was run on what: a line each.
+        title, facts: of the page: its heading, and what was run on what, a line each.
         classes: names of the C categories.
         k: the cut of NDCG and ACG.
         semantic: results of the codes of pictures.
@@ -126,17 +130,17 @@ def score_semantic(
     curves: dict[str, dict[int, float]] = {}
     if n_bits == CURVE_BITS:
         for m in range(k // 10, k + 1, k // 10) if k >= 10 else (k,):
-            own = per_query(distances, shared, k=m)
+            at_m = per_query(distances, shared, k=m)
             for name in ("ndcg", "acg"):
-                curves.setdefault(name, {})[m] = float(own[name].mean())
+                curves.setdefault(name, {})[m] = float(at_m[name].mean())
     return SemanticResult(method, n_bits, scores, curves, seconds)
 
 
-def write_multi_label_report(folder: Path, report: MultiLabelReport) -> Path:
+def write_report(folder: Path, report: IAHReport) -> Path:
     """Writes report.md, results.csv, categories.csv and plots into `folder`; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(folder, report)
-    parts = [f"# {report.title}", "", *(f"- {fact}" for fact in report.facts), ""]
+    parts = []
     for metric in report.metrics():
         parts += [f"## {metric}", "", *_table(report, metric), ""]
     parts += ["## Differences", "", *_differences(report), ""]
@@ -145,30 +149,28 @@ def write_multi_label_report(folder: Path, report: MultiLabelReport) -> Path:
     if report.unseen:
         parts += ["## Unseen classes", "", report.unseen_words, "", *_unseen(report), ""]
     parts += _plots(folder, report)
-    page = folder / "report.md"
-    write_text(page, "\n".join(parts) + "\n")
-    return page
+    return write_page(folder, report.title, report.facts, parts)
 
 
-def _published(report: MultiLabelReport) -> dict[tuple[str, str, int | None], float]:
+def _published(report: IAHReport) -> dict[tuple[str, str, int | None], float]:
     return {(f.method.lower(), f.metric, f.bits): f.value for f in report.published}
 
 
-def _table(report: MultiLabelReport, metric: str) -> list[str]:
+def _table(report: IAHReport, metric: str) -> list[str]:
     bits, published = report.bits(), _published(report)
     header = ["method", *(f"{b} bits" for b in bits), *(f"paper, {b}" for b in bits), "training"]
     rows = []
     for method in report.methods():
-        own = [report.of(method, b) for b in bits]
-        measured = ["-" if r is None else f"{r.mean(metric):.4f}" for r in own]
+        ours = [report.of(method, b) for b in bits]
+        measured = ["-" if r is None else f"{r.mean(metric):.4f}" for r in ours]
         theirs = [published.get((method.lower(), metric, b)) for b in bits]
-        seconds = np.mean([r.seconds for r in own if r is not None])
+        seconds = np.mean([r.seconds for r in ours if r is not None])
         paper = ["-" if x is None else f"{x:.4f}" for x in theirs]
         rows.append([method, *measured, *paper, f"{seconds:.0f} s"])
     return markdown_table(header, rows)
 
 
-def _differences(report: MultiLabelReport) -> list[str]:
+def _differences(report: IAHReport) -> list[str]:
     """MAP of IAH against every other method at every length, with the paper's error cut beside."""
     published = _published(report)
     rows = []
@@ -178,24 +180,12 @@ def _differences(report: MultiLabelReport) -> list[str]:
             other = report.of(method, b)
             if ours is None or other is None or method == OURS:
                 continue
-            found = paired_bootstrap(ours.scores["MAP"], other.scores["MAP"])
-            cut = error_reduction(ours.scores["MAP"], other.scores["MAP"])
+            values = ours.scores["MAP"], other.scores["MAP"]
             pair = [published.get((m.lower(), "MAP", b)) for m in (OURS, method)]
             paper = "-"
             if pair[0] is not None and pair[1] is not None:
                 paper = f"{1 - (1 - pair[0]) / (1 - pair[1]):.1%}"
-            interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
-            rows.append(
-                [
-                    str(b),
-                    method,
-                    f"{found.mean_difference:+.4f}",
-                    interval,
-                    f"{found.p_value:.4f}",
-                    f"{cut.ratio:.1%} [{cut.low:.1%}, {cut.high:.1%}]",
-                    paper,
-                ]
-            )
+            rows.append([str(b), method, *bootstrap_cells(*values), error_cut(*values), paper])
     words = (
         f"MAP of {OURS} against each other method, paired bootstrap over queries, 10,000 "
         "resamples. The error cut is 1 - (1 - IAH) / (1 - other); negative where IAH is behind."
@@ -204,7 +194,7 @@ def _differences(report: MultiLabelReport) -> list[str]:
     return [words, "", *markdown_table(header, rows)]
 
 
-def _categories(report: MultiLabelReport) -> list[str]:
+def _categories(report: IAHReport) -> list[str]:
     """Averages over the categories, the ratio to the baseline, and each category."""
     methods = list(dict.fromkeys(r.method for r in report.categories))
     bits = sorted({r.n_bits for r in report.categories})
@@ -221,26 +211,23 @@ def _categories(report: MultiLabelReport) -> list[str]:
     ]
     for words, mean in (
         ("Mean over the categories, as in the paper", CategoryScores.mean),
-        ("Mean over the pairs of query and category", lambda own: float(own.values.mean())),
+        ("Mean over the pairs of query and category", lambda scores: float(scores.values.mean())),
     ):
         rows = []
         for method in methods:
             row = [method]
             for b in bits:
-                own, peer = by.get((method, b)), by.get((baseline, b))
-                text = "-" if own is None else f"{mean(own.scores):.4f}"
-                if own is not None and peer is not None and method != baseline:
-                    found = paired_bootstrap(own.scores.values, peer.scores.values)
-                    ratio = mean(own.scores) / mean(peer.scores)
+                ours, peer = by.get((method, b)), by.get((baseline, b))
+                text = "-" if ours is None else f"{mean(ours.scores):.4f}"
+                if ours is not None and peer is not None and method != baseline:
+                    found = paired_bootstrap(ours.scores.values, peer.scores.values)
+                    ratio = mean(ours.scores) / mean(peer.scores)
                     text += f" ({ratio:.2f} x, p {found.p_value:.4f})"
                 row.append(text)
             rows.append(row)
         lines += [f"{words}:", "", *markdown_table(["method", *(f"{b} bits" for b in bits)], rows)]
         lines += [""]
-    lines += [
-        "The paper has .5831 with IAH and .3190 with its baseline on VOC 2007 at 4 bits.",
-        "",
-    ]
+    lines += ["The paper has .5831 with IAH and .3190 with its baseline on VOC 2007 at 4 bits.", ""]
     b = bits[0]
     lines += [f"Of each category, at {b} bits (the other lengths are in categories.csv):", ""]
     shown = [by[m, b] for m in methods if (m, b) in by]
@@ -258,7 +245,7 @@ def _categories(report: MultiLabelReport) -> list[str]:
     return lines + markdown_table(header, rows)
 
 
-def _unseen(report: MultiLabelReport) -> list[str]:
+def _unseen(report: IAHReport) -> list[str]:
     header = ["method", *report.metrics()]
     rows = [
         [f"{r.method}, {r.n_bits} bits", *(f"{r.mean(m):.4f}" for m in report.metrics())]
@@ -267,15 +254,15 @@ def _unseen(report: MultiLabelReport) -> list[str]:
     return markdown_table(header, rows)
 
 
-def _plots(folder: Path, report: MultiLabelReport) -> list[str]:
+def _plots(folder: Path, report: IAHReport) -> list[str]:
     lines = []
     for metric in report.metrics():
         name = f"{metric.partition('@')[0].lower()}.png"
         measured: dict[str, dict[int, float]] = {}
         for r in report.semantic:
             measured.setdefault(r.method, {})[r.n_bits] = r.mean(metric)
-        own = [f for f in report.published if f.metric == metric]
-        plot_against_bits(folder / name, measured, metric=metric, published=own)
+        published = [figure for figure in report.published if figure.metric == metric]
+        plot_against_bits(folder / name, measured, metric=metric, published=published)
         lines.append(f"![{metric} against bits]({name})")
     for metric in ("ndcg", "acg"):
         curves: Mapping[str, Mapping[int, float]] = {
@@ -288,18 +275,19 @@ def _plots(folder: Path, report: MultiLabelReport) -> list[str]:
     return lines
 
 
-def _write_csv(folder: Path, report: MultiLabelReport) -> None:
-    with replacing(folder / "results.csv") as new, new.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["group", "method", "bits", *report.metrics(), "seconds"])
-        for group, results in (("main", report.semantic), ("unseen", report.unseen)):
-            for r in results:
-                means = [f"{r.mean(metric):.6f}" for metric in report.metrics()]
-                table.writerow([group, r.method, r.n_bits, *means, f"{r.seconds:.1f}"])
-    with replacing(folder / "categories.csv") as new, new.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["method", "bits", "category", "map"])
-        for own in report.categories:
-            means_of = own.scores.per_category(len(report.classes))
-            for name, value in zip(report.classes, means_of, strict=True):
-                table.writerow([own.method, own.n_bits, name, f"{value:.6f}"])
+def _write_csv(folder: Path, report: IAHReport) -> None:
+    rows = []
+    for group, results in (("main", report.semantic), ("unseen", report.unseen)):
+        for r in results:
+            means = [f"{r.mean(metric):.6f}" for metric in report.metrics()]
+            rows.append([group, r.method, r.n_bits, *means, f"{r.seconds:.1f}"])
+    header = ["group", "method", "bits", *report.metrics(), "seconds"]
+    write_csv(folder / "results.csv", header, rows)
+    by_category = [
+        [result.method, result.n_bits, name, f"{value:.6f}"]
+        for result in report.categories
+        for name, value in zip(
+            report.classes, result.scores.per_category(len(report.classes)), strict=True
+        )
+    ]
+    write_csv(folder / "categories.csv", ["method", "bits", "category", "map"], by_category)

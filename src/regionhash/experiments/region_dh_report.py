@@ -1,10 +1,8 @@
-"""A comparison of methods as a Markdown page, a CSV file and plots."""
+"""The report of Region-DH's tables (I to IV): page, table on disk and plots."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.evaluation.bootstrap import error_reduction, paired_bootstrap
 from regionhash.evaluation.metrics import (
     METRICS,
     HammingMatrix,
@@ -22,10 +19,15 @@ from regionhash.evaluation.metrics import (
 )
 from regionhash.evaluation.papers import PaperFigure
 from regionhash.evaluation.plots import plot_against_bits, plot_at_k, plot_precision_recall
-from regionhash.files.atomic import replacing, write_text
+from regionhash.experiments.common import (
+    Labels,
+    bootstrap_cells,
+    error_cut,
+    markdown_table,
+    write_csv,
+    write_page,
+)
 from regionhash.structures import Codes
-
-Labels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,11 @@ def score(
 
 
 @dataclass
-class Comparison:
+class RegionDHReport:
     """What a report says.
 
     Attributes:
-        title: of the page.
-        facts: what was run on what, in order: a line each.
+        title, facts: of the page: its heading, and what was run on what, a line each.
         results: of all methods, lengths and seeds.
         ours: the method that is compared with the strongest of the others.
         k: the cut of the ranking.
@@ -127,155 +128,131 @@ def best_acg(query_labels: Labels, database_labels: Labels, k: int) -> float:
     return float(np.mean([np.partition(row, -cut)[-cut:].mean() for row in rows]))
 
 
-def hash_ids(ids: Iterable[str]) -> str:
-    """A short hash of a list of image ids, by which a report names what it ran on."""
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
-
-
 def write_report(
-    folder: Path, comparison: Comparison, curves: Mapping[str, tuple[Any, ...]]
+    folder: Path, report: RegionDHReport, curves: Mapping[str, tuple[Any, ...]]
 ) -> Path:
     """Writes report.md, results.csv and plots into `folder`; returns the page.
 
     Args:
-        folder: made where it is missing.
-        comparison: see `Comparison`.
+        folder: made if it is missing.
+        report: what the page says.
         curves: by method, (query codes, database codes, query labels, database labels).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_csv(folder / "results.csv", comparison)
-    _write_plots(folder, comparison, curves)
-    parts = [f"# {comparison.title}", "", *(f"- {fact}" for fact in comparison.facts), ""]
-    k = comparison.k
+    _write_csv(folder / "results.csv", report)
+    _write_plots(folder, report, curves)
+    parts = []
+    k = report.k
     for metric, name in (("map", f"MAP@{k}"), ("acg", f"ACG@{k}")):
-        parts += [f"## {name}", "", *_main_table(comparison, metric, name), ""]
-    parts += ["## Differences", "", *_differences(comparison), ""]
-    if comparison.detection:
+        parts += [f"## {name}", "", *_main_table(report, metric, name), ""]
+    parts += ["## Differences", "", *_differences(report), ""]
+    if report.detection:
         header = ["detector", "mAP at IoU 0.5"]
-        rows = [[name, f"{value:.3f}"] for name, value in comparison.detection.items()]
+        rows = [[name, f"{value:.3f}"] for name, value in report.detection.items()]
         parts += ["## Detection on the queries", "", *markdown_table(header, rows), ""]
-    if comparison.ablations:
-        parts += ["## Ablations", "", *_ablation_table(comparison), ""]
+    if report.ablations:
+        parts += ["## Ablations", "", *_ablation_table(report), ""]
     parts += [f"![{m.upper()} against bits]({m}.png)" for m in ("map", "acg")]
     parts += ["![precision at k](precision.png)", "![ACG at k](acg_at_k.png)"]
     parts += ["![precision and recall](precision_recall.png)"]
-    page = folder / "report.md"
-    write_text(page, "\n".join(parts) + "\n")
-    return page
+    return write_page(folder, report.title, report.facts, parts)
 
 
-def _main_table(comparison: Comparison, metric: str, name: str) -> list[str]:
-    bits = comparison.bits()
+def _main_table(report: RegionDHReport, metric: str, name: str) -> list[str]:
+    bits = report.bits()
     header = ["method", *(f"{b} bits" for b in bits), *(f"paper, {b}" for b in bits), "training"]
     published = {
-        (figure.method.lower(), figure.bits): figure.value
-        for figure in comparison.published
+        (figure.method.lower(), figure.bits): f"{figure.value:.4f}"
+        for figure in report.published
         if figure.metric == name
     }
     rows = []
-    for method in comparison.methods():
-        row = [method]
-        for b in bits:
-            values = [result.mean(metric) for result in comparison.of(method, b)]
-            spread = f" ± {np.std(values):.4f}" if len(values) > 1 else ""
-            row.append(f"{np.mean(values):.4f}{spread}")
-        for b in bits:
-            figure = published.get((method.lower(), b))
-            row.append("-" if figure is None else f"{figure:.4f}")
-        seconds = np.mean([r.seconds for b in bits for r in comparison.of(method, b)])
+    for method in report.methods():
+        row = [method, *(_mean_cell(report.of(method, b), metric) for b in bits)]
+        row += [published.get((method.lower(), b), "-") for b in bits]
+        seconds = np.mean([r.seconds for b in bits for r in report.of(method, b)])
         rows.append([*row, _duration(float(seconds))])
     lines = markdown_table(header, rows)
     if metric == "acg":
-        lines += ["", f"The best possible ranking has {comparison.ceiling_acg:.4f}."]
+        lines += ["", f"The best possible ranking has {report.ceiling_acg:.4f}."]
     else:
         lines += ["", "In the stable order, as the papers' code sorts ties:", ""]
         stable = [
-            [m, *(f"{np.mean([r.stable_map for r in comparison.of(m, b)]):.4f}" for b in bits)]
-            for m in comparison.methods()
+            [m, *(f"{np.mean([r.stable_map for r in report.of(m, b)]):.4f}" for b in bits)]
+            for m in report.methods()
         ]
         lines += markdown_table(["method", *(f"{b} bits" for b in bits)], stable)
     return lines
 
 
-def _differences(comparison: Comparison) -> list[str]:
+def _mean_cell(results: Sequence[Result], metric: str) -> str:
+    """The mean over seeds, and its spread if there are several."""
+    values = [result.mean(metric) for result in results]
+    spread = f" ± {np.std(values):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
+
+
+def _differences(report: RegionDHReport) -> list[str]:
     """Paired bootstrap over queries against the strongest other method, at every length."""
     header = ["bits", "measure", "against", "difference", "95 % interval", "p", "error cut"]
     rows = []
-    for b in comparison.bits():
+    for b in report.bits():
         for metric in ("map", "acg"):
-            other = comparison.strongest_other(b, metric)
+            other = report.strongest_other(b, metric)
             a, o = (
-                np.mean([r.scores[metric] for r in comparison.of(m, b)], axis=0)
-                for m in (comparison.ours, other)
+                np.mean([r.scores[metric] for r in report.of(m, b)], axis=0)
+                for m in (report.ours, other)
             )
-            result = paired_bootstrap(a, o)
-            cut = (
-                f"{comparison.mean(comparison.ours, b, 'acg') / comparison.ceiling_acg:.1%} of best"
-            )
-            if metric == "map":
-                reduction = error_reduction(a, o)
-                cut = f"{reduction.ratio:.1%} [{reduction.low:.1%}, {reduction.high:.1%}]"
-            interval = f"[{result.low:+.4f}, {result.high:+.4f}]"
-            difference = f"{result.mean_difference:+.4f}"
-            rows.append(
-                [str(b), metric.upper(), other, difference, interval, f"{result.p_value:.4f}", cut]
-            )
+            share = report.mean(report.ours, b, "acg") / report.ceiling_acg
+            cut = error_cut(a, o) if metric == "map" else f"{share:.1%} of best"
+            rows.append([str(b), metric.upper(), other, *bootstrap_cells(a, o), cut])
     words = (
-        f"{comparison.ours} against the strongest other method, means over seeds, paired bootstrap "
+        f"{report.ours} against the strongest other method, means over seeds, paired bootstrap "
         f"over queries, 10,000 resamples. The error cut of MAP is 1 - (1 - ours) / (1 - other); of "
         f"ACG the share of the best possible is told."
     )
     return [words, "", *markdown_table(header, rows)]
 
 
-def _ablation_table(comparison: Comparison) -> list[str]:
-    names = list(dict.fromkeys(result.method for result in comparison.ablations))
-    rows = []
-    for name in names:
-        own = [result for result in comparison.ablations if result.method == name]
-        row = [name]
-        for metric in ("map", "acg"):
-            values = [result.mean(metric) for result in own]
-            spread = f" ± {np.std(values):.4f}" if len(values) > 1 else ""
-            row.append(f"{np.mean(values):.4f}{spread}")
-        rows.append(row)
-    n_bits = comparison.ablations[0].n_bits
-    header = [f"{comparison.ours}, {n_bits} bits", f"MAP@{comparison.k}", f"ACG@{comparison.k}"]
+def _ablation_table(report: RegionDHReport) -> list[str]:
+    by_name: dict[str, list[Result]] = {}
+    for result in report.ablations:
+        by_name.setdefault(result.method, []).append(result)
+    rows = [
+        [name, *(_mean_cell(results, metric) for metric in ("map", "acg"))]
+        for name, results in by_name.items()
+    ]
+    n_bits = report.ablations[0].n_bits
+    header = [f"{report.ours}, {n_bits} bits", f"MAP@{report.k}", f"ACG@{report.k}"]
     return markdown_table(header, rows)
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"
 
 
-def _write_csv(path: Path, comparison: Comparison) -> None:
-    with replacing(path) as new, new.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["group", "method", "bits", "seed", *METRICS, "stable_map", "seconds"])
-        for group, results in (("main", comparison.results), ("ablation", comparison.ablations)):
-            for r in results:
-                means = [f"{r.mean(metric):.6f}" for metric in METRICS]
-                line = [group, r.method, r.n_bits, r.seed, *means]
-                table.writerow([*line, f"{r.stable_map:.6f}", f"{r.seconds:.1f}"])
+def _write_csv(path: Path, report: RegionDHReport) -> None:
+    header = ["group", "method", "bits", "seed", *METRICS, "stable_map", "seconds"]
+    rows = []
+    for group, results in (("main", report.results), ("ablation", report.ablations)):
+        for r in results:
+            means = [f"{r.mean(metric):.6f}" for metric in METRICS]
+            measured = [*means, f"{r.stable_map:.6f}", f"{r.seconds:.1f}"]
+            rows.append([group, r.method, r.n_bits, r.seed, *measured])
+    write_csv(path, header, rows)
 
 
 def _write_plots(
-    folder: Path, comparison: Comparison, curves: Mapping[str, tuple[Any, ...]]
+    folder: Path, report: RegionDHReport, curves: Mapping[str, tuple[Any, ...]]
 ) -> None:
     for metric in ("map", "acg"):
-        name = f"{metric.upper()}@{comparison.k}"
+        name = f"{metric.upper()}@{report.k}"
         measured = {
-            method: {b: comparison.mean(method, b, metric) for b in comparison.bits()}
-            for method in comparison.methods()
+            method: {b: report.mean(method, b, metric) for b in report.bits()}
+            for method in report.methods()
         }
-        own = [figure for figure in comparison.published if figure.metric == name]
-        plot_against_bits(folder / f"{metric}.png", measured, metric=name, published=own)
+        published = [figure for figure in report.published if figure.metric == name]
+        plot_against_bits(folder / f"{metric}.png", measured, metric=name, published=published)
     ranked = {
         method: ranking_curves(HammingMatrix(q, db), SharedLabels(q_labels, db_labels))
         for method, (q, db, q_labels, db_labels) in curves.items()

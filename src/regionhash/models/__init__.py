@@ -61,8 +61,12 @@ class TrainedHashModel(HashModel, Protocol):
     backbone: Backbone
     weakly_supervised: bool
     needs_trained_rpn: bool
-    ramped_terms: tuple[str, ...]
-    held_out_term: str | None
+
+    # Read-only, since a class has a narrower type.
+    @property
+    def ramped_terms(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def held_out_term(self) -> str | None: ...  # noqa: D102
 
     def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
         """Weighted loss terms by name."""

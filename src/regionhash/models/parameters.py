@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -33,7 +34,9 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def checked(where: str, value: Any, hint: Any, *, most: int = MOST) -> Any:
-    """The value, an integer for a float made one.
+    """The value in its type: a float from an integer, a path from a text, a tuple from a list.
+
+    A single value is taken as a tuple of one.
 
     Raises:
         ValueError: it has not the type, or is a number that nothing here can be: a float that is
@@ -43,13 +46,18 @@ def checked(where: str, value: Any, hint: Any, *, most: int = MOST) -> Any:
         if value in get_args(hint):
             return value
         raise ValueError(f"{where}: must be one of {', '.join(get_args(hint))}, got {shown(value)}")
+    if get_origin(hint) is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(checked(where, item, get_args(hint)[0], most=most) for item in items)
     allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if Path in allowed and type(value) is str and value and "\0" not in value:
+        value = Path(value)
     try:
         if type(value) is int and int not in allowed and float in allowed:
             value = float(value)
     except OverflowError:
         raise ValueError(f"{where}: must be finite, got {shown(value)}") from None
-    if type(value) not in allowed:
+    if (Path if isinstance(value, Path) else type(value)) not in allowed:
         names = " or ".join(kind.__name__ for kind in allowed if kind is not NoneType)
         raise ValueError(f"{where}: must be {names}, got {shown(value)}")
     if type(value) is float and not math.isfinite(value):

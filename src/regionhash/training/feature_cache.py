@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from regionhash.data.image_set import ImageSet
 from regionhash.files.atomic import replacing
+from regionhash.models import TrainedHashModel
 from regionhash.models.encoding import Precision
 from regionhash.training.loop import Cache, TrainingConfig, cache_features
 
@@ -20,28 +20,28 @@ PRECISION: Precision = "bf16-mixed"  # of the presets
 
 def stored_features(
     path: Path,
-    build: Callable[[], Any],
+    build: Callable[[], TrainedHashModel],
     image_set: ImageSet,
     config: TrainingConfig,
     n_views: int,
-    say: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> Cache:
-    """The features of `n_views` views of all pictures, from `path` or, where it is missing, made.
+    """The features of `n_views` views of all pictures, from `path` or, if it is missing, made.
 
     Args:
-        path: a safetensors file; its name must tell all that the features depend on.
-        build: makes the network, see `cache_features`; called only where the file is missing.
+        path: a safetensors file; its name must have all that the features depend on.
+        build: makes the network, see `cache_features`; called only if the file is missing.
         image_set: pictures.
         config: of the views.
         n_views: how many of every picture.
-        say: progress.
+        note: called with lines of progress.
 
     Raises:
         ValueError: a picture cannot be read.
     """
-    found = _stored(path, n_views, say)
+    found = _stored(path, n_views, note)
     if found is None:
-        say(f"{image_set.name}: computing the features of {n_views} views")
+        note(f"{image_set.name}: computing the features of {n_views} views")
         found = cache_features(build(), image_set, config, n_views)
         if len(found[0][1]) != len(image_set):
             raise ValueError(f"{image_set.name}: some pictures cannot be read, see above")
@@ -51,14 +51,14 @@ def stored_features(
     return found
 
 
-def _stored(path: Path, n_views: int, say: Callable[[str], None]) -> Cache | None:
-    """The features in `path`; None where it is missing or broken."""
+def _stored(path: Path, n_views: int, note: Callable[[str], None]) -> Cache | None:
+    """The features in `path`; None if it is missing or damaged."""
     if not path.exists():
         return None
     try:
         return _nested(load_file(path), n_views)
     except (OSError, SafetensorError, LookupError) as error:
-        say(f"{path}: damaged ({str(error).splitlines()[0]}); computed again")
+        note(f"{path}: damaged ({str(error).splitlines()[0]}); computed again")
         return None
 
 
@@ -97,7 +97,10 @@ def _flat(cache: Cache) -> dict[str, Tensor]:
 def _nested(tensors: dict[str, Tensor], n_views: int) -> Cache:
     cache: Cache = []
     for view in range(n_views):
-        own = {name.split("/")[1]: x for name, x in tensors.items() if name.startswith(f"{view}/")}
-        labels = own.pop("labels")
-        cache.append((own, labels))
+        start = f"{view}/"
+        features = {
+            name.removeprefix(start): x for name, x in tensors.items() if name.startswith(start)
+        }
+        labels = features.pop("labels")
+        cache.append((features, labels))
     return cache

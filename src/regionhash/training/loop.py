@@ -216,7 +216,7 @@ def train(
         )
     if cache is not None and (config.held_out or len(cache) != config.cached_views):
         raise ValueError("a given cache needs held_out = 0 and as many cached_views as it has")
-    return _Run(fabric, model_name, built, model, image_set, folder, config, cache).train(
+    return TrainingRun(fabric, model_name, built, model, image_set, folder, config, cache).train(
         on_step or (lambda done, total: None), on_epoch or (lambda report: None)
     )
 
@@ -284,7 +284,7 @@ def _fold_like(model: TrainedHashModel, start: TrainedHashModel) -> None:
         start.backbone.freeze_all_but(len(frozen) - sum(frozen))
 
 
-class _Run:
+class TrainingRun:
     """One training run: what `train` needs in all its steps."""
 
     def __init__(
@@ -318,6 +318,7 @@ class _Run:
         self.reports: list[EpochReport] = []
 
     def train(self, on_step: OnStep, on_epoch: Callable[[EpochReport], None]) -> Checkpoint:
+        """Trains the epochs that are left; returns the best one's checkpoint."""
         self._resume()
         if self.config.cached_views and self.cache is None:
             self.cache = self.reader.views(self.model, self.rest, self.config.cached_views)

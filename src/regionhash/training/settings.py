@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from regionhash.files.text import one_line, read_text, reason_of, shown
 from regionhash.models import MODELS
@@ -13,6 +14,9 @@ from regionhash.models.parameters import LARGEST, MOST, checked, types_of
 from regionhash.training.loop import TrainingConfig
 
 Arguments = dict[str, Any]
+Options = TypeVar("Options")
+
+NO_FLAGS: Mapping[str, Any] = MappingProxyType({})
 
 _MOST_BYTES, _LONGEST_LINE = 1 << 16, 1000
 """Of a file of settings; `tomllib` takes time that grows with the square of a line's length."""
@@ -23,7 +27,7 @@ def training_settings(
     *,
     file: Path | None = None,
     assignments: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] = NO_FLAGS,
 ) -> tuple[Arguments, TrainingConfig]:
     """What the builder of a model and the training are called with.
 
@@ -50,14 +54,9 @@ def training_settings(
     def put(where: str, table: str | None, name: str, value: Any) -> None:
         if table is None:
             raise ValueError(f"{where}: unknown; known are {', '.join(table_of)}")
-        most = LARGEST if name == "seed" else MOST
-        value = checked(where, value, known[table][name], most=most)
-        if table == "training":
-            try:
-                TrainingConfig(**{name: value})
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}" if where != name else str(error)) from error
-        settings[table][name] = value
+        settings[table][name] = _setting(
+            where, name, value, known[table][name], TrainingConfig if table == "training" else None
+        )
 
     for table, content in _read(file).items() if file else ():
         if table not in known or not isinstance(content, dict):
@@ -69,15 +68,55 @@ def training_settings(
             if name not in known[table]:
                 raise ValueError(f"{where}: unknown; known are {', '.join(known[table])}")
             put(where, table, name, value)
+    for where, name, value in _given(assignments, flags):
+        put(where, table_of.get(name), name, value)
+    return settings["model"], TrainingConfig(**settings["training"])
+
+
+def options_from(
+    options: type[Options], assignments: Sequence[str], flags: Mapping[str, Any] = NO_FLAGS
+) -> Options:
+    """An instance of a frozen dataclass of options; what is not given has its default.
+
+    Args:
+        options: the dataclass.
+        assignments: "name=value" each, as for `training_settings`.
+        flags: values by name, which override the assignments; those that are None were not given.
+
+    Raises:
+        ValueError: an unknown name, or a value of another type or out of range; the message names
+            where it stands and what would be right.
+    """
+    known = types_of(options)
+    settings: Arguments = {}
+    for where, name, value in _given(assignments, flags):
+        if name not in known:
+            raise ValueError(f"{where}: unknown; known are {', '.join(known)}")
+        settings[name] = _setting(where, name, value, known[name], options)
+    return options(**settings)
+
+
+def _given(assignments: Sequence[str], flags: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Where each value was given, its name, and the value: assignments first, then flags."""
     for assignment in assignments:
         name, sign, text = assignment.partition("=")
         if not sign:
             raise ValueError(f"--set {assignment}: must be name=value")
-        put(f"--set {name}", table_of.get(name), name, _value(text))
-    for name, value in (flags or {}).items():
+        yield f"--set {name}", name, _value(text)
+    for name, value in flags.items():
         if value is not None:
-            put(name, table_of.get(name), name, value)
-    return settings["model"], TrainingConfig(**settings["training"])
+            yield name, name, value
+
+
+def _setting(where: str, name: str, value: Any, hint: Any, kind: Callable[..., Any] | None) -> Any:
+    """The value in its type, which the dataclass `kind` takes for this field."""
+    value = checked(where, value, hint, most=LARGEST if name == "seed" else MOST)
+    if kind is not None:
+        try:
+            kind(**{name: value})
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}" if where != name else str(error)) from error
+    return value
 
 
 def _read(file: Path) -> dict[str, Any]:

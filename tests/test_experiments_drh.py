@@ -10,29 +10,22 @@ import torch
 from PIL import Image
 from torchvision.models.detection.image_list import ImageList
 
-from cli_runner import error_of
 from conftest import build_tiny
 from regionhash.codes import hamming_distances, unpack_bits
 from regionhash.data import open_dataset
 from regionhash.data.instances import read_instances
 from regionhash.data.transforms import to_input
 from regionhash.evaluation import dense_ranks
-from regionhash.experiments.drh import (
-    InstanceOptions,
+from regionhash.experiments.drh import PRESETS, DRHOptions
+from regionhash.experiments.drh_features import instance_features, windows_kind
+from regionhash.experiments.drh_run import (
     _AllRegions,
     _AllRegionsCosine,
     _hasher,
-    _open,
     _Steps,
+    open_queries,
     refine_levels,
-    reproduce_instances,
-)
-from regionhash.experiments.drh_features import instance_features, windows_kind
-from regionhash.experiments.presets import (
-    INSTANCE_PRESETS,
-    PRESETS,
-    find_instance_preset,
-    find_preset,
+    reproduce,
 )
 from regionhash.models.checkpoints import Checkpoint, save_checkpoint
 from regionhash.models.drh import fit_drh
@@ -67,13 +60,13 @@ def flat(tmp_path_factory):
 
 @pytest.fixture
 def small_preset(monkeypatch):
-    preset = replace(INSTANCE_PRESETS[PRESET], bits=(128, 512, 1024), overlaps=OVERLAPS)
-    monkeypatch.setitem(INSTANCE_PRESETS, PRESET, preset)
+    preset = replace(PRESETS[PRESET], bits=(128, 512, 1024), overlaps=OVERLAPS)
+    monkeypatch.setitem(PRESETS, PRESET, preset)
 
 
 def options(flat, **changes):
-    own = {"backbone": "tiny_fpn", "weights": "none", "short": 64}
-    return InstanceOptions(**own | {"distractors": (f"folder:{flat}/more",)} | changes)
+    settings = {"backbone": "tiny_fpn", "weights": "none", "short": 64}
+    return DRHOptions(**settings | {"distractors": (f"folder:{flat}/more",)} | changes)
 
 
 @pytest.mark.slow
@@ -82,8 +75,8 @@ def test_a_preset_runs_from_pictures_to_the_report_and_reads_them_once(
 ):
     said = []
     torch.manual_seed(0)
-    chosen = options(flat, rpn=saved.folder)
-    page = reproduce_instances(PRESET, flat, tmp_path, chosen, said.append)
+    chosen = options(flat, detector=saved.folder)
+    page = reproduce(PRESET, flat, tmp_path, chosen, said.append)
     text = page.read_text()
     assert "Database: objects + more, 12 pictures, hash of ids" in text
     assert "1 could not be read" in text and "broken.png: the file is empty" in text
@@ -116,7 +109,7 @@ def test_a_preset_runs_from_pictures_to_the_report_and_reads_them_once(
     assert "| 128 max-pooled floats |" in text
     assert (tmp_path / "map.png").stat().st_size > 1000
     said.clear()
-    again = reproduce_instances(PRESET, flat, tmp_path, chosen, said.append)
+    again = reproduce(PRESET, flat, tmp_path, chosen, said.append)
     assert not any("computing the features" in line for line in said)
     assert again.read_text().split("## Table 2")[0] == text.split("## Table 2")[0]
 
@@ -134,9 +127,9 @@ def test_codes_of_kept_features_are_those_of_the_model(flat, model, tmp_path):
         tmp_path,
         short=64,
         overlaps=OVERLAPS,
-        rpn=None,
+        detector=None,
         settings=(),
-        say=lambda _: None,
+        note=lambda _: None,
     )
     regions = features.database[windows_kind(0.6)]
     assert features.ids == search.database.ids
@@ -161,8 +154,8 @@ def test_features_of_proposals_are_the_maxima_in_the_boxes_of_the_detector(
     flat, model, saved, tmp_path
 ):
     search = read_instances(flat / "objects.csv", images_dir=flat / "images")
-    read = partial(instance_features, model, search, short=64, overlaps=(), settings=(), say=str)
-    regions = read(tmp_path, rpn=saved.folder).database["RPN"]
+    read = partial(instance_features, model, search, short=64, overlaps=(), settings=(), note=str)
+    regions = read(tmp_path, detector=saved.folder).database["RPN"]
     for n, image in enumerate(search.database.images):
         tensor, _ = to_input(image, 64)
         batch, sizes = stack_images([tensor])
@@ -191,9 +184,9 @@ def test_only_a_detector_proposes(flat, model, tmp_path):
             tmp_path / "features",
             short=64,
             overlaps=(),
-            rpn=tmp_path / "drh",
+            detector=tmp_path / "drh",
             settings=(),
-            say=str,
+            note=str,
         )
 
 
@@ -320,7 +313,7 @@ def test_the_large_presets_add_the_pictures_of_flickr(preset, folder, n_pictures
             Image.new("RGB", (20, 10)).save(tmp_path / own / f"{name}.jpg")
     for kind, text in (("query", "sight_1 0 0 9 9"), ("good", "sight_2"), ("ok", ""), ("junk", "")):
         (tmp_path / folder / f"sight_1_{kind}.txt").write_text(text)
-    search = _open(find_instance_preset(preset), tmp_path, InstanceOptions())
+    search = open_queries(PRESETS[preset], tmp_path, DRHOptions())
     assert len(search.database) == n_pictures
     assert [query.positives for query in search.queries] == [("sight_2",)]
 
@@ -328,33 +321,12 @@ def test_the_large_presets_add_the_pictures_of_flickr(preset, folder, n_pictures
 def test_missing_data_says_what_to_put_where(tmp_path):
     for name, what in ((PRESET, "objects.csv"), ("drh/paris106k", "flickr100k")):
         with pytest.raises(ValueError, match=rf"(?s)this preset needs, below .*{what}"):
-            reproduce_instances(name, tmp_path, tmp_path / "out", InstanceOptions(), print)
+            reproduce(name, tmp_path, tmp_path / "out", DRHOptions(), print)
 
 
 def test_presets_are_those_of_the_paper():
-    assert set(INSTANCE_PRESETS) == {
+    assert set(PRESETS) == {
         "drh/oxford5k", "drh/oxford105k", "drh/paris6k", "drh/paris106k", "drh/instances",
     }  # fmt: skip
-    assert all(preset.bits == (128, 256, 512, 1024, 4096) for preset in INSTANCE_PRESETS.values())
-    assert INSTANCE_PRESETS["drh/oxford5k"].overlaps == (0.4, 0.5, 0.6, 0.7)
-    for find in (find_preset, find_instance_preset):
-        with pytest.raises(ValueError, match=r"region-dh/voc2007, .*drh/oxford5k, .*drh/instances"):
-            find("drh/oxford")
-    assert not set(PRESETS) & set(INSTANCE_PRESETS)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (["drh/oxford5k", "--seeds", "3"], "--seeds is of no use for drh/oxford5k"),
-        (["drh/oxford5k", "--no-ablations"], "--ablations is of no use for drh/oxford5k"),
-        (["region-dh/voc2012", "--distractors", "folder:x"], "--distractors is of no use for reg"),
-        (["region-dh/voc2012", "--rpn", "x"], "--rpn is of no use for region-dh/voc2012"),
-        (["drh/oxford5k", "--detector", "x"], "--detector is of no use for drh/oxford5k"),
-        (["dmih/sival", "--rpn", "x"], "--rpn is of no use for dmih/sival"),
-        (["dmih/sival", "--seeds", "2"], "--seeds is of no use for dmih/sival"),
-        (["drh/oxford5k", "--data", "/nowhere"], "/nowhere/oxford5k is missing"),
-    ],
-)
-def test_the_command_refuses_what_does_not_fit(arguments, reason):
-    assert reason in error_of("reproduce", *arguments)
+    assert all(preset.bits == (128, 256, 512, 1024, 4096) for preset in PRESETS.values())
+    assert PRESETS["drh/oxford5k"].overlaps == (0.4, 0.5, 0.6, 0.7)

@@ -7,11 +7,11 @@ from PIL import Image
 from regionhash.evaluation import InstanceRelevance, paper_figures
 from regionhash.evaluation.instance import instance_average_precision
 from regionhash.experiments.drh_report import (
-    InstanceReport,
+    DRHReport,
     InstanceResult,
     ScanTime,
     score_instances,
-    write_instance_report,
+    write_report,
 )
 
 WAYS = ("windows, overlap 0.4", "windows, overlap 0.6", "RPN")
@@ -39,13 +39,13 @@ def report():
         ScanTime("floats", 20.0, 10.0, "Tolias et al. 2015 (512-d floats)", None),
         ScanTime("codes of 512 bits", 0.5, 0.25, "DRH", 512),
     ]
-    return InstanceReport(
+    return DRHReport(
         "drh/instances", ["Queries: 21."], results, paper_figures("drh"), 1024, times, 64
     )
 
 
 def test_each_table_has_the_measured_figures_with_the_papers_beside(report, tmp_path):
-    text = write_instance_report(tmp_path / "new", report).read_text()
+    text = write_report(tmp_path / "new", report).read_text()
     lines = text.splitlines()
     own = next(line for line in lines if line.startswith("| 1024 | 0.5500 | 0.5000 |"))
     assert "| +0.0500 [+0.0500, +0.0500] |" in own and own.endswith("| 0.748 | 0.773 |")
@@ -72,7 +72,7 @@ def test_each_table_has_the_measured_figures_with_the_papers_beside(report, tmp_
 
 
 def test_the_table_on_disk_has_every_result_with_both_forms_and_the_stable_order(report, tmp_path):
-    write_instance_report(tmp_path, report)
+    write_report(tmp_path, report)
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(report.results)

@@ -10,19 +10,13 @@ from PIL import Image as PILImage
 from scipy.stats import t as student_t
 
 from regionhash.data import open_dataset
-from regionhash.data.object_queries import ObjectQuery, QueryObject
+from regionhash.data.object_queries import ObjectQuery, QueryBox
 from regionhash.evaluation.papers import paper_figures
-from regionhash.experiments.dmih import (
-    Method,
-    ObjectOptions,
-    rank_bags,
-    reproduce_objects,
-    united_euclidean,
-)
-from regionhash.experiments.dmih_report import ObjectReport, score_objects, write_object_report
-from regionhash.experiments.presets import OBJECT_PRESETS, TABLE_2, find_object_preset
+from regionhash.experiments.dmih import PRESETS, TABLE_2, DMIHOptions
+from regionhash.experiments.dmih_report import DMIHReport, score_objects, write_report
+from regionhash.experiments.dmih_run import Method, rank_bags, reproduce, united_euclidean
 
-TINY = ObjectOptions(
+TINY = DMIHOptions(
     backbone="tiny_fpn", weights="none", short=64, epochs=1, views=1, channels=8, sift=False
 )
 
@@ -39,13 +33,9 @@ def sival(tmp_path_factory):
     return root
 
 
-def test_a_preset_runs_from_pictures_to_the_report_and_goes_on_where_it_was(
-    sival, tmp_path, monkeypatch
-):
-    short = replace(OBJECT_PRESETS["dmih/sival"], bits=(8, 16))
-    monkeypatch.setitem(OBJECT_PRESETS, "dmih/sival", short)
+def test_a_preset_runs_from_pictures_to_the_report_and_resumes(sival, tmp_path):
     said = []
-    page = reproduce_objects("dmih/sival", sival, tmp_path, TINY, said.append)
+    page = reproduce("dmih/sival", sival, tmp_path, TINY, said.append)
     text = page.read_text()
     for method in ("DMIH", "DMIH-ind", "l2-scan", "DSRH", "PmH+CNN"):
         assert f"\n| {method} |" in text
@@ -66,7 +56,7 @@ def test_a_preset_runs_from_pictures_to_the_report_and_goes_on_where_it_was(
         assert image.size[0] > 300
     said.clear()
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors"))
-    reproduce_objects("dmih/sival", sival, tmp_path, TINY, said.append)
+    reproduce("dmih/sival", sival, tmp_path, TINY, said.append)
     assert not any("computing" in line for line in said)
     after = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors"))
     assert before == after
@@ -74,18 +64,16 @@ def test_a_preset_runs_from_pictures_to_the_report_and_goes_on_where_it_was(
 
 def test_missing_data_says_what_to_put_where(tmp_path):
     with pytest.raises(ValueError, match=r"this preset needs, below .*SIVAL with a folder"):
-        reproduce_objects("dmih/sival", tmp_path, tmp_path, TINY, print)
+        reproduce("dmih/sival", tmp_path, tmp_path, TINY, print)
 
 
 def test_presets_are_those_of_the_paper():
-    assert OBJECT_PRESETS["dmih/sival"].per_class == 8
-    assert OBJECT_PRESETS["dmih/ilsvrc2013det"].per_class == 100
-    assert OBJECT_PRESETS["dmih/voc2007"].per_class == 50
-    assert OBJECT_PRESETS["dmih/voc2007"].bits == (8, 16, 32, 64)
+    assert PRESETS["dmih/sival"].per_class == 8
+    assert PRESETS["dmih/ilsvrc2013det"].per_class == 100
+    assert PRESETS["dmih/voc2007"].per_class == 50
+    assert PRESETS["dmih/voc2007"].bits == (8, 16, 32, 64)
     metrics = {f.metric for f in paper_figures("dmih", "voc2007-multi") if "(" in f.metric}
     assert len(metrics) == len(TABLE_2) == 9
-    with pytest.raises(ValueError, match=r"unknown preset 'dmih/coco'; known: .*dmih/sival"):
-        find_object_preset("dmih/coco")
 
 
 def test_united_distances_are_those_of_loops():
@@ -108,7 +96,7 @@ def test_united_distances_are_those_of_loops():
 
 
 def _queries(*labels):
-    return [ObjectQuery(own, (QueryObject(0, None),)) for own in labels]
+    return [ObjectQuery(own, (QueryBox(0, None),)) for own in labels]
 
 
 def test_relevant_is_what_shows_all_objects():
@@ -139,8 +127,8 @@ def test_a_report_names_combinations_that_are_too_rare_and_the_papers_figures(tm
             )
     relevant = {(0, 1): 30, (2, 3): 25, (4, 5): 3}
     figures = paper_figures("dmih", "voc2007-multi")
-    report = ObjectReport("test", ["a fact"], results, (5,), classes, relevant, figures)
-    text = write_object_report(tmp_path, report).read_text()
+    report = DMIHReport("test", ["a fact"], results, (5,), classes, relevant, figures)
+    text = write_report(tmp_path, report).read_text()
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
     assert "| 0.799 | 0.642 |" in lines["cat + dog"]  # the paper says dog + cat
     assert "| 0.812 | 0.693 |" in lines["horse + person"]
@@ -164,10 +152,10 @@ def test_sift_needs_opencv_and_says_so(monkeypatch):
         sift_features(np.zeros((8, 8, 3), np.uint8))
 
 
-def test_that_opencv_is_missing_is_told_before_anything_is_trained(sival, tmp_path, monkeypatch):
+def test_that_opencv_is_missing_is_said_before_anything_is_trained(sival, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ValueError, match="SIFT needs OpenCV"):
-        reproduce_objects("dmih/sival", sival, tmp_path, replace(TINY, sift=True), print)
+        reproduce("dmih/sival", sival, tmp_path, replace(TINY, sift=True), print)
     assert not list(tmp_path.iterdir())
 
 

@@ -10,22 +10,16 @@ from PIL import Image as PILImage
 from cli_runner import error_of
 from regionhash.data import open_dataset
 from regionhash.data.voc import VOC_CLASSES
-from regionhash.experiments.presets import PRESETS, find_preset
-from regionhash.experiments.region_dh import (
-    Options,
-    _first_proposals,
-    _train_trunk,
-    _Trunk,
-    reproduce,
-)
+from regionhash.experiments.region_dh import PRESETS, RegionDHOptions
 from regionhash.experiments.region_dh_report import (
-    Comparison,
+    RegionDHReport,
     Result,
     best_acg,
     score,
     write_report,
 )
-from regionhash.training import TrainingError
+from regionhash.experiments.region_dh_run import _Trunk, first_proposals, reproduce, train_network
+from regionhash.training import TrainingConfig, TrainingError
 
 OBJECT = (
     "<object><name>{}</name><difficult>0</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin>"
@@ -64,16 +58,16 @@ TINY = {
     "backbone": "tiny_fpn",
     "weights": "none",
     "short": 64,
-    "seeds": (0,),
+    "seeds": 1,
     "detector_epochs": 1,
     "head_epochs": 1,
 }
 
 
 @pytest.mark.slow
-def test_a_preset_runs_from_pictures_to_the_report_and_goes_on_where_it_was(voc, tmp_path):
+def test_a_preset_runs_from_pictures_to_the_report_and_resumes(voc, tmp_path):
     said = []
-    options = Options(**TINY)
+    options = RegionDHOptions(**TINY)
     page = reproduce("region-dh/voc2012", voc, tmp_path, options, said.append)
     text = page.read_text()
     assert "| Region-DH |" in text and "0.9041" in text  # measured, and the paper's beside it
@@ -98,24 +92,25 @@ def test_a_preset_runs_from_pictures_to_the_report_and_goes_on_where_it_was(voc,
 
 
 def _rows(text: str) -> list[list[str]]:
-    """The figures of Region-DH; the times behind them differ."""
+    """The figures of Region-DH; the times after them differ."""
     lines = [line for line in text.splitlines() if line.startswith("| Region-DH |")]
     return [line.split("|")[2:5] for line in lines]
 
 
-def test_a_failed_training_of_several_processes_is_told_without_a_traceback(tmp_path, monkeypatch):
+def test_a_failed_training_of_several_processes_is_reported_without_a_traceback(
+    tmp_path, monkeypatch
+):
     failed = subprocess.CompletedProcess([], 1)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    options = Options(**TINY | {"processes": 2})
-    scenes = open_dataset("digits:train:4")
+    scenes, config = open_dataset("digits:train:4"), TrainingConfig()
+    several = {"spec": "digits:train:4", "processes": 2, "note": print}
     with pytest.raises(TrainingError, match="failed, see above"):
-        preset = find_preset("region-dh/voc2012")
-        _train_trunk("ssdh", options, preset, tmp_path, scenes, tmp_path / "run", print)
+        train_network("ssdh", {}, scenes, tmp_path / "run", config, **several)
 
 
 def test_missing_data_says_what_to_put_where(tmp_path):
     with pytest.raises(ValueError, match=r"this preset needs, below .*VOC2007 with JPEGImages"):
-        reproduce("region-dh/voc2007", tmp_path, tmp_path / "out", Options(), print)
+        reproduce("region-dh/voc2007", tmp_path, tmp_path / "out", RegionDHOptions(), print)
 
 
 def test_pictures_on_both_sides_are_refused(tmp_path):
@@ -124,12 +119,7 @@ def test_pictures_on_both_sides_are_refused(tmp_path):
     main = root / "ImageSets" / "Main"
     (main / "val.txt").write_text((main / "train.txt").read_text())
     with pytest.raises(ValueError, match="3 pictures are queries and database at once: train0"):
-        reproduce("region-dh/voc2012", tmp_path, tmp_path / "out", Options(**TINY), print)
-
-
-def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="region-dh/voc2007, region-dh/voc2012"):
-        find_preset("voc")
+        reproduce("region-dh/voc2012", tmp_path, tmp_path / "out", RegionDHOptions(**TINY), print)
 
 
 def test_presets_are_those_of_the_paper():
@@ -145,7 +135,7 @@ def test_fewer_proposals_keep_the_best_and_the_known_objects():
         "present": torch.tensor([[True, True, True, True, False]]),
     }
     trunk = _Trunk(None, [(features, torch.zeros(1, 3))], [(features, torch.zeros(1, 3))])
-    cut = _first_proposals(trunk, 2).database[0][0]
+    cut = first_proposals(trunk, 2).database[0][0]
     assert cut["present"].tolist() == [[True, True, False, True, False]]
     assert cut["objectness"][0].tolist() == pytest.approx([0.9, 0.8, 0, 0, 0])
 
@@ -157,7 +147,7 @@ def test_best_acg_is_that_of_the_ranking_by_shared_labels():
     assert best_acg(queries, database, 100) == pytest.approx(((2 + 1 + 1) / 4 + 1 / 4) / 2)
 
 
-def test_a_report_tells_the_difference_from_the_strongest_other(tmp_path):
+def test_a_report_states_the_difference_from_the_strongest_other(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.eye(4, dtype=np.uint8)[rng.integers(4, size=40)]
     good = np.packbits(np.repeat(labels.astype(bool), 4, axis=1), axis=1)
@@ -169,12 +159,12 @@ def test_a_report_tells_the_difference_from_the_strongest_other(tmp_path):
         side = (codes[:10], labels[:10]), (codes[10:], labels[10:])
         results.append(score(method, 16, 0, *side, k=20, seconds=5))
         curves[method] = (codes[:10], codes[10:], labels[:10], labels[10:])
-    comparison = Comparison(
+    report = RegionDHReport(
         "test", ["a fact"], results, "ours", 20, best_acg(labels[:10], labels[10:], 20), []
     )
-    assert comparison.strongest_other(16, "map") == "half"
-    assert comparison.mean("ours", 16, "map") == 1.0
-    text = write_report(tmp_path, comparison, curves).read_text()
+    assert report.strongest_other(16, "map") == "half"
+    assert report.mean("ours", 16, "map") == 1.0
+    text = write_report(tmp_path, report, curves).read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("| 16 | MAP |"))
     assert "| half |" in line and "100.0%" in line
     (line,) = (line for line in text.splitlines() if line.startswith("| 16 | ACG |"))

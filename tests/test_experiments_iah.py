@@ -10,55 +10,49 @@ from regionhash.data import open_dataset
 from regionhash.data.voc import VOC_CLASSES
 from regionhash.evaluation.categories import CategorySide, category_precision
 from regionhash.evaluation.papers import paper_figures
-from regionhash.experiments.iah import (
-    MultiLabelOptions,
-    _pooled,
-    open_sides,
-    reproduce_multi_label,
-)
+from regionhash.experiments.iah import PRESETS, IAHOptions, IAHPreset
 from regionhash.experiments.iah_report import (
     CategoryResult,
-    MultiLabelReport,
+    IAHReport,
     score_semantic,
-    write_multi_label_report,
+    write_report,
 )
-from regionhash.experiments.presets import MULTI_LABEL_PRESETS, MultiLabelPreset
+from regionhash.experiments.iah_run import open_iah_sides, pooled_cells, reproduce
 
-DIGITS = MultiLabelPreset(
+DIGITS = IAHPreset(
     "voc2012", ("digits:train:40",), "nothing", bits=(16, 32), category_bits=(4,), k=10
 )
 
 
 def test_queries_are_drawn_with_a_seed_and_the_rest_is_the_database(tmp_path):
-    database, queries = open_sides(DIGITS, tmp_path, 0)
+    sides = open_iah_sides(DIGITS, tmp_path, 0)
+    database, queries = sides.database, sides.queries
     assert (len(database), len(queries)) == (32, 8)  # a fifth of so few
     assert not set(database.ids) & set(queries.ids)
-    assert open_sides(DIGITS, tmp_path, 0)[1].ids == queries.ids
-    assert open_sides(DIGITS, tmp_path, 1)[1].ids != queries.ids
+    assert open_iah_sides(DIGITS, tmp_path, 0).queries.ids == queries.ids
+    assert open_iah_sides(DIGITS, tmp_path, 1).queries.ids != queries.ids
 
 
 def test_the_presets_are_the_paper_s(tmp_path):
-    assert all(preset.bits == (16, 32, 48, 64) for preset in MULTI_LABEL_PRESETS.values())
-    assert MULTI_LABEL_PRESETS["iah/mirflickr25k"].multi_label == "bce"
+    assert all(preset.bits == (16, 32, 48, 64) for preset in PRESETS.values())
+    assert PRESETS["iah/mirflickr25k"].multi_label == "bce"
     with pytest.raises(ValueError, match=r"this preset needs, below .*VOC2007 with JPEGImages"):
-        open_sides(MULTI_LABEL_PRESETS["iah/voc2007"], tmp_path, 0)
-    with pytest.raises(ValueError, match="known: region-dh/voc2007"):
-        reproduce_multi_label("iah", tmp_path, tmp_path, MultiLabelOptions(), print)
+        open_iah_sides(PRESETS["iah/voc2007"], tmp_path, 0)
 
 
 def test_pictures_are_pooled_over_their_own_cells():
     cells = torch.tensor([[[1.0, -1], [3, -2], [9, 9]], [[1, 1], [2, 2], [6, 0]]])
-    pooled = _pooled(cells, torch.tensor([[1, 2], [3, 1]]))
+    pooled = pooled_cells(cells, torch.tensor([[1, 2], [3, 1]]))
     assert pooled.tolist() == [[2, -1.5, 3, -1], [3, 1, 6, 2]]
 
 
 @pytest.mark.slow
 def test_a_preset_runs_from_pictures_to_the_report(tmp_path, monkeypatch):
-    monkeypatch.setitem(MULTI_LABEL_PRESETS, "iah/digits", DIGITS)
+    monkeypatch.setitem(PRESETS, "iah/digits", DIGITS)
     detector = save_tiny(tmp_path / "detector", trained_stages=0)
-    options = MultiLabelOptions(short=64, detector=detector.folder, n_proposals=4, epochs=2)
+    options = IAHOptions(short=64, detector=detector.folder, n_proposals=4, head_epochs=2)
     said = []
-    page = reproduce_multi_label("iah/digits", tmp_path, tmp_path / "out", options, said.append)
+    page = reproduce("iah/digits", tmp_path, tmp_path / "out", options, said.append)
     text = page.read_text()
     for words in ("| IAH |", "| ITQ-CCA |", "Fig. 9 baseline", "IAH, sigmoids", "Unseen classes"):
         assert words in text
@@ -75,7 +69,7 @@ def test_a_preset_runs_from_pictures_to_the_report(tmp_path, monkeypatch):
     assert len(rows) == 9 * 2 + 8
     assert all(0 <= float(row["MAP"]) <= 1 for row in rows)
     said.clear()
-    reproduce_multi_label("iah/digits", tmp_path, tmp_path / "out", options, said.append)
+    reproduce("iah/digits", tmp_path, tmp_path / "out", options, said.append)
     assert not any("computing the features" in line for line in said)
 
 
@@ -95,7 +89,7 @@ def test_the_report_has_the_paper_s_figures_and_the_differences(tmp_path):
     found = labels.astype(bool)
     side = CategorySide(np.zeros((50, 20, 1), np.uint8), found, labels)
     scores = category_precision(side, side)
-    report = MultiLabelReport(
+    report = IAHReport(
         "test",
         ["a fact"],
         VOC_CLASSES,
@@ -104,7 +98,7 @@ def test_the_report_has_the_paper_s_figures_and_the_differences(tmp_path):
         [CategoryResult(m, 4, scores, 1.0) for m in ("IAH", "Fig. 9 baseline")],
         published=paper_figures("iah", "voc2012"),
     )
-    text = write_multi_label_report(tmp_path, report).read_text()
+    text = write_report(tmp_path, report).read_text()
     assert "| IAH | 1.0000 | 0.8437 |" in text  # MAP measured, and the paper's at 32 bits
     (line,) = (line for line in text.splitlines() if line.startswith("| 32 | One-Stage |"))
     assert "100.0%" in line and f"{1 - (1 - 0.8437) / (1 - 0.7870):.1%}" in line

@@ -1,0 +1,206 @@
+"""What all experiments do: open both sides, train on kept features, and write page and table."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionhash.data import open_dataset
+from regionhash.data.image_set import ImageSet, joined
+from regionhash.evaluation import error_reduction, paired_bootstrap
+from regionhash.files.atomic import replacing, write_text
+from regionhash.models import MODELS, HashModel, TrainedHashModel
+from regionhash.models.checkpoints import Checkpoint, Kind, build_model, load_checkpoint, provenance
+from regionhash.training import Cache, TrainingConfig, train
+from regionhash.training.feature_cache import stored_features
+
+Note = Callable[[str], None]
+"""Called with lines of progress."""
+
+Labels = NDArray[np.uint8]
+Values = NDArray[np.floating[Any]]
+
+# -- data -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is searched and trained on, and the pictures to search with."""
+
+    database: ImageSet
+    queries: ImageSet
+
+
+@contextmanager
+def needed(layout: str, root: Path) -> Iterator[None]:
+    """Adds what must be in `root` to the message of a ValueError about the data."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}\nthis preset needs, below {root}: {layout}") from error
+
+
+def open_sides(
+    database: Sequence[str],
+    queries: str,
+    layout: str,
+    root: Path,
+    draw: Callable[[ImageSet], tuple[ImageSet, ImageSet]] | None = None,
+) -> Sides:
+    """Both sides of an experiment.
+
+    Args:
+        database: specs of its pictures, as `open_dataset` takes them; "{root}" stands for `root`.
+        queries: spec of the queries; "" draws them.
+        layout: what must be in `root`.
+        root: folder of the data.
+        draw: splits the pictures into database and queries.
+
+    Raises:
+        ValueError: missing data, or pictures on both sides.
+    """
+    with needed(layout, root):
+        sets = [open_dataset(spec.format(root=root)) for spec in database]
+        pictures = joined(" + ".join(each.name for each in sets), sets) if sets[1:] else sets[0]
+        if queries or draw is None:
+            sides = Sides(pictures, open_dataset(queries.format(root=root)))
+        else:
+            sides = Sides(*draw(pictures))
+    common = set(sides.database.ids) & set(sides.queries.ids)
+    if common:
+        raise ValueError(f"{len(common)} pictures are queries and database at once: {min(common)}")
+    return sides
+
+
+# -- models ---------------------------------------------------------------------------------------
+
+
+def name_of(kind: type[HashModel]) -> str:
+    """The name of a class in MODELS."""
+    return next(name for name, known in MODELS.items() if known is kind)
+
+
+def built(kind: type[Kind], arguments: dict[str, Any]) -> Kind:
+    """A model as `build_model` makes it."""
+    return cast(Kind, build_model(name_of(kind), arguments))
+
+
+def trained(
+    kind: type[Kind],
+    arguments: dict[str, Any],
+    pictures: ImageSet,
+    folder: Path,
+    config: TrainingConfig,
+    *,
+    start: HashModel | None = None,
+    cache: Cache | None = None,
+    note: Note = lambda line: None,
+) -> tuple[Kind, float]:
+    """A model trained in `folder`, unless it has been before, and the seconds that it took."""
+    note(f"training in {folder}")
+    name, progress = name_of(kind), lambda report: note(str(report))
+    train(name, arguments, pictures, folder, config, start=start, cache=cache, on_epoch=progress)
+    model, checkpoint = load_checkpoint(folder, kind)
+    return model, training_seconds(checkpoint)
+
+
+def training_seconds(checkpoint: Checkpoint) -> float:
+    """How long the training of a model took."""
+    return float(sum(row["seconds"] for row in checkpoint.provenance["epochs"]))
+
+
+def kept_features(
+    folder: Path,
+    name: str,
+    build: Callable[[], TrainedHashModel],
+    pictures: ImageSet,
+    config: TrainingConfig,
+    n_views: int,
+    note: Note,
+) -> Cache:
+    """What a network without its hash says of `n_views` views of each picture, made or kept.
+
+    The file's name has all that the features depend on: `name` what is not a matter of pictures,
+    their size or their number of views. The first view is the picture as it is.
+    """
+    key = f"{name}-{config.short}-{n_views}-{pictures.fingerprint()}.safetensors"
+    return stored_features(folder / key, build, pictures, config, n_views, note)
+
+
+# -- facts ----------------------------------------------------------------------------------------
+
+
+def hash_ids(ids: Iterable[str]) -> str:
+    """A short hash of a list of image ids, by which a report names what it ran on."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+
+
+def described(name: str, ids: Sequence[str]) -> str:
+    """A set of pictures, as a report names it."""
+    return f"{name}, {len(ids)} pictures, hash of ids {hash_ids(ids)}"
+
+
+def facts_of_sides(
+    database: ImageSet, queries: ImageSet, query_labels: Labels, database_labels: Labels
+) -> list[str]:
+    """What was searched with what, and how often chance is right."""
+    shared = query_labels.astype(np.int64) @ database_labels.T.astype(np.int64)
+    return [
+        f"Database and training: {described(database.name, database.ids)}",
+        f"Queries: {described(queries.name, queries.ids)}",
+        f"Chance: {float((shared > 0).mean()):.3f} of the database shares a label with a query.",
+    ]
+
+
+def facts_of_run() -> list[str]:
+    """With what versions a report was made, and on which machine."""
+    facts = provenance()
+    versions = ", ".join(f"{key} {value}" for key, value in facts["versions"].items())
+    return [
+        f"Versions: {versions}; Python {facts['python']}; git {facts['git']}.",
+        f"Machine: {facts['machine']}.",
+    ]
+
+
+# -- reports --------------------------------------------------------------------------------------
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def bootstrap_cells(a: Values, b: Values) -> tuple[str, str, str]:
+    """Mean difference of paired values (Q,), its 95 % interval, and p of the bootstrap."""
+    found = paired_bootstrap(a, b)
+    interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
+    return f"{found.mean_difference:+.4f}", interval, f"{found.p_value:.4f}"
+
+
+def error_cut(a: Values, b: Values) -> str:
+    """How much of the error of `b` is gone in `a`, with its 95 % interval."""
+    found = error_reduction(a, b)
+    return f"{found.ratio:.1%} [{found.low:.1%}, {found.high:.1%}]"
+
+
+def write_page(folder: Path, title: str, facts: Iterable[str], parts: Iterable[str]) -> Path:
+    """Writes report.md into `folder`: a title, a list of facts, and lines; returns the page."""
+    lines = [f"# {title}", "", *(f"- {fact}" for fact in facts), "", *parts]
+    page = folder / "report.md"
+    write_text(page, "\n".join(lines).rstrip("\n") + "\n")
+    return page
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a table."""
+    with replacing(path) as new, new.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
