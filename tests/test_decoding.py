@@ -111,7 +111,7 @@ def test_a_process_that_dies_is_an_error_of_its_picture_alone(decoders):
     (pid,) = processes(decoders)
     killer = threading.Timer(0.3, os.kill, (pid, signal.SIGSEGV))
     killer.start()
-    with pytest.raises(ImageError, match="upload: the decoder ended at it"):
+    with pytest.raises(ImageError, match="upload: the decoder died on it"):
         decoders.decode(SLOW, "upload", soon())
     killer.join()
     decoders.decode(SMALL, "upload", soon())
@@ -152,11 +152,11 @@ def test_closing_ends_what_is_decoded(decoders):
     closing = threading.Timer(0.3, decoders.close)
     closing.start()
     started = time.monotonic()
-    with pytest.raises(BusyError, match="ending"):
+    with pytest.raises(BusyError, match="shutting down"):
         decoders.decode(SLOW, "upload", soon(30))
     assert time.monotonic() - started < 3
     closing.join()
-    with pytest.raises(BusyError, match="ending"):
+    with pytest.raises(BusyError, match="shutting down"):
         decoders.decode(SMALL, "upload", soon())
 
 

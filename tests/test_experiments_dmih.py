@@ -33,7 +33,8 @@ def sival(tmp_path_factory):
     return root
 
 
-def test_a_preset_runs_from_pictures_to_the_report_and_resumes(sival, tmp_path):
+def test_a_preset_runs_from_pictures_to_the_report_and_resumes(sival, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "dmih/sival", replace(PRESETS["dmih/sival"], bits=(8, 16)))
     said = []
     page = reproduce("dmih/sival", sival, tmp_path, TINY, said.append)
     text = page.read_text()

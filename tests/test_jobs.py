@@ -99,9 +99,9 @@ def test_who_waits_at_the_end_is_answered():
             await asyncio.sleep(0.01)
         jobs.stop()
         for asked in waiting:
-            with pytest.raises(BusyError, match="ending"):
+            with pytest.raises(BusyError, match="shutting down"):
                 await asked
-        with pytest.raises(BusyError, match="ending"):
+        with pytest.raises(BusyError, match="shutting down"):
             await jobs.run(lambda: 1, soon(60))
         release.set()
 

@@ -225,7 +225,7 @@ def test_what_a_second_picture_shows_is_left_out(page, photos):
     assert shown(page) == [hit["id"] for hit in caught.value.json()["hits"]]
     assert page.locator("text=Not this").nth(0).is_disabled()
     with page.expect_response("**/api/search") as caught:
-        page.locator("text=Remove").nth(0).click()
+        page.locator("button", has_text="Remove").nth(0).click()
     assert caught.value.request.post_data_json["without"] == []
 
 
@@ -241,6 +241,15 @@ def test_a_file_that_is_no_picture_and_an_empty_answer_are_told(page, photos, tm
     page.press("#folder", "Tab")
     page.wait_for_selector("#state:not([hidden])")
     assert "Nothing found" in page.inner_text("#state")
+
+
+def test_near_duplicates_are_grouped_up_to_the_bits_that_are_chosen(page, photos):
+    upload(page, photos / "2.png")
+    page.click("summary")
+    for label, bits in (("up to 4 bits apart", 4), ("with the same code", 0), ("no", None)):
+        with page.expect_response("**/api/search") as caught:
+            page.select_option("#near", label=label)
+        assert caught.value.request.post_data_json["near"] == bits
 
 
 def test_a_narrow_screen_has_one_column_and_no_scrolling_sideways(page, photos):

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import shutil
 import sqlite3
 import struct
@@ -16,7 +17,6 @@ import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,11 +29,10 @@ from PIL import Image
 import costly_pictures as costly
 from cli_runner import error_of, run
 from conftest import collect, write_picture
-from regionhash.collection import Collection, Query
+from regionhash.collection import Collection, Query, database
 from regionhash.data.images import ImageError, read_image
 from regionhash.models.encoding import encode_picture
-from regionhash.search.run import Mode
-from regionhash.service import Limits, create_app, messages, state
+from regionhash.service import Limits, create_app, state
 from regionhash.service.encoder import BatchedModel, EncoderError
 from regionhash.store import StoreError
 
@@ -168,10 +167,6 @@ def test_codes_of_categories_are_announced_once_there_are_some(category_collecti
         assert client.get("/api/collection").json()["by_category"]
 
 
-def test_the_modes_of_a_request_are_those_of_a_search():
-    assert messages.Mode == Mode
-
-
 def test_pages_and_lists_follow_one_another(client):
     rows, after = [], 0
     while after is not None:
@@ -241,7 +236,7 @@ def test_the_encoder_answers_and_goes_on_whatever_goes_wrong(saved, photos):
     assert encode_picture(model, saved.checkpoint, image).image_code is not None
     model.close()
     assert not model.is_alive
-    with pytest.raises(EncoderError, match="has ended"):
+    with pytest.raises(EncoderError, match="has stopped"):
         encode_picture(model, saved.checkpoint, image)
 
 
@@ -414,9 +409,9 @@ def test_answers_are_kept_by_no_browser(client):
 
 
 def test_elsewhere_than_on_this_machine_a_token_is_needed(photo_collection):
-    with pytest.raises(ValueError, match="needs a token"):
+    with pytest.raises(ValueError, match="requires a token"):
         create_app(photo_collection, loopback=False)
-    assert "needs a token" in error_of("serve", photo_collection, "--host", "0.0.0.0")
+    assert "requires a token" in error_of("serve", photo_collection, "--host", "0.0.0.0")
     app = create_app(photo_collection, token="secret", loopback=False)
     with TestClient(app, base_url="http://example.org") as client:
         for path in ("/api/collection", "/api/images", "/api/images/1/picture", "/metrics"):
@@ -551,10 +546,10 @@ def test_health_tells_what_no_longer_works(changeable, monkeypatch):
     soon(lambda: client.get("/health").status_code == 200)
     shutil.rmtree(folder)
     soon(lambda: client.get("/health").status_code == 503)
-    assert client.get("/health").json()["reason"] == "the collection is no longer in its place"
+    assert client.get("/health").json()["reason"] == "the collection has been moved or deleted"
     with service.opened as opened:
         opened.model.close()
-    assert "cannot be encoded" in client.get("/health").json()["reason"]
+    assert "no longer be encoded" in client.get("/health").json()["reason"]
 
 
 def test_another_collection_is_waited_for_until_it_is_whole(changeable, monkeypatch, tmp_path):
@@ -644,7 +639,7 @@ def watch(monkeypatch):
     """Watches all connections to databases that are opened from now on."""
     watch = Watch()
 
-    class Watched(sqlite3.Connection):
+    class Watched(database._Connection):
         def __init__(self, *arguments, **options):
             watch.note()
             super().__init__(*arguments, **options)
@@ -657,7 +652,7 @@ def watch(monkeypatch):
             watch.note()
             super().close()
 
-    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Watched))
+    monkeypatch.setattr(database, "_Connection", Watched)
     return watch
 
 
@@ -717,7 +712,9 @@ def test_a_retired_collection_is_not_closed_on_the_event_loop(watch, changeable,
 
 
 def test_another_host_is_refused(client):
-    assert "not 'evil.example'" in problem(client.get("/", headers={"Host": "evil.example"}), 421)
+    assert "unknown host 'evil.example'" in problem(
+        client.get("/", headers={"Host": "evil.example"}), 421
+    )
 
 
 def test_what_is_too_large_is_refused_before_it_is_read(changeable):
@@ -941,6 +938,28 @@ def test_no_answer_tells_a_path_of_the_machine(saved, photos, tmp_path, monkeypa
         shutil.rmtree(folder)
         check()
     assert {200, 404, 415, 422, 500, 503, 504} <= statuses
+
+
+BANNED = (
+    r"\bbehind\b|\banew\b|\bgoes on\b|\bso many\b|of use only|\bas well\.|\btells?\b|\bbut for\b"
+    r"|^Of |\bWhere |/docs"
+)
+"""Patterns that CONTRIBUTING.md bans, and a page that there is not."""
+
+
+def test_descriptions_and_errors_are_in_plain_english(client):
+    def texts(record):
+        for key, value in record.items() if isinstance(record, dict) else enumerate(record):
+            if key in ("description", "summary") and isinstance(value, str):
+                yield value
+            elif isinstance(value, dict | list):
+                yield from texts(value)
+
+    found = list(texts(client.get("/openapi.json").json()))
+    refused = client.post("/api/images", files={"file": png()})
+    assert problem(refused, 401) == "read-only: the service was started without a token"
+    assert len(found) > 50
+    assert [text for text in found if re.search(BANNED, text)] == []
 
 
 def test_no_request_that_the_description_allows_or_forbids_is_answered_with_500(changeable):

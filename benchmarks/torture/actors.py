@@ -381,7 +381,7 @@ class Client(Actor):
             status = None
         if status is not None and status < 500:
             outcome = "ok" if status < 300 else "refused"
-        elif status == 503 and b"is ending" in content and times != flags[Board.SERVICE]:
+        elif status == 503 and b"is shutting down" in content and times != flags[Board.SERVICE]:
             status = None  # what it was to do may be done or not
         elif status and not (status == 503 and full != (int(flags[Board.FULL]), False)):
             self.note("bad", "service", f"{kind} {scope}: {status} {content[:300]!r}")
@@ -512,10 +512,10 @@ def serve(world: World) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
 
-    def tell(line: str) -> None:
+    def note(line: str) -> None:
         world.board.flags[Board.PORT] = int(line.rstrip("/").rpartition(":")[2])
 
-    run_server(world.folder, port=0, token=TOKEN, device="cpu", tell=tell)
+    run_server(world.folder, port=0, token=TOKEN, device="cpu", note=note)
 
 
 def serve_by_command(world: World, writing: int) -> None:

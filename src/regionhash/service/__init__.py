@@ -1,4 +1,4 @@
-"""A collection over HTTP: an interface for programs, and a page for people."""
+"""Serves a collection over HTTP: an interface for programs, and a page for people."""
 
 from regionhash.service.app import create_app
 from regionhash.service.limits import Limits

@@ -51,7 +51,7 @@ def may_read(request: Request, state: State) -> None:
 def may_change(request: Request, state: State) -> None:
     """Refuses a request to change the collection without the token."""
     if state.token is None:
-        raise HTTPException(401, "started without a token, so nothing can be changed")
+        raise HTTPException(401, "read-only: the service was started without a token")
     if not state.knows(given_token(request)):
         raise wrong_token()
 

@@ -40,7 +40,10 @@ def create_app(
         ValueError: no collection, no model, or no token although one is required.
     """
     if not loopback and not token:
-        raise ValueError("a service for other machines needs a token: --token, REGIONHASH_TOKEN")
+        raise ValueError(
+            "a service that other machines can reach requires a token: "
+            "pass --token or set REGIONHASH_TOKEN"
+        )
     limits = limits or Limits()
     state = ServiceState(
         folder, limits=limits, token=token, token_to_read=not loopback, device=device
@@ -53,7 +56,7 @@ def create_app(
 
     app = FastAPI(
         title="regionhash",
-        summary="Finds the pictures of a collection that contain an object.",
+        summary="Find the pictures of a collection that contain an object.",
         version=version("regionhash"),
         lifespan=lifespan,
         docs_url=None,  # its pages load scripts from other sites; /openapi.json is the description

@@ -1,4 +1,4 @@
-"""Connections that send their request slowly, or nothing, make room for others."""
+"""Connections that send their request slowly, or not at all, make room for others."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from regionhash.service.limits import Limits
 
-_SECONDS_TO_TAKE = 30.0  # an answer, beside those in which it is made
-_SECONDS_TO_CLOSE = 5.0  # for what is still to be sent
+_SECONDS_TO_TAKE = 30.0  # to receive an answer, after the time to make it
+_SECONDS_TO_CLOSE = 5.0  # to send the rest
 
 _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\n"
@@ -24,8 +24,8 @@ IDLE, HEADERS, BODY, ANSWER, CLOSED = "idle", "headers", "body", "answer", "clos
 class Connection(H11Protocol):
     """A connection that is closed when a part of a request or an answer takes too long.
 
-    A new one beyond the limit takes the place of the one that has waited longest for headers; where
-    none does, it is refused.
+    At the limit, a new one replaces the connection that has waited longest for headers, or is
+    refused if none waits for them.
     """
 
     limits: ClassVar[Limits] = Limits()
@@ -37,7 +37,7 @@ class Connection(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Of asyncio."""
+        """Called by asyncio."""
         super().connection_made(transport)
         self._enter(HEADERS)
         if self._has_room():
@@ -47,24 +47,24 @@ class Connection(H11Protocol):
         self._enter(CLOSED)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Of asyncio."""
+        """Called by asyncio."""
         if self._deadline is not None:
             self._deadline.cancel()
         self.phase = CLOSED
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Of asyncio."""
+        """Called by asyncio."""
         super().data_received(data)
         self._follow(HEADERS)
 
     def on_response_complete(self) -> None:
-        """Of uvicorn."""
+        """Called by uvicorn."""
         super().on_response_complete()
         self._follow(IDLE)
 
     def _follow(self, between: str) -> None:
-        """Notes how far the request is; `between` is what it is where none has begun."""
+        """Notes how far the request is; `between` is the phase if none has begun."""
         if self.transport.is_closing():
             phase = CLOSED
         elif self.conn.their_state is h11.IDLE:

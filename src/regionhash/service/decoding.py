@@ -1,4 +1,4 @@
-"""Pictures that others send are decoded in processes of their own, which are killed when late."""
+"""Decodes pictures from outside in separate processes, which are killed when they are late."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from regionhash.data.images import MAX_PIXELS, ImageError
 from regionhash.service.jobs import BusyError
 
 _PROCESS_BYTES = 512 << 20
-"""Of address space for Python, Pillow and NumPy: they take a third of it."""
+"""Address space for Python, Pillow and NumPy, which take a third of it."""
 
 _BYTES_A_PIXEL = 18
-"""Of address space for a picture: the most that was measured is 16.5, of WebP; JPEG and PNG take
-8 to 10."""
+"""Address space for a picture. The most that was measured is 16.5, by WebP; JPEG and PNG take 8 to
+10."""
 
 _COMMAND = (sys.executable, "-P", "-m", "regionhash.data.decoding_process")
 _LONGEST_LINE = 1 << 16
 
 
 class Decoded(NamedTuple):
-    """The pixels of a picture, and its format in Pillow's words."""
+    """The pixels of a picture, and the name Pillow gives its format."""
 
     image: Image
     kind: str
 
 
 class Decoders:
-    """Some processes that decode, each one picture at a time.
+    """A number of processes that each decode one picture at a time.
 
     Args:
-        places: how many. They are started when they are needed, the first at once.
-        max_pixels: of a picture whose content is given.
+        places: number of processes. The first is started at once, the others when needed.
+        max_pixels: largest picture that is decoded from bytes.
     """
 
     def __init__(self, places: int, max_pixels: int) -> None:
@@ -64,24 +64,24 @@ class Decoders:
             until: when the answer is due, as `time.monotonic` counts.
 
         Raises:
-            ImageError: as `read_image_bytes`, and where the process gives up or ends.
-            BusyError: no process became free until then, or all have been closed.
+            ImageError: as `read_image_bytes`, or the process gave up or died.
+            BusyError: no process became free until then, or `close` was called.
             TimeoutError: it took longer, and the process was killed.
         """
         return self._pixels({"name": name, "bytes": len(content), "size": None}, content, until)
 
     def read(self, path: Path, name: str, until: float) -> Image:
-        """The picture in a file of the collection; else as `decode`."""
+        """The picture in a file of the collection; otherwise as `decode`."""
         return self._pixels({"name": name, "path": str(path), "size": None}, b"", until).image
 
     def thumbnail(self, path: Path, name: str, size: int, until: float) -> bytes:
-        """The picture in a file as JPEG, its longer side at most `size` pixels; else as `read`."""
+        """The picture in a file as JPEG, its longer side at most `size`; otherwise as `read`."""
         with self._taken(until) as process:
             _, body = process.ask({"name": name, "path": str(path), "size": size}, b"", until)
         return body.tobytes()
 
     def close(self) -> None:
-        """Kills the processes; who waits for one is told."""
+        """Kills the processes; callers that wait for one get BusyError."""
         for process in self._all:
             process.close()
 
@@ -104,7 +104,7 @@ class Decoders:
 
 
 class _Process:
-    """A place for a process of `regionhash.data.decoding_process`; a dead one is replaced."""
+    """A process of `regionhash.data.decoding_process`, replaced when it has died."""
 
     def __init__(self, memory: int) -> None:
         self._command = (*_COMMAND, str(memory))
@@ -113,17 +113,17 @@ class _Process:
         self._closed = False
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The running process."""
+        """The running process, started if there is none."""
         with self._lock:
             if self._closed:
-                raise BusyError("the service is ending")
+                raise BusyError("the service is shutting down")
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
                     self._command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    start_new_session=True,  # an interrupt from the keyboard is not for it
+                    start_new_session=True,  # so that Ctrl-C does not reach it
                     env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 )
             return self._process
@@ -152,10 +152,10 @@ class _Process:
             whole = True
         except (OSError, ValueError, KeyError, TypeError) as error:
             if self._closed:
-                raise BusyError("the service is ending") from error
+                raise BusyError("the service is shutting down") from error
             if time.monotonic() >= until:
                 raise TimeoutError(f"{request['name']}: decoding took too long") from error
-            raise ImageError(f"{request['name']}: the decoder ended at it") from error
+            raise ImageError(f"{request['name']}: the decoder died on it") from error
         finally:
             late.cancel()
             late.join()
@@ -198,5 +198,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            with suppress(OSError):  # what was not written is lost
+            with suppress(OSError):  # unwritten bytes are lost
                 stream.close()

@@ -1,4 +1,4 @@
-"""A model that several threads share: what they ask for at one time is computed in one batch."""
+"""A model that threads share: pictures they ask for at about the same time share a batch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 8
 WAIT = 0.004
-"""Seconds that a first picture waits for others."""
+"""Seconds that the first picture of a batch waits for others."""
 
 
 class EncoderError(RuntimeError):
-    """No picture can be encoded any more."""
+    """Pictures can no longer be encoded."""
 
 
 class _Job(NamedTuple):
@@ -33,14 +33,14 @@ class _Job(NamedTuple):
 
 
 class BatchedModel:
-    """Stands for a model in `regionhash.models.encoding`; its calls wait for their turn in a batch.
+    """Stands in for a model in `regionhash.models.encoding`; each call waits for its batch.
 
-    Pictures of one shape share a batch, so a code is the one that the model gives alone, but for
-    rounding. One thread runs the model. It goes on after every error, which whoever asked is told.
+    A batch has pictures of one shape, so codes are those the model computes one by one, except for
+    rounding. One thread runs the model; it passes every error to the caller and continues.
 
     Args:
-        model: of `load_checkpoint`, on its device.
-        precision: of the codes.
+        model: from `load_checkpoint`, on its device.
+        precision: of the forward pass.
         on_batch: called with the size of each batch.
     """
 
@@ -54,26 +54,26 @@ class BatchedModel:
         self._precision = precision
         self._on_batch = on_batch
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
-        self._lock = threading.Lock()  # nothing is put behind the end of the queue
+        self._lock = threading.Lock()  # so that nothing follows the end of the queue
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
 
     def __getattr__(self, name: str) -> Any:
-        """What the model is: n_bits, n_region_bits, shared_code_space."""
+        """An attribute of the model: n_bits, n_region_bits, shared_code_space."""
         return getattr(self._model, name)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Of the model."""
+        """The parameters of the model."""
         parameters: Iterator[nn.Parameter] = self._model.parameters()
         return parameters
 
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
-        """As the model's own."""
+        """As `HashModel.encode`."""
         return self._wait([_Job(image, None, Future()) for image in images])
 
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
-        """As the model's own."""
+        """As `HashModel.encode_boxes`."""
         return self._wait(
             [
                 _Job(image, boxes_of_image, Future())
@@ -87,7 +87,7 @@ class BatchedModel:
         return self._thread.is_alive() and not self._closed
 
     def close(self, seconds: float | None = None) -> None:
-        """Lets the thread end after what it was asked for; waits for that, or for some seconds."""
+        """Ends the thread after the jobs it has; waits for that, at most some seconds."""
         with self._lock:
             self._closed = True
             self._jobs.put(None)
@@ -96,7 +96,7 @@ class BatchedModel:
     def _wait(self, jobs: list[_Job]) -> list[Any]:
         with self._lock:
             if not self.is_alive:
-                raise EncoderError("the encoder has ended")
+                raise EncoderError("the encoder has stopped")
             for job in jobs:
                 self._jobs.put(job)
         return [job.result.result() for job in jobs]
@@ -107,17 +107,17 @@ class BatchedModel:
                 waiting = self._gathered(first)
                 try:
                     self._compute_all(waiting)
-                except BaseException as error:  # whoever asked is told; the thread goes on
+                except BaseException as error:  # it is the answer; the thread continues
                     _fail(waiting, error)
         finally:
             with self._lock:
                 self._closed = True
                 while not self._jobs.empty():
                     if job := self._jobs.get():
-                        _fail([job], EncoderError("the encoder has ended"))
+                        _fail([job], EncoderError("the encoder has stopped"))
 
     def _gathered(self, first: _Job) -> list[_Job]:
-        """A job and those that come within `WAIT` of it."""
+        """A job and those that follow within `WAIT`."""
         waiting, until = [first], time.monotonic() + WAIT
         while len(waiting) < MAX_BATCH:
             try:
@@ -138,7 +138,7 @@ class BatchedModel:
             for batch in batches_of_one_shape(jobs, lambda job: job.image, MAX_BATCH):
                 try:
                     self._compute(batch)
-                except Exception as error:  # the other batches are computed
+                except Exception as error:  # the other batches are still computed
                     _fail(batch, error)
 
     def _compute(self, batch: list[_Job]) -> None:

@@ -91,9 +91,9 @@ class RequestGuard:
         host = headers.get(b"host", b"").decode("latin-1")
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         if self._hosts is not None and name.strip("[]").lower() not in self._hosts:
-            return 421, f"this service is not {host!r}"
+            return 421, f"unknown host {host!r}"
         if scope["method"] not in _SAFE and _is_of_another_site(scope["scheme"], headers):
-            return 403, "this request was made by a page of another site"
+            return 403, "the request comes from a page of another site"
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             return 400, "Content-Length must be a number"

@@ -1,4 +1,4 @@
-"""Threads for what takes long. Each is a place: a call that is given up keeps it until it ends."""
+"""Threads for slow calls. A call that nobody waits for any more keeps its thread until it ends."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-_ENDING = "the service is ending"
+_ENDING = "the service is shutting down"
 
 Value = TypeVar("Value")
 
 
 class BusyError(Exception):
-    """Nothing was begun: all places were taken for the whole time, or the service is ending."""
+    """Nothing was started: all threads were busy the whole time, or the service shuts down."""
 
 
 class Jobs:
-    """Runs calls in some threads, in the order in which they come.
+    """Runs calls in a fixed number of threads, first come, first served.
 
-    The threads do not keep the process alive, and live as long as it: a database connection that
-    one has opened is used again.
+    The threads live as long as the process and do not keep it alive. A database connection that a
+    thread has opened is reused.
 
     Args:
-        places: how many threads.
-        name: of the threads.
+        places: number of threads.
+        name: their name, before a number.
     """
 
     def __init__(self, places: int, name: str) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._unanswered: set[Future[Any]] = set()
         self._running, self._stopped = 0, False
-        self._lock = threading.RLock()  # an answer calls `_answered`, in the thread that gives it
+        self._lock = threading.RLock()  # an answer calls `_answered` in its thread
         self._threads = [
             threading.Thread(target=self._work, name=f"{name} {n}", daemon=True)
             for n in range(places)
@@ -45,19 +45,19 @@ class Jobs:
 
     @property
     def running(self) -> int:
-        """How many calls are running, those among them that nobody waits for any more."""
+        """Number of running calls, including those that nobody waits for any more."""
         return self._running
 
     async def run(self, call: Callable[[], Value], until: float) -> Value:
         """What `call` returns.
 
         Args:
-            call: for a thread.
+            call: what to run in a thread.
             until: when the answer is due, as `time.monotonic` counts.
 
         Raises:
-            BusyError: no place became free until then.
-            TimeoutError: the call has been begun, and goes on.
+            BusyError: no thread became free until then.
+            TimeoutError: the call was started, and continues.
         """
         future: Future[Value] = Future()
         with self._lock:
@@ -78,7 +78,7 @@ class Jobs:
             waiting.cancel()
 
     def stop(self) -> None:
-        """Answers all who wait with BusyError and lets the threads end after their calls."""
+        """Answers all waiting callers with BusyError; the threads end after their current calls."""
         with self._lock:
             self._stopped = True
             for future in list(self._unanswered):
@@ -100,7 +100,7 @@ class Jobs:
                 self._running += 1
             try:
                 answer, error = call(), None
-            except BaseException as raised:  # whoever asked is told; the thread goes on
+            except BaseException as raised:  # it is the answer; the thread continues
                 answer, error = None, raised
             with self._lock:
                 self._running -= 1
@@ -109,4 +109,4 @@ class Jobs:
                     future.set_result(answer)
                 else:
                     future.set_exception(error)
-            del future, call, answer, error, taken  # what they hold is not kept for the next call
+            del future, call, answer, error, taken  # so that they are not held until the next call

@@ -1,4 +1,4 @@
-"""What the service is asked and what it answers, as JSON; the examples are those of /docs."""
+"""Requests and answers as JSON; `/openapi.json` has these descriptions and examples."""
 
 from __future__ import annotations
 
@@ -29,27 +29,43 @@ class _Request(BaseModel):
 
 
 class QueryIn(_Request):
-    """A picture to search by: an upload, or one of the collection."""
+    """A picture to search by: an upload, or a picture of the collection."""
 
-    upload: Annotated[str | None, Field(max_length=64, description="Of POST /api/uploads.")] = None
-    image: Annotated[Row | None, Field(description="Row of a picture of the collection.")] = None
+    upload: Annotated[
+        str | None, Field(max_length=64, description="An upload, as POST /api/uploads named it.")
+    ] = None
+    image: Annotated[Row | None, Field(description="Row of a picture in the collection.")] = None
     boxes: Annotated[
-        list[BoxIn], Field(max_length=16, description="Objects: x0, y0, x1, y1 in pixels.")
+        list[BoxIn],
+        Field(max_length=16, description="Objects: x0, y0, x1, y1 in pixels of the picture."),
     ] = []
     regions: Annotated[
         list[Annotated[int, Field(ge=0, le=1_000_000)]],
-        Field(max_length=16, description="Objects, by number of the region, instead of boxes."),
+        Field(max_length=16, description="Objects, as numbers of regions, instead of boxes."),
     ] = []
 
 
 class FilterIn(_Request):
     """Which pictures are searched."""
 
-    labels: Annotated[list[Name], Field(max_length=16, description="Classes, all wanted.")] = []
-    min_score: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
-    folder: Name | None = None
-    after: Annotated[When | None, Field(description="Seconds since 1970.")] = None
-    before: When | None = None
+    labels: Annotated[
+        list[Name], Field(max_length=16, description="Classes; a picture must contain all.")
+    ] = []
+    min_score: Annotated[
+        FiniteFloat,
+        Field(
+            ge=0,
+            le=1,
+            description="Smallest score of a detection; with `labels`, of one of that class.",
+        ),
+    ] = 0.0
+    folder: Annotated[Name | None, Field(description="The file is in this folder or below it.")] = (
+        None
+    )
+    after: Annotated[
+        When | None, Field(description="Taken at or after this time, in seconds since 1970.")
+    ] = None
+    before: Annotated[When | None, Field(description="Taken before this time.")] = None
 
     def to_filter(self) -> Filter:
         """The filter of the collection."""
@@ -80,7 +96,7 @@ class SearchIn(_Request):
 
     queries: Annotated[list[QueryIn], Field(min_length=1, max_length=8)]
     without: Annotated[
-        list[QueryIn], Field(max_length=8, description="Objects that must not be there.")
+        list[QueryIn], Field(max_length=8, description="Objects that results must not show.")
     ] = []
     within: Annotated[
         int | None,
@@ -88,33 +104,32 @@ class SearchIn(_Request):
             ge=0,
             le=4096,
             description="Largest distance, in bits, at which a region counts as an object of "
-            "`without`; by default an eighth of the code.",
+            "`without`; by default, an eighth of the code.",
         ),
     ] = None
     mode: Annotated[
         Mode | None,
         Field(
-            description="What is compared; category answers for each category of one whole "
-            "picture, if /api/collection says `by_category`."
+            description="What is compared. Mode category searches for each category of one whole "
+            "picture; it requires `by_category` in /api/collection."
         ),
     ] = None
     min_prob: Annotated[
         FiniteFloat,
-        Field(ge=0, le=1, description="Mode category: the least probability of a category."),
+        Field(ge=0, le=1, description="Mode category: smallest probability of a category."),
     ] = 0.0
     filter: FilterIn = FilterIn()
     limit: Annotated[
-        int,
-        Field(ge=1, le=200, description="Results on a page; in mode category, for each category."),
+        int, Field(ge=1, le=200, description="Pictures on a page; in mode category, for each.")
     ] = 24
-    offset: Annotated[int, Field(ge=0, le=10_000)] = 0
+    offset: Annotated[int, Field(ge=0, le=10_000, description="Number of results to skip.")] = 0
     near: Annotated[
         int | None,
         Field(
             ge=0,
             le=4096,
-            description="Show near-duplicates once: pictures that differ in at most "
-            "this many bits.",
+            description="Group pictures whose codes differ in at most this many bits; all but the "
+            "first of a group are its `duplicates`.",
         ),
     ] = None
 
@@ -142,7 +157,7 @@ class SearchIn(_Request):
 
 
 class MatchOut(BaseModel):
-    """The region of a found picture that answers one object."""
+    """The region of a found picture that matches one object of the query."""
 
     box: BoxOut
     distance: int
@@ -186,7 +201,7 @@ class HitOut(BaseModel):
 
 
 class GroupOut(BaseModel):
-    """What was found for one category of the query."""
+    """The results for one category of the query."""
 
     category: str
     prob: float
@@ -200,7 +215,7 @@ class GroupOut(BaseModel):
 
 
 class SearchOut(BaseModel):
-    """One page of an answer; of mode category the page of each, in `groups` instead of `hits`."""
+    """A page of results; in mode category, one for each, in `groups` instead of `hits`."""
 
     mode: Mode
     boxes: list[list[BoxOut]]
@@ -229,7 +244,7 @@ class SearchOut(BaseModel):
 
 
 class RegionOut(BaseModel):
-    """A region of a picture; its number is its place in the list."""
+    """A region of a picture; its number is its position in the list, from 0."""
 
     box: BoxOut
     label: str | None
@@ -253,7 +268,7 @@ class RegionOut(BaseModel):
 
 
 class UploadOut(BaseModel):
-    """A picture that was uploaded, and what was detected in it."""
+    """An uploaded picture and the regions detected in it."""
 
     upload: str
     height: int
@@ -262,7 +277,7 @@ class UploadOut(BaseModel):
 
 
 class ImageOut(BaseModel):
-    """A picture of the collection."""
+    """A picture of the collection and its regions."""
 
     row: int
     id: str
@@ -272,7 +287,7 @@ class ImageOut(BaseModel):
 
 
 class ImageLine(BaseModel):
-    """A picture of the collection in a list."""
+    """A picture in a list."""
 
     row: int
     id: str
@@ -281,21 +296,21 @@ class ImageLine(BaseModel):
 
 
 class ListOut(BaseModel):
-    """Some pictures of the collection, by row; `next` is the `after` of the following ones."""
+    """Pictures of the collection by row; `next` is the `after` of the next ones."""
 
     images: list[ImageLine]
     next: int | None
 
 
 class AddedOut(BaseModel):
-    """The picture that was added, or that was there already with the same content."""
+    """The picture that was added, or the one that had the same content already."""
 
     row: int
     id: str
 
 
 class InfoOut(BaseModel):
-    """What is served."""
+    """The collection that is served, and the limits of the service."""
 
     pictures: int
     model: str
@@ -314,7 +329,7 @@ class HealthOut(BaseModel):
 
     status: Literal["ok", "failing"]
     pictures: int
-    reason: Annotated[str | None, Field(description="Of failing, in plain words.")] = None
+    reason: Annotated[str | None, Field(description="Why it fails.")] = None
 
 
 class Problem(BaseModel):
@@ -336,6 +351,9 @@ def _label(label: int, classes: Sequence[str]) -> str | None:
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for its description."""
+    """Descriptions of the errors of a route."""
     content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": "A problem.", "content": content} for status in statuses}
+    return {
+        status: {"description": "An error, as problem details.", "content": content}
+        for status in statuses
+    }

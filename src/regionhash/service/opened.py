@@ -1,4 +1,4 @@
-"""One collection as it is served: its model, recent uploads, thumbnails of its pictures."""
+"""A collection that is served: its model, recent uploads, thumbnails of its pictures."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from regionhash.structures import EncodedImage
 
 _KEPT_UPLOADS_BYTES = 256 << 20
 _KEPT_THUMBNAILS_BYTES = 64 << 20
-_SECONDS_TO_END = 1.0  # for what the model computes at the end
+_SECONDS_TO_END = 1.0  # for the last batch
 
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 
 
 class Thumbnail(NamedTuple):
-    """A JPEG, and the tag that tells it from the same picture at another time."""
+    """A JPEG, and a tag that changes whenever its picture does."""
 
     tag: str
     content: bytes | None
 
 
 class Opened:
-    """The collection in a folder, held by whoever uses it: `with opened:`, in a thread.
+    """The collection in a folder. Whoever uses it holds it: `with opened:`, in a thread.
 
-    Once it has been retired it is closed when nobody holds it. Closing takes up to a second and
-    touches the database, so the event loop uses `hold` and `release` and closes in a thread.
+    Once retired, it is closed when nobody holds it. Closing takes up to a second and uses the
+    database, so the event loop calls `hold` and `release`, and closes in a thread.
 
     Attributes:
         collection: whose model is `model`.
-        header: of the collection when it was opened; nothing the service shows of it ever changes.
+        header: the collection's when it was opened; the fields used here never change.
 
     Args:
-        folder: of the collection.
+        folder: where the collection is.
         device: where the model runs.
-        decoders: of pictures.
+        decoders: what decodes pictures.
         on_batch: see `BatchedModel`.
 
     Raises:
@@ -107,7 +107,7 @@ class Opened:
     # Following
 
     def sync(self) -> None:
-        """Takes over what has changed.
+        """Takes over changes made by other processes.
 
         Raises:
             StoreError: see `Collection.sync`.
@@ -128,7 +128,7 @@ class Opened:
     # Pictures
 
     def take_upload(self, content: bytes, until: float) -> tuple[str, Image, EncodedImage]:
-        """Encodes an uploaded picture and keeps it for the searches that follow.
+        """Encodes an uploaded picture and keeps it for later searches.
 
         Raises:
             ImageError, BusyError, TimeoutError: see `Decoders.decode`.
@@ -152,16 +152,16 @@ class Opened:
             ImageError, BusyError, TimeoutError: see `Decoders.decode`.
         """
         path = self.collection.get(row).path
-        if path is None:  # of a data set without files
+        if path is None:  # a picture of a data set without files
             return self.collection.pixels(row)
         return self._decoders.read(path, f"picture {row}", until)
 
     def known_thumbnail(self, row: int, size: int) -> Thumbnail:
-        """The tag of a thumbnail as it would be made now, and its content where that is kept.
+        """The tag of a thumbnail if it were made now, and its content if that is kept.
 
         Raises:
             KeyError: there is no such row.
-            ImageError: its file is gone.
+            ImageError: its file is missing.
         """
         tag = self._tag(row, size, self.collection.get(row).path)
         kept = self._thumbnails.get((row, size))
@@ -180,22 +180,22 @@ class Opened:
             content = thumbnail(self.collection.pixels(row), size)
         else:
             content = self._decoders.thumbnail(path, f"picture {row}", size, until)
-        self.collection.get(row)  # it may have been removed meanwhile
+        self.collection.get(row)  # raises KeyError if it was removed meanwhile
         made = Thumbnail(tag, content)
         self._thumbnails.put((row, size), made, len(content))
         return made
 
     def _tag(self, row: int, size: int, path: Path | None) -> str:
-        """Of the picture of a row, as the file is now."""
+        """The tag of the picture of a row, whose file is as it is now."""
         state: tuple[int, ...] = ()
         if path is not None:
             try:
                 found = path.stat()
             except OSError as error:
-                raise ImageError(f"picture {row}: its file is gone") from error
+                raise ImageError(f"picture {row}: its file is missing") from error
             state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-        told = repr((self.header["uuid"], row, size, state))
-        return f'"{hashlib.sha256(told.encode()).hexdigest()[:32]}"'
+        content = repr((self.header["uuid"], row, size, state))
+        return f'"{hashlib.sha256(content.encode()).hexdigest()[:32]}"'
 
     def _encoded(self, image: Image) -> EncodedImage:
         from regionhash.models.encoding import encode_picture
@@ -216,14 +216,14 @@ class Opened:
         return self.collection.add_upload(content, _plain(name), suffix, self._encoded(image))
 
     def remove(self, row: int) -> bool:
-        """Removes a picture, at once; of an upload its file as well."""
+        """Removes a picture at once, and its file if it was uploaded."""
         removed = self.collection.remove_rows([row])
         self._thumbnails.drop(lambda key: key[0] == row)
         return bool(removed)
 
 
 def _plain(name: str) -> str:
-    """The last part of a file's name, in letters that every shell and screen shows as they are."""
+    """The last part of a file's name, reduced to characters that are safe in any shell."""
     last = PurePath(name.replace("\\", "/")).name
     kept = "".join(sign if sign.isalnum() or sign in "._-" else "_" for sign in last)
     return kept.encode(errors="replace").decode()[-80:].lstrip(".") or "picture"

@@ -20,14 +20,14 @@ from regionhash.service.encoder import EncoderError
 from regionhash.service.jobs import BusyError
 from regionhash.store import StoreError
 
-_RETRY_SECONDS = "5"  # when a client that was refused for being busy should try again
-_SHOWN_ERRORS = 5  # of one invalid request
+_RETRY_SECONDS = "5"  # after which a client that found the service busy should try again
+_SHOWN_ERRORS = 5  # per invalid request
 
 _PATH = re.compile(r"(?<![^\s'\"`(\[=:])[/\\]\w")  # what begins at the root of the disk
 
 _DETAILS = {
     404: "no such picture",
-    503: "the collection cannot be used at the moment",
+    503: "the collection is not available at the moment",
     504: "the answer took too long",
 }
 
@@ -85,7 +85,7 @@ def _problem_of(status: int) -> Any:
         detail = _DETAILS.get(status) or str(error)
         if _may_hold_path(detail, request):
             _log.warning("%s %s: %s", request.method, request.url.path, error)
-            detail = "this cannot be answered; the log of the service tells why"
+            detail = "the request failed; the log of the service states why"
         return _problem(status, detail)
 
     return answer
@@ -102,4 +102,4 @@ async def _busy(_: Request, error: BusyError) -> Response:
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    return _problem(500, "this is an error of the service; its log tells more")
+    return _problem(500, "internal error; details are in the log of the service")

@@ -94,7 +94,7 @@ def _page_file(name: str) -> tuple[bytes, str, str]:
 
 @public.get("/favicon.ico", include_in_schema=False)
 def icon() -> Response:
-    """None: the page brings its own."""
+    """Nothing: the icon is in the page."""
     return Response(status_code=204)
 
 
@@ -105,10 +105,10 @@ def icon() -> Response:
     "/health",
     response_model=HealthOut,
     response_model_exclude_none=True,
-    responses={503: {"model": HealthOut, "description": "It does not; `reason` tells why."}},
+    responses={503: {"model": HealthOut, "description": "It does not work; `reason` states why."}},
 )
 async def health(state: State) -> Response:
-    """Whether the service works."""
+    """Reports whether the service works."""
     reason = state.failure()
     report = HealthOut(
         status="failing" if reason else "ok", pictures=len(state.collection), reason=reason
@@ -126,8 +126,8 @@ def metrics(state: State) -> Response:
 
 
 @public.post("/api/session", status_code=204)
-async def start_session(request: Request, state: State) -> Response:
-    """Keeps the token of the Authorization header in a cookie, for the page's pictures."""
+async def session(request: Request, state: State) -> Response:
+    """Stores the token of the Authorization header in a cookie, for the pictures of the page."""
     token = given_token(request)
     if token is None or not state.knows(token):
         raise wrong_token()
@@ -138,7 +138,7 @@ async def start_session(request: Request, state: State) -> Response:
 
 @public.delete("/api/session", status_code=204)
 async def end_session(request: Request) -> Response:
-    """Forgets that cookie."""
+    """Deletes the cookie that holds the token."""
     response = Response(status_code=204)
     delete_cookie(response, request)
     return response
@@ -149,7 +149,7 @@ async def end_session(request: Request) -> Response:
 
 @reading.get("/api/collection")
 async def info(request: Request, state: State, opened: Used) -> InfoOut:
-    """What is served."""
+    """Describes the collection that is served, and the limits of the service."""
     header = opened.header
     return InfoOut(
         pictures=len(opened.collection),
@@ -172,7 +172,7 @@ async def images(
     after: RowIn = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 24,
 ) -> ListOut:
-    """Pictures of the collection, in the order of their rows."""
+    """Lists the pictures of the collection in the order of their rows."""
     found = await state.read(
         opened, lambda: opened.collection.images(after=after, limit=limit + 1), state.due()
     )
@@ -185,7 +185,7 @@ async def images(
 
 @reading.get("/api/images/{row}")
 async def image(row: int, state: State, opened: Used) -> ImageOut:
-    """A picture of the collection and its regions."""
+    """Returns a picture of the collection with its regions."""
     checked = _checked(row)
     image_id, encoded = await state.read(opened, lambda: opened.regions(checked), state.due())
     return ImageOut(
@@ -205,7 +205,11 @@ async def picture(
     opened: Used,
     size: Annotated[int, Query(ge=16, le=2048)] = 320,
 ) -> Response:
-    """The picture as JPEG, its longer side at most `size` pixels."""
+    """Returns the picture as JPEG, never enlarged.
+
+    Its longer side is at most 160, 320, 640, 1024 or 2048 pixels: the smallest of these that is
+    not below `size`.
+    """
     taken = next(offered for offered in _THUMBNAIL_SIZES if offered >= size)
     checked, until = _checked(row), state.due()
     try:
@@ -217,7 +221,7 @@ async def picture(
                 opened, lambda: opened.thumbnail(checked, taken, until), until
             )
     except ImageError as error:
-        raise HTTPException(404, "the file of this picture is gone or cannot be read") from error
+        raise HTTPException(404, "the file of this picture is missing or cannot be read") from error
     return Response(found.content, media_type="image/jpeg", headers=_revalidated(found.tag))
 
 
@@ -231,7 +235,7 @@ def _revalidated(tag: str) -> dict[str, str]:
 
 @reading.post("/api/uploads", status_code=201)
 async def upload(file: Annotated[UploadFile, File()], state: State, opened: Used) -> UploadOut:
-    """Takes a picture to search by, for some time, and tells what is detected in it."""
+    """Keeps a picture to search by for a while, and returns the regions detected in it."""
     content = await _content(file, state)
     until = state.due()
     name, pixels, encoded = await state.decode(
@@ -243,15 +247,15 @@ async def upload(file: Annotated[UploadFile, File()], state: State, opened: Used
 
 
 @reading.post("/api/search")
-async def find(wanted: SearchIn, state: State, opened: Used) -> SearchOut:
-    """The pictures that look like a picture, or that contain an object or several."""
+async def search(wanted: SearchIn, state: State, opened: Used) -> SearchOut:
+    """Finds the pictures that look like a picture, or that contain one or several objects."""
     started, until = perf_counter(), state.due()
     queries = [await _query(query, state, opened, until) for query in wanted.queries]
     without = [await _query(query, state, opened, until) for query in wanted.without]
-    search = wanted.to_search(queries, without)
+    request = wanted.to_search(queries, without)
     found = await state.scan(
         opened,
-        lambda: opened.collection.results(search),
+        lambda: opened.collection.results(request),
         until,
     )
     return SearchOut.of(found, opened.collection.classes, perf_counter() - started)
@@ -260,11 +264,11 @@ async def find(wanted: SearchIn, state: State, opened: Used) -> SearchOut:
 async def _query(
     query: QueryIn, state: ServiceState, opened: Opened, until: float
 ) -> CollectionQuery:
-    """The picture of a query, read or known already, with what is searched in it."""
+    """The query as the collection takes it; its picture is decoded only if it must be encoded."""
     if (query.upload is None) == (query.image is None):
         raise HTTPException(422, "a query needs either an upload or an image")
     if query.boxes and query.regions:
-        raise HTTPException(422, "a query needs either boxes or regions")
+        raise HTTPException(422, "a query takes either boxes or regions, not both")
     if query.image is not None:
         row = query.image
         if not query.boxes:
@@ -274,7 +278,7 @@ async def _query(
         return CollectionQuery(pixels, boxes=query.boxes, name=f"picture {row}")
     kept = opened.uploads.get(query.upload)
     if kept is None:
-        raise HTTPException(404, "this upload is no longer there; upload the picture again")
+        raise HTTPException(404, "this upload has expired; upload the picture again")
     pixels, encoded = kept
     return CollectionQuery(pixels, boxes=query.boxes, regions=query.regions, encoded=encoded)
 
@@ -284,7 +288,7 @@ async def _query(
 
 @changing.post("/api/images", status_code=201)
 async def add(file: Annotated[UploadFile, File()], state: State, opened: Used) -> AddedOut:
-    """Adds a picture to the collection; one of the same content is not added twice."""
+    """Adds a picture to the collection, unless one with the same content is in it."""
     content = await _content(file, state)
     name, until = file.filename or "", state.due()
     row, image_id = await state.decode(opened, lambda: opened.add(content, name, until), until)
@@ -293,7 +297,7 @@ async def add(file: Annotated[UploadFile, File()], state: State, opened: Used) -
 
 @changing.delete("/api/images/{row}", status_code=204)
 async def remove(row: int, state: State, opened: Used) -> Response:
-    """Removes a picture from the collection, at once."""
+    """Removes a picture from the collection and from all search results, at once."""
     checked = _checked(row)
     if not await state.read(opened, lambda: opened.remove(checked), state.due()):
         raise HTTPException(404, "no such picture")

@@ -1,4 +1,4 @@
-"""A process that serves a collection, and ends when it is told to."""
+"""Serves a collection in this process until it is interrupted."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from regionhash.service.connections import connection_type
 from regionhash.service.limits import LOOPBACK, Limits
 from regionhash.service.state import ServiceState
 
-_SECONDS_TO_END = 1  # for answers that are on their way
-_INTERRUPTED = 130  # what shells call the end by SIGINT
+_SECONDS_TO_END = 1  # for answers that are being sent
+_INTERRUPTED = 130  # the exit status that shells give SIGINT
 
 
 def run_server(
@@ -42,8 +42,8 @@ def run_server(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.create_server((host, port), family=family) as listening:
-            # Connections inherit it. asyncio sets it only where the socket names its protocol, and
-            # else the body of an answer waits 40 ms for the client to acknowledge the headers.
+            # Connections inherit it. asyncio sets it only if the socket names its protocol; without
+            # it, the body of an answer waits 40 ms for the client to acknowledge the headers.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             bound = listening.getsockname()[1]
             shown = f"[{host}]" if ":" in host else host
@@ -51,14 +51,14 @@ def run_server(
             _Server(app, limits).run([listening])
     finally:
         state.close()
-        if state.running:  # threads that compute can be neither ended nor waited for
+        if state.running:  # computing threads cannot be stopped, and may take long
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(_INTERRUPTED)
 
 
 class _Server(uvicorn.Server):
-    """Answers who waits before it ends."""
+    """Answers all waiting requests before it ends."""
 
     def __init__(self, app: Any, limits: Limits) -> None:
         super().__init__(
@@ -75,6 +75,6 @@ class _Server(uvicorn.Server):
         self._state: ServiceState = app.state.service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Of uvicorn."""
+        """Called by uvicorn."""
         self._state.stop()
         await super().shutdown(sockets)

@@ -1,4 +1,4 @@
-"""What all requests share: the collection as it is opened now, places for work, health."""
+"""What all requests share: the opened collection, threads for work, health."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from regionhash.service.opened import Opened
 from regionhash.store import StoreError
 
 SYNC_SECONDS = 0.2
-"""After which what another process has changed is seen; what this one changes is seen at once."""
+"""How often changes by other processes are looked for; the service sees its own at once."""
 
 LATE_SECONDS = 10.0
-"""Without news of the collection, after which the service calls itself failing."""
+"""Without news of the collection for this long, the service reports that it is failing."""
 
 _PAUSE_SECONDS = 1.0  # after a failure
 _SECONDS_TO_END = 1.0  # for the thread that follows
@@ -36,17 +36,17 @@ Value = TypeVar("Value")
 
 
 class NotOpenedError(StoreError):
-    """Another collection is in the place of the one that is served, and cannot be opened."""
+    """Another collection has replaced the one that is served, and cannot be opened."""
 
 
 class ServiceState:
     """What all requests share.
 
     Args:
-        folder: of the collection.
-        limits: of one request.
-        token: what a client must know to change the collection; None lets nobody.
-        token_to_read: whether the token is needed to search as well.
+        folder: where the collection is.
+        limits: what one request may cost.
+        token: what a client must know to change the collection; None makes it read-only.
+        token_to_read: whether searching requires the token, too.
         device: where the model runs.
     """
 
@@ -82,17 +82,17 @@ class ServiceState:
 
     @property
     def opened(self) -> Opened:
-        """What is opened now, to be looked at; it may be closed at any time."""
+        """The collection that is served now; it may be closed at any time, unless it is held."""
         return self._opened
 
     @property
     def collection(self) -> Collection:
-        """As it is opened now."""
+        """The collection that is served now."""
         return self._opened.collection
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Opened]:
-        """What is opened now, which is not closed meanwhile."""
+        """The collection that is served now, held open until the end."""
         with self._lock:
             opened = self._opened.hold()
         try:
@@ -110,21 +110,21 @@ class ServiceState:
     # Ending
 
     def stop(self) -> None:
-        """Answers all requests that wait; nothing is begun any more."""
+        """Answers all requests that wait, and starts no more work."""
         self._ended.set()
         for jobs in self._all_jobs:
             jobs.stop()
         self._decoders.close()
 
     def close(self) -> None:
-        """Lets go of the collection."""
+        """Closes the collection."""
         self.stop()
         self._follower.join(_SECONDS_TO_END)
         self._opened.retire()
 
     @property
     def running(self) -> int:
-        """How many calls are still running in threads."""
+        """Number of calls that are running in threads."""
         return sum(jobs.running for jobs in self._all_jobs)
 
     @property
@@ -142,24 +142,24 @@ class ServiceState:
         return await self._scanning.run(_held(opened, call), until)
 
     async def read(self, opened: Opened, call: Callable[[], Value], until: float) -> Value:
-        """Runs what reads or writes the collection. Errors as `Jobs.run`."""
+        """Runs a call that reads or writes the collection. Errors as `Jobs.run`."""
         return await self._reading.run(_held(opened, call), until)
 
     async def decode(self, opened: Opened, call: Callable[[], Value], until: float) -> Value:
-        """Runs what decodes: as many at a time as there are decoders. Errors as `Jobs.run`."""
+        """Runs a call that decodes: as many at a time as decoders. Errors as `Jobs.run`."""
         return await self._decoding.run(_held(opened, call), until)
 
     # Following
 
     def failure(self) -> str | None:
-        """Why the service does not work as it should, in plain words; None where it does."""
+        """Why the service fails, in plain words; None if it works."""
         if not self._opened.model.is_alive:
-            return "pictures cannot be encoded any more"
+            return "pictures can no longer be encoded"
         if self._failure is not None:
             return self._failure
         late = time.monotonic() - self._synced
         if late > LATE_SECONDS:
-            return f"changes of the collection have not been seen for {late:.0f} seconds"
+            return f"changes to the collection have not been seen for {late:.0f} seconds"
         return None
 
     def _open(self) -> Opened:
@@ -175,12 +175,12 @@ class ServiceState:
         while not self._ended.wait(pause):
             try:
                 self._follow_once()
-            except BaseException as error:  # health tells; the thread goes on
-                self._note(_told(error), error)
+            except BaseException as error:  # reported by `failure`; the thread continues
+                self._set_failure(_reason(error), error)
                 pause = _PAUSE_SECONDS
             else:
                 self._synced, pause = time.monotonic(), SYNC_SECONDS
-                self._note(None)
+                self._set_failure(None)
 
     def _follow_once(self) -> None:
         try:
@@ -190,23 +190,23 @@ class ServiceState:
             with self._lock:
                 before, self._opened = self._opened, newer
             before.retire()
-            _log.warning("%s: another collection was in its place and is served now", self._folder)
+            _log.warning("%s: replaced by another collection, which is served now", self._folder)
 
     def _open_newer(self) -> Opened:
         try:
             return self._open()
-        except Exception as error:  # of a database or a model that is not whole yet, of any kind
+        except Exception as error:  # any, as long as database or model are incomplete
             raise NotOpenedError(str(error)) from error
 
-    def _note(self, failure: str | None, error: BaseException | None = None) -> None:
-        """Keeps the state of health; a new failure is logged, with what only the log may tell."""
+    def _set_failure(self, failure: str | None, error: BaseException | None = None) -> None:
+        """Keeps the reason of a failure; a new one is logged with details, paths included."""
         if failure != self._failure:
             _log.warning("%s: %s", self._folder, error or "works again")
         self._failure = failure
 
 
 def _held(opened: Opened, call: Callable[[], Value]) -> Callable[[], Value]:
-    """The call, which holds what it uses as long as it runs."""
+    """The call, holding the collection open as long as it runs."""
 
     def held() -> Value:
         with opened:
@@ -215,9 +215,9 @@ def _held(opened: Opened, call: Callable[[], Value]) -> Callable[[], Value]:
     return held
 
 
-def _told(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, CollectionMissingError):
-        return "the collection is no longer in its place"
+        return "the collection has been moved or deleted"
     if isinstance(error, NotOpenedError):
-        return "another collection is in its place, which cannot be opened"
-    return "changes of the collection cannot be read"
+        return "another collection has replaced it and cannot be opened"
+    return "changes to the collection cannot be read"

@@ -26,7 +26,7 @@ async function call(path, options = {}) {
   try { answer = await fetch(path, options); }
   catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The service does not answer. Is it still running?");
+    throw new Refused("The service is not responding. Is it still running?");
   }
   if (answer.status === 401 && await askToken()) return call(path, options);
   if (answer.ok) return answer.status === 204 ? null : answer.json();
@@ -55,16 +55,16 @@ const picture = (row, size) => `/api/images/${row}/picture?size=${size}`;
 async function takeFile(file, another) {
   if (!file) return;
   if (file.size > about.max_upload_bytes)
-    return tell("This file is too large", `At most ${Math.round(about.max_upload_bytes / 1e6)} MB.`, true);
+    return showState("This file is too large", `The limit is ${Math.round(about.max_upload_bytes / 1e6)} MB.`, true);
   const query = { name: file.name || "pasted picture", url: URL.createObjectURL(file), busy: true, regions: [], chosen: new Set(), boxes: [] };
   begin(query, another);
   const form = new FormData();
   form.append("file", file);
   try { Object.assign(query, await call("/api/uploads", { method: "POST", body: form })); }
   catch (error) {
-    queries = queries.filter(own => own !== query);
+    queries = queries.filter(other => other !== query);
     showQueries();
-    return tell("This picture cannot be searched", error.message, true);
+    return showState("Cannot search by this picture", error.message, true);
   }
   query.busy = false;
   showQueries();
@@ -75,19 +75,19 @@ async function takeImage(row, name, another) {
   const query = { name, url: picture(row, 1024), image: row, busy: true, regions: [], chosen: new Set(), boxes: [] };
   begin(query, another);
   try { Object.assign(query, await call(`/api/images/${row}`), { name, busy: false }); }
-  catch (error) { return tell("This picture cannot be searched", error.message, true); }
+  catch (error) { return showState("Cannot search by this picture", error.message, true); }
   showQueries();
   search();
 }
 
 function begin(query, another) {
-  if (queries.length) past.push(queries.map(own => ({ ...own, chosen: new Set(own.chosen), boxes: [...own.boxes] })));
+  if (queries.length) past.push(queries.map(before => ({ ...before, chosen: new Set(before.chosen), boxes: [...before.boxes] })));
   queries = another ? [...queries, query] : [query];
   showQueries();
   if (!another) scrollTo({ top: 0, behavior: "smooth" });
 }
 
-/** Which detections are outlined: the best ones of classes; windows of a grid are not shown. */
+/** The detections to outline: the best that have a class; windows of a grid are not shown. */
 function outlined(query) {
   const least = LEAST_SHARE * Math.max(0, ...query.regions.map(region => region.score));
   return query.regions.map((region, n) => ({ ...region, n }))
@@ -98,7 +98,7 @@ const objectsOf = query => [...query.chosen].map(n => ({ box: query.regions[n].b
 
 const wanted = () => queries.filter(query => !query.unwanted);
 
-/** One whole picture is searched for, with nothing left out. */
+/** Whether the query is one whole picture, with nothing left out. */
 const isWhole = () => queries.length === 1 && !objectsOf(queries[0]).length;
 
 function boxAttributes([x0, y0, x1, y1]) { return { x: x0, y: y0, width: Math.max(0, x1 - x0), height: Math.max(0, y1 - y0) }; }
@@ -115,7 +115,7 @@ function showQueries() {
     const image = make("img", { src: query.url, alt: query.name, draggable: false });
     const canvas = make("div", { className: query.busy ? "canvas busy" : "canvas" }, image);
     const caption = make("figcaption", {}, make("span", { textContent: query.name, title: query.name }));
-    const figure = make("figure", { className: "card query" }, canvas, caption);
+    const figure = make("figure", { className: query.unwanted && !objectsOf(query).length ? "card query unwanted" : "card query" }, canvas, caption);
     if (!query.busy) {
       const svg = draw("svg", { viewBox: `0 0 ${query.width} ${query.height}`, role: "group", "aria-label": "Objects in the picture" });
       for (const region of outlined(query)) if (!query.chosen.has(region.n)) {
@@ -124,7 +124,7 @@ function showQueries() {
       }
       for (const { box, n, at } of objectsOf(query)) {
         svg.append(draw("rect", { ...boxAttributes(box), class: "back" }));
-        const rect = outline(box, query.unwanted ? "chosen unwanted" : "chosen", "leave this object out", () => { n === undefined ? query.boxes.splice(at, 1) : query.chosen.delete(n); changed(); });
+        const rect = outline(box, query.unwanted ? "chosen unwanted" : "chosen", "remove this object from the query", () => { n === undefined ? query.boxes.splice(at, 1) : query.chosen.delete(n); changed(); });
         if (!query.unwanted) rect.setAttribute("stroke", COLORS[color++ % COLORS.length]);
         svg.append(rect);
       }
@@ -134,8 +134,8 @@ function showQueries() {
       if (count) caption.append(make("button", { className: "button small", textContent: "Whole picture", onclick: () => { query.chosen.clear(); query.boxes = []; changed(); } }));
       if (queries.length > 1) caption.append(
         make("button", { className: "button small", textContent: "Not this", ariaPressed: !!query.unwanted, disabled: !query.unwanted && wanted().length < 2, title: "Leave out pictures that show this", ariaLabel: `Leave out pictures that show what ${query.name} shows`, onclick: () => { query.unwanted = !query.unwanted; changed(); } }),
-        make("button", { className: "button small", textContent: "Remove", ariaLabel: `Remove ${query.name}`, onclick: () => { queries = queries.filter(own => own !== query); changed(); } }));
-      else figure.append(make("p", { className: "hint", textContent: count ? "Draw or click more objects: all of them are wanted." : outlined(query).length ? "Click an outlined object, or draw a box around one." : "Draw a box around an object to search for it." }));
+        make("button", { className: "button small", textContent: "Remove", ariaLabel: `Remove ${query.name}`, onclick: () => { queries = queries.filter(other => other !== query); changed(); } }));
+      else figure.append(make("p", { className: "hint", textContent: count ? "Add more objects: results must show all of them." : outlined(query).length ? "Click an outlined object, or draw a box around one." : "Draw a box around an object to search for it." }));
     }
     return figure;
   }));
@@ -197,10 +197,10 @@ function changed() {
 function request() {
   const day = (id, add) => $(id).value ? Date.parse(`${$(id).value}T00:00:00Z`) / 1000 + add : null;
   const asked = query => {
-    const own = query.upload ? { upload: query.upload } : { image: query.image };
-    // Drawn and clicked objects together go as boxes; clicked ones alone by their stored codes.
-    if (query.boxes.length) return { ...own, boxes: objectsOf(query).map(object => object.box) };
-    return query.chosen.size ? { ...own, regions: [...query.chosen] } : own;
+    const source = query.upload ? { upload: query.upload } : { image: query.image };
+    // Drawn objects are sent as boxes, and clicked ones with them; clicked ones alone by their codes.
+    if (query.boxes.length) return { ...source, boxes: objectsOf(query).map(object => object.box) };
+    return query.chosen.size ? { ...source, regions: [...query.chosen] } : source;
   };
   return {
     queries: wanted().map(asked),
@@ -228,13 +228,13 @@ async function search(more = false) {
     $("title").title = `${answer.searched.toLocaleString("en")} pictures searched in ${Math.max(1, Math.round(answer.seconds * 1000))} ms`;
     $("more").hidden = !answer.more;
     showHits();
-    if (!hits.length) tell("Nothing found", "No picture passes the filter, or none has a region to compare with.");
+    if (!hits.length) showState("Nothing found", "No picture passes the filter, or none has a region to compare.");
   } catch (error) {
     if (turn !== running) return;
     hits = [];
     showHits();
     $("more").hidden = true;
-    tell("This search failed", error.message, true);
+    showState("Search failed", error.message, true);
   }
 }
 
@@ -244,24 +244,24 @@ async function browse(more = false) {
   try {
     const answer = await call(`/api/images?limit=${PAGE}&after=${offset}`);
     if (turn !== running) return;
-    const lines = answer.images.map(own => ({ ...own, matches: [], classes: [], duplicates: [], distance: null }));
+    const lines = answer.images.map(image => ({ ...image, matches: [], classes: [], duplicates: [], distance: null }));
     hits = more ? [...hits, ...lines] : lines;
     offset = answer.next || 0;
-    $("title").textContent = "Start from a picture of the collection";
+    $("title").textContent = "Start from a picture in the collection";
     $("more").hidden = !answer.next;
     showHits();
-    if (!hits.length) tell("This collection is empty", "regionhash add COLLECTION PICTURES adds pictures.");
-  } catch (error) { tell("The collection cannot be shown", error.message, true); }
+    if (!hits.length) showState("This collection is empty", "To add pictures, run: regionhash add COLLECTION PICTURES");
+  } catch (error) { showState("Cannot show the collection", error.message, true); }
 }
 
-function tell(title, text, bad = false) {
+function showState(title, text, bad = false) {
   $("state").replaceChildren(make("strong", { textContent: title }), text);
   $("state").className = bad ? "state bad" : "state";
   $("state").hidden = false;
 }
 
 function categoryOf(hit) {
-  return hit.group || hit.matches.find(match => match.label)?.label || hit.classes.join(", ") || "without a class";
+  return hit.group || hit.matches.find(match => match.label)?.label || hit.classes.join(", ") || "no class";
 }
 
 function showHits() {
@@ -269,7 +269,7 @@ function showHits() {
   $("group").hidden = !queries.length || !about.classes.length;
   if (!grouped || !queries.length) return $("results").replaceChildren(make("div", { className: "grid" }, ...hits.map(tile)));
   const groups = Map.groupBy ? Map.groupBy(hits, categoryOf) : hits.reduce((all, hit) => all.set(categoryOf(hit), [...all.get(categoryOf(hit)) || [], hit]), new Map());
-  $("results").replaceChildren(...[...groups].flatMap(([name, own]) => [make("h3", { textContent: `${name} (${own.length})` }), make("div", { className: "grid" }, ...own.map(tile))]));
+  $("results").replaceChildren(...[...groups].flatMap(([name, members]) => [make("h3", { textContent: `${name} (${members.length})` }), make("div", { className: "grid" }, ...members.map(tile))]));
 }
 
 function tile(hit) {
@@ -277,10 +277,10 @@ function tile(hit) {
   const svg = draw("svg", { viewBox: `0 0 ${hit.width} ${hit.height}`, "aria-hidden": "true" });
   hit.matches.forEach((match, n) => svg.append(draw("rect", { ...boxAttributes(match.box), class: "back" }), draw("rect", { ...boxAttributes(match.box), stroke: COLORS[n % COLORS.length], "stroke-width": 2.6 })));
   const labels = hit.matches.map(match => match.label).filter(Boolean);
-  const told = hit.distance === null ? "search from here" : [`${hit.distance} bits`, labels.join(", ") || hit.classes.join(", ")].filter(Boolean).join(" · ");
-  const view = make("span", { className: "view" }, image, svg, make("span", { className: "tip", textContent: told }));
-  if (hit.duplicates.length) view.append(make("span", { className: "more", textContent: `+${hit.duplicates.length}`, title: "nearly the same" }));
-  const button = make("button", { className: "hit", ariaLabel: `${hit.id}, ${told}`, title: hit.id, onclick: () => takeImage(hit.row, hit.id) },
+  const summary = hit.distance === null ? "search from here" : [`${hit.distance} bits`, labels.join(", ") || hit.classes.join(", ")].filter(Boolean).join(" · ");
+  const view = make("span", { className: "view" }, image, svg, make("span", { className: "tip", textContent: summary }));
+  if (hit.duplicates.length) view.append(make("span", { className: "more", textContent: `+${hit.duplicates.length}`, title: "near-duplicates" }));
+  const button = make("button", { className: "hit", ariaLabel: `${hit.id}, ${summary}`, title: hit.id, onclick: () => takeImage(hit.row, hit.id) },
     view, make("span", { className: "name" }, make("b", { textContent: hit.id }), hit.distance === null ? "" : String(hit.distance)));
   image.onerror = () => button.classList.add("gone");
   button.dataset.row = hit.row;
@@ -291,7 +291,7 @@ function tile(hit) {
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 let theme = null;
-try { theme = localStorage.getItem("theme"); } catch { /* not allowed to keep it */ }
+try { theme = localStorage.getItem("theme"); } catch { /* storage is not allowed */ }
 function paint() { document.documentElement.dataset.theme = theme || (dark.matches ? "dark" : "light"); }
 dark.addEventListener("change", paint);
 $("theme").onclick = () => {
@@ -303,7 +303,7 @@ paint();
 
 $("leave").onclick = async () => {
   try { await call("/api/session", { method: "DELETE" }); location.reload(); }
-  catch (error) { tell("You are still logged in", error.message, true); }
+  catch (error) { showState("Could not log out", error.message, true); }
 };
 $("pick").onclick = () => $("file").click();
 $("file").onchange = () => { takeFile($("file").files[0], queries.length > 0); $("file").value = ""; };
@@ -332,10 +332,10 @@ addEventListener("keydown", event => {
 
 (async () => {
   try { about = await call("/api/collection"); }
-  catch (error) { return tell("The collection cannot be opened", error.message, true); }
+  catch (error) { return showState("Cannot open the collection", error.message, true); }
   $("about").textContent = `${about.pictures.toLocaleString("en")} pictures · ${about.model} · ${about.bits || about.region_bits} bits`;
   $("label").append(...about.classes.map(name => make("option", { value: name, textContent: name })));
-  $("leave").hidden = !about.can_change; // the cookie has the token
+  $("leave").hidden = !about.can_change; // the cookie holds the token
   $("label-field").hidden = !about.classes.length;
   browse();
 })();
