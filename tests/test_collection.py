@@ -637,7 +637,10 @@ def test_looking_at_a_collection_leaves_every_byte_of_it_alone(saved, photos, tm
     assert json.loads(run("info", folder, "--json").stdout)["pictures"] == 11
     measured = json.loads(run("evaluate", folder, folder, "--json").stdout)
     assert (measured["queries"], measured["database"]) == (11, 11)
-    assert len(open_codes(folder)) == 11
+    codes = open_codes(folder)
+    assert (len(codes), len(codes.compact())) == (11, 11)
+    assert "test-0-00003" not in list(codes.compact().table.ids)
+    np.testing.assert_array_equal(codes.compact().labels, np.delete(codes.labels, 3, axis=0))
     assert content() == before
 
 

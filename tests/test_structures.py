@@ -9,6 +9,7 @@ from regionhash.structures import (
     EncodedImage,
     Regions,
     Target,
+    renamed,
 )
 
 
@@ -107,3 +108,77 @@ def test_a_table_whose_parts_do_not_fit_is_refused(changes, message):
 def test_a_table_without_regions_says_so():
     with pytest.raises(ValueError, match="these codes have no regions"):
         CodeTable(ids=["a"], sizes=np.ones((1, 2), np.int32)).regions(0)
+
+
+def whole_table():
+    """Four pictures with 2, 0, 3 and 1 regions and 1, 2, 0 and 1 categories."""
+    rng = np.random.default_rng(0)
+    offsets, bounds = np.array([0, 2, 2, 5, 6]), np.array([0, 1, 3, 3, 4])
+    return CodeTable(
+        ids=list("abcd"),
+        sizes=np.arange(8, dtype=np.int32).reshape(4, 2),
+        classes=("x", "y"),
+        image_codes=rng.integers(0, 256, (4, 3), dtype=np.uint8),
+        class_probs=rng.random((4, 2), np.float32),
+        offsets=offsets,
+        boxes=rng.random((6, 4), np.float32),
+        scores=rng.random(6, np.float32),
+        labels=np.arange(6),
+        region_codes=rng.integers(0, 256, (6, 2), dtype=np.uint8),
+        category_offsets=bounds,
+        categories=np.arange(4),
+        category_probs=rng.random(4, np.float32),
+        category_codes=rng.integers(0, 256, (4, 1), dtype=np.uint8),
+    )
+
+
+def content_of(picture):
+    regions, categories = picture.regions, picture.categories
+    parts = [picture.size, picture.image_code, picture.class_probs]
+    parts += [regions.boxes, regions.scores, regions.labels, regions.codes]
+    parts += [categories.categories, categories.probs, categories.codes]
+    return [np.asarray(part).tolist() for part in parts]
+
+
+def test_a_picture_of_a_table_has_all_its_parts_and_no_others():
+    table = whole_table()
+    assert content_of(table.picture(2)) == [
+        [4, 5],
+        table.image_codes[2].tolist(),
+        table.class_probs[2].tolist(),
+        table.boxes[2:5].tolist(),
+        table.scores[2:5].tolist(),
+        [2, 3, 4],
+        table.region_codes[2:5].tolist(),
+        [],
+        [],
+        [],
+    ]
+
+
+@pytest.mark.parametrize("rows", [[2, 0], [1], [3, 1, 2], [], [0, 1, 2, 3]])
+def test_some_pictures_of_a_table_are_taken_whole_and_in_their_order(rows):
+    table = whole_table()
+    taken = table.take(np.array(rows, np.int64))
+    assert list(taken.ids) == [table.ids[row] for row in rows]
+    assert taken.classes == table.classes
+    assert [content_of(taken.picture(n)) for n in range(len(rows))] == [
+        content_of(table.picture(row)) for row in rows
+    ]
+
+
+def test_parts_that_a_table_lacks_are_not_in_its_pictures_nor_taken():
+    bare = CodeTable(ids=["a", "b"], sizes=np.ones((2, 2), np.int32))
+    picture = bare.take(np.array([1])).picture(0)
+    assert (picture.image_code, picture.class_probs) == (None, None)
+    assert (picture.regions, picture.categories) == (None, None)
+
+
+def test_an_older_name_is_taken_but_not_together_with_the_newer_one():
+    @renamed(among="mask")
+    def search(*, mask=None):
+        return mask
+
+    assert search(among=1) == search(mask=1) == 1
+    with pytest.raises(TypeError, match="search: among is an older name of mask"):
+        search(among=1, mask=2)
