@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regionhash.files.atomic import leftovers, path_of, replacing, shown_name, write_text
+from regionhash.files.atomic import leftovers, replacing, write_text
+from regionhash.files.names import path_of, shown_name
 
 WRITER = textwrap.dedent("""
     import sys, time

@@ -22,7 +22,7 @@ from PIL.ImageFile import ImageFile
 
 from regionhash.data.headers import check_structure
 from regionhash.data.image_set import Image
-from regionhash.files.atomic import shown_name
+from regionhash.files.names import shown_name
 from regionhash.files.text import NOT_REGULAR, open_regular
 
 SUFFIXES = frozenset(

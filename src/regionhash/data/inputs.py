@@ -9,7 +9,7 @@ from pathlib import Path
 from regionhash.data import LAYOUTS, open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, ImageError, find_images, read_image
-from regionhash.files.atomic import absolute
+from regionhash.files.names import absolute
 from regionhash.files.text import open_regular, reason_of
 from regionhash.structures import Target
 
