@@ -9,7 +9,7 @@ from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, find_images
 from regionhash.data.xmlfile import read_xml
-from regionhash.files.text import reason_of
+from regionhash.files.text import refusing
 from regionhash.structures import Target
 
 
@@ -59,7 +59,7 @@ def _read_objects(path: Path) -> tuple[_Objects, tuple[int, int] | None]:
     if not os.path.lexists(path):
         return [], None
     root = read_xml(path)
-    try:
+    with refusing(f"{path}: broken annotation"):
         size = int(root.findtext("size/height", "")), int(root.findtext("size/width", ""))
         if min(size) < 1:
             raise ValueError(f"height and width must be positive, got {size}")
@@ -73,6 +73,4 @@ def _read_objects(path: Path) -> tuple[_Objects, tuple[int, int] | None]:
             if not name:
                 raise ValueError("an object lacks its name")
             objects.append((name, (x0, y0, x1 + 1, y1 + 1)))
-    except ValueError as error:
-        raise ValueError(f"{path}: broken annotation: {reason_of(error)}") from error
     return objects, size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -23,7 +22,7 @@ from PIL.ImageFile import ImageFile
 from regionhash.data.headers import check_structure
 from regionhash.data.image_set import Image
 from regionhash.files.names import shown_name
-from regionhash.files.text import NOT_REGULAR, open_regular
+from regionhash.files.text import NOT_REGULAR, open_regular, read_text, reason_of
 
 SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -237,11 +236,7 @@ def _reason(error: Exception) -> str:
         return "not a picture of a known format, or broken"
     if isinstance(error, MemoryError):
         return "it takes more memory than there is for a picture"
-    if isinstance(error, OSError) and error.errno == errno.ENXIO:  # a socket
-        return NOT_REGULAR
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    return reason_of(error)
 
 
 class FileVersion(NamedTuple):
@@ -373,11 +368,6 @@ def _below(folder: Path, pattern: str) -> Iterator[Path]:
 
 
 def _listed(path: Path) -> Iterator[tuple[Path, Path | None]]:
-    try:
-        with open_regular(path) as file:
-            lines = file.read().decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot read the list: {_reason(error)}") from error
-    for line in filter(None, map(str.strip, lines)):
+    for line in filter(None, map(str.strip, read_text(path, "the list").splitlines())):
         listed = path.parent / line
         yield listed, (path.parent if listed.is_relative_to(path.parent) else None)

@@ -10,7 +10,6 @@ from regionhash.data import LAYOUTS, open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, ImageError, find_images, read_image
 from regionhash.files.names import absolute
-from regionhash.files.text import open_regular, reason_of
 from regionhash.structures import Target
 
 Source = dict[str, str]
@@ -27,9 +26,6 @@ def open_inputs(inputs: Sequence[str]) -> tuple[ImageSet, Source]:
     Raises:
         ValueError: nothing, or no picture, is there.
     """
-    for given in inputs:
-        if given.startswith("@"):
-            _check_list(Path(given[1:]))
     data_sets = [given for given in inputs if _names_data_set(given)]
     if not data_sets:
         ids, paths = zip(*find_images(inputs), strict=True)
@@ -103,14 +99,6 @@ class Pictures:
 
 
 _opened = cache(open_dataset)
-
-
-def _check_list(path: Path) -> None:
-    """Raises ValueError unless there is a file to read: a pipe would be waited for."""
-    try:
-        open_regular(path).close()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot read the list: {reason_of(error)}") from error
 
 
 def _names_data_set(given: str) -> bool:

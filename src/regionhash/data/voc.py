@@ -10,7 +10,7 @@ from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages
 from regionhash.data.xmlfile import read_xml
-from regionhash.files.text import one_line, read_text, reason_of, shown
+from regionhash.files.text import one_line, read_text, refusing, shown
 from regionhash.structures import Target
 
 VOC_CLASSES = (
@@ -111,13 +111,11 @@ def _read_annotation(path: Path, indices: dict[str, int], listing: Path) -> Targ
         trouble = f"{path} is missing" if isinstance(cause, FileNotFoundError) else str(error)
         message = f"{listing}: each picture needs an XML file, but {trouble}"
         raise ValueError(one_line(message)) from error
-    try:
+    with refusing(str(path)):
         size = (int(_text(root, "size/height")), int(_text(root, "size/width")))
         if min(size) < 1:
             raise ValueError(f"height and width must be positive, got {size}")
         objects = [_read_object(path, item, indices) for item in root.iterfind("object")]
-    except ValueError as error:
-        raise ValueError(f"{path}: {reason_of(error)}") from error
     return make_target(objects, size)
 
 

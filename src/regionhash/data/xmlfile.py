@@ -7,7 +7,7 @@ from typing import NoReturn
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from regionhash.files.text import read_bytes, reason_of
+from regionhash.files.text import read_bytes, refusing
 
 _MOST_BYTES = 4 << 20
 """A thousand times what VOC needs for a picture of 20 objects; such a file takes 0.1 GB to read."""
@@ -48,8 +48,6 @@ def read_xml(path: Path) -> ElementTree.Element:
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = refuse
-    try:
-        parser.Parse(content, True)
+    with refusing(f"{path}: broken XML", ValueError, expat.ExpatError, LookupError):
+        parser.Parse(content, True)  # LookupError: an unknown encoding
         return builder.close()
-    except (expat.ExpatError, LookupError, ValueError) as error:  # LookupError: of the encoding
-        raise ValueError(f"{path}: broken XML: {reason_of(error)}") from error

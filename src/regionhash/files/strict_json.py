@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from regionhash.files.text import open_regular, read_text, reason_of, shown
+from regionhash.files.text import open_regular, read_text, refusing, shown
 
 MAX_BYTES = 16 << 20
 """Of a file. The longest real ones, of runs of thousands of epochs, have less than a tenth."""
@@ -38,14 +38,8 @@ def read_json(
             names the file.
     """
     text = read_text(path, what, most=most, error=error)
-    try:
+    with refusing(f"{path}: broken JSON", error):
         return json.loads(text)
-    except RecursionError:
-        raise error(f"{path}: broken JSON: nested too deeply") from None
-    except MemoryError as failure:
-        raise error(f"{path}: broken JSON: too large for the memory") from failure
-    except ValueError as failure:
-        raise error(f"{path}: broken JSON: {reason_of(failure)}") from failure
 
 
 def read_object(path: Path) -> dict[str, Any]:

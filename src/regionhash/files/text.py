@@ -1,4 +1,4 @@
-"""Text files that people hand over: read, or refused in one line with the file and the reason."""
+"""Files supplied by users: read, or refused in one line that names the file and the reason."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import os
 import reprlib
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +15,6 @@ _LONGEST = 1000  # characters of a message: a file may hold a value of any lengt
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-
 
 NOT_REGULAR = "not a regular file"
 
@@ -51,14 +52,11 @@ def read_bytes(
     Raises:
         ValueError: `error`: the file cannot be read or is too large.
     """
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if most is not None and size > most:
-                raise ValueError(f"its {size:,} bytes are more than the limit of {most:,}")
-            return file.read()
-    except (OSError, ValueError, MemoryError) as failure:
-        raise error(one_line(f"{path}: cannot read {what}: {reason_of(failure)}")) from failure
+    with refusing(f"{path}: cannot read {what}", error), open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise ValueError(f"its {size:,} bytes are more than the limit of {most:,}")
+        return file.read()
 
 
 def read_text(
@@ -66,14 +64,36 @@ def read_text(
 ) -> str:
     """The content of a file in UTF-8, without a byte order mark; otherwise as `read_bytes`."""
     content = read_bytes(path, what, most=most, error=error)
-    try:
+    with refusing(f"{path}: cannot read {what}", error):
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError as failure:
-        raise error(f"{path}: cannot read {what}: {reason_of(failure)}") from failure
+
+
+@contextmanager
+def refusing(
+    start: str, error: type[ValueError] = ValueError, *also: type[Exception]
+) -> Iterator[None]:
+    """Turns a failure inside the block into one line: `start`, a colon and the reason.
+
+    Args:
+        start: the file, and what was tried: "a.json: broken JSON".
+        error: what is raised.
+        also: what a parser raises besides OSError, ValueError, MemoryError and RecursionError.
+    """
+    caught: tuple[type[Exception], ...] = (OSError, ValueError, MemoryError, *also)
+    try:
+        yield
+    except RecursionError:
+        raise error(f"{one_line(start)}: nested too deeply") from None
+    except caught as failure:
+        raise error(f"{one_line(start)}: {reason_of(failure)}") from failure
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, in one line: of a file, without its name."""
+    """The reason that an exception gives, in one line, without the name of a file."""
+    if isinstance(error, MemoryError):
+        return "too large for the memory"
+    if isinstance(error, OSError) and error.errno == errno.ENXIO:  # a socket
+        return NOT_REGULAR
     strerror = getattr(error, "strerror", None)
     return one_line(strerror or str(error) or type(error).__name__)
 
