@@ -150,7 +150,7 @@ def test_every_field_and_every_argument_without_a_default_is_needed(folder):
         (b'{"format": "\xff"}', "cannot read the checkpoint: 'utf-8' codec can't decode"),
         (
             b'{"format": 1, "format": 1}',
-            "cannot read the checkpoint: the key 'format' is there twice",
+            "cannot read the checkpoint: duplicate key 'format'",
         ),
         (b'{"a":' * 100_000, "cannot read the checkpoint: nested too deeply"),
         (b'{"a":' * 200 + b"1" + b"}" * 200, "cannot read the checkpoint: nested too deeply"),

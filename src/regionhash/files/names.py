@@ -1,4 +1,4 @@
-"""Names of files: absolute, shown as valid UTF-8 and read back, and whether they are there."""
+"""File names: absolute, shown as valid UTF-8 and read back, and whether the file exists."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _ESCAPE = re.compile(r"\\x[89a-f][0-9a-f]")
 
 
 def absolute(path: str | Path) -> Path:
-    """The path from the root. Links are kept, but for those before a "..", which they lead from."""
+    """The absolute path. Links are kept, except before a "..", which starts at their target."""
     whole = Path(path).absolute()
     return whole.parent.resolve() / whole.name if ".." in whole.parent.parts else whole
 
 
 def condition_of(path: Any) -> Literal["there", "gone", "unreadable"]:
-    """Whether a file is there. It is gone only if the disk says so: ENOENT.
+    """Whether a file exists. It is gone only if the disk says so: ENOENT.
 
-    What cannot be looked at, for want of permission or since a disk does not answer, may be there
-    another time.
+    A file that cannot be checked, because permission is missing or the disk does not respond, may
+    be found later.
     """
     try:
         os.stat(path)  # noqa: PTH116 (bytes)
@@ -34,15 +34,15 @@ def condition_of(path: Any) -> Literal["there", "gone", "unreadable"]:
 def shown_name(path: str | bytes | os.PathLike[str]) -> str:
     r"""A path as valid UTF-8, different for different paths; most are shown as they are.
 
-    A part that is not valid UTF-8 has its bytes as `\xff` and its backslashes doubled; so has a
-    part in which such an escape stands literally.
+    In a part that is not valid UTF-8, or that contains such an escape literally, invalid bytes
+    are written as `\xff` and backslashes are doubled.
     """
     parts = os.fsencode(path).split(b"/")
     return "/".join(map(_shown_part, parts))
 
 
 def as_shown(name: str) -> str:
-    """What somebody gives as a name or an id, in the form of `shown_name`."""
+    """A name or an id supplied by a user, in the form of `shown_name`."""
     return name if name.isascii() or _is_utf8(name) else shown_name(name)
 
 
@@ -63,8 +63,9 @@ def _real_part(shown: str) -> str:
     if not _ESCAPE.search(shown):
         return shown
     pieces = re.split(rb"(\\\\|\\x[89a-f][0-9a-f])", shown.encode())
-    # Every second piece is an escape: a doubled backslash, or a byte.
-    pieces[1::2] = [b"\\" if own == b"\\\\" else bytes([int(own[2:], 16)]) for own in pieces[1::2]]
+    pieces[1::2] = [  # every second piece is an escape: a doubled backslash, or a byte
+        b"\\" if escape == b"\\\\" else bytes([int(escape[2:], 16)]) for escape in pieces[1::2]
+    ]
     return os.fsdecode(b"".join(pieces))
 
 
