@@ -98,7 +98,7 @@ class Regions:
     Attributes:
         boxes: (R, 4) float32, xyxy in pixels.
         scores: (R,) float32 in [0, 1].
-        labels: (R,) int64, class indices from 0; -1 where a model knows no classes.
+        labels: (R,) int64, class indices from 0; -1 if the model knows no classes.
         codes: (R, K1/8) uint8, packed.
     """
 

@@ -26,7 +26,7 @@ def read_coco(images_dir: str | Path, annotations_json: str | Path) -> ImageSet:
     images_dir, path = Path(images_dir), Path(annotations_json)
     if not images_dir.is_dir():
         raise ValueError(f"{images_dir} is missing: it must be the folder of the COCO pictures")
-    content = read_json(path, what="the instances file")
+    content = read_json(path, "the instances file")
 
     categories = sorted(_records(path, content, "categories", {"id": int, "name": str}), key=_id)
     indices = {category["id"]: index for index, category in enumerate(categories)}

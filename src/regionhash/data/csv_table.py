@@ -117,8 +117,7 @@ def _target(path: Path, rows: list[_Row], indices: dict[str, int]) -> Target:
     objects = [LabelledBox(row.source, indices[row.label], row.box) for row in rows if row.box]
     size = None
     if objects:
-        # A broken picture raises when it is read; opening a pipe would block.
-        with suppress(ImageError, OSError):
-            size = read_size(path) if path.is_file() else None
+        with suppress(ImageError):  # reading the picture will report it
+            size = read_size(path)
     image_labels = [indices[row.label] for row in rows if row.label and not row.box]
     return make_target(objects, size, image_labels)

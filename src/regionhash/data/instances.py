@@ -92,7 +92,7 @@ def read_instances(path: str | Path, *, images_dir: str | Path | None = None) ->
 
 
 def with_distractors(search: InstanceSearch, distractors: Sequence[ImageSet]) -> InstanceSearch:
-    """The same search among more pictures, none of which shows what is searched for.
+    """The same search among more pictures, none of which shows a searched object.
 
     Their ids are prefixed with the name of their set.
 

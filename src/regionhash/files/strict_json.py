@@ -14,13 +14,7 @@ MAX_BYTES = 16 << 20
 _MAX_DEPTH = 32
 
 
-def read_json(
-    path: Path,
-    error: type[ValueError] = ValueError,
-    *,
-    what: str = "the file",
-    most: int | None = None,
-) -> Any:
+def read_json(path: Path, what: str) -> Any:
     """The content of a JSON file in UTF-8; the caller has to check the types of its values.
 
     As Python reads it: NaN and Infinity are numbers, 1e400 is infinite, and strings may hold half
@@ -28,16 +22,14 @@ def read_json(
 
     Args:
         path: the file.
-        error: the class to raise.
         what: the file's role, for messages: "the instances file".
-        most: largest size in bytes; None for no limit.
 
     Raises:
-        ValueError: `error`: the file cannot be read, is not JSON, is nested too deeply for Python,
-            or has an integer of more than 4300 digits. The message is one line and names the file.
+        ValueError: the file cannot be read, is not JSON, is nested too deeply for Python, or has an
+            integer of more than 4300 digits. The message is one line and names the file.
     """
-    text = read_text(path, what, most=most, error=error)
-    with refusing(f"{path}: broken JSON", error):
+    text = read_text(path, what)
+    with refusing(f"{path}: broken JSON"):
         return json.loads(text)
 
 

@@ -38,33 +38,28 @@ def open_regular(path: str | Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_bytes(
-    path: Path, what: str, *, most: int | None = None, error: type[ValueError] = ValueError
-) -> bytes:
+def read_bytes(path: Path, what: str, *, most: int | None = None) -> bytes:
     """The content of a file.
 
     Args:
         path: the file.
         what: the file's role, for messages: "the settings".
         most: largest size in bytes; None for no limit.
-        error: the class to raise.
 
     Raises:
-        ValueError: `error`: the file cannot be read or is too large.
+        ValueError: the file cannot be read or is too large.
     """
-    with refusing(f"{path}: cannot read {what}", error), open_regular(path) as file:
+    with refusing(f"{path}: cannot read {what}"), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
             raise ValueError(f"its {size:,} bytes are more than the limit of {most:,}")
         return file.read()
 
 
-def read_text(
-    path: Path, what: str, *, most: int | None = None, error: type[ValueError] = ValueError
-) -> str:
+def read_text(path: Path, what: str, *, most: int | None = None) -> str:
     """The content of a file in UTF-8, without a byte order mark; see `read_bytes`."""
-    content = read_bytes(path, what, most=most, error=error)
-    with refusing(f"{path}: cannot read {what}", error):
+    content = read_bytes(path, what, most=most)
+    with refusing(f"{path}: cannot read {what}"):
         return content.decode("utf-8-sig")
 
 
