@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regionhash.files.atomic import leftovers, path_of, replacing, shown_name, write_text
+from regionhash.files.atomic import leftovers, replacing, write_text
+from regionhash.files.names import path_of, shown_name
 
 WRITER = textwrap.dedent("""
     import sys, time
@@ -93,7 +94,7 @@ def test_where_no_links_can_be_made_nothing_is_replaced_either(tmp_path, monkeyp
     assert names(tmp_path) == ["codes.h5"]
 
 
-def test_a_lock_that_was_removed_before_it_was_held_is_made_anew(tmp_path, monkeypatch):
+def test_a_lock_that_was_removed_before_it_was_held_is_made_again(tmp_path, monkeypatch):
     flock, removed = fcntl.flock, []
 
     def late(file, how):
@@ -121,7 +122,7 @@ parts = st.lists(
 
 @given(st.lists(parts, min_size=1, max_size=2), st.lists(parts, min_size=1, max_size=2))
 def test_different_paths_have_different_names_and_names_lead_back(one, other):
-    paths = [b"/".join(own) for own in (one, other)]
+    paths = [b"/".join(parts) for parts in (one, other)]
     shown = [shown_name(path) for path in paths]
     assert (shown[0] == shown[1]) == (paths[0] == paths[1])
     for path, name in zip(paths, shown, strict=True):

@@ -21,7 +21,7 @@ from regionhash.data.images import ImageError, read_image, read_image_bytes, rea
         (costly.jpeg_of_many_segments(200_000), "more than 5,000 segments"),
         (
             b"\xff\xd8" + b"\xff" * 200_000 + costly.saved(Image.new("L", (8, 8)), "JPEG")[2:],
-            "much",
+            "between its segments",
         ),
         (costly.png_of_chunks(*[(b"aaAa", b"")] * 6_000), "more than 5,000 chunks"),
         (costly.tiff_of_tiny_tiles(4096 * 30), "more than 100,000 strips or tiles"),

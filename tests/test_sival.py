@@ -25,5 +25,5 @@ def test_what_sival_is_stands_in_the_message_where_it_is_not(tmp_path):
     with pytest.raises(ValueError, match=r"gone is missing.*25 folders.*60 pictures each"):
         open_dataset(f"sival:{tmp_path / 'gone'}")
     _write(tmp_path / "one" / "1.jpg")
-    with pytest.raises(ValueError, match="one category alone, one, is no data set"):
+    with pytest.raises(ValueError, match="needs at least two categories, got one only"):
         open_dataset(f"sival:{tmp_path}")

@@ -1,6 +1,6 @@
 """Bits and packed codes: the only place where bit order lives.
 
-Bit i of a code stands at byte i // 8, most significant bit first (`numpy.packbits`).
+Bit i of a code is in byte i // 8, most significant bit first (`numpy.packbits`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from regionhash.structures import Codes
 
 _BLOCK_BYTES = 1 << 20
-"""Of codes compared at a time: with their differences, what the second-level cache holds."""
+"""Codes compared at a time: with their differences, they fit in the second-level cache."""
 
 _RADIUS_LENGTHS = frozenset((3, 4, 5, 6, 7, 8, 16, 20, 32, 64))
-"""Bytes of codes on which FAISS's search within a radius is quicker than all distances are."""
+"""Code lengths in bytes for which FAISS's radius search is faster than all distances."""
 
 
 def check_n_bits(n_bits: int) -> None:
-    """Raises ValueError unless codes of so many bits fill whole bytes."""
+    """Raises ValueError unless codes of `n_bits` bits fill whole bytes."""
     if n_bits < 8 or n_bits % 8:
         raise ValueError(f"the number of bits must be a positive multiple of 8, got {n_bits}")
 
@@ -46,7 +46,7 @@ def pack_bits(bits: NDArray[np.bool_]) -> Codes:
 def pack_signs(activations: NDArray[np.floating[Any]]) -> Codes:
     """Packed codes (..., ceil(K/8)) uint8 of activations (..., K), cut at 0 (IAH, Sec. III-D).
 
-    A bit is 1 where the activation is 0 or more; bits beyond K are 0.
+    A bit is 1 if the activation is 0 or more; bits beyond K are 0.
     """
     return np.packbits(binarize(activations, 0.0), axis=-1)
 
@@ -57,7 +57,7 @@ def unpack_bits(codes: Codes) -> NDArray[np.bool_]:
 
 
 def hamming_distances(queries: Codes, database: Codes) -> NDArray[np.int32]:
-    """Number of differing bits of each query and each code of the database.
+    """Number of bits in which each query differs from each code of the database.
 
     Args:
         queries: (Q, B) uint8, packed; any B.
@@ -67,7 +67,7 @@ def hamming_distances(queries: Codes, database: Codes) -> NDArray[np.int32]:
         (Q, N) int32, in bits.
 
     Raises:
-        ValueError: a shape or type is another, or the codes differ in length.
+        ValueError: a wrong shape or type, or codes of different lengths.
     """
     queries = _packed("queries", queries)
     database = _packed("database", database)
@@ -78,7 +78,7 @@ def hamming_distances(queries: Codes, database: Codes) -> NDArray[np.int32]:
         )
     distances = np.zeros((len(queries), len(database)), np.int32)
     if distances.size and queries.shape[1]:
-        faiss.hammings(  # type: ignore[attr-defined]  # lacking in FAISS's own type stubs
+        faiss.hammings(  # type: ignore[attr-defined]  # missing in FAISS's type stubs
             faiss.swig_ptr(queries),
             faiss.swig_ptr(database),
             *distances.shape,
@@ -91,36 +91,36 @@ def hamming_distances(queries: Codes, database: Codes) -> NDArray[np.int32]:
 def distances_to_one(query: Codes, database: Codes) -> NDArray[np.unsignedinteger[Any]]:
     """Number of bits in which one query differs from each code of the database.
 
-    The same as a row of `hamming_distances`, but the distances take less memory, and on codes of 64
-    bits it is several times faster: NumPy counts the bits of many words at once.
+    The same as a row of `hamming_distances`, but the distances take less memory, and codes of 64
+    bits are compared several times faster: NumPy counts the bits of many words at once.
 
     Args:
         query: (B,) uint8, packed; any B.
         database: (N, B) uint8, packed; may be memory-mapped.
 
     Returns:
-        (N,) in bits, of the smallest unsigned type that holds them all.
+        (N,) in bits, in the smallest unsigned type that holds them all.
 
     Raises:
-        ValueError: as `hamming_distances`.
+        ValueError: see `hamming_distances`.
     """
     query, database = _packed("query", query[None]), np.asarray(database)
-    hamming_distances(query, database[:0])  # refuses what does not fit
+    hamming_distances(query, database[:0])  # checks shapes and types
     kind = np.min_scalar_type(8 * database.shape[1])
     distances: NDArray[np.unsignedinteger[Any]] = np.zeros(len(database), kind)
     block = max(1, _BLOCK_BYTES // max(1, database.shape[1]))
     one_word = database.shape[1] == 8 and database.flags.c_contiguous
     different = np.empty(min(block, len(database)), np.uint64)
     for first in range(0, len(database), block):
-        own = database[first : first + block]
-        part = slice(first, first + len(own))
+        codes = database[first : first + block]
+        part = slice(first, first + len(codes))
         if one_word:
             words = np.bitwise_xor(
-                own.view(np.uint64)[:, 0], query.view(np.uint64)[0], out=different[: len(own)]
+                codes.view(np.uint64)[:, 0], query.view(np.uint64)[0], out=different[: len(codes)]
             )
             np.bitwise_count(words, out=distances[part])
         else:
-            distances[part] = hamming_distances(query, own)[0]
+            distances[part] = hamming_distances(query, codes)[0]
     return distances
 
 
@@ -129,8 +129,8 @@ def codes_within(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The codes of the database that differ from one query in at most `radius` bits.
 
-    One pass, where FAISS is quick at that without an array of all distances: twice as fast as
-    `distances_to_one` and a comparison. No other Python thread is kept waiting meanwhile.
+    For most code lengths FAISS does this in one pass, without an array of all distances: twice as
+    fast as `distances_to_one` and a comparison. It blocks no other Python thread.
 
     Args:
         query: (B,) uint8, packed.
@@ -141,10 +141,10 @@ def codes_within(
         Their rows (K,) int64, ascending, and distances (K,) int64, in bits.
 
     Raises:
-        ValueError: as `hamming_distances`.
+        ValueError: see `hamming_distances`.
     """
     query, database = _packed("query", query[None]), _packed("database", database)
-    hamming_distances(query, database[:0])  # refuses what does not fit
+    hamming_distances(query, database[:0])  # checks shapes and types
     if database.shape[1] not in _RADIUS_LENGTHS:
         distances = distances_to_one(query[0], database)
         rows = np.flatnonzero(distances <= radius)
@@ -155,7 +155,7 @@ def codes_within(
         faiss.swig_ptr(database),
         1,
         len(database),
-        radius + 1,  # FAISS looks for what is nearer than this
+        radius + 1,  # FAISS finds codes nearer than this
         database.shape[1],
         found,
     )
@@ -167,7 +167,7 @@ def codes_within(
 
 
 def _packed(name: str, codes: Codes) -> Codes:
-    """`codes` in one piece, as FAISS reads them. Raises ValueError unless (N, B) uint8."""
+    """`codes` as a contiguous array for FAISS. Raises ValueError unless (N, B) uint8."""
     codes = np.asarray(codes)
     if codes.ndim != 2 or codes.dtype != np.uint8:
         raise ValueError(f"{name} must be (N, B) uint8, got {codes.shape} {codes.dtype}")

@@ -1,4 +1,4 @@
-"""The few immutable records that travel between the stages: numpy only, checked when made."""
+"""The immutable records passed between the stages: NumPy only, checked when made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 
 
 def _shaped(name: str, array: NDArray[Any], *shape: int | None) -> None:
-    """Raises ValueError unless `array` has `shape`; None stands for any length."""
+    """Raises ValueError unless `array` has `shape`; None is any length."""
     fits = array.ndim == len(shape) and all(
         want is None or got == want for got, want in zip(array.shape, shape, strict=True)
     )
@@ -38,7 +38,7 @@ def _typed(name: str, array: NDArray[Any], dtype: type[np.generic]) -> None:
 
 
 def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Lets a function be called with older names of its keyword arguments: old="new"."""
+    """Also accepts older names of keyword arguments: old="new"."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @wraps(function)
@@ -56,14 +56,14 @@ def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """What is known of one picture: its labelled objects. No objects is valid.
+    """The labels of one picture: its objects, possibly none.
 
     Attributes:
         boxes: (R, 4) float32, xyxy in pixels of the picture as shown (after EXIF orientation).
         labels: (R,) int64, class indices from 0, no background class.
-        difficult: (R,) bool, VOC's mark; COCO's crowd regions carry it as well.
-        image_labels: class indices known of the picture as a whole, boxes or not (a CSV without
-            boxes has only these). The labels of all objects are always part of `all_labels`.
+        difficult: (R,) bool: VOC's mark, COCO's crowd regions.
+        image_labels: class indices of the picture as a whole, with or without boxes (a CSV table
+            without boxes has only these). `all_labels` adds those of the objects.
     """
 
     boxes: Floats
@@ -81,7 +81,7 @@ class Target:
 
     @classmethod
     def empty(cls, image_labels: Sequence[int] = ()) -> Target:
-        """A picture without a known object."""
+        """A picture without labelled objects."""
         none = np.zeros(0, np.int64)
         return cls(np.zeros((0, 4), np.float32), none, none.astype(bool), tuple(image_labels))
 
@@ -98,7 +98,7 @@ class Regions:
     Attributes:
         boxes: (R, 4) float32, xyxy in pixels.
         scores: (R,) float32 in [0, 1].
-        labels: (R,) int64, class indices from 0; -1 where a model knows no classes.
+        labels: (R,) int64, class indices from 0; -1 if the model knows no classes.
         codes: (R, K1/8) uint8, packed.
     """
 
@@ -121,7 +121,7 @@ class Regions:
         return len(self.boxes)
 
     def __getitem__(self, rows: Any) -> Regions:
-        """Some of the regions, by anything that indexes an array: a slice, numbers, a mask."""
+        """Some of the regions; `rows` indexes an array: a slice, numbers, a mask."""
         return Regions(self.boxes[rows], self.scores[rows], self.labels[rows], self.codes[rows])
 
     def as_tuples(self) -> tuple[Box, ...]:
@@ -154,12 +154,12 @@ class CategoryCodes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedImage:
-    """What a model gives for one picture. What it does not give is None, never zeros.
+    """The output of a model for one picture. What it does not give is None, never zeros.
 
     Attributes:
-        size: (height, width) in pixels: the frame of the boxes.
+        size: (height, width) in pixels, which the boxes refer to.
         image_code: (K2/8,) uint8, packed.
-        class_probs: (C,) float32, probability of each class being in the picture.
+        class_probs: (C,) float32, the probability that the picture shows each class.
         regions: the kept instances.
         categories: codes per category.
     """
@@ -183,26 +183,26 @@ _BAGS = {
     "offsets": ("boxes", "scores", "labels", "region_codes"),
     "category_offsets": ("categories", "category_probs", "category_codes"),
 }
-"""What a picture has several rows of, by the array of their bounds."""
+"""Arrays with several rows per picture, by the array of their bounds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CodeTable:
-    """The codes of N pictures as flat arrays: what is stored and what is searched.
+    """The codes of N pictures as flat arrays, as they are stored and searched.
 
-    Picture n owns the regions `offsets[n]:offsets[n + 1]` of the M regions of all pictures. Arrays
+    Picture n has the regions `offsets[n]:offsets[n + 1]` of the M regions of all pictures. Arrays
     may be memory-mapped. A part that the model does not give is None.
 
     Attributes:
         ids: N image ids, unique.
         sizes: (N, 2) int32, height and width in pixels.
-        classes: names of the C classes; empty where the model knows none.
+        classes: names of the C classes; empty if the model knows none.
         image_codes: (N, K2/8) uint8.
         class_probs: (N, C) float32.
         offsets: (N + 1,) int64, starts at 0, ends at M, never falls.
         boxes: (M, 4) float32; scores: (M,) float32; labels: (M,) int64.
         region_codes: (M, K1/8) uint8.
-        category_offsets: (N + 1,) int64; categories, category_probs, category_codes: as
+        category_offsets: (N + 1,) int64; categories, category_probs, category_codes: as in
             `CategoryCodes`, one row per category of each picture.
     """
 
@@ -222,13 +222,13 @@ class CodeTable:
     category_codes: Codes | None = None
 
     def __post_init__(self) -> None:
-        n = len(self.ids)
-        _shaped("sizes", self.sizes, n, 2)
+        n_images = len(self.ids)
+        _shaped("sizes", self.sizes, n_images, 2)
         if self.image_codes is not None:
-            _shaped("image_codes", self.image_codes, n, None)
+            _shaped("image_codes", self.image_codes, n_images, None)
             _typed("image_codes", self.image_codes, np.uint8)
         if self.class_probs is not None:
-            _shaped("class_probs", self.class_probs, n, None)
+            _shaped("class_probs", self.class_probs, n_images, None)
         for offsets_name, names in _BAGS.items():
             self._check_bag(offsets_name, names)
 
@@ -254,14 +254,14 @@ class CodeTable:
         return len(self.ids)
 
     def category_table(self, category: int, min_prob: float = 0.0) -> tuple[Ints, Codes]:
-        """Pictures (T,) with a code of a category, ascending, and these codes (T, B/8) uint8.
+        """Pictures (T,) with a code of a category, ascending, and those codes (T, B/8) uint8.
 
         Args:
             category: class index.
-            min_prob: the least probability of the category in a picture.
+            min_prob: lowest probability of the category in a picture.
 
         Raises:
-            ValueError: the table holds no codes of categories at all.
+            ValueError: the table has no codes of categories.
         """
         if (
             self.category_offsets is None
@@ -277,7 +277,7 @@ class CodeTable:
         return pictures.astype(np.int64), np.asarray(self.category_codes[rows])
 
     def take(self, rows: Ints) -> CodeTable:
-        """The table of some pictures (M,), copied, in the order given."""
+        """A copy of the table with the pictures of `rows` (M,), in that order."""
         taken: dict[str, Any] = {
             "ids": [self.ids[row] for row in rows.tolist()],
             "sizes": self.sizes[rows],
@@ -295,8 +295,8 @@ class CodeTable:
                 taken |= {name: getattr(self, name)[items] for name in names}
         return CodeTable(**taken)
 
-    def picture(self, n: int) -> EncodedImage:
-        """Picture `n` as a model gave it."""
+    def picture(self, row: int) -> EncodedImage:
+        """The picture of a row, as the model gave it."""
         categories = None
         if (
             self.category_offsets is not None
@@ -304,23 +304,23 @@ class CodeTable:
             and self.category_probs is not None
             and self.category_codes is not None
         ):
-            items = slice(*self.category_offsets[n : n + 2].tolist())
+            items = slice(*self.category_offsets[row : row + 2].tolist())
             categories = CategoryCodes(
                 np.asarray(self.categories[items]),
                 np.asarray(self.category_probs[items]),
                 np.asarray(self.category_codes[items]),
             )
-        height, width = self.sizes[n].tolist()
+        height, width = self.sizes[row].tolist()
         return EncodedImage(
             (height, width),
-            None if self.image_codes is None else np.asarray(self.image_codes[n]),
-            None if self.class_probs is None else np.asarray(self.class_probs[n]),
-            None if self.offsets is None else self.regions(n),
+            None if self.image_codes is None else np.asarray(self.image_codes[row]),
+            None if self.class_probs is None else np.asarray(self.class_probs[row]),
+            None if self.offsets is None else self.regions(row),
             categories,
         )
 
-    def regions(self, n: int) -> Regions:
-        """The regions of picture `n`. Raises ValueError where the table holds none at all."""
+    def regions(self, row: int) -> Regions:
+        """The regions of a picture. Raises ValueError if the table has no regions."""
         if (
             self.offsets is None
             or self.boxes is None
@@ -329,7 +329,7 @@ class CodeTable:
             or self.region_codes is None
         ):
             raise ValueError("these codes have no regions")
-        items = slice(int(self.offsets[n]), int(self.offsets[n + 1]))
+        items = slice(*self.offsets[row : row + 2].tolist())
         return Regions(
             np.asarray(self.boxes[items]),
             np.asarray(self.scores[items]),
@@ -340,12 +340,12 @@ class CodeTable:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The region of a found picture that answers one query object.
+    """The region of a found picture that matches one query object.
 
     Attributes:
         box: (x0, y0, x1, y1) in pixels of the found picture.
         distance: Hamming distance in bits.
-        label: class index, -1 where unknown.
+        label: class index, -1 if unknown.
         score: the detector's confidence.
     """
 
@@ -358,13 +358,13 @@ class Match:
 class Hit(NamedTuple):
     """One found picture.
 
-    A tuple, for a search makes hundreds: a frozen dataclass takes three times as long.
+    A tuple, because a search makes hundreds: a frozen dataclass takes three times as long.
 
     Attributes:
         index: its row in the table; image_id: its id.
-        distance: Hamming distance; for several objects the sum over them (United Hamming).
+        distance: Hamming distance; for several objects, their sum (United Hamming).
         matches: one per query object, in their order; empty for whole-picture search.
-        duplicates: pictures that look nearly the same and rank below, where that was asked for.
+        duplicates: near-duplicates that rank below, if grouping was asked for.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nothing needs
@@ -376,12 +376,12 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CategoryHits:
-    """What was found for one category of the query (IAH, Sec. IV).
+    """The pictures found for one category of the query (IAH, Sec. IV).
 
     Attributes:
         category: class index.
         prob: the probability that the query shows it.
-        hits: pictures that show it, most similar first; their distances are of its codes.
+        hits: pictures that show it, most similar first, by the distance of its codes.
     """
 
     category: int

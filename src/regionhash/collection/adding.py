@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, FileVersion, file_version
-from regionhash.files.atomic import condition_of
+from regionhash.files.names import condition_of
 from regionhash.store import rows_of
 from regionhash.structures import EncodedImage
 

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.files.atomic import absolute, shown_name
+from regionhash.files.names import absolute, shown_name
 from regionhash.store import LAYOUT, StoreError, dtype_of
 
 DATABASE_FILE = "collection.db"

@@ -10,7 +10,7 @@ import numpy as np
 
 from regionhash.collection.arrays import Snapshot
 from regionhash.collection.database import Database
-from regionhash.files.atomic import shown_name
+from regionhash.files.names import shown_name
 from regionhash.search.request import Filter
 from regionhash.structures import Mask
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.collection.database import Columns, Database
-from regionhash.files.atomic import as_shown
+from regionhash.files.names import as_shown
 
 if TYPE_CHECKING:
     from regionhash.data.inputs import Source

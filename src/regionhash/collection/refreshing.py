@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from regionhash.collection.adding import AddReport, add_pictures
 from regionhash.collection.database import Database
-from regionhash.files.atomic import condition_of
+from regionhash.files.names import condition_of
 
 if TYPE_CHECKING:
     from regionhash.collection.collection import Collection

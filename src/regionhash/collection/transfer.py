@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from regionhash.collection.database import Database, FileState, NewImage
-from regionhash.files.atomic import as_shown, path_of, replacing, shown_name
+from regionhash.files.atomic import replacing
+from regionhash.files.names import as_shown, path_of, shown_name
 from regionhash.store import CodeFileWriter, CodeSet, reported, rows_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from regionhash.collection.database import UPLOADS_FOLDER, Database, FileState, NewImage
-from regionhash.files.atomic import as_shown, replacing
+from regionhash.files.atomic import replacing
+from regionhash.files.names import as_shown
 from regionhash.store import rows_of
 from regionhash.structures import EncodedImage
 

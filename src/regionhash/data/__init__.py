@@ -1,4 +1,4 @@
-"""Data sets: one reader per layout, and the one form in which a command names them."""
+"""Data sets: one reader per layout, and the form in which commands name them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Layout:
     """A layout of labelled or unlabelled pictures on disk.
 
     Attributes:
-        form: what follows the layout's name and a colon; a part in brackets may be left out.
-        summary: one line for people.
-        read: takes the parts of the form as texts; raises ValueError for missing or broken data.
+        form: what follows the layout's name and a colon; a part in brackets is optional.
+        summary: a one-line description.
+        read: takes the parts of the form as strings; raises ValueError for missing or broken data.
         numbers: which parts are whole numbers.
     """
 
@@ -39,7 +39,7 @@ class Layout:
         return (
             least <= len(parts) <= most
             and all(parts)
-            and all(parts[n].isdecimal() for n in self.numbers if n < len(parts))
+            and all(parts[index].isdecimal() for index in self.numbers if index < len(parts))
         )
 
 
@@ -87,16 +87,16 @@ LAYOUTS = {
         numbers=(1, 2),
     ),
 }
-"""What `open_dataset` understands, by the name in front of the first colon."""
+"""The layouts that `open_dataset` reads, by the name before the first colon."""
 
 
 def forms() -> dict[str, str]:
-    """Each form in which a data set is named, with a line of description."""
+    """Each form in which a data set is named, with a one-line description."""
     return {f"{name}:{layout.form}": layout.summary for name, layout in LAYOUTS.items()}
 
 
 def open_dataset(spec: str) -> ImageSet:
-    """The image set that `spec` names in one of the forms of `LAYOUTS`.
+    """The image set named by `spec` in one of the forms of `LAYOUTS`.
 
     Raises:
         ValueError: `spec` has no such form, or the data is missing or broken.

@@ -1,4 +1,4 @@
-"""Batches of pictures of like shapes, so that little or nothing of a batch is padding."""
+"""Batches of pictures of similar shapes, so that they need little or no padding."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def batches_of_one_shape(
 ) -> Iterator[list[Item]]:
     """Batches of at most `size` items whose images (3, h, w) have the same shape.
 
-    What a model says of a picture then does not depend on the rest of its batch. At most 8 * `size`
-    items wait at a time; beyond that the fullest batch goes as it is.
+    So a model's output for a picture does not depend on the rest of its batch. At most 8 * `size`
+    items wait at a time; beyond that the fullest batch is yielded as it is.
     """
     waiting: dict[tuple[int, ...], list[Item]] = {}
     n_waiting = 0
@@ -41,7 +41,7 @@ def shuffled_batches(
     size: int,
     rng: np.random.Generator,
 ) -> Iterator[list[Item]]:
-    """Batches of `size` items, in random order, of like aspect: for training.
+    """Batches of `size` items of similar aspect in random order, for training.
 
     Every 4 * `size` items are sorted by aspect, cut into batches, and the batches shuffled.
     """
@@ -58,6 +58,6 @@ def _shuffled(
     pool: list[Item], image_of: Callable[[Item], Tensor], size: int, rng: np.random.Generator
 ) -> Iterator[list[Item]]:
     pool.sort(key=lambda item: image_of(item).shape[1] / image_of(item).shape[2])
-    cut = [pool[n : n + size] for n in range(0, len(pool), size)]
-    for n in rng.permutation(len(cut)):
-        yield cut[n]
+    batches = [pool[first : first + size] for first in range(0, len(pool), size)]
+    for index in rng.permutation(len(batches)):
+        yield batches[index]

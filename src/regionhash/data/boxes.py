@@ -1,4 +1,4 @@
-"""Labelled boxes as annotation files give them, made into a checked `Target`."""
+"""Labelled boxes from annotation files, checked and turned into a `Target`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regionhash.files.text import shown
-from regionhash.structures import Target
+from regionhash.structures import Box, Target
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class LabelledBox(NamedTuple):
     """One object of an annotation file.
 
     Attributes:
-        source: the file, and the line where there is one; for messages.
+        source: the file, and the line if known; for messages.
         label: class index.
         box: (x0, y0, x1, y1) in pixels of the picture.
         difficult: VOC's mark, COCO's crowd.
@@ -29,7 +29,7 @@ class LabelledBox(NamedTuple):
 
     source: str
     label: int
-    box: tuple[float, float, float, float]
+    box: Box
     difficult: bool = False
 
 
@@ -40,11 +40,11 @@ def make_target(
 ) -> Target:
     """The objects as a target, their boxes clipped to a picture of `size` (height, width).
 
-    An object of which no area remains is left out and logged as a warning. Where `size` is None
-    (a picture that cannot be read), boxes are only held to x0, y0 >= 0.
+    Objects without remaining area are dropped with a logged warning. If `size` is None (the
+    picture cannot be read), boxes are only clipped to x0, y0 >= 0.
 
     Raises:
-        ValueError: a coordinate is not finite, or beyond what a float32 holds.
+        ValueError: a coordinate is not finite or does not fit a float32.
     """
     height, width = size or (math.inf, math.inf)
     kept: list[LabelledBox] = []

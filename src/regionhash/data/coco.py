@@ -13,20 +13,20 @@ from regionhash.files.text import shown
 
 
 def read_coco(images_dir: str | Path, annotations_json: str | Path) -> ImageSet:
-    """All pictures of an instances file, those without an object as well; ids are file names.
+    """All pictures of an instances file, with or without objects; ids are file names.
 
     Classes are the file's categories in the order of their ids, which need not be contiguous.
-    Boxes (x, y, width, height) become xyxy, clipped to the picture; regions of a crowd are marked
-    difficult. Objects of which no area remains are left out and logged.
+    Boxes (x, y, width, height) become xyxy, clipped to the picture; crowd regions are marked
+    difficult. Objects without remaining area are dropped and logged.
 
     Raises:
-        ValueError: the folder or the file is missing, is not JSON, lacks a field, or an object
-            names an unknown category or picture; or two categories or pictures have the same id.
+        ValueError: the folder or the file is missing, is not JSON or lacks a field; an object names
+            an unknown category or picture; or two categories or pictures have the same id.
     """
     images_dir, path = Path(images_dir), Path(annotations_json)
     if not images_dir.is_dir():
         raise ValueError(f"{images_dir} is missing: it must be the folder of the COCO pictures")
-    content = read_json(path, what="the instances file")
+    content = read_json(path, "the instances file")
 
     categories = sorted(_records(path, content, "categories", {"id": int, "name": str}), key=_id)
     indices = {category["id"]: index for index, category in enumerate(categories)}
@@ -35,15 +35,15 @@ def read_coco(images_dir: str | Path, annotations_json: str | Path) -> ImageSet:
     _check_unique(path, categories, "categories", "id")
     for field in ("id", "file_name"):
         _check_unique(path, images, "images", field)
-    for n, image in enumerate(images):
+    for index, image in enumerate(images):
         for field in ("height", "width"):
             if image[field] < 1:
                 got = shown(image[field])
-                raise ValueError(f"{path}: images[{n}] needs a positive {field!r}, got {got}")
+                raise ValueError(f"{path}: images[{index}] needs a positive {field!r}, got {got}")
     objects: dict[int, list[LabelledBox]] = {image["id"]: [] for image in images}
     fields = {"image_id": int, "category_id": int, "bbox": list}
-    for n, item in enumerate(_records(path, content, "annotations", fields)):
-        source = f"{path}: annotations[{n}]"
+    for index, item in enumerate(_records(path, content, "annotations", fields)):
+        source = f"{path}: annotations[{index}]"
         if item["image_id"] not in objects:
             raise ValueError(f"{source}: unknown image_id {shown(item['image_id'])}")
         if item["category_id"] not in indices:
@@ -83,28 +83,30 @@ def _id(record: dict[str, Any]) -> int:
 def _records(
     path: Path, content: object, name: str, fields: dict[str, type]
 ) -> list[dict[str, Any]]:
-    """The list `name` of the file, each record checked to have `fields` of their types."""
+    """The list `name` of the file, each record checked to have `fields` of the given types."""
     records = content.get(name) if isinstance(content, dict) else None
     if not isinstance(records, list):
         raise ValueError(
             f"{path}: no list {name!r}; an instances file has images, annotations and categories"
         )
-    for n, record in enumerate(records):
+    for index, record in enumerate(records):
         for field, kind in fields.items():
             value = record.get(field) if isinstance(record, dict) else None
             if not isinstance(value, kind) or isinstance(value, bool):
                 got = shown(value)
                 raise ValueError(
-                    f"{path}: {name}[{n}] needs {field!r} ({kind.__name__}), got {got}"
+                    f"{path}: {name}[{index}] needs {field!r} ({kind.__name__}), got {got}"
                 )
             if isinstance(value, str) and not _is_text(value):
-                raise ValueError(f"{path}: {name}[{n}]: {field!r} is no name: {shown(value)}")
+                raise ValueError(
+                    f"{path}: {name}[{index}]: {field!r} is not a name: {shown(value)}"
+                )
     return records
 
 
 def _is_text(value: str) -> bool:
-    """Whether it can be a name of a file or a class: Unicode without NUL, and not empty."""
-    return bool(value) and not any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in value)
+    """Whether it can name a file or a class: valid Unicode without NUL, not empty."""
+    return bool(value) and not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value)
 
 
 def _check_unique(path: Path, records: list[dict[str, Any]], name: str, field: str) -> None:

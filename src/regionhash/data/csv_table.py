@@ -1,4 +1,4 @@
-"""A CSV table of objects: the simplest way to bring own labels."""
+"""A CSV table of objects: the simplest way to supply labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, ImageError, read_size
 from regionhash.files.text import open_regular, reason_of, shown
-from regionhash.structures import Target
+from regionhash.structures import Box, Target
 
 _HEADERS = (
     ("image", "label"),
@@ -22,31 +22,30 @@ _HEADERS = (
     ("image", "label", "xmin", "ymin", "xmax", "ymax"),
 )
 
-
-_LONGEST = 1 << 20  # characters of a line; six cells have 6 x 128 Ki at most (`csv` itself)
+_LONGEST = 1 << 20  # characters of a line; `csv` allows six cells at most 6 x 128 Ki
 
 
 class _Row(NamedTuple):
     source: str  # file:line
     image: str
     label: str
-    box: tuple[float, float, float, float] | None
+    box: Box | None
 
 
 def read_csv(path: str | Path, images_dir: str | Path | None = None) -> ImageSet:
     """The pictures of a table with one row per object; ids are the cells of the column image.
 
     The header is `image,label`, `image,label,x0,y0,x1,y1` or `image,label,xmin,ymin,xmax,ymax`:
-    pixels from 0, the last edges exclusive. Where the four cells of a box are empty, the label is
-    known of the picture as a whole; where the label is empty too, the row only lists the picture.
-    Classes are the labels in alphabetical order.
+    pixels from 0, the last edges exclusive. If the four cells of a box are empty, the label applies
+    to the whole picture; if the label is empty too, the row only lists the picture. Classes are the
+    labels in alphabetical order.
 
-    Boxes are clipped to the pictures, of which only the headers are read; of a picture that cannot
-    be read, boxes stay as they are. Objects of which no area remains are left out and logged.
+    Boxes are clipped to the pictures, of which only the headers are read; boxes in a picture that
+    cannot be read stay as they are. Objects without remaining area are dropped and logged.
 
     Args:
-        path: the table, UTF-8.
-        images_dir: the folder of the pictures; the folder of the table if None.
+        path: the table, in UTF-8.
+        images_dir: the folder of the pictures; if None, that of the table.
 
     Raises:
         ValueError: the table is missing or empty, or a cell is wrong; the message names the line.
@@ -70,7 +69,7 @@ def read_csv(path: str | Path, images_dir: str | Path | None = None) -> ImageSet
         classes=classes,
         ids=tuple(rows_of),
         images=FileImages([folder / image for image in rows_of]),
-        targets=tuple(_target(folder / image, own, indices) for image, own in rows_of.items()),
+        targets=tuple(_target(folder / image, group, indices) for image, group in rows_of.items()),
     )
 
 
@@ -97,7 +96,7 @@ def _rows(path: Path, file: Iterator[str]) -> Iterator[_Row]:
             if not image:
                 raise ValueError("the column image is empty")
             if "\0" in image or "\0" in label:
-                raise ValueError("a cell has a NUL")
+                raise ValueError("a cell contains a NUL")
             box = _box(edges) if any(edges) else None
             if box and not label:
                 raise ValueError("a box needs a label")
@@ -106,7 +105,7 @@ def _rows(path: Path, file: Iterator[str]) -> Iterator[_Row]:
         raise ValueError(f"{path}:{max(lines.line_num, 1)}: {reason_of(error)}") from error
 
 
-def _box(edges: list[str]) -> tuple[float, float, float, float]:
+def _box(edges: list[str]) -> Box:
     try:
         x0, y0, x1, y1 = map(float, edges)
     except ValueError as error:
@@ -118,8 +117,7 @@ def _target(path: Path, rows: list[_Row], indices: dict[str, int]) -> Target:
     objects = [LabelledBox(row.source, indices[row.label], row.box) for row in rows if row.box]
     size = None
     if objects:
-        # Whoever reads the picture gets the error; a pipe would be waited for.
-        with suppress(ImageError, OSError):
-            size = read_size(path) if path.is_file() else None
+        with suppress(ImageError):  # reading the picture will report it
+            size = read_size(path)
     image_labels = [indices[row.label] for row in rows if row.label and not row.box]
     return make_target(objects, size, image_labels)

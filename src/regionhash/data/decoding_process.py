@@ -1,12 +1,12 @@
-"""A process that decodes pictures for another one, which may kill it.
+"""A process that decodes pictures for another process, which may kill it.
 
-What a file does to a decoder stays in here. It imports Pillow and NumPy, no torch, so that it
+It confines whatever a file does to a decoder. It imports Pillow and NumPy but not torch, so it
 starts in a fraction of a second.
 
-A request is a line of JSON on the standard input, and behind it the content of the file where the
-request has `bytes`, its length; else `path` is read. An answer is a line of JSON on the standard
-output, with `error` or with `bytes`, the length of what follows: a JPEG where the request has a
-`size`, else the pixels, of height and width `shape`.
+A request is a line of JSON on standard input. If it has `bytes`, the file's content of that length
+follows; otherwise `path` is read. An answer is a line of JSON on standard output, with `error` or
+with `bytes`, the length of what follows: a JPEG if the request has a `size`, otherwise the pixels,
+of height and width `shape`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from regionhash.data.images import (
     thumbnail,
 )
 
-_GRACE = 2  # seconds behind a request's own, after which the process ends where nobody has ended it
+_GRACE = 2  # seconds past a request's limit, after which the process ends by itself
 
 
 def main(memory: int) -> None:
@@ -35,11 +35,11 @@ def main(memory: int) -> None:
     Args:
         memory: bytes of address space that the process may take.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; who started it ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal; the parent process ends it
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # keeps what libraries print out of the answers
     while line := sys.stdin.buffer.readline():
         request = json.loads(line)
         content = None if request["bytes"] is None else sys.stdin.buffer.read(request["bytes"])
@@ -64,7 +64,7 @@ def _answer(request: dict[str, Any], content: bytes | None) -> tuple[dict[str, A
     except ImageError as error:
         return {"error": str(error)}, b""
     except MemoryError:
-        return {"error": f"{name}: it takes more memory than there is for a picture"}, b""
+        return {"error": f"{name}: it takes more memory than is available"}, b""
     return {"shape": image.shape[:2], "kind": kind}, image.data
 
 

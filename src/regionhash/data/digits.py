@@ -30,7 +30,7 @@ _MAX_IOU = 0.05  # of the boxes of two digits
 _CONTRAST = 90  # least difference of a digit's grey value from the mean below it
 _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
-# Letters that are no digits, as one line each in the unit square: what makes a detector look twice.
+# Letters unlike any digit, each a polyline in the unit square: distractors for a detector.
 _LETTERS = (
     ((0, 1), (0.5, 0), (1, 1), (0.8, 0.6), (0.2, 0.6)),  # A
     ((1, 0), (0, 0), (0, 0.5), (0.8, 0.5), (0, 0.5), (0, 1), (1, 1)),  # E
@@ -46,7 +46,7 @@ _LETTERS = (
 
 
 class _Placed(NamedTuple):
-    """A digit of a scene: how much of its colour (h, w) in [0, 1] covers the pixels of its box."""
+    """A digit in a scene; `cover` (h, w) in [0, 1] is its opacity at each pixel of its box."""
 
     label: int
     box: tuple[int, int, int, int]  # xyxy; the last edges are exclusive
@@ -54,19 +54,19 @@ class _Placed(NamedTuple):
 
 
 def digit_scenes(split: str, n: int, *, seed: int = 0) -> ImageSet:
-    """`n` scenes of 1 to 5 digits on cluttered ground, (160, 160, 3), with tight boxes.
+    """`n` scenes of 1 to 5 digits on a cluttered background, (160, 160, 3), with tight boxes.
 
-    Scene i is the same whatever `n` is. The handwriting of the two splits is disjoint. Digits have
-    several sizes and colours, are turned by up to 20 degrees and hardly overlap; a mirrored digit
-    is none, so training must not flip.
+    Scene i does not depend on `n`. The handwriting of the two splits is disjoint. Digits vary in
+    size and colour, are rotated by up to 20 degrees and hardly overlap; a mirrored digit is not a
+    digit, so training must not flip.
 
     Args:
         split: "train" or "test".
         n: number of scenes.
-        seed: of everything random.
+        seed: random seed.
 
     Raises:
-        ValueError: there is no such split, or `n` is not positive.
+        ValueError: unknown split, or `n` is not positive.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -86,13 +86,13 @@ def digit_scenes(split: str, n: int, *, seed: int = 0) -> ImageSet:
 def handwriting(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The digits of one split: (N, 8, 8) uint8 grey on black, and their labels (N,).
 
-    Of each class every third digit belongs to "test", the others to "train".
+    Every third digit of each class belongs to "test", the others to "train".
     """
-    from sklearn.datasets import load_digits  # takes a second, and few commands need it
+    from sklearn.datasets import load_digits  # slow to import (1 s), and few commands need it
 
     data = load_digits()
     labels = data.target.astype(np.int64)
-    occurrence = np.zeros(len(labels), np.int64)  # its number within its class
+    occurrence = np.zeros(len(labels), np.int64)  # index within its class
     for label in range(10):
         occurrence[labels == label] = np.arange((labels == label).sum())
     kept = (occurrence % 3 == 2) == (split == "test")
@@ -102,20 +102,20 @@ def handwriting(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 class _Scenes(Sequence[Image]):
     """Scenes of one split, drawn when asked for.
 
-    Each scene has its own generator. It first places the digits and then paints, so that targets
-    are had without painting.
+    Each scene has its own generator, which first places the digits and then paints, so targets
+    can be computed without painting.
     """
 
-    def __init__(self, split: str, n: int, seed: int) -> None:
+    def __init__(self, split: str, length: int, seed: int) -> None:
         self._split = split
-        self._n = n
+        self._length = length
         self._seed = seed
 
     def __len__(self) -> int:
-        return self._n
+        return self._length
 
-    def __getitem__(self, n: Any) -> Any:
-        index = range(self._n)[n]
+    def __getitem__(self, index: Any) -> Any:
+        index = range(self._length)[index]  # counts from the end, and raises IndexError
         generator = self._generator(index)
         placed = _place_digits(self._split, generator)
         return _paint(placed, generator)
@@ -139,7 +139,7 @@ def _place_digits(split: str, generator: np.random.Generator) -> list[_Placed]:
         row = generator.integers(len(labels))
         cover = _draw_digit(images[row], generator)
         height, width = cover.shape
-        for _ in range(20):  # tries; a full scene goes without the digit
+        for _ in range(20):  # tries; a full scene does without the digit
             x0, y0 = (int(generator.integers(SIZE - side + 1)) for side in (width, height))
             box = (x0, y0, x0 + width, y0 + height)
             if all(_iou(box, other.box) <= _MAX_IOU for other in placed):
@@ -149,13 +149,13 @@ def _place_digits(split: str, generator: np.random.Generator) -> list[_Placed]:
 
 
 def _draw_digit(digit: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.float32]:
-    """An (8, 8) digit enlarged, turned and cut to its ink."""
+    """An (8, 8) digit enlarged, rotated and cropped to its ink."""
     side = int(generator.integers(_HEIGHTS[0], _HEIGHTS[1] + 1))
     framed = PILImage.fromarray(np.pad(digit, 1))  # ink at the edge needs room to fade
     enlarged = framed.resize((side * 10 // 8,) * 2, PILImage.Resampling.BICUBIC)
     angle = generator.uniform(-_MAX_TURN, _MAX_TURN)
     turned = enlarged.rotate(angle, PILImage.Resampling.BICUBIC, expand=True)
-    # Eight pixels enlarged are blurred; a steep ramp around the middle grey makes strokes of them.
+    # Eight enlarged pixels are blurred; a steep ramp around the middle grey makes strokes of them.
     grey = np.asarray(turned, np.float32) / 255
     cover = np.clip((grey - 0.45) * 5 + 0.5, 0, 1).astype(np.float32)
     rows, columns = (np.flatnonzero((cover >= 0.5).any(axis=axis)) for axis in (1, 0))
@@ -177,7 +177,7 @@ def _paint(placed: list[_Placed], generator: np.random.Generator) -> Image:
 
 
 def _paint_ground(generator: np.random.Generator) -> PILImage.Image:
-    """Soft random colours with long strokes and ellipses of little contrast on them."""
+    """Soft random colours with long strokes and ellipses of low contrast."""
     cells = int(generator.integers(2, 9))
     tone = generator.uniform(40, 215)
     soft = np.clip(tone + generator.normal(0, 30, (cells, cells, 3)), 0, 255).astype(np.uint8)
@@ -196,7 +196,7 @@ def _paint_ground(generator: np.random.Generator) -> PILImage.Image:
 def _paint_letters(
     scene: PILImage.Image, placed: list[_Placed], generator: np.random.Generator
 ) -> None:
-    """Letters as large and as bright as digits, clear of these."""
+    """Letters as large and as bright as digits, not overlapping them."""
     pixels = np.asarray(scene)
     draw = ImageDraw.Draw(scene)
     for _ in range(generator.integers(3, 9)):

@@ -10,7 +10,7 @@ from regionhash.structures import Target
 
 
 def read_folder(folder: str | Path, *, labelled: bool = False) -> ImageSet:
-    """All pictures below a folder, sorted; ids are their paths from it.
+    """All pictures below a folder, sorted; ids are their paths relative to it.
 
     Args:
         folder: the folder; hidden files and links to folders are left out.
@@ -18,8 +18,8 @@ def read_folder(folder: str | Path, *, labelled: bool = False) -> ImageSet:
             the subfolders with pictures, in alphabetical order; otherwise there are none.
 
     Raises:
-        ValueError: the folder is missing or holds no picture, or with `labelled` a picture is not
-            in a subfolder.
+        ValueError: the folder is missing or holds no picture, or, with `labelled`, a picture is
+            not in a subfolder.
     """
     folder = Path(folder)
     if not folder.is_dir():

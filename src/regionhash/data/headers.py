@@ -1,8 +1,8 @@
-"""Picture files that would take long, or much memory, by their structure: refused from that alone.
+"""Refuses picture files whose structure would cost a decoder much time or memory.
 
-A decoder goes over all pixels for each scan of a JPEG, and Pillow reads segments, chunks and places
-of tiles one by one in Python. So a small file can keep it busy for minutes. What is counted here is
-found without decoding, in time that grows with the size of the file.
+A decoder visits all pixels for each scan of a JPEG, and Pillow reads segments, chunks and tile
+offsets one by one in Python, so a small file can keep it busy for minutes. This module counts them
+without decoding, in time linear in the file's size.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 MAX_SCANS = 100
-"""Of a JPEG. Progressive ones of cameras and programs have about ten."""
+"""In a JPEG. Progressive files from cameras and programs have about ten."""
 
 MAX_PARTS = 5_000
-"""Segments of a JPEG, chunks of a PNG but those of pixels, tags of a TIFF. A profile of colours of
-16 MiB, the largest possible, takes 255 segments."""
+"""Segments in a JPEG, chunks in a PNG except pixel data, tags in a TIFF. The largest possible
+colour profile, 16 MiB, takes 255 segments."""
 
 MAX_TILES = 100_000
-"""Of a TIFF. 150 million pixels in tiles of 64 x 64 are 36,622."""
+"""In a TIFF. 150 million pixels in tiles of 64 x 64 are 36,622."""
 
-_MAX_JUNK = 1 << 16  # bytes between the segments of a JPEG, which Pillow skips one by one
+_MAX_JUNK = 1 << 16  # bytes between the segments of a JPEG; Pillow skips them one by one
 _BLOCK = 1 << 16
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # no stuffed byte, no padding, no restart
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # not a stuffed byte, padding or a restart
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
-_STRIPS, _TILES = 273, 324  # tags of their places
+_STRIPS, _TILES = 273, 324  # tags of their offsets
 
 
 def check_structure(file: BinaryIO) -> None:
-    """Leaves `file` at its beginning.
+    """Checks a file, and rewinds it.
 
     Raises:
-        ValueError: more scans, parts or tiles than any camera or program writes; or a format whose
-            pixels are numbers in text.
+        ValueError: more scans, parts or tiles than any camera or program writes; or a format that
+            stores pixels as text.
     """
     file.seek(0)
     start = file.read(8)
@@ -45,7 +45,7 @@ def check_structure(file: BinaryIO) -> None:
     elif start[:2] in (b"II", b"MM"):
         _check_tiff(file, "<" if start[:2] == b"II" else ">")
     elif start[:1] == b"P" and start[1:2] in (b"1", b"2", b"3"):
-        raise ValueError("plain (text) PBM, PGM and PPM are not read; save it as P4, P5 or P6")
+        raise ValueError("plain (text) PBM, PGM and PPM are not supported; save it as P4, P5 or P6")
     file.seek(0)
 
 
@@ -60,32 +60,32 @@ def _check_jpeg(file: BinaryIO) -> None:
 
 
 def _markers(file: BinaryIO) -> Iterator[int]:
-    """The markers of the first picture of a JPEG file, as libjpeg comes to them.
+    """The markers of the first picture in a JPEG file, as libjpeg meets them.
 
-    What lies in a segment, as the preview in that of EXIF, is passed over.
+    The content of segments, such as the preview in EXIF, is skipped.
     """
-    at, junk, in_scan = 2, 0, False
+    position, junk, in_scan = 2, 0, False
     while True:
-        file.seek(at)
+        file.seek(position)
         block = file.read(_BLOCK)
         found = _MARKER.search(block)
-        passed = found.start() if found else max(1, len(block) - 1)  # 0xff may be the last byte
-        junk += 0 if in_scan else passed
+        skipped = found.start() if found else max(1, len(block) - 1)  # 0xff may be the last byte
+        junk += 0 if in_scan else skipped
         if junk > _MAX_JUNK:
-            raise ValueError("a JPEG with much between its segments that belongs to none")
-        at += passed
+            raise ValueError(f"a JPEG with more than {_MAX_JUNK:,} bytes between its segments")
+        position += skipped
         if found is None:
             if len(block) < _BLOCK:
                 return
             continue
-        marker = block[passed + 1]
-        at += 2
+        marker = block[skipped + 1]
+        position += 2
         yield marker
         if marker == _END_OF_IMAGE:
             return
-        if marker >= 0xC0:  # those below have no content
-            file.seek(at)
-            at += max(2, int.from_bytes(file.read(2)))
+        if marker >= 0xC0:  # lower ones have no content
+            file.seek(position)
+            position += max(2, int.from_bytes(file.read(2)))
         in_scan |= marker == _START_OF_SCAN
 
 
@@ -95,11 +95,11 @@ def _check_png(file: BinaryIO) -> None:
         parts += head[4:] != b"IDAT"
         if parts > MAX_PARTS:
             raise ValueError(f"a PNG of more than {MAX_PARTS:,} chunks")
-        file.seek(int.from_bytes(head[:4]) + 4, 1)  # and its checksum
+        file.seek(int.from_bytes(head[:4]) + 4, 1)  # content and checksum
 
 
 def _check_tiff(file: BinaryIO, order: str) -> None:
-    """Looks at the first picture, which is the one that is read."""
+    """Checks the first picture, the one that is read."""
     file.seek(2)
     big = file.read(2) == struct.pack(f"{order}H", 43)
     offset, entry, number = ("Q", "HHQ8x", "Q") if big else ("L", "HHL4x", "H")
@@ -118,4 +118,4 @@ def _check_tiff(file: BinaryIO, order: str) -> None:
             if tag in (_STRIPS, _TILES) and count > MAX_TILES:
                 raise ValueError(f"a TIFF of more than {MAX_TILES:,} strips or tiles")
     except (struct.error, OverflowError):
-        return  # cut off: its decoder tells
+        return  # truncated: the decoder reports it

@@ -9,17 +9,17 @@ from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, find_images
 from regionhash.data.xmlfile import read_xml
-from regionhash.files.text import reason_of
-from regionhash.structures import Target
+from regionhash.files.text import refusing
+from regionhash.structures import Box, Target
 
 
 def read_ilsvrc(root: str | Path, split: str) -> ImageSet:
     """The pictures of a split with their objects; ids are paths below the split, without suffix.
 
-    Pictures lie below `ILSVRC2013_DET_<split>`, annotations at the same paths, ending in .xml,
-    below `ILSVRC2013_DET_bbox_<split>`. A picture without an annotation has no object (the split
-    train has such). Classes are the synsets that occur, in alphabetical order. Edges are counted
-    from 0; both are within the object.
+    Pictures are below `ILSVRC2013_DET_<split>`, annotations below `ILSVRC2013_DET_bbox_<split>` at
+    the same paths, ending in .xml. A picture without an annotation has no objects (the split train
+    has some). Classes are the synsets that occur, in alphabetical order. Coordinates count from 0;
+    both edges are inside the object.
 
     Raises:
         ValueError: a folder is missing or holds no picture, no picture has an object, or an
@@ -51,7 +51,7 @@ def read_ilsvrc(root: str | Path, split: str) -> ImageSet:
     return ImageSet(f"ILSVRC2013:{split}", classes, ids, FileImages(paths), tuple(targets))
 
 
-_Objects = list[tuple[str, tuple[float, float, float, float]]]
+_Objects = list[tuple[str, Box]]
 
 
 def _read_objects(path: Path) -> tuple[_Objects, tuple[int, int] | None]:
@@ -59,7 +59,7 @@ def _read_objects(path: Path) -> tuple[_Objects, tuple[int, int] | None]:
     if not os.path.lexists(path):
         return [], None
     root = read_xml(path)
-    try:
+    with refusing(f"{path}: broken annotation"):
         size = int(root.findtext("size/height", "")), int(root.findtext("size/width", ""))
         if min(size) < 1:
             raise ValueError(f"height and width must be positive, got {size}")
@@ -71,8 +71,6 @@ def _read_objects(path: Path) -> tuple[_Objects, tuple[int, int] | None]:
             )
             name = (item.findtext("name") or "").strip()
             if not name:
-                raise ValueError("an object lacks its name")
+                raise ValueError("an object has no name")
             objects.append((name, (x0, y0, x1 + 1, y1 + 1)))
-    except ValueError as error:
-        raise ValueError(f"{path}: broken annotation: {reason_of(error)}") from error
     return objects, size

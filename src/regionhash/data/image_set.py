@@ -1,4 +1,4 @@
-"""Pictures with what is known of them: the one shape that every data set layout is read into."""
+"""Pictures with their labels: the one form into which every data set layout is read."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class ImageSet:
     """N pictures, read when asked for, with their targets.
 
     Attributes:
-        name: what reports call it.
+        name: shown in reports.
         classes: names of the C classes.
         ids: N unique image ids.
-        images: N pictures; `images[n]` reads or makes the n-th and raises
-            `regionhash.data.images.ImageError` where it cannot.
+        images: N pictures; `images[n]` reads or draws the n-th, or raises
+            `regionhash.data.images.ImageError`.
         targets: N targets, in pixels of the pictures.
     """
 
@@ -39,7 +39,7 @@ class ImageSet:
         if not len(self.ids) == len(self.images) == len(self.targets):
             raise ValueError(
                 f"{self.name}: {len(self.ids)} ids, {len(self.images)} images and "
-                f"{len(self.targets)} targets must be equally many"
+                f"{len(self.targets)} targets must be equal in number"
             )
         if len(set(self.ids)) != len(self.ids):
             raise ValueError(f"{self.name}: image ids must be unique")
@@ -66,13 +66,13 @@ class ImageSet:
         )
 
     def without_boxes(self) -> ImageSet:
-        """The same pictures with nothing known of them but their labels; no box is read."""
+        """The same pictures with their labels only; no box is read."""
         return replace(
             self, targets=tuple(Target.empty(target.all_labels()) for target in self.targets)
         )
 
     def fingerprint(self) -> str:
-        """A hash of classes, ids and targets: the same for the same data, whatever its place."""
+        """A hash of classes, ids and targets: the same for the same data, wherever it is stored."""
         digest = hashlib.sha256(repr((self.classes, self.ids)).encode())
         for target in self.targets:
             digest.update(target.boxes.tobytes() + target.labels.tobytes())
@@ -90,15 +90,15 @@ class _Picked(Sequence[Image]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, n: Any) -> Any:
-        return self._images[self._rows[n]]
+    def __getitem__(self, index: Any) -> Any:
+        return self._images[self._rows[index]]
 
 
 def joined(name: str, image_sets: Sequence[ImageSet]) -> ImageSet:
     """The pictures of several sets of the same classes, one set after the other.
 
     Raises:
-        ValueError: the classes differ, an id comes twice, or there is no set.
+        ValueError: the classes differ, an id occurs twice, or there is no set.
     """
     classes = {image_set.classes for image_set in image_sets}
     if len(classes) != 1:
@@ -121,11 +121,11 @@ class _Joined(Sequence[Image]):
     """Sequences of pictures one after another, read when asked for."""
 
     def __init__(self, parts: Sequence[Sequence[Image]]) -> None:
-        self._places = [(part, n) for part in parts for n in range(len(part))]
+        self._rows = [(part, row) for part in parts for row in range(len(part))]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
-    def __getitem__(self, n: Any) -> Any:
-        part, row = self._places[n]
+    def __getitem__(self, index: Any) -> Any:
+        part, row = self._rows[index]
         return part[row]

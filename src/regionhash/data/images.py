@@ -1,8 +1,7 @@
-"""Image files: found on disk, and read into RGB as a person sees them."""
+"""Image files: found on disk, and read into RGB as they are displayed."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -22,28 +21,28 @@ from PIL.ImageFile import ImageFile
 
 from regionhash.data.headers import check_structure
 from regionhash.data.image_set import Image
-from regionhash.files.atomic import shown_name
-from regionhash.files.text import NOT_REGULAR, open_regular
+from regionhash.files.names import shown_name
+from regionhash.files.text import NOT_REGULAR, open_regular, read_text, reason_of
 
 SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-"""What `find_images` takes from folders and patterns, in lower case."""
+"""File endings that `find_images` takes from folders and patterns, in lower case."""
 
-# Only what photographs come in: for others Pillow has decoders that few people test, and for EPS it
-# starts Ghostscript. The JPEG reader opens the MPO files of telephones as well.
+# Only formats of photographs: Pillow's decoders for others are little tested, and for EPS it starts
+# Ghostscript. The JPEG reader also opens the MPO files of phones.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 MAX_PIXELS = 150_000_000
-"""Larger pictures are refused before they are decoded: 0.45 GB as RGB, half as much again as the
+"""Larger pictures are refused before they are decoded: 0.45 GB as RGB, one and a half times the
 largest camera sensors (100 Mpx), and below the 179 Mpx at which Pillow itself refuses."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _EXIF_IFD, _TAKEN = 0x8769, 0x9003  # the tags of the EXIF block and of DateTimeOriginal in it
-_SIDEWAYS = frozenset((5, 6, 7, 8))  # its values that swap height and width
-_BLOCK = 1 << 18  # pixels that are converted at a time
+_SIDEWAYS = frozenset((5, 6, 7, 8))  # orientations that swap height and width
+_BLOCK = 1 << 18  # pixels converted at a time
 _CLOCK_NS = 50_000_000
-"""Coarser than the clock of any disk of a Unix system, of which most tick every 1 to 10 ms."""
+"""Coarser than the clock of any Unix file system; most tick every 1 to 10 ms."""
 
 
 class ImageError(ValueError):
@@ -53,18 +52,18 @@ class ImageError(ValueError):
 def read_image(path: str | Path, *, name: str | None = None) -> Image:
     """The picture in a file as (H, W, 3) uint8 RGB, writable, as shown.
 
-    EXIF orientation is applied, transparent parts lie on white, 16 bits per channel are scaled to
-    8, and of an animation the first frame is read. Pillow reads every format: torchvision's JPEG
-    reader gives the same pixels a fifth faster, but is deprecated and will be removed.
+    EXIF orientation is applied, transparent parts are put on white, 16 bits per channel are scaled
+    to 8, and only the first frame of an animation is read. Pillow reads every format: torchvision's
+    JPEG reader gives the same pixels a fifth faster, but is deprecated and will be removed.
 
     Args:
-        path: of the file.
-        name: for messages; by default the path.
+        path: the file.
+        name: for messages; the path by default.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, broken, no regular file, no picture,
-            larger than `MAX_PIXELS`, of a structure that `check_structure` refuses, or has pixels
-            without a defined white (32-bit floats).
+        ImageError: the file is missing, empty, truncated, broken, not a regular file, not a
+            picture, larger than `MAX_PIXELS`, refused by `check_structure`, or has pixels without
+            a defined white (32-bit floats).
     """
     with _named(name or path), open_regular(path) as file, _opened(file) as image:
         return _rgb(image)
@@ -74,7 +73,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     """Height and width in pixels of the picture as shown, from the file's header alone.
 
     Raises:
-        ImageError: as `read_image`, as far as the header tells.
+        ImageError: see `read_image`, as far as the header shows.
     """
     with _named(path), open_regular(path) as file, _opened(file) as image:
         sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
@@ -82,25 +81,25 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def read_image_bytes(content: bytes, name: str, *, max_pixels: int | None = None) -> Image:
-    """The picture in the content of a file, as `read_image` gives it.
+    """The picture in the content of a file; see `read_image`.
 
     Args:
-        content: the bytes; what they are is told by them, not by a name or a type.
+        content: the bytes, which alone determine the format.
         name: for messages.
-        max_pixels: larger pictures are refused before they are decoded; by default `MAX_PIXELS`.
+        max_pixels: larger pictures are refused before they are decoded; `MAX_PIXELS` by default.
 
     Raises:
-        ImageError: as `read_image`.
+        ImageError: see `read_image`.
     """
     with _named(name), io.BytesIO(content) as file, _opened(file, max_pixels) as image:
         return _rgb(image)
 
 
 def read_kind(content: bytes, name: str) -> str:
-    """The format of the picture in the content of a file, in Pillow's words: "JPEG", "PNG".
+    """Pillow's name of the format of the picture in the content of a file: "JPEG", "PNG".
 
     Raises:
-        ImageError: as `read_image`, as far as the header tells.
+        ImageError: see `read_image`, as far as the header shows.
     """
     with _named(name), io.BytesIO(content) as file, _opened(file) as image:
         return image.format or ""
@@ -116,12 +115,12 @@ def thumbnail(image: Image, size: int) -> bytes:
 
 
 def _noted_time(file: BinaryIO) -> datetime | None:
-    """When the camera took the picture in a file, if it has noted that (EXIF).
+    """When the camera took the picture in a file, if EXIF says so.
 
-    The camera's clock has no time zone; it is taken for UTC, so that the date stays the same.
+    The camera's clock has no time zone; UTC is assumed, so that the date stays the same.
 
     Raises:
-        ImageError: as `read_size`.
+        ImageError: see `read_size`.
     """
     with _named("the file"), _opened(file) as image:
         noted = image.getexif().get_ifd(_EXIF_IFD).get(_TAKEN)
@@ -133,9 +132,9 @@ def _noted_time(file: BinaryIO) -> datetime | None:
 
 @contextmanager
 def _named(name: str | Path) -> Iterator[None]:
-    """Turns what goes wrong with a picture into an ImageError that names it."""
+    """Turns any error in reading a picture into an ImageError that names it."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd metadata, which touch no pixel
+        with warnings.catch_warnings(action="ignore"):  # about odd metadata, which affects no pixel
             yield
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
         raise ImageError(f"{name}: {_reason(error)}") from error
@@ -159,8 +158,8 @@ def _opened(file: BinaryIO, max_pixels: int | None = None) -> ImageFile:
 def _rgb(image: ImageFile) -> Image:
     """The pixels as `read_image` gives them.
 
-    They are converted block by block, so that beside what the decoder holds (4 bytes a pixel in
-    Pillow, but 1 of grey and palettes and 2 of 16 bits) only the result takes memory.
+    They are converted block by block, so only the result takes memory besides the decoder's pixels
+    (4 bytes each in Pillow, but 1 for grey and palettes and 2 for 16 bits).
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined white")
@@ -182,8 +181,8 @@ def _rgb(image: ImageFile) -> Image:
 def _decoded(image: ImageFile) -> PILImage.Image:
     """The picture with its pixels.
 
-    PGM and PPM whose white is neither 255 nor 65535 are not left to Pillow, which goes over them
-    in Python, a microsecond a value; the values are the same.
+    PGM and PPM whose white is neither 255 nor 65535 are decoded here: Pillow loops over them in
+    Python, at a microsecond per value. The values are the same.
     """
     if image.tile and image.tile[0].codec_name == "ppm":
         white = int(tuple(image.tile[0].args or ())[-1])
@@ -205,7 +204,7 @@ def _decoded(image: ImageFile) -> PILImage.Image:
 
 
 def _as_stored(shown: Image, orientation: int | None) -> Image:
-    """A view of the pixels as shown, turned as the file stores them (EXIF 4.6.4 A)."""
+    """A view of the pixels as shown, oriented as the file stores them (EXIF 4.6.4 A)."""
     across = shown.transpose(1, 0, 2)
     return {
         2: shown[:, ::-1],
@@ -219,7 +218,7 @@ def _as_stored(shown: Image, orientation: int | None) -> Image:
 
 
 def _block_rgb(block: PILImage.Image) -> NDArray[np.uint8]:
-    """A part of a picture as RGB, (h, w, 3), or one grey for all three, (h, w, 1)."""
+    """A part of a picture as RGB (h, w, 3), or as grey (h, w, 1)."""
     if block.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
         values = np.asarray(block)
         if values.min() < 0 or values.max() > 65535:
@@ -236,24 +235,20 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not a picture of a known format, or broken"
     if isinstance(error, MemoryError):
-        return "it takes more memory than there is for a picture"
-    if isinstance(error, OSError) and error.errno == errno.ENXIO:  # a socket
-        return NOT_REGULAR
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+        return "it takes more memory than is available"
+    return reason_of(error)
 
 
 class FileVersion(NamedTuple):
-    """What tells one content of a file from another.
+    """What identifies the content of a file.
 
     Attributes:
         hash: SHA-256 of the bytes.
-        n_bytes: how many they are.
-        mtime_ns: when the file was written; None where that was so shortly before it was read that
-            a later change might have the same time.
-        taken: when the picture was taken, in seconds since 1970: of EXIF, or else when the file was
-            written.
+        n_bytes: number of bytes.
+        mtime_ns: when the file was written; None if that was so shortly before it was read that a
+            later change might have the same time.
+        taken: when the picture was taken, in seconds since 1970: from EXIF, otherwise when the file
+            was written.
     """
 
     hash: bytes
@@ -263,15 +258,15 @@ class FileVersion(NamedTuple):
 
 
 def file_version(path: str | Path) -> FileVersion:
-    """The version of a file as it is now. Raises OSError where it cannot be read."""
+    """The current version of a file. Raises OSError if it cannot be read."""
     return _read_version(path)[1]
 
 
 def read_image_version(path: str | Path) -> tuple[Image, FileVersion]:
-    """The picture in a file, and the version of just the bytes that it was decoded from.
+    """The picture in a file, and the version of the very bytes it was decoded from.
 
     Raises:
-        ImageError: as `read_image`.
+        ImageError: see `read_image`.
     """
     with _named(path):
         content, version = _read_version(path)
@@ -286,14 +281,14 @@ def _read_version(path: str | Path) -> tuple[bytes, FileVersion]:
     mtime = state.st_mtime_ns if now - state.st_mtime_ns > _CLOCK_NS else None
     try:
         noted = _noted_time(io.BytesIO(content))
-    except ImageError:  # which decoding it tells
+    except ImageError:  # decoding reports it
         noted = None
     taken = noted.timestamp() if noted else state.st_mtime
     return content, FileVersion(hashlib.sha256(content).digest(), len(content), mtime, taken)
 
 
 class FileImages(Sequence[Image]):
-    """The pictures of some files, each read when asked for.
+    """The pictures in some files, each read when asked for.
 
     Attributes:
         paths: the files.
@@ -305,24 +300,24 @@ class FileImages(Sequence[Image]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, n: Any) -> Any:
-        return read_image(self.paths[n])
+    def __getitem__(self, index: Any) -> Any:
+        return read_image(self.paths[index])
 
 
 def find_images(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
-    """Ids and paths of the image files that `inputs` name.
+    """Ids and paths of the image files named by `inputs`.
 
     An input is one of:
 
-    - a file, whatever its name ends with;
-    - a folder: the files below it whose names end as pictures do (`SUFFIXES`), sorted;
-    - a pattern such as `photos/**/*.jpg`: the same of the files that match;
-    - a list, `@list` or any `*.txt` file: one path a line, from the list's own folder, in the
-      list's order. Whether they exist shows when they are read.
+    - a file with any name;
+    - a folder: the files below it that end in one of `SUFFIXES`, sorted;
+    - a pattern such as `photos/**/*.jpg`: likewise, the files that match;
+    - a list, `@list` or any `*.txt` file: one path per line, relative to the list's folder, in the
+      list's order. Missing files are noticed when they are read.
 
     Hidden files and folders are left out unless named, links to folders are not followed, and a
-    path that comes twice is taken once. Where a single folder or list is given, ids are relative
-    to it; otherwise they are the paths as given. Ids are unique and valid UTF-8.
+    path that occurs twice is taken once. For a single folder or list, ids are relative to it;
+    otherwise they are the paths as given. Ids are unique and valid UTF-8.
 
     Raises:
         ValueError: there is no such file or folder, or it holds no picture.
@@ -331,16 +326,16 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
     for given in map(str, inputs):
         files = list(_expanded(given))
         if not files:
-            raise ValueError(f"{given}: no picture ({' '.join(sorted(SUFFIXES))}) found there")
+            raise ValueError(f"{given}: no picture ({' '.join(sorted(SUFFIXES))}) found")
         for path, base in files:
             shown = path.relative_to(base) if base and len(inputs) == 1 else path
-            # Names on disk need not be UTF-8; ids are stored and printed, so they must be.
+            # File names need not be UTF-8, but ids are stored and printed.
             found.setdefault(shown_name(shown.as_posix()), path)
     return list(found.items())
 
 
 def _expanded(given: str) -> Iterator[tuple[Path, Path | None]]:
-    """Each file that one input names, with the folder that a short id is relative to."""
+    """Each file named by one input, with the folder that short ids are relative to."""
     path = Path(given)
     if given.startswith("@"):
         yield from _listed(Path(given[1:]))
@@ -362,7 +357,7 @@ def _expanded(given: str) -> Iterator[tuple[Path, Path | None]]:
 
 
 def _is_pattern(part: str) -> bool:
-    return any(sign in part for sign in "*?[")
+    return any(char in part for char in "*?[")
 
 
 def _below(folder: Path, pattern: str) -> Iterator[Path]:
@@ -373,11 +368,6 @@ def _below(folder: Path, pattern: str) -> Iterator[Path]:
 
 
 def _listed(path: Path) -> Iterator[tuple[Path, Path | None]]:
-    try:
-        with open_regular(path) as file:
-            lines = file.read().decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot read the list: {_reason(error)}") from error
-    for line in filter(None, map(str.strip, lines)):
+    for line in filter(None, map(str.strip, read_text(path, "the list").splitlines())):
         listed = path.parent / line
         yield listed, (path.parent if listed.is_relative_to(path.parent) else None)

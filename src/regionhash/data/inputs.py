@@ -1,4 +1,4 @@
-"""Which pictures a command shall take, and where those of a code file lie when they are shown."""
+"""The pictures that a command takes, and those of a code file, found again to be shown."""
 
 from __future__ import annotations
 
@@ -9,31 +9,27 @@ from pathlib import Path
 from regionhash.data import LAYOUTS, open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, ImageError, find_images, read_image
-from regionhash.files.atomic import absolute
-from regionhash.files.text import open_regular, reason_of
+from regionhash.files.names import absolute
 from regionhash.structures import Target
 
 Source = dict[str, str]
-"""Where pictures lie, as a code file keeps it: {"folder": ..., "suffix": ...} says that the picture
-`id` is the file `folder / (id + suffix)`, and {"data": ...} names a data set without files."""
+"""Where pictures are, as recorded in a code file: {"folder": ..., "suffix": ...} means that picture
+`id` is the file `folder / (id + suffix)`; {"data": ...} names a data set without files."""
 
 
 def open_inputs(inputs: Sequence[str]) -> tuple[ImageSet, Source]:
-    """The pictures that `inputs` name, and where they lie.
+    """The pictures named by `inputs`, and where they are.
 
     Args:
-        inputs: what `find_images` understands, or one data set in a form of `LAYOUTS`.
+        inputs: as for `find_images`, or one data set in a form of `LAYOUTS`.
 
     Raises:
-        ValueError: nothing, or no picture, is there.
+        ValueError: an input is missing, or holds no picture.
     """
-    for given in inputs:
-        if given.startswith("@"):
-            _check_list(Path(given[1:]))
     data_sets = [given for given in inputs if _names_data_set(given)]
     if not data_sets:
         ids, paths = zip(*find_images(inputs), strict=True)
-        # Without labels all targets are one: a million pictures cost no more than their names.
+        # All pictures without labels share one target: a million cost no more than their names.
         image_set = ImageSet(
             " ".join(inputs), (), ids, FileImages(paths), (Target.empty(),) * len(ids)
         )
@@ -45,7 +41,7 @@ def open_inputs(inputs: Sequence[str]) -> tuple[ImageSet, Source]:
 
 
 def absolute_inputs(inputs: Sequence[str]) -> list[str]:
-    """Inputs of `open_inputs` that mean the same in every working directory."""
+    """Inputs for `open_inputs` that do not depend on the working directory."""
     return [_absolute(given) for given in inputs]
 
 
@@ -55,13 +51,13 @@ def _absolute(given: str) -> str:
     if not _names_data_set(given):
         return str(absolute(given))
     layout, *parts = given.split(":")
-    if layout != "digits":  # which has no files
+    if layout != "digits":  # it has no files
         parts = [str(absolute(part)) if Path(part).exists() else part for part in parts]
     return ":".join([layout, *parts])
 
 
 def class_indices(image_set: ImageSet, classes: Sequence[str]) -> list[int]:
-    """For each class of a set its index among the `classes` of a model.
+    """The index of each class of a set among the `classes` of a model.
 
     Raises:
         ValueError: the model does not know a class.
@@ -79,7 +75,7 @@ class Pictures:
     """The pictures of a code file, found again by their ids.
 
     Args:
-        sources: of the code file's `meta`.
+        sources: from the code file's `meta`.
         folder: where to look instead of the folders that were recorded.
     """
 
@@ -88,7 +84,7 @@ class Pictures:
         self.folder = folder
 
     def __getitem__(self, image_id: str) -> Image:
-        """The picture. Raises ImageError where it is not found or cannot be read."""
+        """The picture. Raises ImageError if it is not found or cannot be read."""
         for source in self.sources:
             if "data" in source:
                 scenes = _opened(source["data"])
@@ -105,14 +101,6 @@ class Pictures:
 _opened = cache(open_dataset)
 
 
-def _check_list(path: Path) -> None:
-    """Raises ValueError unless there is a file to read: a pipe would be waited for."""
-    try:
-        open_regular(path).close()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot read the list: {reason_of(error)}") from error
-
-
 def _names_data_set(given: str) -> bool:
     return given.partition(":")[0] in LAYOUTS and ":" in given and not Path(given).exists()
 
@@ -120,7 +108,7 @@ def _names_data_set(given: str) -> bool:
 def _source(image_set: ImageSet, given: str) -> Source:
     if not isinstance(image_set.images, FileImages):
         return {"data": given}
-    # In every layout the files differ in the id alone, so one of them tells of all.
+    # In every layout the paths differ only in the id, so one of them describes all.
     for image_id, path in zip(image_set.ids, image_set.images.paths, strict=True):
         folder, found, suffix = path.absolute().as_posix().rpartition(image_id)
         if found and folder:

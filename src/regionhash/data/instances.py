@@ -1,4 +1,4 @@
-"""Instance search: boxes to search with, and the pictures that show the same thing."""
+"""Instance search: query boxes, and the pictures that show the same thing."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from pathlib import Path
 
 from regionhash.data.csv_table import read_csv
 from regionhash.data.image_set import ImageSet, joined_images
-from regionhash.structures import Target
-
-Box = tuple[float, float, float, float]
+from regionhash.structures import Box, Target
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceQuery:
-    """One thing that is searched for.
+    """One thing to search for.
 
     Attributes:
         name: for reports.
-        image_id: the picture that it is marked in, which is one of the database.
+        image_id: the picture in which it is marked, one of the database.
         box: x0, y0, x1, y1 in pixels of that picture.
-        positives: ids of the pictures that a search shall find.
+        positives: ids of the pictures that a search should find.
         junk: ids of the pictures that count neither as found nor as missed.
     """
 
@@ -35,13 +33,13 @@ class InstanceQuery:
 
 @dataclass(frozen=True, eq=False)
 class BoxQuerySet:
-    """A database and the boxes that are searched for in it.
+    """A database and the queries to it.
 
-    Positives that the database lacks count as never found.
+    Positives missing from the database count as never found.
 
     Attributes:
-        name: what reports call it.
-        database: all pictures, those of the queries among them; targets are not read.
+        name: shown in reports.
+        database: all pictures, including those of the queries; targets are not read.
         queries: at least one.
     """
 
@@ -63,8 +61,8 @@ class BoxQuerySet:
 def read_instances(path: str | Path, *, images_dir: str | Path | None = None) -> BoxQuerySet:
     """Queries and database from a table of boxes (see `read_csv`).
 
-    The queries are the boxes whose label occurs in at least one other picture. Positive are the
-    other pictures with that label, junk is the picture of the query.
+    The queries are the boxes whose label occurs in at least one other picture. Its positives are
+    the other pictures with that label; the query's picture is junk.
 
     Raises:
         ValueError: see `read_csv`; or no label of a box occurs in two pictures.
@@ -94,9 +92,9 @@ def read_instances(path: str | Path, *, images_dir: str | Path | None = None) ->
 
 
 def with_distractors(query_set: BoxQuerySet, distractors: Sequence[ImageSet]) -> BoxQuerySet:
-    """The same queries in a database of more pictures, none of which shows what they search for.
+    """The same search among more pictures, none of which shows a searched object.
 
-    Their ids get the name of their set in front.
+    Their ids are prefixed with the name of their set.
 
     Raises:
         ValueError: two sets of distractors have the same name and an id in common.

@@ -9,7 +9,7 @@ from regionhash.data.images import FileImages
 from regionhash.files.text import read_text, shown
 from regionhash.structures import Target
 
-_DIGITS = 18  # of a number of a picture; Python reads 4300 at most
+_DIGITS = 18  # of a picture's number; Python reads at most 4300
 
 ANNOTATIONS = ("annotations", "mirflickr25k_annotations_v080")
 
@@ -17,24 +17,24 @@ ANNOTATIONS = ("annotations", "mirflickr25k_annotations_v080")
 def read_mirflickr(root: str | Path) -> ImageSet:
     """The pictures im1.jpg, im2.jpg, ... of a folder with their labels, without boxes.
 
-    The annotations are files `<label>.txt` with one number of a picture a line, in a folder of one
-    of the names `ANNOTATIONS`, in `root` or beside it. A label's strict list, `<label>_r1.txt`, is
-    a label of its own: with 24 wide and 14 strict lists there are the papers' 38 classes. Pictures
-    without a label are part of the set; numbers of pictures that are not there are left out.
+    The annotations are files `<label>.txt` with one picture number per line, in a folder with one
+    of the names `ANNOTATIONS`, in `root` or next to it. A label's strict list, `<label>_r1.txt`, is
+    a separate label: 24 wide and 14 strict lists make the papers' 38 classes. Pictures without a
+    label are part of the set; numbers of missing pictures are ignored.
 
     Raises:
         ValueError: there is no picture or no annotation, or a list cannot be read or has a line
-            that is no number.
+            that is not a number.
     """
     root = Path(root)
     numbers = sorted(
         int(path.stem[2:]) for path in root.glob("im*.jpg") if path.stem[2:].isdecimal()
     )
-    places = [base / name for base in (root, root.parent) for name in ANNOTATIONS]
-    folder = next((place for place in places if place.is_dir()), None)
+    folders = [base / name for base in (root, root.parent) for name in ANNOTATIONS]
+    folder = next(filter(Path.is_dir, folders), None)
     if not numbers or folder is None:
         raise ValueError(
-            f"{root} must hold im1.jpg, im2.jpg, ... and, in it or beside it, a folder "
+            f"{root} must hold im1.jpg, im2.jpg, ... and, in it or next to it, a folder "
             f"{' or '.join(ANNOTATIONS)} with a file <label>.txt for every label"
         )
     lists = sorted(path for path in folder.glob("*.txt") if path.stem.lower() != "readme")

@@ -18,8 +18,8 @@ class QueryBox:
     """One object to search for.
 
     Attributes:
-        row: of its picture in the set of the queries.
-        box: (4,) float32, xyxy in pixels of the picture; None asks with the whole picture.
+        row: the row of its picture in the query set.
+        box: (4,) float32, xyxy in pixels of the picture; None for the whole picture.
     """
 
     row: int
@@ -28,7 +28,7 @@ class QueryBox:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ObjectQuery:
-    """Several objects, all of which are wanted.
+    """Several objects, all of which a picture should show.
 
     Attributes:
         labels: class indices, ascending: a picture is relevant if it has them all.
@@ -40,23 +40,23 @@ class ObjectQuery:
 
 
 def draw_queries(
-    image_set: ImageSet, labels: tuple[int, ...], n: int, *, marked: bool, seed: int
+    image_set: ImageSet, labels: tuple[int, ...], n_queries: int, *, marked: bool, seed: int
 ) -> list[ObjectQuery]:
     """Queries for a combination of classes.
 
-    Marked, each object is a box in a picture of its own, drawn at random. Unmarked, the pictures
-    themselves are the query: those that show nothing beyond the combination, one for each class
-    that the ones before do not show, so that there are as many as classes at most.
+    If marked, each object is a box in a separate picture, drawn at random. If unmarked, whole
+    pictures are the query: they show nothing beyond the combination, and one is added for each
+    class that the previous ones do not show, so there are at most as many as classes.
 
     Args:
         image_set: labelled pictures.
         labels: class indices, ascending.
-        n: how many queries; of one class at most as many as there are pictures of it, each once.
-        marked: as above.
-        seed: of the draw; the same for the same combination, whatever others are drawn.
+        n_queries: number of queries; for a single class, at most one per picture of it.
+        marked: see above.
+        seed: random seed; the draw for a combination does not depend on other combinations.
 
     Returns:
-        n queries; none if a class has no picture.
+        `n_queries` queries; none if a class has no picture.
     """
     rng = np.random.default_rng([seed, *labels])
     table = image_set.labels().astype(bool)  # (N, C)
@@ -68,10 +68,10 @@ def draw_queries(
     if not all(len(rows) for rows in rows_of.values()):
         return []
     if len(labels) == 1:
-        drawn = rng.permutation(rows_of[labels[0]])[:n]
+        drawn = rng.permutation(rows_of[labels[0]])[:n_queries]
         return [ObjectQuery(labels, (_query_box(image_set, r, labels[0], marked),)) for r in drawn]
     queries = []
-    for _ in range(n):
+    for _ in range(n_queries):
         objects: list[QueryBox] = []
         shown: set[int] = set()
         for label in rng.permutation(labels).tolist():
@@ -90,8 +90,8 @@ def frequent_combinations(
 
     Args:
         database_labels: (N, C), 0 or 1.
-        least: pictures.
-        sizes: how many classes are combined.
+        least: number of pictures.
+        sizes: numbers of classes to combine.
     """
     counts: dict[tuple[int, ...], int] = {}
     for row in database_labels:
@@ -99,15 +99,15 @@ def frequent_combinations(
         for size in sizes:
             for combination in combinations(labels, size):
                 counts[combination] = counts.get(combination, 0) + 1
-    frequent = [combination for combination, n in counts.items() if n >= least]
+    frequent = [labels for labels, count in counts.items() if count >= least]
     return sorted(frequent, key=lambda labels: (len(labels), -counts[labels], labels))
 
 
 def hold_out(image_set: ImageSet, per_class: int, *, seed: int) -> tuple[ImageSet, ImageSet]:
     """The set without, and with only, `per_class` random pictures of each class.
 
-    A picture of several classes is drawn for one of them; a class with fewer pictures left gives
-    all of them but one.
+    A picture of several classes is drawn for one of them; a class with too few pictures left keeps
+    one and gives the others.
 
     Raises:
         ValueError: `per_class` is not positive.
@@ -123,7 +123,7 @@ def hold_out(image_set: ImageSet, per_class: int, *, seed: int) -> tuple[ImageSe
 
 
 def _with_box(image_set: ImageSet, label: int) -> NDArray[np.intp]:
-    """Rows of the pictures with an object of a class that is not difficult."""
+    """Rows of the pictures with an object of the class that is not difficult."""
     return np.flatnonzero(
         [((target.labels == label) & ~target.difficult).any() for target in image_set.targets]
     )

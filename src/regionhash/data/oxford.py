@@ -12,34 +12,34 @@ from pathlib import Path
 
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, find_images
-from regionhash.data.instances import Box, BoxQuerySet, InstanceQuery
+from regionhash.data.instances import BoxQuerySet, InstanceQuery
 from regionhash.files.text import one_line, read_text, shown
-from regionhash.structures import Target
+from regionhash.structures import Box, Target
 
 logger = logging.getLogger(__name__)
 
 _QUERY = "_query.txt"
-_PREFIX = "oxc1_"  # stands before the pictures' names in Oxford's query files, and nowhere else
+_PREFIX = "oxc1_"  # of picture names in Oxford's query files, and nowhere else
 
 
 def read_oxford(root: str | Path) -> BoxQuerySet:
-    """The pictures below a folder, and the queries of the ground-truth files below it.
+    """The pictures below a folder, and the queries from the ground-truth files below it.
 
-    Ids are the names of the pictures without folder and ending, as in the ground truth: all
-    pictures may lie in one folder (Oxford) or in one per building (Paris). Of each query NAME there
-    are the files NAME_query.txt (picture, x0, y0, x1, y1), NAME_good.txt, NAME_ok.txt and
-    NAME_junk.txt (one picture a line). Positive are good and ok. The query's own picture is one of
-    the good ones and counts, as in the official evaluation.
+    Ids are the names of the pictures without folder and ending, as in the ground truth: pictures
+    may be in one folder (Oxford) or in one per building (Paris). Each query NAME has the files
+    NAME_query.txt (picture, x0, y0, x1, y1), NAME_good.txt, NAME_ok.txt and NAME_junk.txt (one
+    picture per line). Good and ok are positive. The query's picture is one of the good ones and
+    counts, as in the official evaluation.
 
-    Pictures are not opened: some of Paris are broken, and whoever reads them gets the reason.
-    Positives without a file are logged; they count as never found.
+    Pictures are not opened: some of Paris are broken, which shows when they are read. Positives
+    without a file are logged; they count as never found.
 
     Args:
         root: the folder.
 
     Raises:
-        ValueError: the folder, its pictures or ground truth are missing or broken; the message says
-            what has to be there.
+        ValueError: the folder, its pictures or ground truth are missing or broken; the message
+            describes the layout.
     """
     root = Path(root)
     if not root.is_dir():

@@ -16,11 +16,11 @@ N_CATEGORIES, N_PICTURES = 25, 60  # Rahmani et al., PAMI 2008
 def read_sival(root: str | Path) -> ImageSet:
     """The pictures of SIVAL; classes are the names of the folders, one for each picture.
 
-    Any number of folders and pictures will do, so that a part can be read; what the whole set has
-    is in the message where there are none.
+    Any number of folders and pictures is accepted, so that a part can be read; the error message
+    describes the whole set.
 
     Raises:
-        ValueError: the folder is missing, holds no picture, or one beside the folders.
+        ValueError: the folder is missing, holds no picture, or has one outside the subfolders.
     """
     try:
         image_set = read_folder(root, labelled=True)
@@ -31,5 +31,5 @@ def read_sival(root: str | Path) -> ImageSet:
         ) from error
     counts = image_set.labels().sum(0)
     if len(counts) < 2:
-        raise ValueError(f"{root}: one category alone, {image_set.classes[0]}, is no data set")
+        raise ValueError(f"{root}: needs at least two categories, got {image_set.classes[0]} only")
     return replace(image_set, name=f"SIVAL, {len(counts)} x {int(np.median(counts))}")

@@ -8,15 +8,15 @@ from regionhash.data.image_set import ImageSet
 
 
 def split_off(image_set: ImageSet, fraction: float, *, seed: int) -> tuple[ImageSet, ImageSet]:
-    """The set without a random part, and that part: disjoint, both in the set's own order.
+    """The set without a random part, and that part: disjoint, both in the set's order.
 
     Stratified by the rarest label of each picture: the pictures are shuffled, sorted by that label
-    and drawn at equal steps, so each stratum gives its share, give or take one picture.
+    and drawn at equal steps, so each stratum contributes its share to within one picture.
 
     Args:
         image_set: N pictures.
-        fraction: the share of pictures to hold out; their number is rounded.
-        seed: of the shuffle and of the first step.
+        fraction: share of pictures to hold out; their number is rounded.
+        seed: random seed.
 
     Raises:
         ValueError: one of the two parts would be empty.
@@ -30,7 +30,7 @@ def split_off(image_set: ImageSet, fraction: float, *, seed: int) -> tuple[Image
         )
     generator = np.random.default_rng(seed)
     labels = image_set.labels()  # (N, C)
-    # A last column, more frequent than all, is the stratum of pictures without a label.
+    # A last column, more frequent than any label, is the stratum of pictures without one.
     labels = np.hstack([labels, np.ones((n_images, 1), np.uint8)])  # (N, C + 1)
     frequencies = labels.sum(axis=0, dtype=np.int64)
     frequencies[-1] = n_images + 1

@@ -14,15 +14,15 @@ from regionhash.data.image_set import Image
 from regionhash.structures import Floats, Target
 
 STRIDE = 32
-"""Input sides are multiples of it: the stride of the coarsest feature map of a ResNet."""
+"""Input sides are multiples of this: the stride of the coarsest feature map of a ResNet."""
 
 
 def fit_size(height: int, width: int, short: int) -> tuple[int, int]:
     """Input size (h, w) for a picture: multiples of 32, close to its aspect.
 
-    The short side is `short`, the long side at most twice that. The aspect bends by a few per
-    cent (more for pictures longer than 2:1), and in return pictures of one input size form a batch
-    without padding, so a code does not depend on the rest of the batch.
+    The short side is `short`, the long side at most twice that. The aspect changes by a few per
+    cent (more for pictures longer than 2:1); in return, pictures of one input size form a batch
+    without padding, so a code does not depend on the rest of its batch.
 
     Raises:
         ValueError: a length is not positive.
@@ -48,11 +48,11 @@ class Frame:
     input_size: tuple[int, int]
 
     def to_input(self, boxes: Tensor) -> Tensor:
-        """Boxes (R, 4) xyxy in pixels of the picture, in input pixels."""
+        """Boxes (R, 4) xyxy, from pixels of the picture to input pixels."""
         return boxes * self._scale(boxes)
 
     def to_original(self, boxes: Tensor) -> Tensor:
-        """Boxes (R, 4) xyxy in input pixels, in pixels of the picture."""
+        """Boxes (R, 4) xyxy, from input pixels to pixels of the picture."""
         return boxes / self._scale(boxes)
 
     def _scale(self, boxes: Tensor) -> Tensor:
@@ -63,11 +63,11 @@ class Frame:
 def to_input(image: Image, short: int) -> tuple[Tensor, Frame]:
     """The picture resized by `fit_size` as (3, h, w) uint8 tensor, and the frame of its boxes.
 
-    Bilinear with antialiasing: the value of a pixel is an average of all that it stands for.
+    Bilinear with antialiasing: each value is an average of all the pixels that it replaces.
     """
     size = (image.shape[0], image.shape[1])
     input_size = fit_size(*size, short)
-    pixels = image if image.flags.writeable else image.copy()  # torch warns of the others
+    pixels = image if image.flags.writeable else image.copy()  # torch warns about others
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # (3, H, W)
     return F.resize(tensor, list(input_size), antialias=True), Frame(size, input_size)
 
@@ -79,7 +79,7 @@ class TrainingSample(NamedTuple):
         image: (3, h, w) uint8.
         boxes: (R, 4) float32, xyxy in input pixels; zero boxes are valid.
         labels: (R,) int64.
-        image_labels: sorted class indices of the picture, a class with a box or without.
+        image_labels: sorted class indices of the picture, with or without a box.
     """
 
     image: Tensor
@@ -92,9 +92,9 @@ class TrainingTransform:
     """Random changes of a picture that keep its labels true.
 
     Args:
-        short: the short side of the input around which sizes are drawn, in pixels.
-        scale: the range of the factor on `short`.
-        crop: whether to cut off margins. A crop always holds every object that is not difficult.
+        short: short side of the input before scaling, in pixels.
+        scale: range of the random factor on `short`.
+        crop: whether to cut off margins. A crop contains every object that is not difficult.
         flip: whether to mirror every other picture; wrong for digits and letters.
         colour: whether to change brightness, contrast and saturation.
     """
@@ -121,16 +121,15 @@ class TrainingTransform:
     ) -> TrainingSample:
         """One random version of a picture; all randomness comes from `generator`.
 
-        Difficult objects and boxes below one input pixel are left out of the boxes; the labels
-        of the picture stay. Boxes are clipped to the picture, whose size an annotation file may
-        have got wrong.
+        Difficult objects and boxes smaller than one input pixel are dropped; the labels of the
+        picture stay. Boxes are clipped to the picture, as annotation files may have its size wrong.
         """
         height, width, _ = image.shape
         limits = np.array([width, height, width, height], np.float32)
         boxes = np.clip(target.boxes[~target.difficult], 0, limits)
         labels = target.labels[~target.difficult]
         if self.crop and set(target.image_labels) <= set(labels.tolist()):
-            # Where the labelled things are is known, so a crop can hold them all.
+            # Every labelled class has a box, so a crop can contain them all.
             x0, y0, x1, y1 = _draw_crop(height, width, boxes, generator)
             image = image[y0:y1, x0:x1]
             boxes = boxes - np.array([x0, y0, x0, y0], np.float32)

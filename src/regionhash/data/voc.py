@@ -10,7 +10,7 @@ from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages
 from regionhash.data.xmlfile import read_xml
-from regionhash.files.text import one_line, read_text, reason_of, shown
+from regionhash.files.text import one_line, read_text, refusing, shown
 from regionhash.structures import Target
 
 VOC_CLASSES = (
@@ -47,16 +47,16 @@ def read_voc(
     """The pictures of one split with their objects, the difficult ones marked.
 
     VOC counts pixels from 1 and its boxes include the last one: (xmin, ymin, xmax, ymax) becomes
-    the box (xmin - 1, ymin - 1, xmax, ymax), clipped to the size that the XML file gives. Objects
-    of which no area remains are left out and logged.
+    the box (xmin - 1, ymin - 1, xmax, ymax), clipped to the size given in the XML file. Objects
+    without remaining area are dropped and logged.
 
     Args:
         root: the folder with `JPEGImages`, `Annotations` and `ImageSets`; with `year`, the
             `VOCdevkit` folder above it.
-        split: the name of a list in `ImageSets/Main`, such as "train". Of each line the first
-            word counts, so that lists of one class ("dog_train") give the pictures of all classes.
-        year: picks `VOC<year>` in `root`.
-        classes: names in their order, for own data in this layout; the 20 VOC classes if None.
+        split: the name of a list in `ImageSets/Main`, such as "train". Only the first word of
+            each line is read, so a list for one class ("dog_train") gives pictures of all classes.
+        year: selects `VOC<year>` in `root`.
+        classes: names in order, for other data in this layout; the 20 VOC classes if None.
 
     Raises:
         ValueError: the split or an XML file is missing or broken, or a class is unknown.
@@ -92,10 +92,12 @@ def _listed(path: Path) -> tuple[str, ...]:
         if not words:
             continue
         if "\0" in words[0]:
-            raise ValueError(f"{path}, line {row}: an id has no NUL, got {shown(words[0])}")
+            raise ValueError(
+                f"{path}, line {row}: an id must not contain NUL, got {shown(words[0])}"
+            )
         first = rows.setdefault(words[0], row)
         if first != row:
-            raise ValueError(f"{path}, line {row}: {shown(words[0])} is in line {first} already")
+            raise ValueError(f"{path}, line {row}: {shown(words[0])} is already in line {first}")
     if not rows:
         raise ValueError(f"{path} lists no picture")
     return tuple(rows)
@@ -111,13 +113,11 @@ def _read_annotation(path: Path, indices: dict[str, int], listing: Path) -> Targ
         trouble = f"{path} is missing" if isinstance(cause, FileNotFoundError) else str(error)
         message = f"{listing}: each picture needs an XML file, but {trouble}"
         raise ValueError(one_line(message)) from error
-    try:
+    with refusing(str(path)):
         size = (int(_text(root, "size/height")), int(_text(root, "size/width")))
         if min(size) < 1:
             raise ValueError(f"height and width must be positive, got {size}")
         objects = [_read_object(path, item, indices) for item in root.iterfind("object")]
-    except ValueError as error:
-        raise ValueError(f"{path}: {reason_of(error)}") from error
     return make_target(objects, size)
 
 
@@ -125,7 +125,7 @@ def _read_object(path: Path, item: Element, indices: dict[str, int]) -> Labelled
     name = _text(item, "name")
     if name not in indices:
         raise ValueError(f"unknown class {shown(name)}; known are {', '.join(indices)}")
-    # The first edges are inclusive and counted from 1, so the last ones are exclusive from 0.
+    # Edges are inclusive and counted from 1, so the last ones are exclusive when counted from 0.
     xmin, ymin, xmax, ymax = (
         float(_text(item, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")
     )

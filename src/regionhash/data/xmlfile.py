@@ -1,4 +1,4 @@
-"""Reading an annotation in XML that someone else may have written."""
+"""Untrusted XML annotations."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NoReturn
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from regionhash.files.text import read_bytes, reason_of
+from regionhash.files.text import read_bytes, refusing
 
 _MOST_BYTES = 4 << 20
-"""A thousand times what VOC needs for a picture of 20 objects; such a file takes 0.1 GB to read."""
+"""A thousand times what VOC needs for 20 objects; reading such a file takes 0.1 GB."""
 
 _DEEPEST = 64  # VOC has 4 levels
 
@@ -18,11 +18,11 @@ _DEEPEST = 64  # VOC has 4 levels
 def read_xml(path: Path) -> ElementTree.Element:
     """The root of an annotation.
 
-    Entities are not taken: a few lines of them can stand for gigabytes.
+    Entities are refused: a few lines of them can expand to gigabytes.
 
     Raises:
         ValueError: the file cannot be read, is larger or nested more deeply than an annotation can
-            be, declares an entity, or is no XML. The message names the file.
+            be, declares an entity, or is not XML. The message names the file.
     """
     content = read_bytes(path, "the annotation", most=_MOST_BYTES)
     builder = ElementTree.TreeBuilder()
@@ -41,15 +41,13 @@ def read_xml(path: Path) -> ElementTree.Element:
         builder.end(tag)
 
     def refuse(name: str, *_: object) -> NoReturn:
-        raise ValueError(f"an annotation declares no entity, got {name!r}")
+        raise ValueError(f"an annotation must not declare entities, got {name!r}")
 
     parser = expat.ParserCreate(namespace_separator="}")  # as ElementTree does
     parser.buffer_text = True
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = refuse
-    try:
-        parser.Parse(content, True)
+    with refusing(f"{path}: broken XML", ValueError, expat.ExpatError, LookupError):
+        parser.Parse(content, True)  # LookupError: an unknown encoding
         return builder.close()
-    except (expat.ExpatError, LookupError, ValueError) as error:  # LookupError: of the encoding
-        raise ValueError(f"{path}: broken XML: {reason_of(error)}") from error

@@ -1,4 +1,4 @@
-"""Measures of retrieval and detection, their uncertainty, and the figures of the papers."""
+"""Measures of retrieval and detection, their uncertainty, and the papers' figures."""
 
 from regionhash.evaluation.bootstrap import (
     BootstrapResult,

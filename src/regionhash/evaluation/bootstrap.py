@@ -1,4 +1,4 @@
-"""How sure a difference between two methods is: the paired bootstrap over queries.
+"""How certain a difference between two methods is: the paired bootstrap over queries.
 
 B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK_ITEMS = 1 << 21  # drawn queries held at a time
+_CHUNK_ITEMS = 1 << 21  # drawn queries in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class BootstrapResult:
     Attributes:
         mean_difference: mean of a - b.
         low: lower end of its 95 % percentile interval.
-        high: upper end of it.
+        high: its upper end.
         p_value: two-sided, for the hypothesis that the methods do not differ.
     """
 
@@ -38,7 +38,7 @@ class ErrorReduction:
     Attributes:
         ratio: 0 for equal methods, 1 for a perfect a, negative for a worse a.
         low: lower end of its 95 % percentile interval.
-        high: upper end of it.
+        high: its upper end.
     """
 
     ratio: float
@@ -80,8 +80,8 @@ def error_reduction(
     """The share of b's error that a avoids, for a measure (Q,) in [0, 1] on the same queries.
 
     Raises:
-        ValueError: as `paired_bootstrap`; a value is outside [0, 1]; or the mean of `b` is 1, so
-            that there is no error to reduce.
+        ValueError: see `paired_bootstrap`; a value is outside [0, 1]; or the mean of `b` is 1, so
+            there is no error to reduce.
     """
     pairs = _checked_pairs(a, b, n_resamples)
     if pairs.min() < 0 or pairs.max() > 1:
@@ -89,7 +89,7 @@ def error_reduction(
     if (pairs[:, 1] == 1).all():
         raise ValueError("b must have a mean below 1, got 1: there is no error to reduce")
     errors = 1 - np.vstack([pairs.mean(0), _resampled_means(pairs, n_resamples, seed)])
-    # a resample in which b has no error has a ratio of minus infinity, or 0 where a has none either
+    # if b has no error in a resample, the ratio is minus infinity, or 0 if a has none either
     ratios = np.where(errors[:, 0] > 0, -np.inf, 0.0)
     np.divide(errors[:, 0], errors[:, 1], out=ratios, where=errors[:, 1] > 0)
     np.subtract(1, ratios, out=ratios, where=errors[:, 1] > 0)
@@ -119,18 +119,18 @@ def _resampled_means(
 ) -> NDArray[np.float64]:
     """Means (n_resamples, M) of rows of `values` (Q, M) drawn with replacement."""
     rng = np.random.default_rng(seed)
-    n = len(values)
+    n_queries = len(values)
     means = np.empty((n_resamples, values.shape[1]))
-    step = max(1, _CHUNK_ITEMS // n)
+    step = max(1, _CHUNK_ITEMS // n_queries)
     for first in range(0, n_resamples, step):
         chunk = means[first : first + step]
-        drawn = rng.integers(0, n, (len(chunk), n), dtype=np.int32)
+        drawn = rng.integers(0, n_queries, (len(chunk), n_queries), dtype=np.int32)
         for column in range(values.shape[1]):
             chunk[:, column] = values[drawn, column].mean(1)
     return means
 
 
 def _interval(resampled: NDArray[np.float64]) -> tuple[float, float]:
-    """The central 95 % of the resampled values, ends among them."""
+    """The ends of the central 95 % of the resampled values, both among them."""
     low, high = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")
     return float(low), float(high)

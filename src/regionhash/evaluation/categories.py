@@ -20,8 +20,8 @@ class CategorySide:
 
     Attributes:
         codes: (N, C, B) uint8, packed.
-        found: (N, C) bool, the categories that pass the threshold: whether the picture is in a
-            category's table, or asks it.
+        found: (N, C) bool, the categories that pass the threshold: whether a database picture is
+            in a category's table, or a query searches it.
         labels: (N, C), 0 or 1, the true categories.
     """
 
@@ -51,14 +51,14 @@ class CategoryScores:
     categories: Ints
 
     def per_category(self, n_classes: int) -> NDArray[np.float64]:
-        """MAP (C,) of each category; NaN without a query."""
+        """MAP (C,) of each category; NaN if it has no query."""
         means = np.full(n_classes, np.nan)
         for c in np.unique(self.categories):
             means[c] = self.values[self.categories == c].mean()
         return means
 
     def mean(self) -> float:
-        """The mean over the categories with a query, as the paper averages; NaN without any."""
+        """The mean over the categories with a query, as in the paper; NaN if there are none."""
         if not len(self.values):
             return float("nan")
         return float(np.nanmean(self.per_category(int(self.categories.max()) + 1)))
@@ -67,25 +67,25 @@ class CategoryScores:
 def category_precision(queries: CategorySide, database: CategorySide) -> CategoryScores:
     """Tie-aware average precision of the ranking of each category's table.
 
-    A query asks the tables of its true categories. Relevant are all pictures of the database with
-    the category; those that are not in its table are never found, and a query in which the
-    category is not found has 0, so that a narrow table does not pay.
+    A query searches the tables of its true categories. All database pictures of the category are
+    relevant; those missing from its table are never found, and a query in which the category is not
+    found scores 0, so a small table brings no advantage.
     """
     values, categories = [], []
     for c in range(queries.found.shape[1]):
         rows = np.flatnonzero(queries.labels[:, c])
         table = np.flatnonzero(database.found[:, c])
         relevant = database.labels[:, c].astype(np.int64)
-        asked = queries.found[rows, c]
-        own = np.zeros(len(rows))
-        if asked.any() and len(table) and relevant[table].any():
+        searched = queries.found[rows, c]
+        precision = np.zeros(len(rows))
+        if searched.any() and len(table) and relevant[table].any():
             distances = HammingMatrix(
-                np.ascontiguousarray(queries.codes[rows[asked], c]),
+                np.ascontiguousarray(queries.codes[rows[searched], c]),
                 np.ascontiguousarray(database.codes[table, c]),
             )
-            shared = SharedLabels(np.ones((asked.sum(), 1), int), relevant[table, None])
+            shared = SharedLabels(np.ones((searched.sum(), 1), int), relevant[table, None])
             scores = per_query(distances, shared, k=len(table), denominator="total")["map"]
-            own[asked] = scores * relevant[table].sum() / relevant.sum()
-        values.append(own)
+            precision[searched] = scores * relevant[table].sum() / relevant.sum()
+        values.append(precision)
         categories.append(np.full(len(rows), c))
     return CategoryScores(np.concatenate(values), np.concatenate(categories))

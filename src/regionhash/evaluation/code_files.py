@@ -1,4 +1,4 @@
-"""Measures of code files: their rankings, their detections, and curves of both on disk."""
+"""Measures of code files: their rankings and detections, and curves on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Detections = tuple[Floats, Floats, Ints]
 
 
 class LabelledCodes(NamedTuple):
-    """What a ranking is measured by, in the order of `evaluate_ranking`'s arguments.
+    """The input of a ranking measure, in the order of `evaluate_ranking`'s arguments.
 
     Attributes:
         query_codes: (Q, B) uint8, packed; database_codes: (N, B) uint8.
@@ -59,16 +59,16 @@ def labelled_codes(queries: CodeSet, database: CodeSet) -> LabelledCodes:
 
 
 def detections_of_file(file: CodeSet, image_set: ImageSet) -> tuple[DetectionMap, tuple[str, ...]]:
-    """mAP@0.5 of the stored regions, and the ids of the pictures that the file lacks.
+    """mAP@0.5 of the stored regions, and the ids of the pictures missing from the file.
 
-    A picture that the file lacks, as one that could not be read, counts as one without detections.
+    A missing picture, such as one that could not be read, counts as having no detections.
 
     Args:
         file: codes with regions.
         image_set: pictures with boxes; its classes must be the model's, in any order.
 
     Raises:
-        ValueError: a class that the model does not know, no boxes, or no picture in common.
+        ValueError: a class unknown to the model, no boxes, or no picture in common.
     """
     label_of = np.array(class_indices(image_set, file.classes), np.int64)
     if all(target.difficult.all() for target in image_set.targets):

@@ -18,7 +18,7 @@ class DetectionMap(TypedDict):
     """Average precision of a detector.
 
     Attributes:
-        map: mean over the classes that have an object; NaN where none has.
+        map: mean over the classes that have an object; NaN if none has.
         per_class: (C,) float64, NaN for a class without an object.
     """
 
@@ -36,26 +36,26 @@ def detection_map(
 ) -> DetectionMap:
     """Average precision per class and its mean (Everingham et al., IJCV 2010, Sec. 4.2).
 
-    The detections of a class are taken by falling score. Each is held against the object of its
-    class and image that it overlaps most: right if that overlap is at least `iou` and no detection
-    before it has taken the object, wrong otherwise. A detection whose object is difficult counts
-    neither way, and difficult objects are not missed.
+    The detections of a class are processed by descending score. Each is compared with the object
+    of its class and image that it overlaps most: right if that overlap is at least `iou` and no
+    earlier detection has matched the object, wrong otherwise. A detection whose object is difficult
+    counts neither way, and a difficult object does not count as missed.
 
-    The kit counts the pixels on both edges of a box as inside; boxes here are continuous, so the
-    sides are not one pixel longer.
+    The kit counts the pixels on both edges of a box as inside; boxes here are continuous, so sides
+    are not one pixel longer.
 
     Args:
         predictions: per image, boxes (R, 4) xyxy in pixels, scores (R,), and labels (R,), class
             indices from 0.
         targets: the objects of the same images.
         n_classes: C.
-        iou: the least intersection over union of a match.
-        interpolation: "area" under the falling envelope of the precision-recall curve (VOC since
+        iou: lowest intersection over union of a match.
+        interpolation: "area" under the decreasing envelope of the precision-recall curve (VOC since
             2010), or "11point", the mean of the envelope at recalls 0, 0.1, ..., 1 (VOC 2007).
 
     Raises:
-        ValueError: not one prediction per target, wrong shapes, a label outside 0..C - 1, an `iou`
-            outside (0, 1], or an unknown interpolation.
+        ValueError: the numbers of predictions and targets differ, wrong shapes, a label outside
+            0..C - 1, an `iou` outside (0, 1], or an unknown interpolation.
     """
     if interpolation not in get_args(Interpolation):
         known = ", ".join(get_args(Interpolation))
@@ -82,8 +82,8 @@ def detection_map(
         order = np.argsort(-scores, kind="stable")
         order = order[~ignored[order]]
         for label in np.flatnonzero(n_objects):
-            own = taken[order[labels[order] == label]]  # best score first
-            per_class[label] = _average_precision(_right(own), n_objects[label], interpolation)
+            of_class = taken[order[labels[order] == label]]  # best score first
+            per_class[label] = _average_precision(_right(of_class), n_objects[label], interpolation)
     present = per_class[n_objects > 0]
     return {"map": float(present.mean()) if len(present) else np.nan, "per_class": per_class}
 
@@ -91,7 +91,7 @@ def detection_map(
 def _match(
     boxes: Floats, labels: Ints, target: Target, iou: float
 ) -> tuple[Ints, NDArray[np.bool_]]:
-    """The object (R,) that each detection matches, -1 for none; whether it is difficult (R,)."""
+    """The object (R,) that each detection matches, or -1, and whether it is difficult (R,)."""
     if not len(target.labels):
         return np.full(len(boxes), -1), np.zeros(len(boxes), bool)
     overlaps = _box_iou(boxes, target.boxes)  # (R, G)
@@ -102,7 +102,7 @@ def _match(
 
 
 def _right(taken: Ints) -> NDArray[np.bool_]:
-    """Whether each detection, best first, is the first to take its object."""
+    """Whether each detection, best first, is the first to match its object."""
     right = np.zeros(len(taken), bool)
     right[np.unique(taken, return_index=True)[1]] = True
     return right & (taken >= 0)
@@ -118,10 +118,10 @@ def _average_precision(
     envelope = np.maximum.accumulate(precision[::-1])[::-1]  # best precision at this recall or more
     if interpolation == "area":
         return float((np.diff(recall, prepend=0.0) * envelope).sum())
-    # the objects that a recall of t / 10 takes, in integers: 0.1 and its multiples are inexact
+    # objects needed for a recall of t / 10, in integers: multiples of 0.1 are inexact
     needed = -(-np.arange(11) * n_objects // 10)
-    at = np.searchsorted(found, needed)
-    return float(np.append(envelope, 0.0)[at].sum() / 11)
+    ranks = np.searchsorted(found, needed)
+    return float(np.append(envelope, 0.0)[ranks].sum() / 11)
 
 
 def _box_iou(a: Floats, b: Floats) -> Values:
@@ -138,15 +138,15 @@ def _box_iou(a: Floats, b: Floats) -> Values:
 def _check_image(
     image: int, boxes: Floats, scores: Floats, labels: Ints, target: Target, n_classes: int
 ) -> None:
-    n = len(scores)
-    if boxes.shape != (n, 4) or scores.shape != (n,) or labels.shape != (n,):
+    length = len(scores)
+    if boxes.shape != (length, 4) or scores.shape != (length,) or labels.shape != (length,):
         raise ValueError(
             f"predictions[{image}] must be boxes (R, 4), scores (R,) and labels (R,), "
             f"got {boxes.shape}, {scores.shape} and {labels.shape}"
         )
-    for name, own in (("predictions", labels), ("targets", target.labels)):
-        if len(own) and not 0 <= own.min() <= own.max() < n_classes:
+    for name, indices in (("predictions", labels), ("targets", target.labels)):
+        if len(indices) and not 0 <= indices.min() <= indices.max() < n_classes:
             raise ValueError(
                 f"labels of {name}[{image}] must be in 0..{n_classes - 1}, "
-                f"got {own.min()}..{own.max()}"
+                f"got {indices.min()}..{indices.max()}"
             )

@@ -2,7 +2,7 @@
 
 The protocol is that of the Oxford and Paris buildings (Philbin et al., "Object retrieval with large
 vocabularies and fast spatial matching", CVPR 2007). A query has positives (the lists good and ok)
-and junk, which is taken out of the ranking before anything is counted: finding it is neither right
+and junk, which is removed from the ranking before anything is counted: finding it is neither right
 nor wrong. Tied items are averaged over their random orders, as in `evaluation.metrics`.
 """
 
@@ -35,14 +35,14 @@ _IRRELEVANT, _POSITIVE, _JUNK = range(3)
 
 @dataclass(frozen=True, eq=False)
 class InstanceRelevance:
-    """What each query wants of a database of `n_database` items.
+    """The relevant items of each query in a database of `n_database` items.
 
     Attributes:
         positives: Q times (P,) int64, rows of the database.
-        junk: Q times (J,) int64, rows that do not count; junk wins over positive, as in the
-            official code.
-        n_positives: (Q,) int64, all positives of the query. Those that the database lacks are in
-            here alone: they are never found.
+        junk: Q times (J,) int64, rows that do not count; junk takes precedence over positive, as in
+            the official code.
+        n_positives: (Q,) int64, number of positives, including those missing from the database,
+            which are never found.
         n_database: N.
     """
 
@@ -52,11 +52,11 @@ class InstanceRelevance:
     n_database: int
 
     def __post_init__(self) -> None:
-        n = len(self.positives)
-        if len(self.junk) != n or self.n_positives.shape != (n,):
+        n_queries = len(self.positives)
+        if len(self.junk) != n_queries or self.n_positives.shape != (n_queries,):
             raise ValueError(
                 f"positives, junk and n_positives must be of as many queries, "
-                f"got {n}, {len(self.junk)} and {self.n_positives.shape}"
+                f"got {n_queries}, {len(self.junk)} and {self.n_positives.shape}"
             )
         for name, lists in (("positives", self.positives), ("junk", self.junk)):
             for rows in lists:
@@ -75,18 +75,18 @@ class InstanceRelevance:
     ) -> InstanceRelevance:
         """The same from image ids: of the database, and of each query's positives and junk.
 
-        Junk that the database lacks is left out.
+        Junk missing from the database is left out.
         """
         row_of = {image_id: row for row, image_id in enumerate(ids)}
-        wanted = [set(own) for own in positives]
+        wanted = [set(names) for names in positives]
 
-        def rows(own: Iterable[str]) -> Ints:
-            return np.array(sorted(row_of[name] for name in own if name in row_of), np.int64)
+        def rows(names: set[str]) -> Ints:
+            return np.array(sorted(row_of[name] for name in names & row_of.keys()), np.int64)
 
         return cls(
             positives=tuple(map(rows, wanted)),
-            junk=tuple(rows(set(own)) for own in junk),
-            n_positives=np.array([len(own) for own in wanted], np.int64),
+            junk=tuple(rows(set(names)) for names in junk),
+            n_positives=np.array([len(names) for names in wanted], np.int64),
             n_database=len(ids),
         )
 
@@ -96,7 +96,7 @@ class InstanceRelevance:
         return len(self.positives), self.n_database
 
     def of_queries(self, rows: slice) -> InstanceRelevance:
-        """The same of some of the queries."""
+        """The same for a slice of the queries."""
         return InstanceRelevance(
             self.positives[rows], self.junk[rows], self.n_positives[rows], self.n_database
         )
@@ -105,17 +105,17 @@ class InstanceRelevance:
         """Kinds (q, N) of a slice of the queries: 0 irrelevant, 1 positive, 2 junk."""
         positives, junk = self.positives[rows], self.junk[rows]
         kinds = np.full((len(positives), self.n_database), _IRRELEVANT, np.int64)
-        for own, wanted, ignored in zip(kinds, positives, junk, strict=True):
-            own[wanted] = _POSITIVE
-            own[ignored] = _JUNK
+        for row, wanted, ignored in zip(kinds, positives, junk, strict=True):
+            row[wanted] = _POSITIVE
+            row[ignored] = _JUNK
         return kinds
 
 
 class CosineRanks:
-    """Dense ranks by falling inner product, computed when read, so that (Q, N) is never in memory.
+    """Dense ranks by descending inner product, computed when read, so (Q, N) is never in memory.
 
     Args:
-        queries: (Q, D) float32, of length 1 where the inner product shall be the cosine.
+        queries: (Q, D) float32, of unit length if the inner product should be the cosine.
         database: (N, D) float32.
     """
 
@@ -129,7 +129,7 @@ class CosineRanks:
 
 
 def dense_ranks(distances: Floats) -> Ints:
-    """Ranks (q, N) from 0 by distance (q, N); equal distances share one, and none is left out."""
+    """Ranks (q, N) from 0 by distance (q, N); equal distances share one, and none is skipped."""
     ranks = [np.unique(row, return_inverse=True)[1] for row in distances]
     return np.array(ranks, np.int64).reshape(np.shape(distances))
 
@@ -151,15 +151,15 @@ def instance_average_precision(
 
     Args:
         distances: (Q, N), such as a `HammingMatrix` or `CosineRanks`. Time and memory grow with the
-            largest one, so give `dense_ranks` of real-valued distances.
-        relevance: what is wanted.
+            largest one, so pass `dense_ranks` of real-valued distances.
+        relevance: positives and junk of each query.
         form: see above.
         ties: "expected" is the expectation over random orders of equal distances, in closed form;
             "stable" ranks equal distances by database row.
 
     Raises:
-        ValueError: `distances` are not integers >= 0, have another shape than `relevance`, are of
-            no query or no item, or an option is unknown.
+        ValueError: `distances` are not integers >= 0, differ in shape from `relevance` or are
+            empty, or an option is unknown.
     """
     for name, value, known in (("form", form, get_args(APForm)), ("ties", ties, get_args(Ties))):
         if value not in known:
@@ -170,49 +170,47 @@ def instance_average_precision(
             "distances and relevance must both be (Q, N) with at least one query and one item, "
             f"got {shape} and {relevance.shape}"
         )
-    n_queries, n = shape
-    harmonic = prefix_sums(1 / np.arange(1, n + 1))  # (N + 1,)
+    n_queries, n_items = shape
+    harmonic = prefix_sums(1 / np.arange(1, n_items + 1))  # (N + 1,)
     values = np.empty(n_queries)
-    step = max(1, _BLOCK_ITEMS // n)
+    step = max(1, _BLOCK_ITEMS // n_items)
     for first in range(0, n_queries, step):
         rows = slice(first, min(first + step, n_queries))
         block = checked_integers("distances", distances[rows])  # (q, N)
         if ties == "stable":
             block = stable_ranks(block)
-        kinds = np.vstack([relevance[rows], np.full(n, _JUNK)])  # a last row, so that all occur
+        kinds = np.vstack([relevance[rows], np.full(n_items, _JUNK)])  # so that all kinds occur
         block = np.vstack([block, block[-1:]])
         counts = level_table(block, kinds)[:-1]  # (q, L, 3)
-        size, positive = (
-            counts[:, :, _IRRELEVANT] + counts[:, :, _POSITIVE],
-            counts[:, :, _POSITIVE],
-        )
-        sums = _precision_sums(size, positive, harmonic, own=1)
+        positive = counts[:, :, _POSITIVE]
+        size = counts[:, :, _IRRELEVANT] + positive
+        sums = _precision_sums(size, positive, harmonic, counted=1)
         if form == "trapezoid":
-            sums = (sums + _precision_sums(size, positive, harmonic, own=0)) / 2
+            sums = (sums + _precision_sums(size, positive, harmonic, counted=0)) / 2
         values[rows] = ratio(sums, relevance.n_positives[rows])
     return values
 
 
-def _precision_sums(size: Ints, positive: Ints, harmonic: Values, *, own: int) -> Values:
-    """Expected sums (q,) over the positives' ranks i of p(i), or of p(i - 1) where `own` is 0.
+def _precision_sums(size: Ints, positive: Ints, harmonic: Values, *, counted: int) -> Values:
+    """Expected sums (q,) over the positives' ranks i of p(i), or of p(i - 1) if `counted` is 0.
 
-    A level has n items, r of them positive, behind c items with b positives. P(rank c + j is
-    positive) = r / n; given that, b + `own` + (j - 1) (r - 1) / (n - 1) positives are counted on
-    average among c + j - 1 + `own` items. The sums over j are, with H the harmonic numbers and
-    e = c + `own`, sum 1 / (e + j - 1) = H(e + n - 1) - H(e - 1), and sum (j - 1) / (e + j - 1)
-    = n - e (H(e + n - 1) - H(e - 1)).
+    A level has n items, r of them positive, after c items with b positives. P(rank c + j is
+    positive) = r / n; given that, the average number of positives is
+    b + `counted` + (j - 1) (r - 1) / (n - 1), among c + j - 1 + `counted` items. The sums over j
+    are, with H the harmonic numbers and e = c + `counted`, sum 1 / (e + j - 1) =
+    H(e + n - 1) - H(e - 1), and sum (j - 1) / (e + j - 1) = n - e (H(e + n - 1) - H(e - 1)).
 
     Args:
         size: (q, L), items of each level.
         positive: (q, L), positives of each level.
         harmonic: (N + 1,), the harmonic numbers.
-        own: whether the item at the rank is counted with those before it, 0 or 1.
+        counted: whether the item at the rank is counted with those before it, 0 or 1.
     """
-    end = before_each(size) + own  # (q, L), e
+    end = before_each(size) + counted  # (q, L), e
     reciprocals = harmonic[np.maximum(end + size - 1, 0)] - harmonic[np.maximum(end - 1, 0)]
     others = (positive - 1) / np.maximum(size - 1, 1)
-    sums = (before_each(positive) + own) * reciprocals + others * (size - end * reciprocals)
-    # p(0) = 1, and behind it come the ranks j > 1 with (j - 1) (r - 1) / (n - 1) / (j - 1) each
+    sums = (before_each(positive) + counted) * reciprocals + others * (size - end * reciprocals)
+    # p(0) = 1, followed by the ranks j > 1 with (j - 1) (r - 1) / (n - 1) / (j - 1) each
     sums = np.where(end == 0, positive, sums)
     total: Values = ratio(positive * sums, size).sum(1)
     return total

@@ -1,6 +1,6 @@
-"""What all tie-aware measures stand on: how many items of each kind are at each distance.
+"""The basis of all tie-aware measures: the number of items of each kind at each distance.
 
-The order of items of one distance is the database's, not the method's. A measure that is averaged
+The order of items at equal distance comes from the database, not the method. A measure averaged
 over the random orders of such items needs no sorting, only the *level table*; the stable order is
 the special case in which every level holds one item.
 """
@@ -20,7 +20,7 @@ Values = NDArray[np.float64]
 
 
 class IntegerMatrix(Protocol):
-    """Integers >= 0 or truth values (Q, N), read by slices of queries; an array is one."""
+    """Integers >= 0 or booleans (Q, N), read by slices of queries; an array is one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ def level_table(levels: Integers, similarities: Integers) -> Ints:
 
 
 def before_each(values: Ints) -> Ints:
-    """Sums along the last axis of what stands before each place."""
+    """Exclusive cumulative sums along the last axis."""
     sums: Ints = np.cumsum(values, axis=-1) - values
     return sums
 
@@ -64,7 +64,7 @@ def prefix_sums(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> Values:
-    """Quotients by what is 0 or at least 1; 0 where it is 0, as the numerator is 0 there, too."""
+    """Quotients by values that are 0 or at least 1; 0 for 0, where the numerator is also 0."""
     return np.asarray(numerator / np.maximum(denominator, 1), np.float64)
 
 

@@ -1,11 +1,11 @@
 """Measures of a ranking by integer distance: exact under ties, streamed over the queries.
 
-K bits have only K + 1 distances, so most of a ranking is ties, and their order is the database's,
-not the method's. The tie-aware value of a measure is its expectation when the items of each
-distance are in uniformly random order (McSherry and Najork, "Computing Information Retrieval
-Performance Measures Efficiently in the Presence of Tied Scores", ECIR 2008). It needs no sorting:
-all it depends on is how many items of each similarity stand at each distance, the *level table*.
-The stable order is the special case in which every level holds one item.
+K bits have only K + 1 distances, so most of a ranking is ties, whose order comes from the database,
+not the method. The tie-aware value of a measure is its expectation when the items at each distance
+are in uniformly random order (McSherry and Najork, "Computing Information Retrieval Performance
+Measures Efficiently in the Presence of Tied Scores", ECIR 2008). It needs no sorting: it depends
+only on the number of items of each similarity at each distance, the *level table* of
+`evaluation.levels`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Denominator = Literal["retrieved", "total", "min"]
 
 METRICS = ("map", "acg", "ndcg", "wmap", "precision", "recall", "precision_radius_2")
 
-_BLOCK_ITEMS = 1 << 19  # distances at a time: arrays of a few MiB, many queries where N is small
+_BLOCK_ITEMS = 1 << 19  # distances at a time: arrays of a few MiB, many queries if N is small
 
 
 class HammingMatrix:
-    """Hamming distances between codes, computed when read, so that (Q, N) is never in memory.
+    """Hamming distances between codes, computed when read, so (Q, N) is never in memory.
 
     Args:
         query_codes: (Q, B) uint8, packed.
@@ -85,7 +85,7 @@ class SharedLabels:
         )
 
     def __getitem__(self, rows: slice, /) -> NDArray[np.int32]:
-        # two sets differ in what either has without the other: |a xor b| = |a| + |b| - 2 |a and b|
+        # |a xor b| = |a| + |b| - 2 |a and b|
         queries, database = self._n_labels
         shared: NDArray[np.int32] = queries[rows, None] + database
         shared -= self._sets[rows]
@@ -153,11 +153,11 @@ def evaluate_ranking(
         database_labels: (N, C), 0 or 1.
         k: the cut of the ranking, see `per_query`.
         ties: how equal distances are ranked, see `per_query`.
-        denominator: what average precision is divided by, see `per_query`.
+        denominator: divisor of average precision, see `per_query`.
 
     Returns:
-        Each of `METRICS`, and "queries_without_relevant": how many queries share no label with any
-        database item; they count 0 in every mean.
+        Each of `METRICS`, and "queries_without_relevant": the number of queries that share no label
+        with any database item; they count as 0 in every mean.
 
     Raises:
         ValueError: see `SharedLabels` and `per_query`.
@@ -193,13 +193,13 @@ def per_query(
             database                                      IAH, eq. 10
         precision = N_rel(k) / k
         recall = N_rel(k) / all relevant items
-        precision_radius_2 = share of relevant items within distance 2, 0 where nothing is found
+        precision_radius_2 = share of relevant items within distance 2, 0 if nothing is found
 
     A database smaller than k is cut at N instead.
 
     Args:
         distances: (Q, N), such as a `HammingMatrix`. Time and memory grow with the largest one, so
-            give dense ranks of real-valued distances.
+            pass dense ranks of real-valued distances.
         similarities: (Q, N), such as `SharedLabels`; time and memory grow with the largest one.
         k: the cut of the ranking.
         ties: "expected" is the expectation over random orders of equal distances, in closed form;
@@ -216,12 +216,12 @@ def per_query(
             least one query and one item, `k` is not positive, or an option is unknown.
     """
     _check_options(ties=ties, denominator=denominator)
-    n = distances.shape[1]
-    k = min(_checked_cut(k), n)
+    n_items = distances.shape[1]
+    k = min(_checked_cut(k), n_items)
     ranks = np.arange(1, k + 1)
     harmonic = prefix_sums(1 / ranks)  # (k + 1,)
     discount = prefix_sums(1 / np.log2(1 + ranks))  # (k + 1,)
-    log_factorial = gammaln(np.arange(n + 1) + 1.0)  # (N + 1,)
+    log_factorial = gammaln(np.arange(n_items + 1) + 1.0)  # (N + 1,)
 
     blocks = []
     for block in _blocks(distances, similarities, ties, depth=k):
@@ -234,7 +234,7 @@ def per_query(
         ideal = _discounted_gains(block.ideal, discount)
         blocks.append(
             {
-                "map": np.minimum(average, 1.0),  # rounding may pass 1
+                "map": np.minimum(average, 1.0),  # rounding may exceed 1
                 "acg": levels.sums_at(levels.shared, [k])[:, 0] / k,
                 "ndcg": ratio(_discounted_gains(levels, discount), ideal),
                 "wmap": weighted,
@@ -259,7 +259,7 @@ def ranking_curves(
     Args:
         distances: (Q, N), as for `per_query`.
         similarities: (Q, N), as for `per_query`.
-        ks: cuts; None takes about fifty between 1 and N, evenly on a logarithmic scale. Cuts
+        ks: cuts; None for about fifty between 1 and N, evenly on a logarithmic scale. Cuts
             beyond N count as N.
         ties: as for `per_query`.
 
@@ -267,9 +267,9 @@ def ranking_curves(
         ValueError: see `per_query`.
     """
     _check_options(ties=ties)
-    n = distances.shape[1]
-    chosen = np.geomspace(1, max(n, 1), 50).round() if ks is None else [_checked_cut(k) for k in ks]
-    cuts = np.unique(np.minimum(np.asarray(chosen, np.int64), n))  # (P,)
+    n_items = distances.shape[1]
+    chosen = np.geomspace(1, max(n_items, 1), 50).round() if ks is None else map(_checked_cut, ks)
+    cuts = np.unique(np.minimum(np.fromiter(chosen, np.int64), n_items))  # (P,)
     if not len(cuts):
         raise ValueError("ks must hold at least one cut, got none")
     sums = np.zeros((3, len(cuts)))
@@ -284,9 +284,9 @@ def ranking_curves(
 
 
 def class_means(values: Values, query_labels: Integers) -> Values:
-    """Means (C,) of a measure (Q,) over the queries of each class; NaN where there is none.
+    """Means (C,) of a measure (Q,) over the queries of each class; NaN if it has none.
 
-    Of the "map" of `per_query` this is the MAP per class.
+    For the "map" of `per_query`, this is the MAP per class.
 
     Raises:
         ValueError: `values` is not (Q,), or `query_labels` not a (Q, C) table of 0 and 1.
@@ -302,7 +302,7 @@ def class_means(values: Values, query_labels: Integers) -> Values:
 
 
 class _Levels:
-    """A block of q queries as L levels of items that rank alike, nearest first.
+    """A block of q queries as L levels of equally ranked items, nearest first.
 
     Args:
         table: (q, L, S + 1), how many items of each level have each similarity 0..S.
@@ -324,10 +324,10 @@ class _Levels:
         self.gain: Values = table @ (np.exp2(similarities) - 1)
 
     def sums_at(self, values: Ints, ks: Sequence[int] | Ints) -> Values:
-        """Expected sums (q, P) over the top k of what sums to `values` (q, L) over each level.
+        """Expected sums (q, P) over the top k of a quantity with sums `values` (q, L) per level.
 
         Random order spreads a level's sum evenly over its ranks, so the expected sum is linear in k
-        between the ends of the levels.
+        within a level.
         """
         knots = zip(prefix_sums(self.size), prefix_sums(values), strict=True)
         return np.stack([np.interp(ks, ranks, sums) for ranks, sums in knots])
@@ -335,7 +335,7 @@ class _Levels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """What the measures need of q queries.
+    """The input of the measures for q queries.
 
     Attributes:
         levels: their ranking.
@@ -358,8 +358,8 @@ def _blocks(
             "distances and similarities must both be (Q, N) with at least one query and one item, "
             f"got {shape} and {tuple(similarities.shape)}"
         )
-    n_queries, n = shape
-    step = max(1, _BLOCK_ITEMS // n)
+    n_queries, n_items = shape
+    step = max(1, _BLOCK_ITEMS // n_items)
     for first in range(0, n_queries, step):
         rows = slice(first, min(first + step, n_queries))
         block = checked_integers("distances", distances[rows])  # (q, N)
@@ -375,7 +375,7 @@ def _blocks(
 
 
 def _discounted_gains(levels: _Levels, discount: Values) -> Values:
-    """Expected DCG@k (q,); `discount` (k + 1,) are the sums of 1 / log2(1 + i) up to each rank."""
+    """Expected DCG@k (q,); `discount` (k + 1,): sums of 1 / log2(1 + i) up to each rank."""
     k = len(discount) - 1
     size, start = levels.size, levels.start
     spread = discount[np.minimum(start + size, k)] - discount[np.minimum(start, k)]  # (q, L)
@@ -394,12 +394,12 @@ def _average_precisions(
     """Expected AP and weighted AP of the top k, (2, q).
 
     Both are sums over the relevant ranks of V(i) / i, with V(i) the sum up to rank i of a value
-    that irrelevant items do not have: 1 for AP, s for weighted AP.
+    that is 0 for irrelevant items: 1 for AP, s for weighted AP.
 
-    The number of relevant items among the top k is random where rank k falls inside a level. The
-    level has n items, r of them relevant, and m ranks up to k; then h relevant ones among those m
-    have the hypergeometric distribution, and given h they are in random order again. So the ratio
-    is averaged over h.
+    The number of relevant items among the top k is random if rank k falls inside a level. If the
+    level has n items, r of them relevant, and m ranks up to k, the number h of relevant ones among
+    those m has the hypergeometric distribution, and given h they are again in random order. So the
+    ratio is averaged over h.
     """
     size, relevant, start = levels.size, levels.relevant, levels.start  # (q, L)
     values = np.stack([relevant, levels.shared])  # (2, q, L)
@@ -442,9 +442,9 @@ def _precision_sums(
 ) -> Values:
     """Expected sum of rel(i) V(i) / i over the first `slots` ranks of a level in random order.
 
-    With c = start, P(rank c + j is relevant) = r / n, and given that, V is `before`, plus the
-    item's own `mean`, plus that of each of the j - 1 ranks before it if it is relevant, too, which
-    has the chance (r - 1) / (n - 1). The two sums over j that remain are H(c + m) - H(c) and
+    With c = start, P(rank c + j is relevant) = r / n. Given that, V is `before`, plus `mean` for
+    the item itself, plus `mean` for each of the j - 1 ranks before it that is also relevant, with
+    probability (r - 1) / (n - 1). The two remaining sums over j are H(c + m) - H(c) and
     sum (j - 1) / (c + j) = m - (c + 1) (H(c + m) - H(c)), with H the harmonic numbers.
     """
     reciprocals = harmonic[start + slots] - harmonic[start]

@@ -1,4 +1,4 @@
-"""The figures of the four papers' tables, so that reports can print them beside measured ones."""
+"""The figures in the four papers' tables, for reports to print next to measured ones."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class PaperFigure:
 
     Attributes:
         paper: "region-dh", "iah", "drh" or "dmih".
-        table: its number as printed, or the section where it stands in the text.
+        table: its number as printed, or the section if the figure is in the text.
         dataset: as in the names of the protocols, such as "voc2007".
-        method: as the paper calls it; what it calls "ours" has the paper's name.
+        method: the paper's name for it; "ours" is replaced by the name of the paper.
         metric: "MAP@1000", "ACG@1000", "NDCG@1000", "MAP", "WMAP"; a name with a unit for times.
-        bits: length of the code; None where there is none or it is not told.
-        value: percentages of the papers as fractions.
+        bits: length of the code; None if there is none or it is not stated.
+        value: percentages in the papers are given as fractions.
     """
 
     paper: str
@@ -32,14 +32,14 @@ class PaperFigure:
 
 
 def paper_figures(paper: str | None = None, dataset: str | None = None) -> list[PaperFigure]:
-    """The published figures, in the papers' order, of one paper or data set where it is named.
+    """The published figures in the papers' order, optionally of one paper or data set.
 
-    Tables I-IV of Region-DH, Table II of IAH, Tables 1-5 of DRH and Tables 1-2 of DMIH. Left out
-    are the MAP and weighted MAP of ITQ with 32 bits on VOC 2012 in IAH's Table II: they contradict
-    each other, as a weighted MAP cannot be below the MAP.
+    Tables I-IV of Region-DH, Table II of IAH, Tables 1-5 of DRH and Tables 1-2 of DMIH, except the
+    MAP and weighted MAP of ITQ with 32 bits on VOC 2012 in IAH's Table II: they contradict each
+    other, as a weighted MAP cannot be below the MAP.
 
     Raises:
-        ValueError: there is no figure of this paper, or of this data set.
+        ValueError: no figure of this paper, or of this data set.
     """
     figures = _all_figures()
     for name, wanted in (("paper", paper), ("dataset", dataset)):

@@ -1,4 +1,4 @@
-"""Plots of results as PNG files. A method has the same colour and marker in every one."""
+"""Plots of results as PNG files. A method has the same colour and marker in each."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _METHODS = (
 )
 _WIDTH, _HEIGHT, _DPI = 6.4, 4.4, 150  # inches, inches, dots per inch
 _MOST_MARKERS = 12  # on one curve
-_MOST_LINEAR = 8  # longest by shortest code; beyond that the axis is logarithmic
+_MOST_LINEAR = 8  # longest over shortest code; beyond that the axis is logarithmic
 
 
 def plot_against_bits(
@@ -56,13 +56,13 @@ def plot_against_bits(
     metric: str,
     published: Sequence[PaperFigure] = (),
 ) -> None:
-    """Writes a metric against the length of the code: solid as measured, dashed as published.
+    """Plots a metric against code length: solid if measured, dashed if published.
 
     Args:
         path: the PNG file.
-        measured: per method, the value at each number of bits.
-        metric: its name, for the axis; of `published` only the figures of this metric are drawn.
-        published: figures of one data set from `paper_figures`; those without bits are left out.
+        measured: for each method, the value at each number of bits.
+        metric: its name, for the axis; only figures of this metric in `published` are drawn.
+        published: figures for one data set from `paper_figures`; those without bits are left out.
     """
     figure, axes = _blank(xlabel="code length (bits)", ylabel=metric)
     lengths = {n_bits for values in measured.values() for n_bits in values}
@@ -89,7 +89,7 @@ def plot_at_k(
     *,
     metric: Literal["precision", "recall", "acg"],
 ) -> None:
-    """Writes a measure of the top k against k, on a logarithmic scale, one curve per method."""
+    """Plots a measure of the top k against k, on a logarithmic scale, one curve per method."""
     label = {"precision": "precision@k", "recall": "recall@k", "acg": "ACG@k"}[metric]
     figure, axes = _blank(xlabel="k, top-ranked images", ylabel=label)
     axes.set_xscale("log")
@@ -103,11 +103,11 @@ def plot_at_k(
 def plot_against_m(
     path: str | Path, measured: Mapping[str, Mapping[int, float]], *, metric: str
 ) -> None:
-    """Writes a metric of the top m against m, one curve per method (IAH, Figs. 6 and 7).
+    """Plots a metric of the top m against m, one curve per method (IAH, Figs. 6 and 7).
 
     Args:
         path: the PNG file.
-        measured: per method, the value at each m.
+        measured: for each method, the value at each m.
         metric: its name, for the axis.
     """
     figure, axes = _blank(xlabel="m, top-ranked images", ylabel=metric)
@@ -117,7 +117,7 @@ def plot_against_m(
 
 
 def plot_precision_recall(path: str | Path, curves: Mapping[str, RankingCurves]) -> None:
-    """Writes mean precision against mean recall at the same cuts, one curve per method."""
+    """Plots mean precision against mean recall at the same cuts, one curve per method."""
     figure, axes = _blank(xlabel="recall", ylabel="precision")
     for method, curve in curves.items():
         _line(axes, method, method, list(zip(curve.recall, curve.precision, strict=True)))
@@ -127,21 +127,21 @@ def plot_precision_recall(path: str | Path, curves: Mapping[str, RankingCurves])
 
 
 def method_style(method: str) -> tuple[str, str]:
-    """The colour and the marker of a method, whatever the case of its name.
+    """The colour and the marker of a method, regardless of the case of its name.
 
-    A method that is none of the package's has a style from its name alone, so that it, too, looks
-    the same in every plot; it may share it with another.
+    The style of an unknown method is derived from its name, so it also looks the same in every
+    plot; it may coincide with another's.
     """
     name = method.lower()
-    place = _METHODS.index(name) if name in _METHODS else zlib.crc32(name.encode())
+    index = _METHODS.index(name) if name in _METHODS else zlib.crc32(name.encode())
     return (
-        _COLORS[place % len(_COLORS)],
-        _MARKERS[(place + place // len(_COLORS)) % len(_MARKERS)],
+        _COLORS[index % len(_COLORS)],
+        _MARKERS[(index + index // len(_COLORS)) % len(_MARKERS)],
     )
 
 
 def _blank(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    # no pyplot: it keeps every figure in global state and may look for a screen
+    # not pyplot: it keeps every figure in global state and may look for a screen
     figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)

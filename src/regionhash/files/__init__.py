@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and read or refused in one line."""
+"""Files: written whole or not at all; read, or refused in one line."""

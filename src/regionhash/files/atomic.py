@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, then renamed."""
+"""Files that appear whole or not at all: written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -6,31 +6,28 @@ import errno
 import fcntl
 import glob
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
 
 _LOCK, _NEW = ".lock", ".new"
 
 
 @contextmanager
 def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
-    """A path beside `path` to write a file to; it takes its place when the block ends well.
+    """A temporary path next to `path`; the file written to it replaces `path` on success.
 
-    A kill at any moment leaves the file at `path` as it was, or whole and new; what is left of the
-    killed writer is removed by the next one. Several writers at once do not touch each other's
-    files, and the last one to end wins. Files whose names begin with the given one are removed at
-    the end.
+    If the process is killed, `path` holds either the old file or the whole new one, and the next
+    writer removes what the killed one left. Concurrent writers do not touch each other's files;
+    the last to finish wins. Files whose names start with the temporary one are removed at the end.
 
     Args:
-        path: of the file.
+        path: the file to write.
         exclusive: raise FileExistsError rather than replace a file.
 
     Raises:
-        OSError: the disk refuses; the file at `path` is as it was.
+        OSError: the disk refuses; the file at `path` is unchanged.
     """
     remove_leftovers(path)
     with _locked_name(path) as name:
@@ -39,18 +36,18 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         if exclusive:
-            _put_where_nothing_is(temporary, path)
+            _put_if_absent(temporary, path)
         else:
             temporary.replace(path)
         sync_directory(path.parent)
 
 
-def _put_where_nothing_is(temporary: Path, path: Path) -> None:
+def _put_if_absent(temporary: Path, path: Path) -> None:
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
         raise
-    except OSError:  # a disk without links, where two writers cannot be told apart
+    except OSError:  # the disk has no hard links, so two writers may race
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         temporary.replace(path)
@@ -58,29 +55,29 @@ def _put_where_nothing_is(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def _locked_name(path: Path) -> Iterator[str]:
-    """The start of names beside `path` that no other process touches; removes them at the end."""
+    """A prefix of names next to `path` that no other process uses; removes them at the end."""
     while True:
         name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         lock = Path(f"{name}{_LOCK}")
         with lock.open("xb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             if not lock.exists():
-                continue  # another process took it for a leftover before it was locked
+                continue  # before it was locked, another process removed it as a leftover
             try:
                 yield str(name)
             finally:
-                for own in path.parent.glob(f"{glob.escape(name.name)}.*"):
-                    own.unlink(missing_ok=True)
+                for file in path.parent.glob(f"{glob.escape(name.name)}.*"):
+                    file.unlink(missing_ok=True)
             return
 
 
 def leftovers(path: Path) -> list[Path]:
-    """What killed writers of `path` have left beside it, without what is being written."""
+    """The files next to `path` left by killed writers, without those being written now."""
     return [left for group in _abandoned(path) for left in group]
 
 
 def remove_leftovers(path: Path) -> list[Path]:
-    """Removes what killed writers of `path` have left beside it; returns what it was."""
+    """Removes and returns the files next to `path` left by killed writers."""
     removed = []
     for group in _abandoned(path):
         for left in group:
@@ -90,43 +87,22 @@ def remove_leftovers(path: Path) -> list[Path]:
 
 
 def _abandoned(path: Path) -> Iterator[list[Path]]:
-    """The files of each killed writer. Nobody takes their names before the next is asked for."""
+    """The files of each killed writer, locked until the next group is asked for."""
     for lock in path.parent.glob(f".{glob.escape(path.name)}.*{_LOCK}"):
         with suppress(OSError), lock.open("rb") as file:  # gone by now, or held
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield list(path.parent.glob(f"{glob.escape(lock.name.removesuffix(_LOCK))}.*"))
 
 
-def absolute(path: str | Path) -> Path:
-    """The path from the root. Links are kept, but for those before a "..", which they lead from."""
-    whole = Path(path).absolute()
-    return whole.parent.resolve() / whole.name if ".." in whole.parent.parts else whole
-
-
-def condition_of(path: Any) -> Literal["there", "gone", "unreadable"]:
-    """Whether a file is there. It is gone only if the disk says so: ENOENT.
-
-    What cannot be looked at, for want of permission or since a disk does not answer, may be there
-    another time.
-    """
-    try:
-        os.stat(path)  # noqa: PTH116 (bytes)
-    except FileNotFoundError:
-        return "gone"
-    except (OSError, TypeError, ValueError):
-        return "unreadable"
-    return "there"
-
-
 def write_text(path: Path, text: str) -> None:
-    """Writes a text in UTF-8. Raises OSError as `replacing`."""
+    """Writes text in UTF-8. Raises OSError as `replacing` does."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Inside, no other process or thread is in this block for the same folder."""
+    """Excludes other processes and threads from this block for the same folder."""
     directory = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
@@ -136,56 +112,9 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes a renaming in `path` outlast a power cut."""
+    """Makes renames in `path` survive a power cut."""
     directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def shown_name(path: str | bytes | os.PathLike[str]) -> str:
-    r"""A path as valid UTF-8, different for different paths; most are shown as they are.
-
-    A part that is not valid UTF-8 has its bytes as `\xff` and its backslashes doubled; so has a
-    part in which such an escape stands literally.
-    """
-    parts = os.fsencode(path).split(b"/")
-    return "/".join(map(_shown_part, parts))
-
-
-def as_shown(name: str) -> str:
-    """What somebody gives as a name or an id, in the form of `shown_name`."""
-    return name if name.isascii() or _is_utf8(name) else shown_name(name)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def path_of(shown: str) -> Path:
-    """The inverse of `shown_name`."""
-    return Path("/".join(map(_real_part, shown.split("/"))))
-
-
-def _real_part(shown: str) -> str:
-    if not _ESCAPE.search(shown):
-        return shown
-    pieces = re.split(rb"(\\\\|\\x[89a-f][0-9a-f])", shown.encode())
-    # Every second piece is an escape: a doubled backslash, or a byte.
-    pieces[1::2] = [b"\\" if own == b"\\\\" else bytes([int(own[2:], 16)]) for own in pieces[1::2]]
-    return os.fsdecode(b"".join(pieces))
-
-
-def _shown_part(part: bytes) -> str:
-    shown = part.decode("utf-8", "backslashreplace")
-    if _ESCAPE.search(shown):
-        return part.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
-    return shown
-
-
-_ESCAPE = re.compile(r"\\x[89a-f][0-9a-f]")

@@ -1,4 +1,4 @@
-"""JSON that anybody may have written: read with bounds, and its fields checked."""
+"""Untrusted JSON: read within limits, its fields checked."""
 
 from __future__ import annotations
 
@@ -6,53 +6,38 @@ import json
 from pathlib import Path
 from typing import Any
 
-from regionhash.files.text import open_regular, read_text, reason_of, shown
+from regionhash.files.text import open_regular, read_text, refusing, shown
 
 MAX_BYTES = 16 << 20
-"""Of a file. The longest real ones, of runs of thousands of epochs, have less than a tenth."""
+"""Largest file. Real ones, even from runs of thousands of epochs, have less than a tenth."""
 
 _MAX_DEPTH = 32
 
 
-def read_json(
-    path: Path,
-    error: type[ValueError] = ValueError,
-    *,
-    what: str = "the file",
-    most: int | None = None,
-) -> Any:
-    """What a file of JSON in UTF-8 holds: values of any type, which the caller has to check.
+def read_json(path: Path, what: str) -> Any:
+    """The content of a JSON file in UTF-8; the caller has to check the types of its values.
 
     As Python reads it: NaN and Infinity are numbers, 1e400 is infinite, and strings may hold half
     of a surrogate pair.
 
     Args:
         path: the file.
-        error: what is raised.
-        what: the file should be, for messages: "the instances file".
-        most: bytes that are read; a larger file is refused. None reads any.
+        what: the file's role, for messages: "the instances file".
 
     Raises:
-        ValueError: `error`: the file cannot be read, is no JSON, is nested more deeply than Python
-            follows, or has an integer of more than 4300 digits. The message is one line, which
-            names the file.
+        ValueError: the file cannot be read, is not JSON, is nested too deeply for Python, or has an
+            integer of more than 4300 digits. The message is one line and names the file.
     """
-    text = read_text(path, what, most=most, error=error)
-    try:
+    text = read_text(path, what)
+    with refusing(f"{path}: broken JSON"):
         return json.loads(text)
-    except RecursionError:
-        raise error(f"{path}: broken JSON: nested too deeply") from None
-    except MemoryError as failure:
-        raise error(f"{path}: broken JSON: too large for the memory") from failure
-    except ValueError as failure:
-        raise error(f"{path}: broken JSON: {reason_of(failure)}") from failure
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
         ValueError: see `parse_object`.
     """
     with open_regular(path) as file:
@@ -63,7 +48,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
     """The JSON object in UTF-8 text.
 
     Raises:
-        ValueError: too long, too deep, no JSON, no object, or a key that is there twice.
+        ValueError: too long, nested too deeply, not JSON, not an object, or a duplicate key.
     """
     if len(content) > MAX_BYTES:
         raise ValueError(f"longer than {MAX_BYTES >> 20} MiB")
@@ -73,7 +58,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"must be an object, got {shown(value)}")
-    if _depth(value) > _MAX_DEPTH:  # what prints it is as recursive as what read it
+    if _depth(value) > _MAX_DEPTH:  # printing it recurses as reading it does
         raise ValueError("nested too deeply")
     return value
 
@@ -82,8 +67,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in record if names.count(name) > 1)
-        raise ValueError(f"the key {shown(twice)} is there twice")
+        duplicate = next(name for name in record if names.count(name) > 1)
+        raise ValueError(f"duplicate key {shown(duplicate)}")
     return record
 
 
@@ -104,7 +89,7 @@ def _depth(value: Any) -> int:
 
 
 def field(record: dict[str, Any], name: str, kind: type[Any]) -> Any:
-    """A field of an object. Raises ValueError where it is missing or of another type."""
+    """A field of an object. Raises ValueError if it is missing or of another type."""
     if name not in record:
         raise ValueError(f"{name!r} is missing")
     if type(record[name]) is not kind:
@@ -116,7 +101,7 @@ _KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 
 
 def whole_number(record: dict[str, Any], name: str, low: int, high: int) -> int:
-    """A field in [low, high]. Raises ValueError as `field`, and for other numbers."""
+    """A field in [low, high]. Raises ValueError as `field` does, and for other numbers."""
     value: int = field(record, name, int)
     if not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {shown(value)}")

@@ -1,4 +1,4 @@
-"""Text files that people hand over: read, or refused in one line with the file and the reason."""
+"""Files supplied by users: read, or refused in one line that names the file and the reason."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ import errno
 import os
 import reprlib
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-_LONGEST = 1000  # characters of a message: a file may hold a value of any length
+_LONGEST = 1000  # characters of a message: a value in a file may have any length
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-
 
 NOT_REGULAR = "not a regular file"
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """The regular file at `path` or where its links lead, opened to read bytes.
+    """The regular file at `path`, or that its links lead to, opened to read bytes.
 
-    A pipe, a device or a socket, which may never answer, is not waited for.
+    It never waits for a pipe, a device or a socket, which may never respond.
 
     Raises:
-        OSError: there is none, or it may not be read.
-        ValueError: the path holds a NUL.
+        OSError: the file is missing, not regular, or not readable.
+        ValueError: the path contains a NUL.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
@@ -37,56 +38,70 @@ def open_regular(path: str | Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_bytes(
-    path: Path, what: str, *, most: int | None = None, error: type[ValueError] = ValueError
-) -> bytes:
+def read_bytes(path: Path, what: str, *, most: int | None = None) -> bytes:
     """The content of a file.
 
     Args:
         path: the file.
-        what: it should be, for messages: "the settings".
-        most: bytes that are read; a larger file is refused. None reads any.
-        error: what is raised.
+        what: the file's role, for messages: "the settings".
+        most: largest size in bytes; None for no limit.
 
     Raises:
-        ValueError: `error`: the file cannot be read or is too large.
+        ValueError: the file cannot be read or is too large.
     """
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if most is not None and size > most:
-                raise ValueError(f"its {size:,} bytes are more than the limit of {most:,}")
-            return file.read()
-    except (OSError, ValueError, MemoryError) as failure:
-        raise error(one_line(f"{path}: cannot read {what}: {reason_of(failure)}")) from failure
+    with refusing(f"{path}: cannot read {what}"), open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise ValueError(f"its {size:,} bytes are more than the limit of {most:,}")
+        return file.read()
 
 
-def read_text(
-    path: Path, what: str, *, most: int | None = None, error: type[ValueError] = ValueError
-) -> str:
-    """The content of a file in UTF-8, without a byte order mark; otherwise as `read_bytes`."""
-    content = read_bytes(path, what, most=most, error=error)
-    try:
+def read_text(path: Path, what: str, *, most: int | None = None) -> str:
+    """The content of a file in UTF-8, without a byte order mark; see `read_bytes`."""
+    content = read_bytes(path, what, most=most)
+    with refusing(f"{path}: cannot read {what}"):
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError as failure:
-        raise error(f"{path}: cannot read {what}: {reason_of(failure)}") from failure
+
+
+@contextmanager
+def refusing(
+    start: str, error: type[ValueError] = ValueError, *also: type[Exception]
+) -> Iterator[None]:
+    """Turns a failure inside the block into one line: `start`, a colon and the reason.
+
+    Args:
+        start: the file and what failed: "a.json: broken JSON".
+        error: the class to raise.
+        also: what a parser raises besides OSError, ValueError, MemoryError and RecursionError.
+    """
+    caught: tuple[type[Exception], ...] = (OSError, ValueError, MemoryError, *also)
+    try:
+        yield
+    except RecursionError:
+        raise error(f"{one_line(start)}: nested too deeply") from None
+    except caught as failure:
+        raise error(f"{one_line(start)}: {reason_of(failure)}") from failure
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, in one line: of a file, without its name."""
+    """The reason that an exception gives, in one line, without a file name."""
+    if isinstance(error, MemoryError):
+        return "too large for memory"
+    if isinstance(error, OSError) and error.errno == errno.ENXIO:  # a socket
+        return NOT_REGULAR
     strerror = getattr(error, "strerror", None)
     return one_line(strerror or str(error) or type(error).__name__)
 
 
 def one_line(text: str) -> str:
-    """A message without line breaks and signs that steer a terminal, cut where it is very long."""
+    """A message without line breaks and control characters, cut if it is very long."""
     text = " ".join(text[: 2 * _LONGEST].split())
-    text = "".join(sign if sign.isprintable() else "?" for sign in text)
+    text = "".join(char if char.isprintable() else "?" for char in text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def shown(value: object) -> str:
-    """A value as Python writes it, for a message: cut where it is long or deep."""
+    """A value as Python writes it, for a message: cut if it is long or deep."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # Python writes no integer of more than 4300 digits

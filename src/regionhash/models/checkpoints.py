@@ -22,7 +22,7 @@ from torch import Tensor
 
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing, sync_directory, write_text
-from regionhash.files.text import shown
+from regionhash.files.text import reason_of, refusing, shown
 from regionhash.models import MODELS, HashModel
 from regionhash.models.parameters import checked, defaults_of, types_of
 
@@ -125,10 +125,8 @@ def save_checkpoint(folder: Path, model: HashModel, checkpoint: Checkpoint) -> C
         hashes = {"weights_hash": weights_hash, "model_hash": model_hash}
         record = _identity(complete) | hashes | {"provenance": checkpoint.provenance}
         text = json.dumps(record, indent=2) + "\n"
-        try:
+        with refusing(f"{folder / CONFIG_FILE}: not written", CheckpointError):
             _checked(strict_json.parse_object(text.encode()))
-        except ValueError as error:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: not written: {error}") from error
         _finish_pair(folder)
     _put_in_place(folder, text)
     return replace(complete, model_hash=model_hash)
@@ -178,8 +176,8 @@ def _finish_pair(folder: Path) -> None:
 def _save_file(state: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(state, path)
-    except SafetensorError as error:  # also of a full disk
-        raise CheckpointError(f"{path}: cannot write: {_one_line(error)}") from error
+    except SafetensorError as error:  # also if the disk is full
+        raise CheckpointError(f"{path}: cannot write: {reason_of(error)}") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -218,10 +216,8 @@ def load_checkpoint(path: Path, kind: type[Any] | None = None) -> tuple[Any, Che
     if kind is not None and MODELS[checkpoint.name] is not kind:
         (wanted,) = (name for name, known in MODELS.items() if known is kind)
         raise CheckpointError(f"{path}: must be a {wanted}, is a {checkpoint.name}")
-    try:
+    with refusing(f"{weights}: not readable", CheckpointError, SafetensorError):
         state = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{weights}: not readable: {_one_line(error)}") from error
     model = build_model(checkpoint.name, checkpoint.arguments | {"weights": "none"})
     model.load_state_dict(state)
     for name, value in model.state_dict().items():
@@ -258,18 +254,13 @@ def model_folder(codes: CodeSet) -> Path:
 def _read_record(path: Path) -> tuple[dict[str, Any], Checkpoint]:
     """The content of model.json, and what it says, checked."""
     config = _folder(path) / CONFIG_FILE
-    try:
-        record = strict_json.read_object(config)
-    except FileNotFoundError:
-        raise CheckpointError(f"{config}: no such file; a checkpoint is a folder with it") from None
-    except OSError as error:
-        raise CheckpointError(f"{config}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{config}: not a checkpoint: {_one_line(error)}") from error
-    try:
+    with refusing(f"{config}: cannot read the checkpoint", CheckpointError):
+        try:
+            record = strict_json.read_object(config)
+        except FileNotFoundError:
+            raise ValueError("no such file; a checkpoint is a folder with it") from None
+    with refusing(str(config), CheckpointError):
         return record, _checked(record)
-    except ValueError as error:
-        raise CheckpointError(f"{config}: {error}") from error
 
 
 def _checked(record: dict[str, Any]) -> Checkpoint:
@@ -353,10 +344,8 @@ def _find_weights(path: Path) -> tuple[Path, Checkpoint]:
     """
     folder = _folder(path)
     record, checkpoint = _read_record(folder)
-    try:
+    with refusing(str(folder / CONFIG_FILE), CheckpointError):
         wanted = _shapes_wanted(checkpoint)
-    except ValueError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
     weights, waiting = folder / WEIGHTS_FILE, folder / NEXT_WEIGHTS_FILE
     try:
         _check_weights(weights, wanted, record["weights_hash"])
@@ -385,7 +374,7 @@ def _shapes_wanted(checkpoint: Checkpoint) -> _Shapes:
             model = MODELS[checkpoint.name](**checkpoint.arguments | {"weights": "none"})
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # Whatever torch and torchvision raise for numbers that make no layer.
-        raise ValueError(f"arguments: {_one_line(error)}") from error
+        raise ValueError(f"arguments: {reason_of(error)}") from error
     return {
         name: ("float" if value.is_floating_point() else "int", tuple(value.shape))
         for name, value in model.state_dict().items()
@@ -399,15 +388,13 @@ def _check_weights(weights: Path, wanted: _Shapes, weights_hash: str) -> None:
     """
     if not weights.is_file():
         raise CheckpointError(f"{weights}: {'not a' if weights.exists() else 'no such'} file")
-    try:
-        there = _shapes_in(weights)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{weights}: damaged: {_one_line(error)}") from error
-    for name in [*wanted, *there]:
-        if there.get(name) != wanted.get(name):
+    with refusing(f"{weights}: damaged", CheckpointError, SafetensorError):
+        found = _shapes_in(weights)
+    for name in [*wanted, *found]:
+        if found.get(name) != wanted.get(name):
             raise CheckpointError(
                 f"{weights}: the weights do not fit the model: {shown(name)} must be "
-                f"{_described(wanted.get(name))}, got {_described(there.get(name))}"
+                f"{_described(wanted.get(name))}, got {_described(found.get(name))}"
             )
     if _file_hash(weights) != weights_hash:
         raise CheckpointError(
@@ -434,16 +421,10 @@ def _described(weight: tuple[str, tuple[int, ...]] | None) -> str:
 
 
 def _folder(path: Path) -> Path:
-    try:
+    with refusing(f"{path}: cannot read the checkpoint", CheckpointError):  # a name too long
         return path if path.is_dir() else path.parent
-    except OSError as error:  # such as a name that is too long
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

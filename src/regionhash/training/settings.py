@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from regionhash.files.text import one_line, read_text, reason_of, shown
+from regionhash.files.text import one_line, read_text, refusing, shown
 from regionhash.models import MODELS
 from regionhash.models.parameters import LARGEST, MOST, checked, types_of
 from regionhash.training.loop import TrainingConfig
@@ -121,17 +121,11 @@ def _setting(where: str, name: str, value: Any, hint: Any, kind: Callable[..., A
 
 def _read(file: Path) -> dict[str, Any]:
     text = read_text(file, "the settings", most=_MOST_BYTES)
-    for row, line in enumerate(text.splitlines(), 1):
-        if len(line) > _LONGEST_LINE:
-            raise ValueError(
-                f"{file}: broken TOML: line {row} is longer than {_LONGEST_LINE} characters"
-            )
-    try:
+    with refusing(f"{file}: broken TOML"):
+        for row, line in enumerate(text.splitlines(), 1):
+            if len(line) > _LONGEST_LINE:
+                raise ValueError(f"line {row} is longer than {_LONGEST_LINE} characters")
         return tomllib.loads(text)
-    except RecursionError:
-        raise ValueError(f"{file}: broken TOML: nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{file}: broken TOML: {reason_of(error)}") from error
 
 
 def _value(text: str) -> Any:
