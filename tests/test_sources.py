@@ -1,5 +1,6 @@
 """Pictures are found again by their ids, wherever the command is given."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,10 @@ def test_classes_are_matched_by_name(place):
     assert class_indices(image_set, ("x", "b")) == [1]
     with pytest.raises(ValueError, match="a: the model does not know the classes b; it knows x"):
         class_indices(image_set, ("x",))
+
+
+def test_a_picture_whose_name_is_no_text_is_found_by_its_id(tmp_path):
+    write_picture(tmp_path / os.fsdecode(b"caf\xe9.png"), np.full((4, 5, 3), 7))
+    image_set, source = open_inputs([str(tmp_path)])
+    assert image_set.ids == ("caf\\xe9.png",)
+    assert Pictures([source])["caf\\xe9.png"][0, 0, 0] == 7

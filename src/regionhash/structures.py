@@ -298,18 +298,8 @@ class CodeTable:
     def picture(self, row: int) -> EncodedImage:
         """The picture of a row, as the model gave it."""
         categories = None
-        if (
-            self.category_offsets is not None
-            and self.categories is not None
-            and self.category_probs is not None
-            and self.category_codes is not None
-        ):
-            items = slice(*self.category_offsets[row : row + 2].tolist())
-            categories = CategoryCodes(
-                np.asarray(self.categories[items]),
-                np.asarray(self.category_probs[items]),
-                np.asarray(self.category_codes[items]),
-            )
+        if self.category_offsets is not None:
+            categories = CategoryCodes(*self._bag("category_offsets", row))
         height, width = self.sizes[row].tolist()
         return EncodedImage(
             (height, width),
@@ -321,21 +311,14 @@ class CodeTable:
 
     def regions(self, row: int) -> Regions:
         """The regions of a picture. Raises ValueError if the table has no regions."""
-        if (
-            self.offsets is None
-            or self.boxes is None
-            or self.scores is None
-            or self.labels is None
-            or self.region_codes is None
-        ):
+        if self.offsets is None:
             raise ValueError("these codes have no regions")
-        items = slice(*self.offsets[row : row + 2].tolist())
-        return Regions(
-            np.asarray(self.boxes[items]),
-            np.asarray(self.scores[items]),
-            np.asarray(self.labels[items]),
-            np.asarray(self.region_codes[items]),
-        )
+        return Regions(*self._bag("offsets", row))
+
+    def _bag(self, offsets_name: str, row: int) -> tuple[NDArray[Any], ...]:
+        """The rows of each part in a bag of `_BAGS` that belong to a picture."""
+        items = slice(*getattr(self, offsets_name)[row : row + 2].tolist())
+        return tuple(np.asarray(getattr(self, name)[items]) for name in _BAGS[offsets_name])
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class IndexSettings:
     """How a folder becomes an index. None takes the model's default or what is there already.
 
     Attributes:
-        arguments: for the builder of DRH; see `regionhash.models.drh.drh`.
+        arguments: for the builder of DRH; see `regionhash.models.drh.DRH`.
         short: short side of the network's input in pixels.
         seed: of the sample of regions and of the fitting.
         detector: folder of a Region-DH checkpoint whose RPN proposes the regions.

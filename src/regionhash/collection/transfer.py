@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from regionhash.collection.database import Database, FileState, NewImage
+from regionhash.data.inputs import file_of_id
 from regionhash.files.atomic import replacing
-from regionhash.files.names import as_shown, path_of, shown_name
+from regionhash.files.names import as_shown, shown_name
 from regionhash.store import CodeFileWriter, CodeSet, reported, rows_of
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def folders(meta: Mapping[str, object]) -> list[Source]:
 def file_of(image_id: str, places: Sequence[Source]) -> FileState:
     """The file that an id leads to, as `regionhash.data.inputs.Pictures` finds it."""
     for place in places:
-        path = Path(place["folder"]) / path_of(image_id + place["suffix"])
+        path = file_of_id(image_id, place)
         if path.is_file():
             return FileState(os.fsencode(path.absolute()), taken=path.stat().st_mtime)
     return FileState()

@@ -9,7 +9,7 @@ from pathlib import Path
 from regionhash.data import LAYOUTS, open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, ImageError, find_images, read_image
-from regionhash.files.names import absolute
+from regionhash.files.names import absolute, path_of, shown_name
 from regionhash.structures import Target
 
 Source = dict[str, str]
@@ -71,6 +71,11 @@ def class_indices(image_set: ImageSet, classes: Sequence[str]) -> list[int]:
     return [classes.index(name) for name in image_set.classes]
 
 
+def file_of_id(image_id: str, source: Source, folder: Path | None = None) -> Path:
+    """Where the file of a picture is, in the folder of its source or in another one."""
+    return (folder or Path(source["folder"])) / path_of(image_id + source["suffix"])
+
+
 class Pictures:
     """The pictures of a code file, found again by their ids.
 
@@ -92,7 +97,7 @@ class Pictures:
                     image: Image = scenes.images[scenes.ids.index(image_id)]
                     return image
             else:
-                path = (self.folder or Path(source["folder"])) / (image_id + source["suffix"])
+                path = file_of_id(image_id, source, self.folder)
                 if path.is_file():
                     return read_image(path)
         raise ImageError(f"{image_id}: the picture is no longer where it was")
@@ -110,7 +115,8 @@ def _source(image_set: ImageSet, given: str) -> Source:
         return {"data": given}
     # In every layout the paths differ only in the id, so one of them describes all.
     for image_id, path in zip(image_set.ids, image_set.images.paths, strict=True):
-        folder, found, suffix = path.absolute().as_posix().rpartition(image_id)
+        folder, found, suffix = shown_name(path.absolute()).rpartition(image_id)
         if found and folder:
-            return {"folder": folder, "suffix": suffix}
+            ending = "/" if folder.endswith("/") and folder != "/" else ""
+            return {"folder": path_of(folder).as_posix() + ending, "suffix": suffix}
     return {"folder": Path.cwd().as_posix(), "suffix": ""}  # ids are absolute paths

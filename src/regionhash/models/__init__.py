@@ -95,11 +95,6 @@ def learns_from_labels(model: HashModel) -> TypeGuard[TrainedHashModel]:
     return hasattr(model, "losses")
 
 
-def hashes_pictures(model: HashModel) -> TypeGuard[ImageHashModel]:
-    """Whether a trained model has a code of the whole picture."""
-    return hasattr(model, "hash_features")
-
-
 MODELS: dict[str, Callable[..., HashModel]] = {
     "region-dh": RegionDH,
     "ssdh": SSDH,
