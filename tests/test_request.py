@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from regionhash.search.request import Query, RequestError, Search
+from regionhash.search.run import marked
 
 BOX = (1.0, 2.0, 3.0, 4.0)
 IMAGE = np.zeros((5, 5, 3), np.uint8)
@@ -89,6 +90,18 @@ def test_a_refusal_names_its_field_so_that_others_can_name_it_their_way():
 def test_a_query_is_one_picture_with_one_kind_of_marks(fields, message):
     with pytest.raises(ValueError, match=message):
         Query(**fields)
+
+
+def test_marks_may_be_arrays_and_stay_what_they_were_when_checked():
+    boxes, regions = np.array([BOX, BOX], np.float32), np.array([0])
+    boxed, numbered = Query(IMAGE, boxes=boxes), Query(image_id="a", regions=regions)
+    boxes[:], regions[:] = 9, 9
+    assert boxed.boxes == (BOX, BOX) and marked("a", IMAGE, boxed, None).boxes == (BOX, BOX)
+    assert numbered.regions == (0,) and Search([numbered]).mode_for(whole_pictures=True) == "region"
+    queries = [query(BOX)]
+    search = Search(queries, steps=["exact"])
+    queries.append(query())
+    assert len(search.queries) == 1 and search.steps == ("exact",)
 
 
 def test_the_older_name_of_an_id_is_taken():

@@ -59,10 +59,12 @@ class Query:
             object.__setattr__(self, "image_id", like)
         if (self.image is None) == (self.image_id is None):
             raise ValueError("a query needs either an image or the id of a picture (image_id)")
-        if self.regions and ((self.image_id is None and self.encoded is None) or self.boxes):
-            raise ValueError("regions are for a picture whose codes are known, and without boxes")
         if any(len(box) != 4 for box in self.boxes):
             raise ValueError("a box must be four numbers x0, y0, x1, y1")
+        object.__setattr__(self, "boxes", tuple(tuple(map(float, box)) for box in self.boxes))
+        object.__setattr__(self, "regions", tuple(map(int, self.regions)))
+        if self.regions and ((self.image_id is None and self.encoded is None) or self.boxes):
+            raise ValueError("regions are for a picture whose codes are known, and without boxes")
 
     @property
     def n_objects(self) -> int:
@@ -140,6 +142,8 @@ class Search:
     offset: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("queries", "exclude", "steps"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.queries:
             raise ValueError("nothing to search by: give an image, or the id of a picture")
         if self.mode is not None and self.mode not in get_args(Mode):

@@ -228,7 +228,7 @@ def marked(
         ValueError: it has not the regions that are asked for.
     """
     if query.boxes:
-        return QueryPicture(name, image, tuple(_box(box) for box in query.boxes))
+        return QueryPicture(name, image, tuple(query.boxes))
     if not query.regions or encoded is None:
         return QueryPicture(name, image, (), encoded)
     regions, numbers = encoded.regions, list(query.regions)
@@ -237,11 +237,6 @@ def marked(
         raise ValueError(f"{name}: has {count} regions, got {numbers}")
     chosen = regions[np.array(numbers)]
     return QueryPicture(name, image, chosen.as_tuples(), replace(encoded, regions=chosen))
-
-
-def _box(edges: Sequence[float]) -> Box:
-    x0, y0, x1, y1 = map(float, edges)
-    return x0, y0, x1, y1
 
 
 # -- encoding -------------------------------------------------------------------------------------
