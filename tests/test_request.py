@@ -45,6 +45,12 @@ def test_without_codes_of_pictures_one_picture_asks_for_its_objects():
         ([query()], {"limit": 0}, "limit must be at least 1, got 0"),
         ([query()], {"offset": -1}, "offset must be at least 0, got -1"),
         ([query()], {"group_within": -1}, "group_within must be at least 0, got -1"),
+        (
+            [query()],
+            {"steps": ["global", "local"], "candidates": 0},
+            "candidates must be at least 1",
+        ),
+        ([query()], {"steps": ["global", "global-expand"], "expand": 0}, "expand must be at least"),
         ([query()], {"max_distance": 3}, "max_distance needs objects to exclude"),
         ([query()], {"exclude": [query()], "max_distance": -1}, "max_distance must be at least 0"),
         ([query()], {"min_prob": 0.5}, "min_prob needs mode category, got mode image"),
@@ -82,8 +88,8 @@ def test_a_refusal_names_its_field_so_that_others_can_name_it_their_way():
     [
         ({}, "either an image or the id"),
         ({"image": IMAGE, "image_id": "a"}, "either an image or the id"),
-        ({"image": IMAGE, "regions": [0]}, "regions are for a picture whose codes are known"),
-        ({"image_id": "a", "regions": [0], "boxes": [BOX]}, "and without boxes"),
+        ({"image": IMAGE, "regions": [0]}, "regions need a picture whose codes are known"),
+        ({"image_id": "a", "regions": [0], "boxes": [BOX]}, "and exclude boxes"),
         ({"image": IMAGE, "boxes": [(1, 2, 3)]}, "a box must be four numbers"),
     ],
 )
