@@ -68,6 +68,17 @@ def test_without_codes_of_pictures_one_picture_asks_for_its_objects():
         ),
         ([query(BOX)], {"mode": "image"}, "mode image takes one whole picture, got 1 pictures and"),
         ([query(), query()], {"mode": "category"}, "mode category takes one whole picture, got 2"),
+        (
+            [query(BOX, BOX)],
+            {"steps": ["exact"]},
+            "steps take one picture with at most one box, got 1 pictures and 2 boxes",
+        ),
+        (
+            [query()],
+            {"mode": "category", "min_prob": 1.5},
+            r"min_prob must be in \[0, 1\], got 1.5",
+        ),
+        ([query()], {"mode": "category", "min_prob": -1}, r"min_prob must be in \[0, 1\], got -1"),
         ([query(BOX, BOX)], {"mode": "region"}, "mode region takes one picture with at most one"),
         ([Query(image_id="a", regions=[0, 1])], {"mode": "region"}, "got 1 pictures and 2 boxes"),
     ],
@@ -104,6 +115,8 @@ def test_marks_may_be_arrays_and_stay_what_they_were_when_checked():
     boxes[:], regions[:] = 9, 9
     assert boxed.boxes == (BOX, BOX) and marked("a", IMAGE, boxed, None).boxes == (BOX, BOX)
     assert numbered.regions == (0,) and Search([numbered]).mode_for(whole_pictures=True) == "region"
+    with pytest.raises(TypeError):
+        Query(image_id="a", regions=[0.5])
     queries = [query(BOX)]
     search = Search(queries, steps=["exact"])
     queries.append(query())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
+from operator import index
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -62,7 +63,7 @@ class Query:
         if any(len(box) != 4 for box in self.boxes):
             raise ValueError("a box must be four numbers x0, y0, x1, y1")
         object.__setattr__(self, "boxes", tuple(tuple(map(float, box)) for box in self.boxes))
-        object.__setattr__(self, "regions", tuple(map(int, self.regions)))
+        object.__setattr__(self, "regions", tuple(map(index, self.regions)))
         if self.regions and ((self.image_id is None and self.encoded is None) or self.boxes):
             raise ValueError("regions need a picture whose codes are known, and exclude boxes")
 
@@ -169,10 +170,10 @@ class Search:
         n_objects = sum(query.n_objects for query in self.queries)
         if mode != "objects" and (len(self.queries) > 1 or n_objects > (mode == "region")):
             wanted = "one picture with at most one box" if mode == "region" else "one whole picture"
-            raise RequestError(
-                "mode",
-                f"{mode} takes {wanted}, got {len(self.queries)} pictures and {n_objects} boxes",
-            )
+            wanted += f", got {len(self.queries)} pictures and {n_objects} boxes"
+            if self.mode is None:  # the steps have chosen it
+                raise RequestError("steps", f"take {wanted}")
+            raise RequestError("mode", f"{mode} takes {wanted}")
 
     def _check_numbers(self) -> None:
         for name, least in (
@@ -186,6 +187,8 @@ class Search:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RequestError(name, f"must be at least {least}, got {value}")
+        if self.min_prob is not None and not 0 <= self.min_prob <= 1:
+            raise RequestError("min_prob", f"must be in [0, 1], got {self.min_prob}")
 
     def mode_for(self, *, whole_pictures: bool) -> Mode:
         """The mode; its default depends on whether there are codes of whole pictures."""
