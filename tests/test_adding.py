@@ -273,7 +273,7 @@ def test_a_header_is_built_anew_from_the_model(saved, made, folders):
     connection.close()
     assert "the header is damaged" in error_of("search", made, "--query", folders / "a" / "0.png")
     assert "the header is damaged" in run("check", made, code=1).stdout
-    assert "built anew from the model" in run("check", made, "--repair").stdout
+    assert "the header was rebuilt from the model" in run("check", made, "--repair").stdout
     assert_holds(saved, made, folders / "seed")
     run("add", made, folders / "a", "--workers", 0)
     assert_holds(saved, made, folders / "seed", folders / "a")

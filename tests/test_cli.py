@@ -383,7 +383,7 @@ def test_pictures_with_an_unwanted_object_are_left_out(photos, codes):
     expected = [hit["picture"] for hit in every if hit["picture"] not in has]
     assert [hit["picture"] for hit in record["hits"]] == expected
     said = run(*command[:-3], *command[-2:], "--without-distance", 16).stdout
-    assert said == "no picture of these codes is left\n"
+    assert said == "all pictures were left out\n"
 
 
 def test_what_must_not_be_there_is_refused_where_whole_pictures_are_compared(photos, codes):
@@ -436,7 +436,7 @@ def test_a_file_whose_name_has_an_at_sign_is_a_query(photos, codes, tmp_path):
             "--mode region takes one picture with at most one box, got 1 pictures and 2 boxes",
         ),
         (["--label", "7"], "CODES: has no labels, so --label cannot say what is correct"),
-        (["--label", "cat"], "label 'cat': no class of the model, which knows 0, 1,"),
+        (["--label", "cat"], "label 'cat': not a class of the model, which knows 0, 1,"),
         (["--without-distance", "3"], "--without-distance needs objects to exclude"),
         (
             ["--without", "gone.png"],
@@ -478,7 +478,7 @@ def test_a_query_without_a_detection_is_told(photos, tmp_path):
     assert error_of(*command, "--mode", "objects") == said
     # A box finds nothing either, as no picture has a region; whole pictures are still found.
     assert json.loads(run(*command, "--box", "1,2,30,40", "--json").stdout)["hits"] == []
-    assert run(*command, "--box", "1,2,30,40").stdout == "no picture of these codes has a region\n"
+    assert run(*command, "--box", "1,2,30,40").stdout == "no picture has a region\n"
     assert len(json.loads(run(*command, "--json").stdout)["hits"]) == 6
 
 
@@ -570,7 +570,7 @@ def test_a_threshold_leaves_categories_out_of_query_and_pictures(photos, categor
     asked = ["search", category_codes, "--query", photos / "0.png", "--mode", "category"]
     lines = run(*asked, "--min-prob", 0.7).stdout.splitlines()
     assert [line.split(",")[0] for line in lines if "probability" in line] == ["7"]
-    assert run(*asked, "--min-prob", 0.99).stdout == "no category is probable enough in the query\n"
+    assert run(*asked, "--min-prob", 0.99).stdout == "no category in the query is probable enough\n"
     boxed = error_of(*asked, "--box", "1,2,30,40")
     assert "category" in boxed
 

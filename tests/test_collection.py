@@ -292,7 +292,7 @@ def test_a_removed_picture_is_found_no_more_at_once(made, pictures):
     assert ids(made) == ["0.png", "2.png"]
     run("remove", made, pictures)
     assert ids(made) == []
-    assert "no picture of these codes" in run("search", made, *query).stdout
+    assert "no picture has a region" in run("search", made, *query).stdout
 
 
 def test_refresh_follows_the_folder_and_keeps_what_a_lost_disk_held(made, pictures, photos):
@@ -327,7 +327,7 @@ def test_export_and_import_give_the_same_codes(made, tmp_path, saved):
         for other in tables[1:]:
             np.testing.assert_array_equal(getattr(tables[0], name), getattr(other, name))
     assert "0 pictures" in run("import", again, tmp_path / "codes.h5").stdout
-    assert "is there already" in error_of("export", made, "-o", tmp_path / "codes.h5")
+    assert "already exists" in error_of("export", made, "-o", tmp_path / "codes.h5")
 
 
 def test_known_labels_are_exported_and_imported_with_the_codes(database, tmp_path, monkeypatch):
@@ -381,7 +381,7 @@ def test_codes_of_another_model_are_not_imported(database, tmp_path):
     with Collection(other) as collection:
         collection.export(tmp_path / "codes.h5")
     with Collection(tmp_path) as collection:
-        with pytest.raises(StoreError, match=r"codes\.h5: of the model def, .* is of abc"):
+        with pytest.raises(StoreError, match=r"codes\.h5: made by model def, but .* needs abc"):
             collection.import_codes(tmp_path / "codes.h5")
         assert len(collection) == 0
 
@@ -670,7 +670,7 @@ def test_bad_questions_are_named(photo_collection, photos):
                 {"like": "0.png", "without": [Query(image_id="1.png")], "mode": "image"},
                 "exclude needs mode objects, got mode image",
             ),
-            ({"like": "0.png", "filter": Filter(labels=("cow",))}, "no class of the model"),
+            ({"like": "0.png", "filter": Filter(labels=("cow",))}, "not a class of the model"),
             ({"image": photos / "0.png", "boxes": [(1, 2, 3)]}, "four numbers"),
             ({"image": photos / "0.png", "boxes": [(5, 5, 1, 1)]}, "x0 < x1"),
         ):

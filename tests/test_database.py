@@ -453,10 +453,10 @@ def test_a_damaged_field_of_the_header_is_named(database, tmp_path, field, value
 def test_a_header_is_not_built_anew_from_the_model_of_other_codes(database, tmp_path):
     path = tmp_path / "collection.db"
     database.store([new_image(0)])
-    with pytest.raises(StoreError, match="the model beside it is not the one of its codes"):
+    with pytest.raises(StoreError, match="its codes are of another model than the one here"):
         Database.rebuild_header(path, MODEL | {"model_hash": "def"})
     damage(tmp_path, "UPDATE about SET header = 'lost'")  # and what it was is not known
-    with pytest.raises(StoreError, match=r"0\.jpg is not of the model beside it"):
+    with pytest.raises(StoreError, match=r"0\.jpg is of another model than the one here"):
         Database.rebuild_header(path, MODEL | {"n_bits": 32})
     assert {text for text, _ in database.read("SELECT * FROM about")} == {"lost"}
     Database.rebuild_header(path, MODEL)
@@ -813,7 +813,7 @@ def test_arrays_are_built_anew_when_more_than_a_quarter_of_them_is_removed(datab
         ("id_bytes", "picture 0.jpg (row 1) has another id"),
         ("image_codes", "image_codes of picture 0.jpg (row 1) differ"),
         ("boxes", "boxes of picture 0.jpg (row 1) differ"),
-        ("rows", "picture 0.jpg (row 1) is not there"),
+        ("rows", "picture 0.jpg (row 1) is missing"),
     ],
 )
 def test_one_wrong_bit_of_the_arrays_is_found_and_named(database, tmp_path, name, said):
@@ -850,7 +850,9 @@ def test_pictures_that_the_arrays_alone_hold_are_found_and_left_out(database, tm
     Collection(tmp_path).close()
     damage(tmp_path, "DROP TRIGGER removed")
     damage(tmp_path, "DELETE FROM images WHERE row = 2")  # and no removal is noted
-    assert check_folder(tmp_path).problems == ("arrays: hold pictures that the database does not",)
+    assert check_folder(tmp_path).problems == (
+        "arrays: hold pictures that the database does not have",
+    )
     assert len(check_folder(tmp_path, repair=True).repaired) == 1
     holds(tmp_path, [0, 2])
 

@@ -196,7 +196,7 @@ def test_a_damaged_model_without_codes_is_made_anew(saved, photos, tmp_path, nam
     damage(folder / name, content)
     result = index(photos, folder, *(["--model", saved.folder] if given else SMALL))
     first = result.stderr.splitlines()[0]
-    assert first.startswith(f"{folder / name}: ") and first.endswith("; the model is made anew")
+    assert first.startswith(f"{folder / name}: ") and first.endswith("; making the model again")
     assert record_of(run("info", folder, "--json"))["model"] == ("region-dh" if given else "drh")
     assert record_of(run("info", folder, "--json"))["pictures"] == 6
 
@@ -222,7 +222,7 @@ def test_a_damaged_model_of_codes_is_named_or_restored_from_a_copy(
     for options in (SMALL, ["--model", other_saved.folder], ["--short", 64]):
         said = error_of("index", photos, "-o", folder, "--workers", 0, *options)
         assert said.startswith(f"{folder / name}: ")
-        assert f"the codes there are of the model {wanted}: name the folder of a copy" in said
+        assert f"the codes there are of model {wanted}: pass the folder of a copy" in said
     restored = index(photos, folder, "--model", saved.folder)
     assert f"restored from {saved.folder}" in restored.stderr
     assert load_checkpoint(folder)[1].model_hash == wanted

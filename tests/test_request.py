@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from regionhash.search.request import Query, RequestError, Search
+from regionhash.search.run import marked
 
 BOX = (1.0, 2.0, 3.0, 4.0)
 IMAGE = np.zeros((5, 5, 3), np.uint8)
@@ -44,6 +45,12 @@ def test_without_codes_of_pictures_one_picture_asks_for_its_objects():
         ([query()], {"limit": 0}, "limit must be at least 1, got 0"),
         ([query()], {"offset": -1}, "offset must be at least 0, got -1"),
         ([query()], {"group_within": -1}, "group_within must be at least 0, got -1"),
+        (
+            [query()],
+            {"steps": ["global", "local"], "candidates": 0},
+            "candidates must be at least 1",
+        ),
+        ([query()], {"steps": ["global", "global-expand"], "expand": 0}, "expand must be at least"),
         ([query()], {"max_distance": 3}, "max_distance needs objects to exclude"),
         ([query()], {"exclude": [query()], "max_distance": -1}, "max_distance must be at least 0"),
         ([query()], {"min_prob": 0.5}, "min_prob needs mode category, got mode image"),
@@ -61,6 +68,17 @@ def test_without_codes_of_pictures_one_picture_asks_for_its_objects():
         ),
         ([query(BOX)], {"mode": "image"}, "mode image takes one whole picture, got 1 pictures and"),
         ([query(), query()], {"mode": "category"}, "mode category takes one whole picture, got 2"),
+        (
+            [query(BOX, BOX)],
+            {"steps": ["exact"]},
+            "steps take one picture with at most one box, got 1 pictures and 2 boxes",
+        ),
+        (
+            [query()],
+            {"mode": "category", "min_prob": 1.5},
+            r"min_prob must be in \[0, 1\], got 1.5",
+        ),
+        ([query()], {"mode": "category", "min_prob": -1}, r"min_prob must be in \[0, 1\], got -1"),
         ([query(BOX, BOX)], {"mode": "region"}, "mode region takes one picture with at most one"),
         ([Query(image_id="a", regions=[0, 1])], {"mode": "region"}, "got 1 pictures and 2 boxes"),
     ],
@@ -81,14 +99,28 @@ def test_a_refusal_names_its_field_so_that_others_can_name_it_their_way():
     [
         ({}, "either an image or the id"),
         ({"image": IMAGE, "image_id": "a"}, "either an image or the id"),
-        ({"image": IMAGE, "regions": [0]}, "regions are for a picture whose codes are known"),
-        ({"image_id": "a", "regions": [0], "boxes": [BOX]}, "and without boxes"),
+        ({"image": IMAGE, "regions": [0]}, "regions need a picture whose codes are known"),
+        ({"image_id": "a", "regions": [0], "boxes": [BOX]}, "and exclude boxes"),
         ({"image": IMAGE, "boxes": [(1, 2, 3)]}, "a box must be four numbers"),
     ],
 )
 def test_a_query_is_one_picture_with_one_kind_of_marks(fields, message):
     with pytest.raises(ValueError, match=message):
         Query(**fields)
+
+
+def test_marks_may_be_arrays_and_stay_what_they_were_when_checked():
+    boxes, regions = np.array([BOX, BOX], np.float32), np.array([0])
+    boxed, numbered = Query(IMAGE, boxes=boxes), Query(image_id="a", regions=regions)
+    boxes[:], regions[:] = 9, 9
+    assert boxed.boxes == (BOX, BOX) and marked("a", IMAGE, boxed, None).boxes == (BOX, BOX)
+    assert numbered.regions == (0,) and Search([numbered]).mode_for(whole_pictures=True) == "region"
+    with pytest.raises(TypeError):
+        Query(image_id="a", regions=[0.5])
+    queries = [query(BOX)]
+    search = Search(queries, steps=["exact"])
+    queries.append(query())
+    assert len(search.queries) == 1 and search.steps == ("exact",)
 
 
 def test_the_older_name_of_an_id_is_taken():

@@ -1,6 +1,6 @@
 """The command `regionhash`: each command parses, calls the package, and prints.
 
-Modules that load torch are imported where they are used: help and lists come at once.
+Modules that load torch are imported only where they are used, so that help appears at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from regionhash.cli.serve import serve
 from regionhash.cli.train import train
 
 BAD_INPUT = 2
-INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+INTERRUPTED = 130  # as in shells: 128 + SIGINT
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
@@ -43,19 +43,19 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce,
     "demo": demo,
 }
-"""The commands, in the order in which the help lists them."""
+"""The commands, in the order of the help."""
 
 _RESUMED = ("train", "encode", "index", "add", "refresh", "import", "reproduce")
 
 
 class _Commands(TyperGroup):
-    """The group of commands; what a user can set right ends in one line instead of a traceback."""
+    """The group of commands; errors that a user can fix end in one line, not a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise  # the reader has seen enough
+            raise  # the reader has closed the pipe
         except (ValueError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(BAD_INPUT) from error
@@ -66,7 +66,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(INTERRUPTED) from error
 
 
-# Plain help, without frames and colours: it reads the same on a screen, in a pipe and in docs/.
+# Plain help, without frames and colours: the same on a screen, in a pipe and in docs/.
 app = typer.Typer(
     cls=_Commands,
     rich_markup_mode=None,

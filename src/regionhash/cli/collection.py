@@ -1,4 +1,4 @@
-"""The commands of a collection: make, change, check, exchange."""
+"""The commands for collections: create, change, check, export and import."""
 # ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
 
 from __future__ import annotations
@@ -144,14 +144,14 @@ def add(
 
     with (
         Collection.open(collection, device=device) as opened,
-        progress("encoding") as (show, note),
+        progress("encoding") as (on_progress, note),
     ):
         report = opened.add(
             images,
             batch_size=batch_size,
             workers=n_workers(workers),
             on_skip=lambda _, reason: note(f"skipped: {reason}"),
-            on_progress=show,
+            on_progress=on_progress,
         )
     if as_json:
         print_json({"collection": str(collection), **added_record(report)})
@@ -211,13 +211,13 @@ def refresh(
 
     with (
         Collection.open(collection, device=device) as opened,
-        progress("encoding") as (show, note),
+        progress("encoding") as (on_progress, note),
     ):
         reports = opened.refresh(
             batch_size=batch_size,
             workers=n_workers(workers),
             on_skip=lambda _, reason: note(f"skipped: {reason}"),
-            on_progress=show,
+            on_progress=on_progress,
             on_lost=note,
         )
     if as_json:

@@ -52,7 +52,7 @@ def encode(
     """
     from regionhash.models import encoding
 
-    with progress("encoding") as (show, note):
+    with progress("encoding") as (on_progress, note):
         report = encoding.encode(
             checkpoint,
             images,
@@ -62,7 +62,7 @@ def encode(
             precision=precision,
             device=device,
             on_skip=lambda _, reason: note(f"skipped: {reason}"),
-            on_progress=show,
+            on_progress=on_progress,
         )
     if as_json:
         print_json({"codes": str(output), **encoding_record(report)})

@@ -28,5 +28,5 @@ Workers = Annotated[
 
 
 def n_workers(given: int | None) -> int:
-    """How many processes read pictures."""
+    """Number of processes that read pictures."""
     return min(8, max(1, (os.cpu_count() or 1) // 2)) if given is None else given

@@ -1,4 +1,4 @@
-"""What commands print: progress, tables, JSON, and lines about pictures."""
+"""Output of commands: progress, tables, JSON, and lines about pictures."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from regionhash.collection.adding import AddReport
     from regionhash.models.encoding import EncodingReport
 
-_PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
+_PIPE_WIDTH = 160  # columns of a table written to a file or a pipe
 
 
 @contextmanager
 def progress(what: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
-    """A bar on stderr, and lines above it: called with (done, total), and with the text.
+    """Progress on stderr: gives a callback for a bar (done, total) and one for lines above it.
 
-    Where stderr is no terminal there are only the lines; of several processes only the first talks.
+    If stderr is not a terminal, only lines are printed; of several processes only the first prints.
     """
     console = Console(stderr=True, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
     bar = Progress(
@@ -55,7 +55,7 @@ def progress(what: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[
 
 
 def print_json(record: object) -> None:
-    """Prints a document for machines."""
+    """Prints a record as JSON."""
     typer.echo(json.dumps(record, indent=2))
 
 
@@ -66,7 +66,7 @@ def print_table(table: Table) -> None:
 
 
 def print_lines(title: str, lines: dict[str, str]) -> None:
-    """Prints names with a line of description each."""
+    """Prints names, each with a line of description."""
     width = max(map(len, (title, *lines)))
     typer.echo(f"{title:{width}}  description")
     for name, line in lines.items():
@@ -74,7 +74,7 @@ def print_lines(title: str, lines: dict[str, str]) -> None:
 
 
 def encoding_record(report: EncodingReport) -> dict[str, Any]:
-    """The result of encoding, for machines."""
+    """The result of encoding, for JSON."""
     return {
         "encoded": report.n_encoded,
         "stored_before": report.n_stored_before,
@@ -85,7 +85,7 @@ def encoding_record(report: EncodingReport) -> dict[str, Any]:
 
 
 def encoding_line(output: Path, report: EncodingReport) -> str:
-    """The result of encoding, for people."""
+    """The result of encoding, as a line."""
     return (
         f"{output}: {report.n_encoded} encoded in {report.seconds:.1f} s, "
         f"{report.n_stored_before} stored before, {len(report.skipped)} skipped"
@@ -93,13 +93,13 @@ def encoding_line(output: Path, report: EncodingReport) -> str:
 
 
 def added_record(report: AddReport) -> dict[str, Any]:
-    """The result of adding pictures, for machines."""
+    """The result of adding pictures, for JSON."""
     counts = {name: getattr(report, name) for name in ("moved", "copied", "removed", "kept")}
     return encoding_record(report.encoding) | counts
 
 
 def added_line(collection: Path, report: AddReport) -> str:
-    """The result of adding pictures, for people."""
+    """The result of adding pictures, as a line."""
     known = f", {report.moved} moved, {report.copied} copied"
     return encoding_line(collection, report.encoding) + (
         known if report.moved or report.copied else ""

@@ -31,7 +31,7 @@ _FLAGS = {
     "max_distance": "--without-distance",
     "min_prob": "--min-prob",
 }
-"""Flags that are not named as the fields of a `Search` are."""
+"""Flags whose names differ from the fields of `Search`."""
 
 
 def search(
@@ -199,7 +199,7 @@ def search(
     if not is_collection(codes) and (chosen != Filter() or near is not None or offset):
         raise ValueError(
             f"{codes}: --only, --min-score, --folder, --after, --before, --near and --offset need "
-            "a collection, this is a code file"
+            "a collection; this is a code file"
         )
     collection = Collection.open(codes, device=device) if is_collection(codes) else None
     file = CodeSet.open(codes) if collection is None else collection.codes()
@@ -251,13 +251,13 @@ def search(
         _print_groups(answer)
     elif not answer.hits:
         left_out = without or offset or chosen != Filter()
-        typer.echo(f"no picture of these codes {'is left' if left_out else 'has a region'}")
+        typer.echo("all pictures were left out" if left_out else "no picture has a region")
     else:
         print_table(_hit_table(answer.hits, answer))
 
 
 def _queries(given: list[str], boxes: list[str]) -> list[Query]:
-    """The pictures of --query, the first of them with the boxes of --box too."""
+    """The pictures of --query, the first also with the boxes of --box."""
     from regionhash.data.images import read_image
     from regionhash.search.request import Query
 
@@ -282,21 +282,23 @@ def _parse_box(text: str) -> tuple[float, float, float, float]:
 
 def _class_index(name: str, classes: tuple[str, ...]) -> int:
     if name not in classes:
-        raise ValueError(f"label {name!r}: no class of the model, which knows {', '.join(classes)}")
+        raise ValueError(
+            f"label {name!r}: not a class of the model, which knows {', '.join(classes)}"
+        )
     return classes.index(name)
 
 
 def _seconds(day: datetime | None) -> float | None:
-    """A day as the time at which it begins, in seconds since 1970."""
+    """The start of a day, in seconds since 1970."""
     return None if day is None else day.replace(tzinfo=UTC).timestamp()
 
 
 def _hit_table(hits: Sequence[Hit], answer: Answer) -> Table:
-    """One row per hit; of several objects one line each in the columns of the matches."""
+    """One row per hit; for several objects, the match columns have a line for each."""
     from regionhash.search.answer import distance_text
 
     columns = ["rank", "distance", "picture", "box", "class", "score"]
-    # Codes of pictures and of categories in them have no box that matched.
+    # Hits by codes of whole pictures or of categories have no matched boxes.
     table = Table(*columns[: 6 if any(hit.matches for hit in hits) else 3])
     for rank, hit in enumerate(hits, 1 + answer.offset):
         cells = [
@@ -313,7 +315,7 @@ def _hit_table(hits: Sequence[Hit], answer: Answer) -> Table:
 
 def _print_groups(answer: Answer) -> None:
     if not answer.groups:
-        typer.echo("no category is probable enough in the query")
+        typer.echo("no category in the query is probable enough")
     for group in answer.groups:
         name = answer.codes.classes[group.category]
         typer.echo(f"{name}, probability {group.prob:.2f}, {len(group.hits)} pictures")
@@ -321,7 +323,7 @@ def _print_groups(answer: Answer) -> None:
 
 
 def _class_name(match: Match, answer: Answer) -> str | None:
-    """None where the model knows no classes."""
+    """Name of a match's class; None if the model has no classes."""
     return answer.codes.classes[match.label] if match.label >= 0 else None
 
 

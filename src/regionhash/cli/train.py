@@ -113,7 +113,7 @@ def train(
     image_set = open_dataset(data)
     start = load_checkpoint(Path(init))[0] if init not in (None, "coco") else None
     reports: list[EpochReport] = []
-    with progress("training") as (show, note):
+    with progress("training") as (on_progress, note):
 
         def on_epoch(report: EpochReport) -> None:
             reports.append(report)
@@ -126,7 +126,7 @@ def train(
             output,
             settings,
             start=start,
-            on_step=show,
+            on_step=on_progress,
             on_epoch=on_epoch,
         )
     checkpoint = read_checkpoint(output)

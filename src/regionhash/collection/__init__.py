@@ -1,4 +1,4 @@
-"""A collection that lives: pictures come and go, and are searched meanwhile."""
+"""Collections: pictures are added and removed while they are searched."""
 
 from regionhash.collection.checking import CheckReport
 from regionhash.collection.collection import (

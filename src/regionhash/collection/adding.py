@@ -1,4 +1,4 @@
-"""Pictures into a collection: only what is new or changed is encoded."""
+"""Adding pictures to a collection: only new and changed ones are encoded."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 _COMMIT_SECONDS = 5.0
 _COMMIT_IMAGES = 64
-"""Encoded pictures that a kill can take; they are encoded again."""
+"""Pictures per transaction: at most this many must be encoded again after a kill."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class AddReport:
-    """What came of the pictures that were given.
+    """Result of adding pictures.
 
     Attributes:
         encoding: new and changed pictures, and those that could not be read.
-        moved: pictures whose file was found in another place; copied: second files of the same
-            bytes. Neither was encoded again.
+        moved: pictures whose file has moved; copied: further files of the same bytes. Neither was
+            encoded again.
         removed: pictures whose file is gone.
-        kept: pictures whose file cannot be read, and may be there again another time.
+        kept: pictures whose file cannot be accessed at the moment.
     """
 
     encoding: EncodingReport
@@ -58,26 +58,26 @@ def add_pictures(
     on_skip: Callable[[str, str], None] | None = None,
     on_progress: Progress | None = None,
 ) -> AddReport:
-    """Stores the pictures that are not stored, or not as they are now.
+    """Stores new and changed pictures.
 
-    A file is recognized by its bytes: moved, it keeps its codes; changed, it is encoded again. What
-    is stored of a file is the state of the bytes that were encoded, whatever becomes of it
+    A file is recognized by its bytes: a moved file keeps its codes, a changed one is encoded again.
+    The state stored for a file is that of the bytes that were encoded, even if it changes
     meanwhile. Pictures without files are recognized by their ids.
 
     Args:
         database: of the collection.
-        model: that made its codes, on the device that it shall run on.
-        checkpoint: as well.
+        model: the model of its codes, on the device to use.
+        checkpoint: the checkpoint of the model.
         image_set: the pictures.
-        source: what they come from, see `Database.source`.
+        source: number of their source, see `Database.source`.
         batch_size: pictures that the model takes at a time.
         workers: processes that read pictures.
         on_skip: called with id and reason of each picture that cannot be read.
-        on_progress: called with the pictures done and those to be done in all.
+        on_progress: called with the number of pictures done, and of all to be done.
 
     Raises:
         ValueError: see `encode_images`.
-        StoreError: the disk refuses, or another writer holds the database; what was stored before
+        StoreError: writing fails, or another writer holds the database; what was stored before
             stays.
     """
     plan = _Plan(database, image_set, source)
@@ -101,12 +101,12 @@ def add_pictures(
 
 
 class _Plan:
-    """What is to be done with each picture; what needs no encoding is done at once.
+    """Which pictures need encoding; the others are stored at once.
 
     Attributes:
-        done: ids, in the set, of the pictures that are stored as they are.
-        files: of pictures that were read, the state of their file, by id.
-        moved: number of files found in another place; copied: of second files of the same bytes.
+        done: ids in the set of pictures that are stored in their current state.
+        files: state of the files that were read, by id.
+        moved: number of files that have moved; copied: of further files of the same bytes.
     """
 
     def __init__(self, database: Database, image_set: ImageSet, source: int | None) -> None:
@@ -117,24 +117,24 @@ class _Plan:
         self.moved = self.copied = 0
         if isinstance(image_set.images, FileImages):
             self._paths = dict(zip(image_set.ids, image_set.images.paths, strict=True))
-            self.done = {own for own, path in self._paths.items() if self._is_done(own, path)}
+            self.done = {name for name, path in self._paths.items() if self._is_done(name, path)}
         else:
-            self.done = {own for own in image_set.ids if self._is_stored(own)}
+            self.done = {name for name in image_set.ids if self._is_stored(name)}
 
     def note(self, image_id: str, version: FileVersion) -> None:
-        """Takes the state of a file whose bytes were read to be encoded."""
+        """Records the state of a file whose bytes were read for encoding."""
         self.files[image_id] = self._state(self._paths[image_id], version)
 
     def _state(self, path: Path, version: FileVersion) -> FileState:
         return FileState(self._database.path_of(path), *version)
 
     def _is_stored(self, image_id: str) -> bool:
-        """Whether the picture of a data set without files is stored."""
+        """Whether a picture of a data set without files is stored."""
         where = "name = ? AND path IS NULL AND source NOT NULL"
         return self._database.intact(where, image_id) is not None
 
     def _is_done(self, image_id: str, path: Path) -> bool:
-        """Whether the picture in a file is stored, after what can be done without encoding it."""
+        """Whether the picture in a file is stored, or could be without encoding it."""
         known = self._database.intact("path = ?", self._database.path_of(path))
         try:
             state = path.stat()
@@ -145,13 +145,13 @@ class _Plan:
                 return True
             file = self._state(path, file_version(path))
         except OSError:
-            return False  # reading it tells the reason
+            return False  # reading it will report the reason
         if known:
             return self._database.set_file(file, self._source)
         return self._has_codes_of(image_id, file)
 
     def _has_codes_of(self, image_id: str, file: FileState) -> bool:
-        """Takes over the codes of a file of the same bytes, if there is one."""
+        """Reuses the codes of a file of the same bytes, if there is one."""
         twins = self._database.read("SELECT row, path FROM images WHERE hash = ?", file.hash)
         gone = [
             row
@@ -168,7 +168,7 @@ class _Plan:
 
 
 class _Writer:
-    """What `encode_images` writes to: gathers some pictures and stores them in one transaction."""
+    """Where `encode_images` writes: collects pictures and stores them in batches."""
 
     def __init__(self, database: Database, source: int | None, plan: _Plan) -> None:
         self.done = plan.done
@@ -181,7 +181,7 @@ class _Writer:
     def add(
         self, image_id: str, encoded: EncodedImage, labels: Sequence[int] | None = None
     ) -> None:
-        """Takes one picture, stored by now or by the next `commit`."""
+        """Takes one picture, which the next `commit` stores at the latest."""
         rows = rows_of(image_id, encoded, labels, self._database.header)
         file = self._files.pop(image_id, FileState())
         self._pending.append(NewImage(image_id, file, self._source, rows))
@@ -190,7 +190,7 @@ class _Writer:
             self.commit()
 
     def commit(self) -> None:
-        """Stores what was taken."""
+        """Stores the pictures taken since the last commit, in one transaction."""
         if self._pending:
             self._database.store(self._pending, unless=self._is_gone)
         self._pending.clear()

@@ -1,19 +1,19 @@
 """Memory-mapped arrays of a collection, derived from its database and rebuilt when in doubt.
 
 Rows of the database are immutable and numbered in the order in which they were stored, so the
-arrays are files that only grow: `follow` appends the rows that are new. What is removed stays in
-the arrays and is masked, until so much has gone that they are built anew.
+arrays are files that only grow: `follow` appends the new rows. Removed pictures stay in the arrays
+and are masked, until more than a quarter has been removed and the arrays are rebuilt.
 
     arrays/state.json            what is valid, replaced in one step after the rows are on the disk
     arrays/<generation>/<name>   one file per array, without header, little-endian
 
 A file may extend past the byte counts in state.json: the tail of an append that was killed. The
-next one writes over it. A process that appends locks the folder of the collection, since arrays/
+next append overwrites it. A process that appends locks the folder of the collection, since arrays/
 may be deleted. Readers need no lock: what they have mapped never changes, and the system keeps it
-when a generation is deleted. The name of a generation is never given twice.
+when a generation is deleted. Names of generations are never reused.
 
 A snapshot is the database at one moment: its version, header, rows and removals are read in one
-transaction, and arrays that do not stand for just these rows are not used.
+transaction, and arrays that do not match exactly these rows are not used.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from regionhash.structures import Codes, CodeTable, Floats64, Ints, Mask
 ARRAYS_FOLDER = "arrays"
 _STATE_FILE = "state.json"
 _VERSION = 3
-_TRIES = 20  # while somebody deletes the folder under us
+_TRIES = 20  # while the folder is deleted by others
 _REBUILT_AT = 0.25  # share of the rows that are removed
 
-_OWN = {"rows": ((), "<i8"), "taken": ((), "<f8"), "sizes": ((2,), "<i4")}
-"""Arrays that every picture has a row of: shape of a row, type."""
+_PER_PICTURE = {"rows": ((), "<i8"), "taken": ((), "<f8"), "sizes": ((2,), "<i4")}
+"""Arrays with one row per picture, besides those of the code file: shape of a row, type."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,12 +51,12 @@ class Snapshot:
     """A collection at one moment. Its arrays never change.
 
     Attributes:
-        table: all pictures of the arrays, removed ones among them.
+        table: all pictures of the arrays, including removed ones.
         rows: (N,) int64, numbers of their rows in the database, ascending.
-        taken: (N,) float64, seconds since 1970, NaN where unknown.
-        labels: (N, C) uint8, 0/1, the known labels; None where no picture has any.
-        alive: (N,) bool, False for removed pictures; None where there are none.
-        version: `Database.version` that it stands for.
+        taken: (N,) float64, seconds since 1970, NaN if unknown.
+        labels: (N, C) uint8, 0/1, the known labels; None if no picture has any.
+        alive: (N,) bool, False for removed pictures; None if there are none.
+        version: its `Database.version`.
         generation: of the arrays.
     """
 
@@ -77,9 +77,9 @@ class Snapshot:
         return bool(len(self.indices_of(np.array([row], np.int64))))
 
     def indices_of(self, rows: Ints) -> Ints:
-        """Where in the arrays the given rows of the database are; those that are not are left out.
+        """Indices in the arrays of rows of the database; rows not in the arrays are left out.
 
-        Removed pictures are found as well.
+        Removed pictures are found too.
         """
         return _indices_of(self.rows, rows)
 
@@ -91,7 +91,7 @@ class Arrays:
         self.folder = folder / ARRAYS_FOLDER
 
     def follow(self, database: Database, before: Snapshot | None = None) -> Snapshot:
-        """The collection as the database has it now; see `at_moment`."""
+        """The current snapshot of the database; see `at_moment`."""
         with self.at_moment(database, before) as snapshot:
             return snapshot
 
@@ -103,18 +103,18 @@ class Arrays:
         *,
         rebuild: bool = False,
     ) -> Iterator[Snapshot]:
-        """The collection as the database has it; inside, the database stays at that moment.
+        """The current snapshot; inside the context, the database is read at that moment.
 
-        Only what is new is read. Arrays that are missing, damaged or of another database are built
-        anew.
+        Only new rows are read. Arrays that are missing, damaged or of another database are
+        rebuilt.
 
         Args:
             database: of the collection.
-            before: an earlier snapshot, returned where nothing has changed.
-            rebuild: build the arrays anew, whatever they are.
+            before: an earlier snapshot, returned if nothing has changed.
+            rebuild: rebuild the arrays in any case.
 
         Raises:
-            StoreError: the disk refuses, or the database is gone or another one by now.
+            StoreError: writing fails, or the database is gone or was replaced.
         """
         with database.moment():
             snapshot = None if rebuild else self._ready(database, before)
@@ -128,7 +128,7 @@ class Arrays:
             yield snapshot
 
     def _ready(self, database: Database, before: Snapshot | None) -> Snapshot | None:
-        """The snapshot of this moment if the arrays stand for it as they are."""
+        """The snapshot of this moment if the arrays are up to date."""
         version = database.version()
         if before is not None and before.version == version:
             return before
@@ -139,7 +139,7 @@ class Arrays:
         return None if snapshot is None or _wants_compaction(snapshot) else snapshot
 
     def _caught_up(self, database: Database, before: Snapshot | None, rebuild: bool) -> Snapshot:
-        """The snapshot of this moment, with the lock held; what the arrays lack is written."""
+        """The snapshot of this moment, with the lock held; missing rows are appended."""
         version = database.version()
         for _ in range(_TRIES):
             try:
@@ -152,10 +152,10 @@ class Arrays:
             except StoreError as error:
                 if not isinstance(error.__cause__, FileNotFoundError | FileExistsError):
                     raise
-                continue  # the folder was deleted while it was written, or made
+                continue  # the folder was deleted while it was written, or created
             if snapshot is not None:
                 return snapshot
-        raise StoreError(f"{self.folder}: is deleted or changed as fast as it is built")
+        raise StoreError(f"{self.folder}: is deleted or changed as fast as it is rebuilt")
 
     def _built_anew(
         self,
@@ -163,7 +163,7 @@ class Arrays:
         version: tuple[int, int],
         masked: Snapshot | None,
     ) -> Snapshot | None:
-        """The snapshot of new arrays; where the disk is full, that of the masked ones will do."""
+        """The snapshot of new arrays; if the disk is full, that of the masked arrays."""
         try:
             return self._open(database, self._append(database, version, None), version, None)
         except OSError:
@@ -172,7 +172,7 @@ class Arrays:
             return masked
 
     def _state(self, database: Database, version: tuple[int, int]) -> dict[str, Any] | None:
-        """What state.json says; None where it is missing, damaged or not of this moment's past."""
+        """The content of state.json; None if missing, damaged or not of this database's past."""
         try:
             state: dict[str, Any] = json.loads((self.folder / _STATE_FILE).read_text())
             if (state["version"], state["uuid"]) != (_VERSION, database.header["uuid"]):
@@ -180,7 +180,7 @@ class Arrays:
             if state["last_row"] > version[0] or state["last_removal"] > version[1]:
                 return None
             if not _has_row(database, *state["newest"]):
-                return None  # of a copy of the database that has gone another way
+                return None  # of a copy of the database that has diverged
             folder = self.folder / state["generation"]
             for name, length in state["bytes"].items():
                 if (folder / name).stat().st_size < length:
@@ -192,7 +192,7 @@ class Arrays:
     def _append(
         self, database: Database, version: tuple[int, int], state: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """Writes the rows that the arrays lack, or, without a state, all; returns the new state."""
+        """Appends the missing rows, or writes all without a state; returns the new state."""
         if state is not None and state["last_row"] == version[0]:
             return state
         if state is None:
@@ -201,7 +201,7 @@ class Arrays:
                 "uuid": database.header["uuid"],
                 "generation": uuid4().hex,
                 "last_row": 0,
-                "begun": version[1],  # removals up to this one have left no row
+                "begun": version[1],  # rows removed up to here are not in the arrays
                 "bytes": {},
             }
         folder = self.folder / state["generation"]
@@ -211,7 +211,7 @@ class Arrays:
                 for name, content in columns.items():
                     files.append(name, content)
             lengths = files.finish()
-        # The last of these rows may have been removed again before it came into the arrays.
+        # The last of these rows may have been removed before it reached the arrays.
         state |= {
             "last_row": version[0],
             "last_removal": version[1],
@@ -223,7 +223,7 @@ class Arrays:
         return state
 
     def remove_stale(self, database: Database) -> list[Path]:
-        """Removes arrays that a killed process has left unfinished; returns their folders."""
+        """Removes unfinished arrays of killed processes; returns their folders."""
         with locked_folder(self.folder.parent), database.moment():
             state = self._state(database, database.version())
             return [] if state is None else self._remove_all_but(state)
@@ -245,7 +245,7 @@ class Arrays:
         version: tuple[int, int],
         before: Snapshot | None,
     ) -> Snapshot | None:
-        """Maps the arrays and masks what has been removed; None where they are gone or damaged."""
+        """Maps the arrays and masks removed pictures; None if they are gone or damaged."""
         generation: str = state["generation"]
         if before is not None and before.generation != generation:
             before = None
@@ -268,17 +268,17 @@ class Arrays:
 
 
 def without_removed(database: Database, snapshot: Snapshot) -> Snapshot:
-    """A snapshot without what has been removed since; it still lacks what is new."""
+    """A snapshot with later removals masked; it still lacks new pictures."""
     alive = _without_removed(database, snapshot.rows, snapshot.alive, snapshot.version[1])
     return replace(snapshot, alive=alive)
 
 
 def _without_removed(database: Database, rows: Ints, alive: Mask | None, since: int) -> Mask | None:
-    """Which rows are left, of those that were at an earlier removal: (N,) bool, None for all."""
+    """Mask (N,) of rows not removed, given that of an earlier removal; None for all."""
     if alive is not None:
         alive = np.concatenate([alive, np.ones(len(rows) - len(alive), bool)])
     removals = database.read("SELECT row FROM removals WHERE seq > ?", since)
-    # Others were removed before they came into the arrays.
+    # Other rows were removed before they reached the arrays.
     gone = _indices_of(rows, np.array([row for (row,) in removals], np.int64))
     if len(gone):
         alive = np.ones(len(rows), bool) if alive is None else alive
@@ -287,7 +287,7 @@ def _without_removed(database: Database, rows: Ints, alive: Mask | None, since: 
 
 
 def _indices_of(rows: Ints, wanted: Ints) -> Ints:
-    """Where some rows are among those of the arrays; those that are not are left out."""
+    """Indices of some rows among those of the arrays; others are left out."""
     if not len(rows):
         return np.zeros(0, np.int64)
     indices = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
@@ -296,14 +296,14 @@ def _indices_of(rows: Ints, wanted: Ints) -> Ints:
 
 
 def _newest_row(database: Database) -> list[Any]:
-    """What tells the last row that there is from one of the same number in a copy."""
+    """Identifies the last row, to distinguish it from the row of that number in a copy."""
     for found in database.read("SELECT row, id, added FROM images ORDER BY row DESC LIMIT 1"):
         return list(found)
     return []
 
 
 def _has_row(database: Database, *newest: Any) -> bool:
-    """Whether the database has a row of `_newest_row`, or has had it."""
+    """Whether the database has, or had, the row that `_newest_row` identifies."""
     if not newest:
         return True
     row, image_id, added = newest
@@ -313,7 +313,7 @@ def _has_row(database: Database, *newest: Any) -> bool:
 
 
 def _wants_compaction(snapshot: Snapshot) -> bool:
-    """Whether so much has been removed that the arrays are built anew."""
+    """Whether enough has been removed to rebuild the arrays."""
     removed = 0 if snapshot.alive is None else len(snapshot.rows) - len(snapshot)
     return removed > _REBUILT_AT * len(snapshot.rows)
 
@@ -337,14 +337,14 @@ def _mapped(
 
 
 def _check_lengths(table: CodeTable, rows: Ints, taken: Floats64, labels: Codes | None) -> None:
-    """Raises ValueError unless every picture has its place in every array."""
+    """Raises ValueError unless every array has a row for each picture."""
     for array in (rows, taken, labels):
         if array is not None and len(array) != len(table):
             raise ValueError(f"{len(table)} pictures, got {len(array)}")
 
 
 def _check_values(table: CodeTable, rows: Ints) -> None:
-    """Raises ValueError for numbers that no search could work with."""
+    """Raises ValueError for values that a search cannot handle."""
     if (np.diff(rows) <= 0).any():
         raise ValueError("rows must rise")
     for labels in (table.labels, table.categories):
@@ -357,7 +357,7 @@ def _check_values(table: CodeTable, rows: Ints) -> None:
 def _shapes(database: Database) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Shape of a row and type of each array of a collection."""
     header = database.header
-    shapes = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in _OWN.items()}
+    shapes = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in _PER_PICTURE.items()}
     shapes["id_bytes"] = ((), dtype_of("id_bytes"))
     for name, shape in header.get("rows", {}).items():
         if name not in ("id_bytes", "sizes"):
@@ -372,14 +372,14 @@ def _shapes(database: Database) -> dict[str, tuple[tuple[int, ...], np.dtype[Any
 
 
 def _columns_after(database: Database, row: int) -> Iterator[dict[str, bytes]]:
-    """What each intact picture after `row` adds to the arrays; of offsets the count."""
+    """What each intact picture after `row` adds to the arrays; counts for offsets."""
     shapes = _shapes(database)
     blobs = [name for name in BLOBS if name in shapes]
     no_labels = bytes(len(database.header["classes"]))  # of a picture whose labels are unknown
-    counted = {}  # the array whose rows tell how many things of a kind a picture owns
+    counted = {}  # offsets -> an array with one row per item, to count the items of a picture
     for unit, name in OFFSETS.items():
         if name in shapes and unit != "id_byte":
-            counted[name] = next(own for own in blobs if LAYOUT[own][0] == unit)
+            counted[name] = next(blob for blob in blobs if LAYOUT[blob][0] == unit)
     for number, stored in database.rows(row):
         if stored is None:
             continue
@@ -401,7 +401,7 @@ def _columns_after(database: Database, row: int) -> Iterator[dict[str, bytes]]:
 
 
 class _Appender:
-    """Appends rows to the files of a generation, each behind the bytes that are valid."""
+    """Appends rows to the files of a generation, after their valid bytes."""
 
     def __init__(self, folder: Path, valid: dict[str, int]) -> None:
         self._folder = folder
@@ -414,18 +414,18 @@ class _Appender:
 
     def __exit__(self, *_: object) -> None:
         for file in self._files.values():
-            with suppress(OSError):  # a full disk has been told of by the write
+            with suppress(OSError):  # the write has already reported a full disk
                 file.close()
 
     def append(self, name: str, rows: bytes) -> None:
-        """Adds rows to an array; of offsets, how far the next one lies behind the last."""
+        """Adds rows to an array; for offsets, the counts between them."""
         pending = self._pending.setdefault(name, bytearray())
         pending += rows
         if len(pending) >= 1 << 20:
             self._write(name)
 
     def finish(self) -> dict[str, int]:
-        """Writes what is still gathered, waits for the disk; returns the valid bytes of each."""
+        """Writes pending rows and syncs to disk; returns the valid bytes of each file."""
         for name in self._pending:
             self._write(name)
         for file in self._files.values():
@@ -451,7 +451,7 @@ class _Appender:
         pending.clear()
 
     def _offsets(self, name: str, file: Any, counts: bytes) -> bytes:
-        """Counts as the offsets that follow the last one in the file."""
+        """Turns counts into the offsets that follow the last one in the file."""
         valid = self._valid.get(name, 0)
         last = 0
         if valid:

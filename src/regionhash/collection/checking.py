@@ -1,4 +1,4 @@
-"""Whether a collection is whole: database, arrays and files compared, and what can be mended."""
+"""Checking and repairing a collection: database, arrays and files are compared."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class CheckReport:
     Attributes:
         n_images: pictures in the database.
         problems: what is wrong with the collection itself, a line each.
-        missing: ids of pictures whose file is gone; changed: whose file is not what was encoded;
-            unreadable: whose file could not be looked at. `Collection.refresh` sets the first two
-            right.
-        orphans: files in the folder that belong to no picture: what a killed process has left.
-        repaired: what was wrong and has been set right, a line each.
+        missing: ids of pictures whose file is gone; changed: whose file has changed since it was
+            encoded; unreadable: whose file cannot be accessed. `Collection.refresh` fixes the
+            first two.
+        orphans: files in the folder that belong to no picture, left by killed processes.
+        repaired: what was wrong and has been repaired, a line each.
     """
 
     n_images: int
@@ -53,9 +53,9 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
     Args:
         database: of the collection.
         arrays: of the collection.
-        repair: restore damaged rows that the arrays hold whole, write the header's copies and the
-            indices anew, build arrays anew that are not what the database holds, and remove what
-            killed processes have left. A damaged row is never taken over into the arrays.
+        repair: restore damaged rows that are intact in the arrays, rewrite the copies of the header
+            and the indices, rebuild arrays that differ from the database, and remove leftovers of
+            killed processes. A damaged row is never copied into the arrays.
     """
     repaired = tuple(_repair(database, arrays)) if repair else ()
     with arrays.at_moment(database) as snapshot:
@@ -64,8 +64,8 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
         for row, columns in database.rows():
             if columns is None:
                 problems.append(
-                    f"row {row}: damaged, and left out; `refresh` encodes its picture again if the "
-                    "file is there"
+                    f"row {row}: damaged, and left out; `refresh` re-encodes its picture if the "
+                    "file still exists"
                 )
             elif state := _file_state(database, columns):
                 states[state].append(columns["id"])
@@ -84,10 +84,10 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
 
 
 def header_of_model(folder: Path) -> dict[str, Any]:
-    """What the header of a collection says of the model in its folder.
+    """The fields of a collection's header that describe the model in its folder.
 
     Raises:
-        ValueError: no model is there, or a damaged one.
+        ValueError: there is no model, or it is damaged.
     """
     from regionhash.models.checkpoints import load_checkpoint, provenance
 
@@ -103,23 +103,23 @@ def header_of_model(folder: Path) -> dict[str, Any]:
 
 
 def _repair(database: Database, arrays: Arrays) -> Iterator[str]:
-    """Sets right what can be; says what it was."""
+    """Repairs what can be repaired; yields a line about each repair."""
     if any(_database_problems(database)):
-        with suppress(StoreError):  # what is still wrong is found again
+        with suppress(StoreError):  # remaining problems are found again
             database.rewrite_header()
             database.reindex()
-            yield f"{database.path}: header and indices were written anew"
+            yield f"{database.path}: header and indices were rewritten"
     with arrays.at_moment(database) as snapshot:
         wrong = _differences(database, snapshot)
         restorable = list(_restorable(database, snapshot))
     for columns in restorable:
         restored = database.restore(columns)
-        how = "restored from the arrays" if restored else "removed; its picture is stored again"
+        how = "restored from the arrays" if restored else "removed; its picture has a new row"
         yield f"{columns['id']}: row {columns['row']} was {how}"
     if wrong:
         with arrays.at_moment(database, rebuild=True):
-            yield f"{wrong[0]}; they were built anew"
-    with database.transaction():  # in which uploads are written as well
+            yield f"{wrong[0]}; the arrays were rebuilt"
+    with database.transaction():  # uploads are written in one too
         for path in [*_abandoned_files(database, remove_leftovers), *_lost_uploads(database)]:
             path.unlink(missing_ok=True)
             yield f"{path}: was removed; it belongs to no picture"
@@ -128,7 +128,7 @@ def _repair(database: Database, arrays: Arrays) -> Iterator[str]:
 
 
 def _database_problems(database: Database) -> list[str]:
-    """What SQLite finds wrong, and copies of the header that differ."""
+    """What SQLite's integrity check finds, and damaged copies of the header."""
     try:
         lines = [line for (line,) in database.read("PRAGMA integrity_check") if line != "ok"]
     except StoreError as error:
@@ -140,7 +140,7 @@ def _database_problems(database: Database) -> list[str]:
 
 
 def _file_state(database: Database, columns: Columns) -> str | None:
-    """What is to be said of the file of a picture; None where it is as it was."""
+    """What has happened to the file of a picture; None if it is unchanged."""
     if columns["path"] is None:
         return None
     try:
@@ -156,7 +156,7 @@ def _file_state(database: Database, columns: Columns) -> str | None:
 
 
 def _abandoned_files(database: Database, find: Callable[[Path], list[Path]]) -> Iterator[Path]:
-    """What killed writers of files in the folder of a collection have left."""
+    """Temporary files that killed writers left in the folder of a collection."""
     for path in sorted(database.path.parent.iterdir()):
         yield from find(path)
 
@@ -173,7 +173,7 @@ def _lost_uploads(database: Database) -> list[Path]:
 
 
 def _content(table: CodeTable, n: int) -> dict[str, bytes]:
-    """The columns of picture `n` of a table that are bytes."""
+    """The binary columns of picture `n` of a table."""
     content = {}
     for name in BLOBS:
         array = getattr(table, name, None)
@@ -186,17 +186,17 @@ def _content(table: CodeTable, n: int) -> dict[str, bytes]:
 
 
 def _differences(database: Database, snapshot: Snapshot) -> list[str]:
-    """What the arrays hold otherwise than the intact rows of the database."""
+    """The first difference between the arrays and the intact rows of the database, if any."""
     table = snapshot.table
     alive = np.ones(len(snapshot.rows), bool) if snapshot.alive is None else snapshot.alive
     places = dict(zip(snapshot.rows[alive].tolist(), np.flatnonzero(alive).tolist(), strict=True))
     for row, columns in database.rows():
         n = places.pop(row, None)
         if columns is None:
-            continue  # damaged; the arrays may hold it as it was
+            continue  # damaged; the arrays may still hold it intact
         picture = f"picture {columns['id']} (row {row})"
         if n is None:
-            return [f"arrays: {picture} is not there"]
+            return [f"arrays: {picture} is missing"]
         if table.ids[n] != columns["id"]:
             return [f"arrays: {picture} has another id"]
         if table.sizes[n].tolist() != [columns["height"], columns["width"]]:
@@ -212,12 +212,12 @@ def _differences(database: Database, snapshot: Snapshot) -> list[str]:
             if snapshot.labels[n].tobytes() != labels:
                 return [f"arrays: {picture} has other labels"]
     if places:
-        return ["arrays: hold pictures that the database does not"]
+        return ["arrays: hold pictures that the database does not have"]
     return []
 
 
 def _restorable(database: Database, snapshot: Snapshot) -> Iterator[Columns]:
-    """Damaged rows as they were, where the arrays hold what makes their checksum right."""
+    """Damaged rows as they were, if the content of the arrays gives the right checksum."""
     table = snapshot.table
     for damaged in database.damaged():
         indices = snapshot.indices_of(np.array([damaged["row"]], np.int64))
@@ -234,7 +234,7 @@ def _restorable(database: Database, snapshot: Snapshot) -> Iterator[Columns]:
             **_content(table, n),
         }
         labels = None if snapshot.labels is None else snapshot.labels[n].tobytes()
-        for image_labels in (labels, None):  # the arrays do not tell none from unknown
+        for image_labels in (labels, None):  # the arrays store unknown labels like none
             columns = damaged | held | {"image_labels": image_labels}
             with suppress(TypeError):
                 if checksum(columns) == columns["checksum"]:

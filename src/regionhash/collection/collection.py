@@ -4,7 +4,7 @@ photos.collection/
   model.json, model.safetensors   an ordinary checkpoint
   collection.db                   the source of truth
   arrays/                         derived, rebuilt when missing or stale
-  uploads/                        files that the service was given
+  uploads/                        files uploaded to the service
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Progress = Callable[[int, int], None]
 
 
 class Collection:
-    """A collection, opened. Several threads may use one object; several processes one folder.
+    """An open collection. Threads may share an object, processes a folder.
 
     Example:
         with Collection.open("photos.collection") as photos:
@@ -69,7 +69,7 @@ class Collection:
                 print(hit.id, hit.distance, hit.matches[0].box)
 
     Attributes:
-        folder: where it is.
+        folder: its folder.
     """
 
     def __init__(self, folder: Path, *, device: str = "auto", follow: bool = True) -> None:
@@ -78,7 +78,7 @@ class Collection:
         self._follow = follow
         self._local = threading.local()
         self._identity: tuple[Place, str] | None = None
-        self._databases: WeakSet[Database] = WeakSet()  # one per thread that lives
+        self._databases: WeakSet[Database] = WeakSet()  # one per living thread
         self._loading, self._following = threading.Lock(), threading.Lock()
         self._model: tuple[HashModel, Checkpoint] | None = None
         self._arrays = Arrays(folder)
@@ -87,15 +87,15 @@ class Collection:
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto", follow: bool = True) -> Self:
-        """Opens the collection in a folder; the model is loaded when it is needed.
+        """Opens the collection in a folder; the model is loaded on first use.
 
         Args:
             path: the folder.
-            device: where the model runs: "cpu", "cuda" or "auto".
-            follow: look at each search whether the database has changed; else `sync` does.
+            device: device of the model: "cpu", "cuda" or "auto".
+            follow: check for changes of the database at each search; otherwise only `sync` does.
 
         Raises:
-            StoreError: no collection, a damaged one, or one of another version.
+            StoreError: there is no collection, or it is damaged or of another version.
         """
         folder = Path(path)
         if not is_collection(folder):
@@ -106,24 +106,24 @@ class Collection:
 
     @classmethod
     def create(cls, folder: Path, *, device: str = "auto") -> Self:
-        """The collection of the model in `folder`, empty where there was none.
+        """Opens the collection of the model in `folder`, creating it if there is none.
 
         Raises:
-            ValueError: no model is there.
-            StoreError: a collection of another model is there, or the disk refuses.
+            ValueError: the folder has no model.
+            StoreError: the folder has a collection of another model, or writing fails.
         """
         Database.create(folder / DATABASE_FILE, header_of_model(folder)).close()
         return cls(folder, device=device)
 
     @classmethod
     def of_code_file(cls, folder: Path, path: Path, *, device: str = "auto") -> Self:
-        """The collection in `folder` with the pictures of a code file added to it.
+        """Opens or creates the collection in `folder` and adds the pictures of a code file.
 
-        Where `folder` has no model, that of the code file is copied there.
+        If `folder` has no model, the code file's model is copied into it.
 
         Raises:
-            StoreError: the file cannot be used, or is of another model than the collection.
-            ValueError: the model of the file is not where it was.
+            StoreError: the file cannot be used, or comes from another model than the collection.
+            ValueError: the model of the file cannot be found.
         """
         file = CodeSet.open(path)
         _copy_model(file, folder)
@@ -139,9 +139,9 @@ class Collection:
             },
         }
         target = folder / DATABASE_FILE
-        if not target.exists():  # all of it or nothing, so that no kill hides the rest
+        if not target.exists():  # all or nothing: a kill must not leave half of the pictures
             with (
-                suppress(FileExistsError),  # another process was quicker
+                suppress(FileExistsError),  # another process was faster
                 replacing(target, exclusive=True) as new,
                 Database.create(new, header) as database,
             ):
@@ -172,7 +172,7 @@ class Collection:
         if not hasattr(self._local, "database"):
             opened = Database(self.folder / DATABASE_FILE)
             self._identity = self._identity or opened.identity
-            if opened.identity != self._identity:  # replaced before this thread first looked
+            if opened.identity != self._identity:  # replaced before this thread opened it
                 raise opened.replaced()
             self._local.database = opened
             self._databases.add(opened)
@@ -181,15 +181,15 @@ class Collection:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The pictures as they are now; without `follow`, as they were at the last `sync`."""
+        """The current pictures; without `follow`, those at the last `sync`."""
         return self.sync() if self._follow else self._snapshot
 
     def sync(self) -> Snapshot:
-        """Takes over what has changed in the database; waits where another thread does that.
+        """Picks up changes of the database; waits while another thread does so.
 
         Raises:
-            CollectionMissingError: the collection is gone from its place.
-            CollectionReplacedError: another one is there.
+            CollectionMissingError: the collection is gone from its folder.
+            CollectionReplacedError: another collection has replaced it.
             StoreError: it cannot be read.
         """
         with self._following:
@@ -197,7 +197,7 @@ class Collection:
             return self._snapshot
 
     def _show_removals(self) -> None:
-        """`sync` after pictures were removed; if the disk refuses, they are hidden all the same."""
+        """`sync` after a removal; if writing fails, the removed pictures are hidden anyway."""
         try:
             self.sync()
         except StoreError:
@@ -211,15 +211,15 @@ class Collection:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes of the model."""
+        """Names of the model's classes."""
         return self._snapshot.table.classes
 
     @property
     def model(self) -> tuple[HashModel, Checkpoint]:
-        """The model and what is known of it.
+        """The model and its checkpoint.
 
         Raises:
-            ValueError: it is not in the folder, damaged, or not the one that made the codes.
+            ValueError: it is missing, damaged, or not the one that made the codes.
         """
         with self._loading:
             if self._model is None:
@@ -229,8 +229,9 @@ class Collection:
                 model, checkpoint = load_checkpoint(self.folder)
                 if checkpoint.model_hash != self.header["model_hash"]:
                     raise ValueError(
-                        f"{self.folder}: the codes are of the model {self.header['model_hash']}, "
-                        f"which {checkpoint.model_hash} beside them is not"
+                        f"{self.folder}: the codes were made by model "
+                        f"{self.header['model_hash']}, but the folder holds "
+                        f"{checkpoint.model_hash}"
                     )
                 self._model = model.to(pick_device(self._device)), checkpoint
             return self._model
@@ -253,20 +254,20 @@ class Collection:
         filter: Filter | None = None,
         **options: Any,
     ) -> Results:
-        """The pictures that look like a picture, or that contain an object or several.
+        """Finds pictures that look alike, or that contain given objects.
 
         Args:
-            image: a picture to search by; with `image_id`, `boxes` and `regions` as in `Query`.
-            image_id: instead of `image`, the id of a picture of the collection.
-            boxes: objects in it.
-            regions: numbers of its regions that are the objects.
+            image: a picture to search by; see `Query` for this and the next three.
+            image_id: instead of `image`, the id of a picture in the collection.
+            boxes: objects in that picture.
+            regions: numbers of its regions, as the objects.
             queries: more pictures to search by.
-            filter: which pictures are searched.
+            filter: which pictures to search.
             options: other fields of `Search`: exclude, mode, steps, limit, offset, ...
 
         Raises:
-            ValueError: nothing to search by, or what `find`, `Filter` and `Query` refuse.
-            KeyError: `image_id` is no picture of the collection.
+            ValueError: nothing to search by, or see `find`, `Filter`, `Query` and `Search`.
+            KeyError: the collection has no picture `image_id`.
         """
         asked = list(queries)
         if image is not None or image_id is not None:
@@ -274,18 +275,18 @@ class Collection:
         return self.results(Search(asked, filter=filter or Filter(), **options))
 
     def results(self, search: Search) -> Results:
-        """The answer to a search, with what the collection knows of the pictures; see `find`."""
+        """Runs a search, and adds what the collection knows of the pictures; see `find`."""
         answer, snapshot = self._run(search)
         return results_of(
             answer, snapshot, paths_of(self._database, rows_of_hits(answer, snapshot))
         )
 
     def find(self, search: Search) -> Answer:
-        """The answer to a search, with the codes that were searched.
+        """Runs a search; the answer holds the codes that were searched.
 
         Raises:
             ValueError: see `regionhash.search.run.run` and `mask_of`.
-            KeyError: a query names no picture of the collection.
+            KeyError: a query names a picture that the collection does not have.
         """
         return self._run(search)[0]
 
@@ -301,7 +302,7 @@ class Collection:
         return answer, snapshot
 
     def codes(self) -> CodeSet:
-        """The collection as it is now, for everything that reads codes."""
+        """The current codes of the collection, removed pictures masked."""
         return self._codes(self.sync())
 
     def code_file(self) -> CodeSet:
@@ -329,11 +330,11 @@ class Collection:
         )
 
     def _searched(self, wanted: Filter) -> tuple[Snapshot, Mask | None]:
-        """The pictures, and which of them a filter lets through, both of one moment."""
+        """The pictures, and a mask of those that pass a filter, both of one moment."""
         if wanted.folder is None:
             snapshot = self.snapshot
             return snapshot, self._masks.of(wanted, snapshot, self._database)
-        # Where files lie is in the database alone.
+        # Only the database knows the folders of the files.
         with self._arrays.at_moment(self._database, self._snapshot) as snapshot:
             return snapshot, self._masks.of(wanted, snapshot, self._database)
 
@@ -347,19 +348,19 @@ class Collection:
     # Pictures
 
     def get(self, image: str | int) -> StoredImage:
-        """The picture of an id or of a row number. Raises KeyError where there is none."""
+        """The picture with an id or a row number. Raises KeyError if there is none."""
         return stored_image(self._database, columns_of(self._database, image))
 
     def images(self, *, after: int = 0, limit: int | None = None) -> list[StoredImage]:
-        """The pictures of the rows above `after`, in their order."""
+        """The pictures of the rows above `after`, in order of their rows."""
         return images_after(self._database, after, limit)
 
     def encoded(self, image_id: str) -> EncodedImage:
-        """The codes of a picture. Raises KeyError for an id that is not there."""
+        """The codes of a picture. Raises KeyError for an unknown id."""
         return self._stored(image_id, self.snapshot)[1]
 
     def pixels(self, image: str | int) -> NDArray[np.uint8]:
-        """The picture of an id or of a row number, (H, W, 3) uint8 RGB.
+        """The pixels of the picture with an id or a row number, (H, W, 3) uint8 RGB.
 
         Raises:
             KeyError: there is no such picture.
@@ -389,11 +390,11 @@ class Collection:
         on_skip: Callable[[str, str], None] | None = None,
         on_progress: Progress | None = None,
     ) -> AddReport:
-        """Stores the pictures that are not stored, or not as they are now; see `add_pictures`.
+        """Adds new and changed pictures; see `add_pictures`.
 
         Raises:
-            ValueError: no picture is there, or it has classes that the model does not know.
-            StoreError: the disk refuses; what was stored before stays.
+            ValueError: there is no picture, or one has classes that the model does not know.
+            StoreError: writing fails; what was stored before stays.
         """
         from regionhash.data.inputs import absolute_inputs, open_inputs
 
@@ -411,7 +412,7 @@ class Collection:
     def add_set(
         self, image_set: ImageSet, inputs: Sequence[str], place: Source, **options: Any
     ) -> AddReport:
-        """`add` for a set that is open already."""
+        """`add` for an image set that is already open."""
         from regionhash.collection.adding import add_pictures
 
         source = self._database.source(inputs, place)
@@ -425,11 +426,11 @@ class Collection:
         on_lost: Callable[[str], None] | None = None,
         **options: Any,
     ) -> list[AddReport]:
-        """Brings the collection up to date with its folders; one report per `add` there has been.
+        """Brings the collection up to date with its folders; returns a report per added source.
 
-        New pictures are added, changed ones encoded again, moved ones found, and those whose file
-        is gone removed. Where nothing is left of what was added, as of a disk that is not mounted,
-        its pictures are kept and `on_lost` is called with a line.
+        New pictures are added, changed ones re-encoded, moved ones followed, and those whose file
+        is gone removed. If a whole source is missing, like an unmounted disk, its pictures are
+        kept and `on_lost` is called with a line.
 
         Args:
             on_lost: called with a line about each source or picture that is kept.
@@ -454,20 +455,23 @@ class Collection:
         return [*reports.values(), *([] if of_damaged is None else [of_damaged])]
 
     def remove(self, names: Sequence[str]) -> int:
-        """Removes pictures, at once; their files stay. Returns how many.
+        """Removes pictures; searches no longer find them. Their files stay.
 
         Args:
-            names: ids, files, or folders, of which all pictures below are removed.
+            names: ids, files, or folders; all pictures below a folder are removed.
+
+        Returns:
+            Number of removed pictures.
 
         Raises:
-            ValueError: a name that is nothing in the collection; then nothing is removed.
+            ValueError: a name is unknown; then nothing is removed.
         """
         removed = remove_pictures(self._database, (), names)
         self._show_removals()
         return removed
 
     def remove_rows(self, rows: Sequence[int]) -> int:
-        """Removes pictures by row number, at once; returns how many there were."""
+        """Removes pictures by row number, as `remove` does; returns how many there were."""
         removed = remove_pictures(self._database, rows)
         self._show_removals()
         return removed
@@ -475,21 +479,21 @@ class Collection:
     def add_upload(
         self, content: bytes, name: str, kind: str, encoded: EncodedImage
     ) -> tuple[int, str]:
-        """Stores a picture that came as bytes, and its file among the collection's own.
+        """Stores a picture that came as bytes, and writes its file into the collection.
 
-        One of the same content as a picture that is there is not stored a second time.
+        If the collection already has a picture of the same content, nothing is stored.
 
         Args:
-            content: of the file, which is named by it.
-            name: what people call the picture; part of its id.
-            kind: suffix of the file, as ".jpg".
-            encoded: by the collection's model.
+            content: bytes of the file; their hash names it.
+            name: name of the picture, which becomes part of its id.
+            kind: suffix of the file, such as ".jpg".
+            encoded: its codes, by the collection's model.
 
         Returns:
             Row and id of the picture.
 
         Raises:
-            StoreError: the disk refuses; then nothing is stored.
+            StoreError: writing fails; then nothing is stored.
         """
         stored = store_upload(self._database, content, name, kind, encoded)
         self.sync()
@@ -498,7 +502,7 @@ class Collection:
     # Keeping
 
     def info(self) -> dict[str, Any]:
-        """What the collection is, for people and machines."""
+        """A description of the collection, as `regionhash info` prints it."""
         from regionhash.collection.refreshing import shown_inputs
 
         snapshot = self.snapshot
@@ -526,7 +530,7 @@ class Collection:
         """Compares database, arrays and files; see `regionhash.collection.checking.check`.
 
         Args:
-            repair: set right what can be.
+            repair: repair what can be repaired.
         """
         report = check(self._database, self._arrays, repair=repair)
         self.sync()
@@ -536,8 +540,8 @@ class Collection:
         """Writes a code file of all pictures; returns how many.
 
         Raises:
-            ValueError: something is there already.
-            StoreError: the disk refuses.
+            ValueError: the path already exists.
+            StoreError: writing fails.
         """
         with self._arrays.at_moment(self._database, self._snapshot) as snapshot:
             codes = self._codes(snapshot)
@@ -553,12 +557,12 @@ class Collection:
         """Adds the pictures of a code file of the same model; returns how many were new.
 
         Raises:
-            StoreError: the file cannot be used, or is of another model.
+            StoreError: the file cannot be used, or comes from another model.
         """
         file = CodeSet.open(path)
         if file.model_hash != self.header["model_hash"]:
             raise StoreError(
-                f"{path}: of the model {file.model_hash}, {self.folder} is of "
+                f"{path}: made by model {file.model_hash}, but {self.folder} needs "
                 f"{self.header['model_hash']}"
             )
         stored = import_code_file(self._database, file)
@@ -567,10 +571,10 @@ class Collection:
 
 
 def check_folder(folder: Path, *, repair: bool = False) -> CheckReport:
-    """`Collection.check` of a folder, also where the header is damaged and nothing can be opened.
+    """`Collection.check` of a folder, even if a damaged header keeps it from being opened.
 
     Raises:
-        ValueError: no collection, or no model to build the header from.
+        ValueError: there is no collection, or no model to rebuild the header from.
     """
     repaired: tuple[str, ...] = ()
     try:
@@ -579,7 +583,7 @@ def check_folder(folder: Path, *, repair: bool = False) -> CheckReport:
         if not repair:
             return CheckReport(0, (str(error),), (), ())
         Database.rebuild_header(folder / DATABASE_FILE, header_of_model(folder))
-        repaired = (f"{folder / DATABASE_FILE}: the header was built anew from the model",)
+        repaired = (f"{folder / DATABASE_FILE}: the header was rebuilt from the model",)
         collection = Collection.open(folder)
     with collection:
         report = collection.check(repair=repair)
@@ -592,13 +596,13 @@ def is_collection(path: Path) -> bool:
 
 
 def model_hash_of(folder: Path) -> str:
-    """The hash of the model of a collection. Raises StoreError as `Collection.open`."""
+    """Hash of a collection's model. Raises StoreError like `Collection.open`."""
     with Database(folder / DATABASE_FILE) as database:
         return str(database.header["model_hash"])
 
 
 def open_codes(path: str | Path) -> CodeSet:
-    """The codes of a code file or of a collection; nothing is written.
+    """The codes of a code file or of a collection; arrays that are up to date stay as they are.
 
     Args:
         path: the file, or the folder of the collection.
@@ -614,19 +618,19 @@ def open_codes(path: str | Path) -> CodeSet:
 
 
 def _copy_model(file: CodeSet, folder: Path) -> None:
-    """Puts the model of a code file into a folder that has none."""
+    """Copies the model of a code file into a folder that has none."""
     from regionhash.models.checkpoints import CONFIG_FILE, copy_checkpoint, model_folder
 
     if (folder / CONFIG_FILE).exists():
         return
     origin = model_folder(file)
     if not origin.exists():
-        raise ValueError(f"{origin}: the model of {file.path} is not there")
+        raise ValueError(f"{origin}: the model of {file.path} was not found")
     copy_checkpoint(origin, folder)
 
 
 def _n_bytes(folder: Path) -> int:
-    """Of all files below a folder; those that are removed meanwhile do not count."""
+    """Size of all files below a folder; files removed meanwhile do not count."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

@@ -1,16 +1,16 @@
 """The database of a collection: SQLite, one row per picture, the source of truth.
 
-The codes of a row never change, only where its file lies: a picture that is encoded again gets a
-new row, and the number of a row is never given twice. So whoever has read up to a row and up to a
-removal needs only what came after (`regionhash.collection.arrays`). Removals are kept as numbers of
-rows.
+The codes of a row never change, only the path of its file: a picture that is encoded again gets a
+new row, and row numbers are never reused. So a reader that knows the last row and the last removal
+it has seen needs only what came after (`regionhash.collection.arrays`). Removals are kept as row
+numbers.
 
-SQLite's write-ahead log makes each transaction whole or not there at all, whenever the process is
-killed, and lets readers read while one writer writes. What belongs together is read inside one
-`moment`, and what a change depends on is read inside its `transaction`.
+SQLite's write-ahead log makes each transaction atomic, whenever the process is killed, and lets
+readers read while one writer writes. What belongs together is read inside one `moment`, and what a
+change depends on is read inside its `transaction`.
 
-Each row and both copies of the header carry a checksum. A row that fails it is left out wherever
-rows are read; `check` names it.
+Each row and both copies of the header carry a checksum. A row that fails it is left out of all
+reads; `check` reports it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FORMAT = "regionhash collection"
 VERSION = 2
 
 BLOBS = tuple(name for name in LAYOUT if name not in ("id_bytes", "sizes"))
-"""Columns of `images` that hold the rows of one picture of a dataset of the code file."""
+"""Columns of `images` that hold one picture's rows of a dataset of the code file."""
 
 _FACTS = (
     "row",
@@ -59,7 +59,7 @@ _FACTS = (
     "width",
 )
 COLUMNS = (*_FACTS, *BLOBS)
-"""Columns of `images` that the checksum of a row covers, in its order."""
+"""Columns of `images` that the checksum of a row covers, in this order."""
 
 _SECONDS_TO_WAIT = 60.0  # for another writer's transaction, which holds one batch
 _CHUNK = 4096  # rows held at a time
@@ -106,29 +106,29 @@ Columns = dict[str, Any]
 
 
 class CollectionReplacedError(StoreError):
-    """Another collection stands where this one was opened; open it anew."""
+    """Another collection has replaced the opened one; it must be reopened."""
 
 
 class CollectionMissingError(StoreError):
-    """No collection is in this place."""
+    """There is no collection at this path."""
 
 
 class HeaderError(StoreError):
-    """The header of a database is damaged, in both of its copies."""
+    """Both copies of a database's header are damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What tells whether a file is the one that was encoded.
+    """Identifies the file that was encoded.
 
     Attributes:
-        path: as `os.fsencode` gives it, absolute, or from the folder of the collection; None of a
-            picture that is in no file.
-        hash: SHA-256 of the bytes that were encoded; None where that is unknown.
+        path: as `os.fsencode` gives it, absolute, or relative to the folder of the collection; None
+            for a picture without a file.
+        hash: SHA-256 of the bytes that were encoded; None if unknown.
         n_bytes: size of the file.
-        mtime_ns: when it was written; None where it was written so shortly before it was read that
-            a later change might have the same time.
-        taken: when the picture was taken, in seconds since 1970; None where that is unknown.
+        mtime_ns: time of its last change; None if it was read so soon after that a later change
+            might have the same time.
+        taken: when the picture was taken, in seconds since 1970; None if unknown.
     """
 
     path: bytes | None = None
@@ -140,7 +140,7 @@ class FileState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewImage:
-    """One picture to store: the id it asks for, its file, its source, and `rows_of` it."""
+    """A picture to store: the requested id, its file, its source, and its `rows_of`."""
 
     id: str
     file: FileState
@@ -162,18 +162,18 @@ def reported(path: Path) -> Iterator[None]:
 class Database:
     """The database of one collection. One object serves one thread.
 
-    A database of version 1 is brought to this version.
+    A database of version 1 is migrated to this version.
 
     Args:
-        path: of the file, which must be there: see `create`.
+        path: of the file, which must exist; see `create`.
 
     Attributes:
-        header: format, version, uuid, model, model_hash, classes, n_bits, n_region_bits, meta; from
-            the first picture on also "rows", the shape of one row of each part.
+        header: format, version, uuid, model, model_hash, classes, n_bits, n_region_bits, meta; once
+            there is a picture also "rows", the shape of one row of each part.
 
     Raises:
-        StoreError: no such file, damaged, or of another format or version.
-        HeaderError: the header alone is damaged; `regionhash.collection.checking` can rebuild it.
+        StoreError: the file is missing, damaged, or of another format or version.
+        HeaderError: only the header is damaged; `regionhash.collection.checking` can rebuild it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -197,14 +197,14 @@ class Database:
 
     @classmethod
     def create(cls, path: Path, model: Mapping[str, Any]) -> Database:
-        """A new database, or the one that is there if it has the same model.
+        """Creates a database, or opens an existing one of the same model.
 
         Args:
             path: of the file.
             model: "model", "model_hash", "classes", "n_bits", "n_region_bits" and "meta".
 
         Raises:
-            StoreError: one of another model is there, or the disk refuses.
+            StoreError: the existing one is of another model, or writing fails.
         """
         header = {"format": FORMAT, "version": VERSION, "uuid": uuid.uuid4().hex, **model}
         with reported(path), closing(_connect(path)) as connection, _transaction(connection):
@@ -212,20 +212,20 @@ class Database:
                 for statement in _statements(_SCHEMA):
                     connection.execute(statement)
                 _write_header(connection, header)
-        there = cls(path)
+        database = cls(path)
         for field in ("model", "model_hash", "classes", "n_bits", "n_region_bits"):
-            if there.header[field] != header[field]:
-                there.close()
+            if database.header[field] != header[field]:
+                database.close()
                 raise StoreError(
-                    f"{path}: {field} must be {there.header[field]!r}, got {header[field]!r}"
+                    f"{path}: {field} must be {database.header[field]!r}, got {header[field]!r}"
                 )
-        return there
+        return database
 
     def close(self) -> None:
         """Closes the connection.
 
-        Where another database is in its place, it is left open for as long as the process lives:
-        SQLite would delete the write-ahead log of that one, which it knows by its name.
+        If another database has taken its path, the connection stays open as long as the process
+        lives: SQLite would delete the other one's write-ahead log, which it finds by name.
         """
         with suppress(StoreError):
             if _place(self.path) != self._place:
@@ -235,7 +235,7 @@ class Database:
         self._connection.close()
 
     def __del__(self) -> None:
-        """A thread that ends leaves its connection to nobody."""
+        """Closes the connection of a thread that has ended."""
         if hasattr(self, "_connection") and self._connection not in _KEPT_OPEN:
             self.close()
 
@@ -246,37 +246,37 @@ class Database:
         self.close()
 
     def place_of(self, path: bytes) -> bytes:
-        """Where a file is whose `path` stands in a row."""
+        """The absolute path of a file, given the `path` in its row."""
         return os.path.join(os.fsencode(self.path.parent.absolute()), path)  # noqa: PTH118 (bytes)
 
     def path_of(self, file: Path) -> bytes:
-        """The `path` of a file in its row: the inverse of `place_of`."""
+        """The `path` of a file in its row, the inverse of `place_of`."""
         uploads = self.path.parent / UPLOADS_FOLDER
         if file.parent.name == UPLOADS_FOLDER and file.parent.resolve() == uploads.resolve():
             return os.fsencode(f"{UPLOADS_FOLDER}/{file.name}")
         return os.fsencode(absolute(file))
 
     def check_current(self) -> None:
-        """Checks that the file at `path` is the one that was opened.
+        """Checks that the file at `path` is still the one that was opened.
 
         Raises:
-            CollectionReplacedError: it is another one by now.
-            CollectionMissingError: there is none.
+            CollectionReplacedError: it is another file.
+            CollectionMissingError: it is gone.
         """
         if _place(self.path) != self._place:
             raise self.replaced()
 
     def replaced(self) -> CollectionReplacedError:
-        """The error that another collection stands here."""
-        return CollectionReplacedError(f"{self.path}: replaced by another collection; open it anew")
+        """The error to raise if another collection has replaced this one."""
+        return CollectionReplacedError(f"{self.path}: replaced by another collection; reopen it")
 
     @property
     def identity(self) -> tuple[Place, str]:
-        """What tells this database from every other, also from a copy."""
+        """Distinguishes this database from all others, even from a copy."""
         return self._place, str(self.header["uuid"])
 
     def read_header(self) -> None:
-        """Takes over what other writers have added to the header."""
+        """Reads the header again if another writer has changed it."""
         with reported(self.path):
             about = _about(self._connection)
         if about == self._about:
@@ -290,7 +290,7 @@ class Database:
 
     @contextmanager
     def moment(self) -> Iterator[None]:
-        """Inside, everything that is read, the header too, is of one moment.
+        """Inside, all reads see one moment of the database, the header included.
 
         Raises:
             StoreError: see `check_current`.
@@ -300,7 +300,7 @@ class Database:
             return
         self.check_current()
         with reported(self.path):
-            self._connection.execute("BEGIN")  # reads begin it
+            self._connection.execute("BEGIN")  # the first read fixes the moment
         try:
             self.read_header()
             yield
@@ -314,10 +314,10 @@ class Database:
             return self._connection.execute(query, values).fetchall()
 
     def version(self) -> tuple[int, int]:
-        """Numbers of the last row and of the last removal there have ever been."""
+        """Numbers of the last row and of the last removal ever made."""
         counts = dict(self.read("SELECT name, seq FROM sqlite_sequence"))
         last_row, last_removal = counts.get("images", 0), counts.get("removals", 0)
-        with suppress(StoreError):  # a damaged page; the sequences are the rule
+        with suppress(StoreError):  # a damaged page; the sequences should suffice
             last_row = max(last_row, self.read("SELECT max(row) FROM images")[0][0] or 0)
         with suppress(StoreError):
             last_removal = max(last_removal, self.read("SELECT max(seq) FROM removals")[0][0] or 0)
@@ -330,7 +330,7 @@ class Database:
     def rows(
         self, after: int = 0, *, at_a_time: int = _CHUNK
     ) -> Iterator[tuple[int, Columns | None]]:
-        """Number and columns of each row after `after`, in their order; None of a damaged row."""
+        """Number and columns of each row after `after`, in order; columns are None if damaged."""
         last = self.version()[0]
         while after < last:
             try:
@@ -339,7 +339,7 @@ class Database:
                 ).fetchall()
             except sqlite3.OperationalError as error:
                 raise StoreError(f"{self.path}: {error}") from error
-            except sqlite3.DatabaseError:  # a damaged page: its rows alone cannot be read
+            except sqlite3.DatabaseError:  # a damaged page: only its rows cannot be read
                 numbers = range(after + 1, min(after + at_a_time, last) + 1)
                 yield from self._one_by_one(numbers)
                 after = numbers[-1]
@@ -363,7 +363,7 @@ class Database:
                 yield number, columns if intact else None
 
     def rows_at(self, path: str | Path) -> list[int]:
-        """Numbers of the rows of pictures whose file is at a path or below it."""
+        """Numbers of rows whose file is at a path or below it."""
         wanted = os.fsencode(absolute(path)).rstrip(b"/")
         uploads = self.place_of(UPLOADS_FOLDER.encode())
         places = [wanted]
@@ -379,21 +379,21 @@ class Database:
         ]
 
     def damaged(self) -> list[Columns]:
-        """Columns of the damaged rows that can be read."""
+        """Columns of damaged rows, as far as they can be read."""
         damaged = []
         for row in [row for row, columns in self.rows() if columns is None]:
-            with suppress(StoreError):  # on a page that is damaged
+            with suppress(StoreError):  # on a damaged page
                 damaged += self.read(f"{_SELECT} WHERE row = ?", row)
         return [_columns(found)[0] for found in damaged]
 
     def one(self, where: str, *values: Any) -> tuple[Columns, bool] | None:
-        """Columns of the row for which a condition holds, and whether they are intact."""
+        """Columns of a row that meets a condition, and whether it is intact; None without one."""
         for found in self.read(f"{_SELECT} WHERE {where} LIMIT 1", *values):
             return _columns(found)
         return None
 
     def intact(self, where: str, *values: Any) -> Columns | None:
-        """Columns of the intact row for which a condition holds; None where there is none."""
+        """Columns of a row that meets a condition; None if there is none or it is damaged."""
         found = self.one(where, *values)
         return found[0] if found and found[1] else None
 
@@ -401,12 +401,12 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """What is executed inside is stored as a whole, or not at all if it raises.
+        """Commits everything executed inside, or nothing if it raises.
 
-        No other writer changes anything meanwhile.
+        Other writers wait meanwhile.
 
         Raises:
-            StoreError: the disk refuses, another writer holds the database for a minute, or see
+            StoreError: writing fails, another writer holds the database for a minute, or see
                 `check_current`.
         """
         try:
@@ -415,13 +415,13 @@ class Database:
                 self.read_header()
                 yield self._connection
         except BaseException:
-            self._about = []  # what was not stored is not in the header
+            self._about = []  # the header may hold what was rolled back
             with suppress(StoreError):
                 self.read_header()
             raise
 
     def source(self, inputs: Sequence[str], place: Mapping[str, str]) -> int:
-        """The number of a source, which is stored where it is new."""
+        """The number of a source, which is stored if it is new."""
         text = json.dumps(list(inputs))
         with self.transaction() as connection:
             connection.execute(
@@ -434,26 +434,26 @@ class Database:
     def store(
         self, images: Iterable[NewImage], *, unless: Callable[[NewImage], bool] = lambda _: False
     ) -> int:
-        """Stores pictures in one transaction; returns how many were not there already.
+        """Stores pictures in one transaction; returns how many were new or changed.
 
         Two pictures are the same if they have the same file; or no file, and the same name in a
-        data set, or else the same name and the same codes. Then the new one takes the place of the
-        old one, or is left out if it was made of the same bytes. An id that is taken by another
-        picture is made free: see `_free_id`.
+        data set, or else the same name and the same codes. Then the new one replaces the old one,
+        or is left out if it was made of the same bytes. If another picture has the id, the new one
+        gets a free one; see `_free_id`.
 
         Args:
             images: the pictures.
-            unless: tells, inside the transaction, of a picture that is not to be stored after all.
+            unless: called inside the transaction; true for a picture not to be stored after all.
 
         Raises:
-            ValueError: a picture has not the parts that the others have.
+            ValueError: a picture lacks parts that the others have, or has others.
             StoreError: see `transaction`.
         """
         with self.transaction():
             return sum(self.put(image) is not None for image in images if not unless(image))
 
     def put(self, image: NewImage) -> int | None:
-        """Stores one picture, inside a transaction: its row, or None if it was there already."""
+        """Stores a picture, inside a transaction; returns its row, None if already stored."""
         self._agree_on_parts(image)
         height, width = np.asarray(image.rows["sizes"])[0].tolist()
         taken = image.file.taken
@@ -471,7 +471,7 @@ class Database:
         return self._replace(old, image.id, content | _file_columns(image.file, image.source))
 
     def set_file(self, file: FileState, source: int | None) -> bool:
-        """Notes the state of a file whose codes are stored; False if they are not of its bytes."""
+        """Records the state of a file; returns False if the stored codes are not of its bytes."""
         with self.transaction() as connection:
             known = self.intact("path = ?", file.path)
             if known is None or known["hash"] not in (None, file.hash):
@@ -488,85 +488,85 @@ class Database:
         """Stores the picture in a file with the codes of a row of the same bytes.
 
         Args:
-            row: of these codes.
-            image_id: that the picture asks for.
-            file: it.
+            row: the row with the codes.
+            image_id: the requested id.
+            file: the file.
             source: of the picture.
-            moved: the row is this picture, whose file was found to be gone from where it was.
+            moved: the row is this picture, and its old file is gone.
 
         Returns:
-            Whether the picture is stored; False where the row is no longer what it was.
+            Whether the picture is stored; False if the row has changed meanwhile.
         """
         with self.transaction():
             twin = self.intact("row = ? AND hash = ?", row, file.hash)
-            there = self.one("path = ?", file.path)
-            if there and there[1] and there[0]["hash"] == file.hash:
-                return True  # another writer was quicker
+            replaced = self.one("path = ?", file.path)
+            if replaced and replaced[1] and replaced[0]["hash"] == file.hash:
+                return True  # another writer was faster
             if twin is None:
                 return False
-            gone = [found[0]["row"] for found in (there, (twin, True) if moved else None) if found]
-            self.delete(gone)
+            old = [replaced[0]["row"]] if replaced else []
+            self.delete([*old, *([row] if moved else [])])
             self._insert(image_id, twin | _file_columns(file, source))
             return True
 
     def remove(self, rows: Iterable[int]) -> int:
-        """Removes the pictures of some rows in one transaction; returns how many were there."""
+        """Removes the pictures of some rows in one transaction; returns how many there were."""
         with self.transaction():
             return self.delete(rows)
 
     def remove_gone(self, files: Iterable[tuple[int, bytes]]) -> int:
-        """Removes pictures by row and path: not those that were found elsewhere meanwhile."""
+        """Removes pictures by row and path, except those found elsewhere meanwhile."""
         with self.transaction() as connection:
             return connection.executemany(
                 "DELETE FROM images WHERE row = ? AND path = ?", files
             ).rowcount
 
     def restore(self, columns: Columns) -> bool:
-        """Puts back the columns of a damaged row, which have its checksum.
+        """Restores the columns of a damaged row; they must match its checksum.
 
-        Where its picture has been stored again meanwhile, the row is removed; returns False then.
+        If its picture has been stored again meanwhile, removes the row and returns False.
         """
         assignments = ", ".join(f"{name} = :{name}" for name in COLUMNS)
         with self.transaction() as connection:
             try:
                 connection.execute(f"UPDATE images SET {assignments} WHERE row = :row", columns)
-            except sqlite3.IntegrityError:  # its path or id is that of a row
+            except sqlite3.IntegrityError:  # another row has its path or id
                 self.delete([columns["row"]])
                 return False
             return True
 
     def header_is_whole(self) -> bool:
-        """Whether both copies of the header are there and alike."""
+        """Whether both copies of the header exist and are equal."""
         self.read_header()
         return len(self._about) == _COPIES and len(set(self._about)) == 1
 
     def rewrite_header(self) -> None:
-        """Makes all copies of the header like the one that was read."""
+        """Rewrites all copies of the header as it was read."""
         with self.transaction() as connection:
             _write_header(connection, self.header)
 
     def reindex(self) -> None:
-        """Builds all indices anew."""
+        """Rebuilds all indices."""
         with self.transaction() as connection:
             connection.execute("REINDEX")
 
     @classmethod
     def rebuild_header(cls, path: Path, model: Mapping[str, Any]) -> None:
-        """Writes the header anew where no copy of it is whole.
+        """Rebuilds the header if no copy of it is intact.
 
         Args:
             path: of the database.
             model: see `create`.
 
         Raises:
-            StoreError: the rows in it are not of this model, or the disk refuses.
+            StoreError: its rows are not of this model, or writing fails.
         """
         header = {"format": FORMAT, "version": VERSION, "uuid": uuid.uuid4().hex, **model}
         with reported(path), closing(_connect(path)) as connection, _transaction(connection):
             for text, *_ in _about(connection):
                 known = _json_object(text)
                 if known.get("model_hash", header["model_hash"]) != header["model_hash"]:
-                    raise StoreError(f"{path}: the model beside it is not the one of its codes")
+                    raise StoreError(f"{path}: its codes are of another model than the one here")
                 if isinstance(known.get("meta"), dict) and "precision" in known["meta"]:
                     header["meta"] = known["meta"]
             for found in connection.execute(_SELECT):
@@ -574,11 +574,13 @@ class Database:
                 if intact:
                     header = _with_parts(header, columns)
                     if not fits(columns, header):
-                        raise StoreError(f"{path}: {columns['id']} is not of the model beside it")
+                        raise StoreError(
+                            f"{path}: {columns['id']} is of another model than the one here"
+                        )
             _write_header(connection, header)
 
     def delete(self, rows: Iterable[int]) -> int:
-        """Removes the pictures of some rows, inside a transaction; returns how many were there."""
+        """Removes the pictures of some rows, inside a transaction; returns how many there were."""
         return self._connection.executemany(
             "DELETE FROM images WHERE row = ?", ((row,) for row in rows)
         ).rowcount
@@ -599,7 +601,7 @@ class Database:
         return None
 
     def _replace(self, old: tuple[Columns, bool] | None, image_id: str, new: Columns) -> int:
-        """Stores a new row in place of an old one, whose id it keeps; returns its number."""
+        """Replaces an old row, keeping its id if it is intact; returns the new row's number."""
         if old is None:
             return self._insert(image_id, new)
         columns, intact = old
@@ -617,7 +619,7 @@ class Database:
         return int(new["row"])
 
     def _free_id(self, image_id: str, path: bytes | None) -> str:
-        """The id if no picture has it; else the whole path; else the id with a number."""
+        """The id if it is free, else the full path, else the id with a number."""
 
         def taken(candidate: str) -> bool:
             return bool(self.read("SELECT 1 FROM images WHERE id = ?", candidate))
@@ -627,10 +629,10 @@ class Database:
         whole = None if path is None else shown_name(path)
         if whole and not taken(whole):
             return whole
-        return next(own for n in count(2) if not taken(own := f"{whole or image_id} ({n})"))
+        return next(name for n in count(2) if not taken(name := f"{whole or image_id} ({n})"))
 
     def _agree_on_parts(self, image: NewImage) -> None:
-        """Keeps the parts of the first picture and raises ValueError for others."""
+        """Records the parts of the first picture; raises ValueError for a picture with others."""
         parts = {
             name: list(array.shape[1:])
             for name, array in image.rows.items()
@@ -662,7 +664,7 @@ _COMPARED = ("height", "width", *(name for name in BLOBS if name != "image_label
 
 
 def checksum(columns: Mapping[str, Any]) -> int:
-    """CRC-32 of `COLUMNS` of a row. Raises TypeError for a column of a type that no row has."""
+    """CRC-32 of `COLUMNS` of a row. Raises TypeError for a column of the wrong type."""
     return _checksum([columns[name] for name in COLUMNS])
 
 
@@ -684,7 +686,7 @@ def _columns(found: Sequence[Any]) -> tuple[Columns, bool]:
 
 
 def _file_columns(file: FileState, source: int | None) -> Columns:
-    """What a row notes of the file of its picture."""
+    """The columns of a row that describe its file."""
     return {
         "path": file.path,
         "source": source,
@@ -695,9 +697,9 @@ def _file_columns(file: FileState, source: int | None) -> Columns:
 
 
 def _is_up_to_date(stored: Columns, image: NewImage) -> bool:
-    """Whether nothing is new in the picture of an intact row, which may know more of its file."""
+    """Whether a picture adds nothing to its intact row, which may know more of the file."""
     if stored["path"] != image.file.path:
-        return False  # the codes of the picture were there before its file
+        return False  # the row had codes before it had a file
     return image.file.hash is None or stored["hash"] == image.file.hash
 
 
@@ -707,9 +709,9 @@ def row_width(name: str, shape: Sequence[int]) -> int:
 
 
 def fits(columns: Columns, header: Mapping[str, Any]) -> bool:
-    """Whether the parts of a picture are those that all have, and fit together."""
+    """Whether a picture has the parts that the header names, with consistent lengths."""
     parts: dict[str, Sequence[int]] = dict(header.get("rows") or {})
-    if columns["image_labels"] is not None:  # else its labels are unknown
+    if columns["image_labels"] is not None:  # otherwise unknown
         parts["image_labels"] = [len(header["classes"])]
     counts: dict[str, set[float]] = {"image": {1.0}}
     for name in BLOBS:
@@ -719,22 +721,22 @@ def fits(columns: Columns, header: Mapping[str, Any]) -> bool:
         width = row_width(name, parts.get(name, ()))
         if blob is not None and width:
             counts.setdefault(LAYOUT[name][0], set()).add(len(blob) / width)
-    return all(len(own) == 1 and min(own).is_integer() for own in counts.values())
+    return all(len(found) == 1 and min(found).is_integer() for found in counts.values())
 
 
 # The header
 
 
 def _about(connection: sqlite3.Connection) -> list[Any]:
-    """What the header is read from. Raises sqlite3.DatabaseError where there is no such table."""
+    """The stored copies of the header. Raises sqlite3.DatabaseError without that table."""
     return connection.execute("SELECT * FROM about").fetchall()
 
 
 def _read_header(about: Sequence[Any], path: Path) -> dict[str, Any]:
-    """The header, from whichever of its copies is whole.
+    """The header, from an intact copy.
 
     Raises:
-        StoreError: another format or version; HeaderError: no copy is whole.
+        StoreError: another format or version; HeaderError: no copy is intact.
     """
     reasons = []
     for text, *known in about:
@@ -753,7 +755,7 @@ def _read_header(about: Sequence[Any], path: Path) -> dict[str, Any]:
 
 
 def _json_object(text: Any) -> dict[str, Any]:
-    """The object that a text holds; empty where it holds none."""
+    """The JSON object in a text; empty if there is none."""
     try:
         found = json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
@@ -765,7 +767,7 @@ def _parsed(text: Any) -> tuple[dict[str, Any], str | None]:
     """A header, and what is wrong with it."""
     header = _json_object(text)
     if "format" not in header:
-        return {}, "it does not say what it is"
+        return {}, "it has no format"
     for field, values in {"format": (FORMAT,), "version": (VERSION, 1)}.items():
         if header.get(field) not in values:
             return {}, f"{field} must be {values[0]!r}, got {header.get(field)!r}"
@@ -773,13 +775,13 @@ def _parsed(text: Any) -> tuple[dict[str, Any], str | None]:
         if not isinstance(header.get(field), kind):
             return {}, f"{field} is not a {kind.__name__}"
     if not all(isinstance(name, str) for name in header["classes"]):
-        return {}, "a class is no str"
+        return {}, "a class is not a str"
     parts = header.get("rows", {})
     if not isinstance(parts, dict) or not all(
         name in LAYOUT and isinstance(shape, list) and all(type(n) is int for n in shape)
         for name, shape in parts.items()
     ):
-        return {}, "rows are no shapes"
+        return {}, "rows are not shapes"
     return header, None
 
 
@@ -802,7 +804,7 @@ def _write_header(connection: sqlite3.Connection, header: Mapping[str, Any]) -> 
 
 
 def _with_parts(header: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """A header that lacks the parts of its pictures, with those of an intact row."""
+    """Completes a header without parts, from an intact row."""
     n_categories = len(columns["categories"] or b"") // row_width("categories", ())
     category_width = len(columns["category_codes"] or b"") // max(1, n_categories)
     shapes = {
@@ -824,11 +826,11 @@ def _with_parts(header: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Brings a database of version 1, which has no checksums, to this version."""
+    """Migrates a database of version 1, which has no checksums, to this version."""
     with _transaction(connection):
         header = _read_header(_about(connection), path)
         if header["version"] != 1:
-            return  # another process was quicker
+            return  # another process was faster
         header["version"] = VERSION
         for addition in (
             "ALTER TABLE about ADD COLUMN checksum INTEGER",
@@ -844,23 +846,23 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
             f"{_SELECT} WHERE row > ? ORDER BY row LIMIT {_CHUNK}", (after,)
         ).fetchall():
             rows = [_columns(found)[0] for found in chunk]
-            for own in rows:
-                own["path"] = _from_folder(own)
+            for row in rows:
+                row["path"] = _from_folder(row)
             connection.executemany(
                 "UPDATE images SET path = ?, checksum = ? WHERE row = ?",
-                [(own["path"], checksum(own), own["row"]) for own in rows if fits(own, header)],
+                [(row["path"], checksum(row), row["row"]) for row in rows if fits(row, header)],
             )
             after = rows[-1]["row"]
 
 
 def _from_folder(columns: Columns) -> Any:
-    """The path of an upload, which version 1 kept from the root; others as they are."""
+    """The path of an upload relative to the folder, absolute in version 1; others unchanged."""
     path, digest = columns["path"], columns["hash"]
     if columns["source"] is None and isinstance(path, bytes) and isinstance(digest, bytes):
         folder, _, name = path.rpartition(b"/")
-        own = UPLOADS_FOLDER.encode() + b"/"
-        if (folder + b"/").endswith(b"/" + own) and name.startswith(digest.hex()[:32].encode()):
-            return own + name
+        uploads = UPLOADS_FOLDER.encode() + b"/"
+        if (folder + b"/").endswith(b"/" + uploads) and name.startswith(digest.hex()[:32].encode()):
+            return uploads + name
     return path
 
 
@@ -879,9 +881,9 @@ def _place(path: Path) -> Place:
 
 
 class _Connection(sqlite3.Connection):
-    """Raises sqlite3.DatabaseError for a message of SQLite that is no text, too.
+    """Raises sqlite3.DatabaseError even if Python cannot decode SQLite's message.
 
-    The message about a damaged schema quotes its bytes, and Python fails to decode them.
+    The message about a damaged schema quotes its bytes, which need not be text.
     """
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
@@ -900,7 +902,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         check_same_thread=False,
         factory=_Connection,
     )
-    # A text that is damaged must not keep the rows beside it from being read.
+    # Damaged text must not keep other rows from being read.
     connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # a commit outlasts a power cut

@@ -1,4 +1,4 @@
-"""Which pictures of a collection a search looks at: by class, folder, date and score."""
+"""Filters of a collection: by class, folder, date and score."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from regionhash.structures import Mask
 
 
 class Masks:
-    """The masks of filters that were used last, each for the snapshot that it belongs to."""
+    """The masks last computed, by filter and snapshot."""
 
     def __init__(self, most: int = 8) -> None:
         self._most = most
         self._kept: OrderedDict[tuple[Filter, object], Mask | None] = OrderedDict()
 
     def of(self, wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | None:
-        """`mask_of`, made once."""
+        """`mask_of`, computed once per snapshot."""
         key = (wanted, (snapshot.generation, snapshot.version, len(snapshot)))
         with suppress(KeyError):
             return self._kept[key]
         mask = mask_of(wanted, snapshot, database)
         self._kept[key] = mask
-        with suppress(KeyError):  # another thread may have made room
+        with suppress(KeyError):  # another thread may have emptied it
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
         return mask
 
 
 def mask_of(wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | None:
-    """The pictures of a snapshot that a filter lets through, (N,) bool; None for all.
+    """Mask (N,) of the pictures of a snapshot that pass a filter; None if all do.
 
     Raises:
-        ValueError: a class that the model does not know, or scores of pictures without regions.
+        ValueError: the model does not know a class, or a least score is given but there are no
+            regions.
     """
     table = snapshot.table
     unknown = [name for name in wanted.labels if name not in table.classes]
     if unknown:
         known = ", ".join(table.classes) or "none"
-        raise ValueError(f"label {unknown[0]!r}: no class of the model, which knows {known}")
+        raise ValueError(f"label {unknown[0]!r}: not a class of the model, which knows {known}")
     mask = np.ones(len(table), bool) if snapshot.alive is None else snapshot.alive.copy()
     if wanted == Filter():
         return None if snapshot.alive is None else mask
     if wanted.after is not None:
-        mask &= snapshot.taken >= wanted.after  # NaN, an unknown time, is in no span
+        mask &= snapshot.taken >= wanted.after  # never true for NaN, an unknown time
     if wanted.before is not None:
         mask &= snapshot.taken < wanted.before
     for name in wanted.labels:
@@ -69,7 +70,7 @@ def mask_of(wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | No
 
 
 def _detected(snapshot: Snapshot, min_score: float, label: int | None = None) -> Mask:
-    """Pictures with a region of at least this score, of one class or of any."""
+    """Mask of pictures with a region of at least this score, of one class or of any."""
     table = snapshot.table
     found = np.zeros(len(table), bool)
     if table.offsets is None or table.scores is None or table.labels is None:
@@ -77,13 +78,13 @@ def _detected(snapshot: Snapshot, min_score: float, label: int | None = None) ->
     good = np.asarray(table.scores) >= min_score
     if label is not None:
         good &= table.labels == label
-    at = np.flatnonzero(good)
-    found[np.searchsorted(table.offsets, at, side="right") - 1] = True
+    regions = np.flatnonzero(good)
+    found[np.searchsorted(table.offsets, regions, side="right") - 1] = True
     return found
 
 
 def _below(snapshot: Snapshot, database: Database, folder: str) -> Mask:
-    """Pictures whose file, or whose id if that is a relative path, is in a folder or below it."""
+    """Mask of pictures whose file is below a folder, or whose id is, if the folder is relative."""
     found = np.zeros(len(snapshot.table), bool)
     rows = database.rows_at(folder)
     if not Path(folder).is_absolute():

@@ -1,6 +1,6 @@
-"""One folder of pictures without labels made searchable: a model fitted on it, and its codes.
+"""Making a folder of unlabelled pictures searchable: fits a model on it and encodes it.
 
-The result is one directory to copy: a collection (`regionhash.collection`) with the model in it.
+The result is one directory to copy: a collection (`regionhash.collection`) that holds its model.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ from regionhash.models.parameters import defaults_of
 from regionhash.models.region_dh import RegionDH
 
 MAX_PICTURES = 2_000
-"""Pictures that a model is fitted on, at most: some minutes on a CPU."""
+"""Largest number of pictures to fit a model on, which takes minutes on a CPU."""
 
 MAX_REGIONS = 40_000
-"""Regions of these, at most: 205 MB of features of 1,280 dimensions."""
+"""Largest number of their regions: 205 MB of features of 1,280 dimensions."""
 
 DEFAULT_SHORT = 384
-"""Short side of the network's input; docs/drh.md has figures for others."""
+"""Short side of the network's input, in pixels; docs/drh.md compares others."""
 
 Progress = Callable[[int, int], None]
 Stage = Callable[[str], AbstractContextManager[tuple[Progress, Callable[[str], None]]]]
-"""Opens the progress of a stage by name: what is called with (done, total), and with a line."""
+"""Opens the progress of a named stage; gives a callback for (done, total) and one for a line."""
 
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """How a folder becomes an index. None takes the model's default or what is there already.
+    """How to index a folder. None is the model's default, or what an existing index has.
 
     Attributes:
-        arguments: for the builder of DRH; see `regionhash.models.drh.DRH`.
-        short: short side of the network's input in pixels.
-        seed: of the sample of regions and of the fitting.
+        arguments: of the model, see `regionhash.models.drh.DRH`.
+        short: short side of the network's input, in pixels.
+        seed: random seed of the sample of regions and of the fitting.
         detector: folder of a Region-DH checkpoint whose RPN proposes the regions.
-        model: folder of a checkpoint that is taken as it is; nothing is fitted then.
+        model: folder of a checkpoint to use instead of fitting a model.
     """
 
     arguments: dict[str, Any]
@@ -74,17 +74,17 @@ class IndexSettings:
         if self.model and (self.arguments or self.short or self.detector):
             given = [*self.arguments, *["short"] * bool(self.short)]
             given += ["proposals"] * bool(self.detector)
-            raise ValueError(f"a model that is given is not fitted: leave out {', '.join(given)}")
-        own = [name for name in ("backbone", "weights") if name in self.arguments]
-        if self.detector and own:
-            raise ValueError(f"the detector brings its backbone: leave out {', '.join(own)}")
+            raise ValueError(f"a given model is not fitted: leave out {', '.join(given)}")
+        given = [name for name in ("backbone", "weights") if name in self.arguments]
+        if self.detector and given:
+            raise ValueError(f"the detector has its own backbone: leave out {', '.join(given)}")
         if self.short is not None and not MIN_SHORT <= self.short <= MAX_SHORT:
             raise ValueError(f"short must be in [{MIN_SHORT}, {MAX_SHORT}], got {self.short}")
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What came of it: the model, how it was fitted if it was now, and the pictures added."""
+    """Result of indexing: the model, its fit if it was fitted now, and the pictures added."""
 
     checkpoint: Checkpoint
     fit: FitReport | None
@@ -101,42 +101,44 @@ def build_index(
     batch_size: int = 8,
     workers: int = 1,
 ) -> IndexReport:
-    """Makes `output` the index of some pictures, or adds to it those that it does not hold yet.
+    """Indexes pictures into `output`, or adds new and changed ones to the index there.
 
-    The model is fitted once, on a sample of the pictures that are there at the first call, and is
-    written before the first picture is encoded. A run that was killed goes on there: it fits again
-    only if it was killed before, or if what it left of the model is damaged and no code was made.
+    The model is fitted once, on a sample of the pictures of the first call, and written before the
+    first picture is encoded. After a kill, the same call resumes: it fits again only if it was
+    killed before the model was written, or if the model is damaged and nothing was encoded.
 
     Args:
-        inputs: see `open_inputs`. Labels are stored with the codes and used for nothing.
+        inputs: see `open_inputs`. Labels are stored with the codes but not used.
         output: the directory.
         settings: see `IndexSettings`.
-        stage: progress, of "fitting" and of "encoding".
+        stage: opens the progress of the stages "fitting" and "encoding".
         device: see `pick_device`.
-        batch_size: pictures that the model takes at a time.
+        batch_size: pictures per batch of the model.
         workers: processes that read pictures.
 
     Raises:
-        ValueError: no picture there or none that can be read, settings that are unusable or not
-            those of the index that is there, or an index whose model is damaged.
+        ValueError: there is no picture, or none that can be read; the settings are unusable, or
+            not those of the existing index; or the model of the existing index is damaged.
     """
-    where = pick_device(device)
+    chosen_device = pick_device(device)
     image_set, source = open_inputs(inputs)
-    with stage("fitting") as (show, note):
+    with stage("fitting") as (on_progress, note):
         fit = None
         if not _take_up_model(output, settings, note):
             output.mkdir(parents=True, exist_ok=True)
             try:
-                with locked_folder(output):  # two runs at once must not make two models
+                with locked_folder(output):  # two concurrent runs must not make two models
                     if not _take_up_model(output, settings, note):
-                        fit = _make_model(image_set, output, settings, where, workers, show)
+                        fit = _make_model(
+                            image_set, output, settings, chosen_device, workers, on_progress
+                        )
             except BaseException:
-                with suppress(OSError):  # something is in it
+                with suppress(OSError):  # not empty
                     output.rmdir()
                 raise
     with (
         Collection.create(output, device=device) as collection,
-        stage("encoding") as (show, note),
+        stage("encoding") as (on_progress, note),
     ):
         added = collection.add_set(
             image_set,
@@ -145,34 +147,35 @@ def build_index(
             batch_size=batch_size,
             workers=workers,
             on_skip=lambda _, reason: note(f"skipped: {reason}"),
-            on_progress=show,
+            on_progress=on_progress,
         )
         checkpoint = collection.model[1]
     return IndexReport(checkpoint, fit, added)
 
 
 def detector_arguments(path: Path) -> dict[str, Any]:
-    """Arguments of a DRH whose regions a trained Region-DH proposes; `take_detector` fills it.
+    """Arguments of a DRH that uses the regions of a Region-DH; see `take_detector`.
 
     Raises:
-        ValueError: no checkpoint, or one of another model.
+        ValueError: there is no checkpoint, or it is of another model.
     """
     theirs = read_checkpoint(path)
     if theirs.name != "region-dh":
         raise ValueError(f"{path}: a {theirs.name} proposes no regions")
     built = defaults_of(RegionDH) | theirs.arguments
-    own = {name: built[name] for name in ("backbone", "fpn_channels")}
-    return own | {"weights": "none", "proposals": "rpn"}
+    shared = {name: built[name] for name in ("backbone", "fpn_channels")}
+    return shared | {"weights": "none", "proposals": "rpn"}
 
 
 def take_detector(model: DRH, path: Path) -> None:
-    """Gives a DRH with an RPN the backbone, the pyramid and the RPN of a Region-DH checkpoint.
+    """Copies the backbone, the pyramid and the RPN of a Region-DH checkpoint into a DRH.
 
     Raises:
-        ValueError: no checkpoint, or one with another backbone or pyramid.
+        ValueError: there is no checkpoint, it has another backbone or pyramid, or the DRH has no
+            RPN.
     """
     detector, _ = load_checkpoint(path, RegionDH)
-    detector.backbone.freeze_all_but(0)  # folds what was still trainable, as DRH's own is
+    detector.backbone.freeze_all_but(0)  # folds what was still trainable, as in a DRH
     if model.rpn is None:
         raise ValueError("the model has no RPN; build it with proposals='rpn'")
     try:
@@ -191,10 +194,10 @@ def sample_features(
     workers: int,
     on_progress: Progress | None = None,
 ) -> Tensor:
-    """Features (N, D) of regions of some pictures, the whole picture always among them.
+    """Features (N, D) of regions of some pictures, always including the whole picture.
 
-    At most `MAX_PICTURES` pictures and about `MAX_REGIONS` regions, drawn at random; the same for
-    the same seed. What cannot be read is left out.
+    At most `MAX_PICTURES` pictures and about `MAX_REGIONS` regions are drawn at random, the same
+    for the same seed. Pictures that cannot be read are left out.
 
     Raises:
         ValueError: no picture can be read.
@@ -225,12 +228,12 @@ def _make_model(
     settings: IndexSettings,
     device: torch.device,
     workers: int,
-    show: Progress,
+    on_progress: Progress,
 ) -> FitReport | None:
-    """Leaves a model in `output`: a copy of the one that is given, or one that is fitted."""
+    """Writes a model to `output`: a copy of the given one, or a fitted one."""
     if settings.model is None:
-        return _fit(image_set, output, settings, device, workers, show)
-    load_checkpoint(settings.model)  # refuses one that cannot be used
+        return _fit(image_set, output, settings, device, workers, on_progress)
+    load_checkpoint(settings.model)  # raises if it is unusable
     copy_checkpoint(settings.model, output)
     return None
 
@@ -241,9 +244,9 @@ def _fit(
     settings: IndexSettings,
     device: torch.device,
     workers: int,
-    show: Progress,
+    on_progress: Progress,
 ) -> FitReport:
-    """Fits a DRH on the pictures and leaves it in `output`."""
+    """Fits a DRH on the pictures and writes it to `output`."""
     arguments = defaults_of(DRH) | settings.arguments
     short = settings.short or DEFAULT_SHORT
     if settings.detector:
@@ -254,7 +257,12 @@ def _fit(
         take_detector(model, settings.detector)
     model.to(device)
     features = sample_features(
-        model, image_set, short=short, seed=settings.seed, workers=workers, on_progress=show
+        model,
+        image_set,
+        short=short,
+        seed=settings.seed,
+        workers=workers,
+        on_progress=on_progress,
     )
     report = fit_drh(model, features, seed=settings.seed)
     record = provenance() | {
@@ -270,45 +278,46 @@ def _fit(
 
 
 def _take_up_model(output: Path, settings: IndexSettings, note: Callable[[str], None]) -> bool:
-    """Whether the model of an earlier run is in `output`, and that of these settings.
+    """Whether `output` has the model of an earlier run with these settings.
 
-    One that is damaged is left to be made anew, unless there are codes of it.
+    A damaged model is made again if it has no codes yet, else restored from `settings.model`.
 
     Raises:
-        ValueError: it is of other settings; or it is damaged or gone, and there are codes of it.
+        ValueError: it is of other settings; or it is damaged or gone, has codes and cannot be
+            restored.
     """
     has_codes = is_collection(output)
     if not (output / CONFIG_FILE).exists() and not has_codes:
         return False
     try:
-        there = load_checkpoint(output)[1]
+        checkpoint = load_checkpoint(output)[1]
     except CheckpointError as error:
         if not has_codes:
-            note(f"{error}; the model is made anew")
+            note(f"{error}; making the model again")
             return False
         _restore(output, settings, error)
         note(f"{error}; restored from {settings.model}")
         return True
-    _check_same(output, there, settings)
+    _check_same(output, checkpoint, settings)
     return True
 
 
 def _restore(output: Path, settings: IndexSettings, error: CheckpointError) -> None:
-    """Copies the given model to the codes that were made with it. Raises ValueError for another."""
+    """Copies the given model to its codes. Raises ValueError if it is not the one of the codes."""
     of_codes = model_hash_of(output)
     if settings.model is None or read_checkpoint(settings.model).model_hash != of_codes:
         raise ValueError(
-            f"{error}; the codes there are of the model {of_codes}: name the folder of a copy of "
-            "it with --model, or give another output"
+            f"{error}; the codes there are of model {of_codes}: pass the folder of a copy of it "
+            "with --model, or choose another output"
         ) from error
     load_checkpoint(settings.model)
     copy_checkpoint(settings.model, output)
 
 
-def _check_same(output: Path, there: Checkpoint, settings: IndexSettings) -> None:
+def _check_same(output: Path, checkpoint: Checkpoint, settings: IndexSettings) -> None:
     """Raises ValueError unless the index in `output` was made with these settings."""
     if settings.model:
-        if read_checkpoint(settings.model).model_hash != there.model_hash:
+        if read_checkpoint(settings.model).model_hash != checkpoint.model_hash:
             raise ValueError(f"{output}: is an index of another model than {settings.model}")
         return
     wanted = dict(settings.arguments)
@@ -316,7 +325,7 @@ def _check_same(output: Path, there: Checkpoint, settings: IndexSettings) -> Non
         wanted["short"] = settings.short
     if settings.detector:
         wanted["proposals"] = "rpn"
-    known = there.arguments | {"short": there.short}
+    known = checkpoint.arguments | {"short": checkpoint.short}
     for name, value in wanted.items():
         if name in known and known[name] != value:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Pictures of a collection, as its database has them: names, files, pixels."""
+"""Stored pictures of a collection: names, files, pixels."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class StoredImage:
     """A picture of a collection.
 
     Attributes:
-        row: its number in the database, which never stands for another picture.
+        row: its number in the database, never reused.
         id: its name.
         size: (height, width) in pixels.
-        path: its file; None of a picture that is in no file.
+        path: its file; None if it has none.
     """
 
     row: int
@@ -39,7 +39,7 @@ class StoredImage:
 
 
 def columns_of(database: Database, image: str | int) -> Columns:
-    """The row of a picture, by id or row number. Raises KeyError where there is none."""
+    """The row of a picture, by id or row number. Raises KeyError if there is none intact."""
     if isinstance(image, str):
         found = database.intact("id = ?", as_shown(image))
     else:
@@ -56,7 +56,7 @@ def stored_image(database: Database, columns: Columns) -> StoredImage:
 
 
 def images_after(database: Database, after: int, limit: int | None) -> list[StoredImage]:
-    """The pictures of the rows above `after`, in their order; damaged rows are left out."""
+    """The pictures of the rows above `after`, in order; damaged rows are left out."""
     with database.moment():
         rows = database.rows(after) if limit is None else database.rows(after, at_a_time=limit)
         found = (columns for _, columns in rows if columns is not None)
@@ -69,7 +69,7 @@ def path_of(database: Database, path: bytes | None) -> Path | None:
 
 
 def paths_of(database: Database, rows: Sequence[int]) -> dict[int, Path]:
-    """The files of some rows; of those that are in no file, or removed by now, none."""
+    """Files by row; rows without a file, or removed by now, are missing."""
     found = database.read(
         "SELECT row, path FROM images WHERE typeof(path) = 'blob' "
         "AND row IN (SELECT value FROM json_each(?))",
@@ -94,7 +94,7 @@ def pixels_of(database: Database, columns: Columns) -> NDArray[np.uint8]:
 
 
 def places_of(database: Database) -> list[Source]:
-    """Where the pictures of all sources are; damaged entries are left out."""
+    """Locations of the pictures of all sources; damaged entries are left out."""
     return _places(database, "")
 
 

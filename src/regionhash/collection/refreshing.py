@@ -1,4 +1,4 @@
-"""A collection brought up to date with its folders: what is gone, and what is damaged."""
+"""Refreshing a collection: pictures whose file is gone, and damaged rows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def remove_gone(
     """Removes the pictures of some sources whose file is gone.
 
     Returns:
-        Of each source how many they were, and how many are kept since their file cannot be
-        accessed.
+        For each source, how many were removed, and how many were kept because their file cannot
+        be accessed.
     """
     files: dict[int, list[tuple[int, bytes, str]]] = {source: [] for source in sources}
     with database.moment():
@@ -53,10 +53,10 @@ def encode_damaged_again(
     refreshed: Container[int],
     **options: Any,
 ) -> AddReport | None:
-    """Encodes pictures again whose row is damaged and that no refreshed source holds."""
+    """Re-encodes pictures whose row is damaged, except those of refreshed sources."""
     with database.moment():
         damaged = database.damaged()
-    # What a refreshed source holds has been encoded again by now, as a row of its own.
+    # A refreshed source has just re-encoded its pictures, into new rows.
     database.remove(columns["row"] for columns in damaged if columns["source"] in refreshed)
     again = [
         columns
@@ -77,7 +77,7 @@ def encode_damaged_again(
 
 
 def inputs_of(text: Any) -> list[str]:
-    """What a source was named by. Raises ValueError where that is damaged."""
+    """The inputs that define a source. Raises ValueError if the entry is damaged."""
     try:
         inputs = json.loads(text)
     except (TypeError, ValueError):
@@ -88,7 +88,7 @@ def inputs_of(text: Any) -> list[str]:
 
 
 def shown_inputs(text: Any) -> list[str]:
-    """The same for people: where it is damaged, that it is."""
+    """The same for display: a damaged entry becomes a message."""
     try:
         return inputs_of(text)
     except ValueError as error:

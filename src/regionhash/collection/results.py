@@ -1,4 +1,4 @@
-"""What a search of a collection answers."""
+"""Results of a search in a collection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regionhash.search.run import Answer
 from regionhash.structures import Box, Hit, Match
 
 SHOWN_SCORE = 0.5
-"""Least score of a detection whose class is named with a result."""
+"""Least score at which a detection's class is listed in a result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +22,14 @@ class Result:
     """One found picture.
 
     Attributes:
-        id: of the picture; row: its number in the database, which never stands for another.
-        path: its file; None of a picture that is in no file.
+        id: of the picture; row: its number in the database, never reused.
+        path: its file; None if it has none.
         size: (height, width) in pixels.
-        distance: Hamming distance in bits; over several objects their sum.
-        matches: the regions that answer the query objects, in their order; none of whole pictures.
-        classes: names of the classes that are known of the picture or detected in it.
-        taken: seconds since 1970; None where unknown.
-        duplicates: pictures that look nearly the same and rank below, where that was asked for.
+        distance: Hamming distance in bits; for several objects, their sum.
+        matches: the matched region of each query object, in order; empty for whole pictures.
+        classes: names of its classes, known or detected.
+        taken: seconds since 1970; None if unknown.
+        duplicates: near-duplicates that rank below it, if the search grouped them.
     """
 
     id: str
@@ -45,12 +45,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class ResultGroup:
-    """What was found for one category of the query.
+    """Results for one category of the query.
 
     Attributes:
         category: name of the class.
-        prob: the probability that the query shows it.
-        hits: pictures that show it, best first; their distances are of its codes.
+        prob: probability that the query shows it.
+        hits: pictures that show it, best first, by distance of the category's codes.
     """
 
     category: str
@@ -60,19 +60,19 @@ class ResultGroup:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """One page of an answer.
+    """One page of results.
 
     Attributes:
         mode: what was compared, see `regionhash.search.request.Mode`.
-        steps: of the search for one object, see `regionhash.search.steps`.
+        steps: of a search for one object, see `regionhash.search.steps`.
         boxes: of the query objects, one tuple per query picture.
-        hits: best first; equal distances in the order in which the pictures were stored.
+        hits: best first; ties in the order in which the pictures were stored.
         offset: rank of the first hit, from 0.
         more: whether there is a next page.
-        searched: pictures that the filter let through.
-        groups: of mode category, the page of each category of the query, most probable category
-            first; `hits` is empty then.
-        without: boxes of what must not be there, one tuple per picture of it.
+        searched: number of pictures that passed the filter.
+        groups: mode category: the page of each category of the query, most probable first; `hits`
+            is then empty.
+        without: boxes of the excluded objects, one tuple per picture.
     """
 
     mode: Mode
@@ -87,12 +87,12 @@ class Results:
 
 
 def results_of(answer: Answer, snapshot: Snapshot, paths: Mapping[int, Path]) -> Results:
-    """An answer with what the collection knows of its pictures.
+    """Adds to an answer what the collection knows of its pictures.
 
     Args:
         answer: of a search of the snapshot's codes.
-        snapshot: that was searched.
-        paths: the files of the rows that `rows_of_hits` names; those in no file are left out.
+        snapshot: what was searched.
+        paths: files of the rows of `rows_of_hits`; rows without a file are missing.
     """
     classes = snapshot.table.classes
 
@@ -116,7 +116,7 @@ def results_of(answer: Answer, snapshot: Snapshot, paths: Mapping[int, Path]) ->
 
 
 def rows_of_hits(answer: Answer, snapshot: Snapshot) -> list[int]:
-    """Numbers in the database of all pictures of an answer, duplicates among them."""
+    """Database rows of all pictures of an answer, including duplicates."""
     hits = [*answer.hits, *(hit for group in answer.groups for hit in group.hits)]
     found = [hit.index for best in hits for hit in (best, *best.duplicates)]
     rows: list[int] = snapshot.rows[np.array(found, np.int64)].tolist()

@@ -1,4 +1,4 @@
-"""Pictures of a collection as a code file, and pictures of a code file into a collection."""
+"""Export of a collection to a code file, and import of a code file."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _IMPORTED_AT_A_TIME = 1000
 def write_code_file(path: Path, codes: CodeSet, files: Mapping[str, bytes]) -> int:
     """Writes the pictures of a collection as a code file; returns how many.
 
-    An id that would lead to another file than that of its picture becomes the whole path.
+    If an id would resolve to a file other than its picture's, the full path becomes the id.
 
     Args:
-        path: where nothing is yet.
-        codes: the collection.
-        files: path of the file of each picture that has one, by id.
+        path: must not exist yet.
+        codes: the codes of the collection.
+        files: paths of the pictures' files, by id.
 
     Raises:
-        ValueError: something is there already.
-        StoreError: the disk refuses.
+        ValueError: the path already exists.
+        StoreError: writing fails.
     """
-    there = f"{path}: is there already"
+    exists = f"{path}: already exists"
     if path.exists():
-        raise ValueError(there)
+        raise ValueError(exists)
     with reported(path, "cannot write"):
         try:
             with replacing(path, exclusive=True) as temporary:
                 _write(temporary, codes, files)
         except FileExistsError:
-            raise ValueError(there) from None
+            raise ValueError(exists) from None
     return len(codes)
 
 
@@ -70,10 +70,10 @@ def _write(path: Path, codes: CodeSet, files: Mapping[str, bytes]) -> None:
 
 
 def import_code_file(database: Database, codes: CodeSet) -> int:
-    """Stores the pictures of a code file that are not stored; returns how many they were.
+    """Stores the pictures of a code file that are not stored yet; returns how many.
 
-    A picture whose file is where the code file says becomes one of that file. Its bytes are not
-    read: the next `add` or `refresh` notes them, trusting that they are those that were encoded.
+    If a picture's file is where the code file says, the picture is linked to it without reading
+    it: the next `add` or `refresh` records its bytes, trusting that they are those encoded.
     """
     places = folders(codes.meta)
     sources = [
@@ -82,8 +82,8 @@ def import_code_file(database: Database, codes: CodeSet) -> int:
         if "data" in place
     ]
     stored, pending = 0, []
-    for n, own in enumerate(codes.table.ids):
-        image_id = as_shown(own)
+    for n, stored_id in enumerate(codes.table.ids):
+        image_id = as_shown(stored_id)
         labels = None if codes.labels is None else np.flatnonzero(codes.labels[n]).tolist()
         rows = rows_of(image_id, codes.table.picture(n), labels, database.header)
         state = file_of(image_id, places)
@@ -96,14 +96,14 @@ def import_code_file(database: Database, codes: CodeSet) -> int:
 
 
 def folders(meta: Mapping[str, object]) -> list[Source]:
-    """The folders in which a code file says that its pictures are."""
+    """The folders of its pictures that a code file records."""
     sources = meta.get("sources", [])
     assert isinstance(sources, list)
     return [place for place in sources if "folder" in place]
 
 
 def file_of(image_id: str, places: Sequence[Source]) -> FileState:
-    """The file that an id leads to, as `regionhash.data.inputs.Pictures` finds it."""
+    """The file that an id resolves to, as in `regionhash.data.inputs.Pictures`."""
     for place in places:
         path = file_of_id(image_id, place)
         if path.is_file():

@@ -1,4 +1,4 @@
-"""Files that only the collection knows: pictures that came as bytes, and their removal."""
+"""Uploaded pictures, whose files belong to the collection, and removal of pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def store_upload(
     digest = hashlib.sha256(content)
     path = database.path.parent / UPLOADS_FOLDER / (digest.hexdigest()[:32] + kind)
     image_id = f"{UPLOADS_FOLDER}/{digest.hexdigest()[:8]}-{name}"
-    with database.transaction():  # in which `check` removes what belongs to no picture
+    with database.transaction():  # `check` removes orphaned files in one too
         known = database.intact("hash = ?", digest.digest())
         if known is None:
             path.parent.mkdir(exist_ok=True)
@@ -40,12 +40,12 @@ def store_upload(
             rows = rows_of(image_id, encoded, None, database.header)
             row = database.put(NewImage(image_id, file, None, rows))
             known = database.intact("row = ?", row)
-    assert known is not None  # what was stored in a transaction can be read in it
+    assert known is not None  # found, or stored just now
     return int(known["row"]), str(known["id"])
 
 
 def rows_named(database: Database, names: Sequence[str]) -> set[int]:
-    """The rows of pictures by id, file, or folder. Raises ValueError for an unknown name."""
+    """Rows of pictures, by id, file or folder. Raises ValueError for an unknown name."""
     rows: set[int] = set()
     for name in names:
         if not name:
@@ -62,7 +62,7 @@ def rows_named(database: Database, names: Sequence[str]) -> set[int]:
 
 
 def remove_pictures(database: Database, rows: Iterable[int], names: Sequence[str] = ()) -> int:
-    """Removes pictures by row or name, with the files of uploads; returns how many there were.
+    """Removes pictures by row or name, and files of uploads; returns how many there were.
 
     Raises:
         ValueError: an unknown name; then nothing is removed.
@@ -76,7 +76,7 @@ def remove_pictures(database: Database, rows: Iterable[int], names: Sequence[str
 
 
 def _remove_files(database: Database, files: Iterable[bytes]) -> None:
-    """Removes files that belong to no picture; one may have been uploaded again by now."""
+    """Removes files of uploads, except those that were uploaded again meanwhile."""
     for file in files:
         path = database.path.parent / UPLOADS_FOLDER / Path(os.fsdecode(file)).name
         with database.transaction():

@@ -1,4 +1,4 @@
-"""Search by codes: exact, and in steps."""
+"""Search by codes, exactly or in steps."""
 
 from regionhash.search.exact import (
     default_max_distance,

@@ -1,4 +1,4 @@
-"""An answer as people see it: distances in words, and a contact sheet."""
+"""Showing an answer: distances as text, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FindPicture = Callable[[str], "Image"]
 
 
 def distance_text(hit: Hit) -> str:
-    """The distance of a hit; of several objects with that of each, in their order: "12 = 5 + 7"."""
+    """The distance of a hit; for several objects with that of each, in order: "12 = 5 + 7"."""
     if len(hit.matches) < 2:
         return str(hit.distance)
     return f"{hit.distance} = {' + '.join(str(match.distance) for match in hit.matches)}"
@@ -36,22 +36,22 @@ def write_answer(
     title: str,
     wanted: Sequence[int] = (),
 ) -> None:
-    """Writes an answer as a contact sheet; of a picture that is gone, the tile says so.
+    """Writes an answer as a contact sheet; the tile of a missing picture says so.
 
-    Of mode category, the results of each category stand below its name and probability, and each
-    picture has its saliency map beside it: where the kept proposals of the category are, weighted
-    by their probabilities (IAH, Fig. 5).
+    In mode category, the results of each category follow its name and probability, and each
+    picture has its saliency map to its right: the kept proposals of the category, weighted by
+    their probabilities (IAH, Fig. 5).
 
     Args:
         path: ends in .png or .html.
         answer: of `regionhash.search.run`.
-        find_picture: gives the picture with an id; raises ImageError or KeyError where it is gone.
+        find_picture: gives the picture with an id; raises ImageError or KeyError if it is gone.
         title: the sheet's heading.
-        wanted: indices of the classes that a right result shows, all of them. Frames are green and
-            red where some are given and the codes have labels, else grey.
+        wanted: indices of classes, all of which a correct result shows. Frames are green or red if
+            there are some and the codes have labels, else grey.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: another suffix, or a query without its picture.
         OSError: the sheet cannot be written.
     """
     codes = answer.codes
@@ -92,7 +92,7 @@ def _tile(
     caption: str,
     category: int | None = None,
 ) -> Tile:
-    """A result on the sheet; with a category, its saliency map stands beside the picture."""
+    """A result on the sheet; with a category, its saliency map is to the picture's right."""
     good = None
     if wanted and codes.labels is not None:
         good = bool(codes.labels[hit.index, list(wanted)].all())

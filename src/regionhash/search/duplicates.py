@@ -1,4 +1,4 @@
-"""Pictures that look nearly the same: shown once, by their best-ranked."""
+"""Near-duplicates: shown once, by the one that ranks best."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from regionhash.structures import CodeTable, Hit
 
 
 def fold_duplicates(hits: Sequence[Hit], table: CodeTable, bits: int) -> list[Hit]:
-    """Ranked hits, each with the pictures that look nearly the same and rank below as duplicates.
+    """Folds near-duplicates among ranked hits into the best of them, as its `duplicates`.
 
-    A picture joins the first hit of which it is nearly the same: their image codes, and each region
-    of either and the nearest region of the other, differ in at most `bits` bits.
+    A picture joins the first hit that it nearly equals: their image codes, and each region of
+    either and the nearest region of the other, differ in at most `bits` bits.
     """
     groups: list[list[Hit]] = []
     for hit in hits:

@@ -1,7 +1,7 @@
-"""Exact Hamming search: whole pictures, one region, several objects, category by category.
+"""Exact Hamming search: whole pictures, one region, several objects, or category by category.
 
-Every search returns the pictures in the order (distance, row of the table), so that a ranking is
-the same on every machine; a `top` beyond the number of pictures returns them all.
+Every search returns pictures in the order (distance, row of the table), so that a ranking is the
+same on every machine; a `top` beyond the number of pictures returns all of them.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from regionhash.structures import (
 )
 
 _BLOCK = 1 << 17
-"""Distances held at a time: 512 KiB of int32, which the second-level cache of one core holds."""
+"""Distances held at a time: 512 KiB of int32, which fit in the L2 cache of one core."""
 
 _FEW = 0.1
-"""Share of the bags up to which their codes are gathered instead of scanning all."""
+"""Share of the bags below which their codes are gathered instead of scanning all."""
 
 _SAMPLE = 4096
-"""Distances, at least, by which a search guesses the level that it will need."""
+"""Smallest sample of distances from which a search guesses the level that it needs."""
 
 _SHARE = 16
-"""One in so many distances is in that sample where there are enough."""
+"""Stride of that sample, if there are enough distances."""
 
 _SAMPLED_CODES = 20_000
-"""Codes by which a search guesses the distance that it will need."""
+"""Size of the sample of codes from which a search guesses the distance that it needs."""
 
 
 @renamed(among="mask")
@@ -70,8 +70,8 @@ def search_regions(
     """The `top` pictures that have the regions nearest to a query.
 
     The distance of a picture is the least over its regions; its match is the region of that
-    distance, among equals the first, which is the one with the best score. A picture without
-    regions cannot match and is never returned.
+    distance, the first and so best-scored one of equals. Pictures without regions are never
+    returned.
 
     Args:
         query: (B,) uint8, packed.
@@ -95,19 +95,19 @@ def search_objects(
     exclude: Codes | None = None,
     max_distance: int | None = None,
 ) -> list[Hit]:
-    """The `top` pictures that have regions near to all query objects (DMIH, eq. 8).
+    """The `top` pictures that have regions near all query objects (DMIH, eq. 8).
 
-    Ranked by `united_hamming`; each hit has one match per query object, in their order, chosen as
-    in `search_regions`. A picture without regions cannot match and is never returned.
+    Ranked by `united_hamming`; each hit has one match per query object, in order, chosen as in
+    `search_regions`. Pictures without regions are never returned.
 
     Args:
         queries: (Q, B) uint8, packed, Q >= 1.
         table: N pictures with regions.
         top: how many pictures to return.
         mask: (N,) bool, the pictures that are searched; None searches all.
-        exclude: (W, B) uint8, packed: objects that must not be there. A picture that has a region
-            at most `max_distance` bits from one of them is left out.
-        max_distance: of `exclude`; None is an eighth of the bits, see `default_max_distance`.
+        exclude: (W, B) uint8, packed: objects that must be absent. Pictures with a region at most
+            `max_distance` bits from one of them are left out.
+        max_distance: for `exclude`; None is an eighth of the bits, see `default_max_distance`.
 
     Raises:
         ValueError: the table has no regions, the queries do not fit them, there is no query, `top`
@@ -134,8 +134,8 @@ def search_objects(
     else:
         united = united_hamming(queries, table.region_codes, table.offsets)  # (N,)
         searched = np.diff(table.offsets) > 0
-        own = np.flatnonzero(searched if mask is None else searched & mask)
-        rows = own[_nearest(united[own], top)]
+        candidates = np.flatnonzero(searched if mask is None else searched & mask)
+        rows = candidates[_nearest(united[candidates], top)]
         distances = united[rows]
     return [
         Hit(row, table.ids[row], distance, _best_matches(queries, table.regions(row)))
@@ -146,7 +146,7 @@ def search_objects(
 def default_max_distance(n_bits: int) -> int:
     """The distance up to which a region counts as an excluded object.
 
-    An eighth of the bits: two random codes of 64 bits are that close less than once in 10^9.
+    An eighth of the bits: fewer than one in 10^9 pairs of random 64-bit codes are that close.
     """
     return n_bits // 8
 
@@ -162,24 +162,24 @@ def search_categories(
 ) -> list[CategoryHits]:
     """The `top` pictures of each category of a query, most probable category first (IAH, Sec. IV).
 
-    A category's pictures are those in whose codes it is, ranked by the distance of its codes. A
-    category that no picture has is in the answer, without hits.
+    A category's pictures are those that have a code of it, ranked by the distance of that code. A
+    category that no picture has is in the answer too, without hits.
 
     Args:
         query: the categories of the query picture and their codes.
         table: N pictures with codes of categories.
         top: how many pictures to return for each.
         min_prob: the least probability of a category, in the query and in the table; the model
-            has left out what it finds improbable already.
+            itself already leaves out improbable ones.
         mask: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
         ValueError: the table has no codes of categories, the query does not fit them, `top` < 1,
-            or `min_prob` is outside of [0, 1].
+            or `min_prob` is outside [0, 1].
     """
     if not 0 <= min_prob <= 1:
         raise ValueError(f"the least probability must be in [0, 1], got {min_prob}")
-    table.category_table(-1)  # refuses a table without such codes, whatever the query holds
+    table.category_table(-1)  # raises for a table without such codes, even if the query has none
     answers = []
     for n in np.argsort(-query.probs, kind="stable"):
         if query.probs[n] < np.float32(min_prob):
@@ -199,7 +199,7 @@ def search_categories(
 def nearest_codes(
     query: Codes, codes: Codes, *, top: int, mask: Mask | None = None
 ) -> tuple[Ints, Ints]:
-    """The `top` codes nearest to a query, best first, equal ones in order.
+    """The `top` codes nearest to a query, best first, ties in order.
 
     Args:
         query: (B,) uint8, packed.
@@ -217,8 +217,8 @@ def nearest_codes(
     if mask is None:
         rows = _nearest(distances, top)
     else:
-        own = np.flatnonzero(mask)
-        rows = own[_nearest(distances[own], top)]
+        searched = np.flatnonzero(mask)
+        rows = searched[_nearest(distances[searched], top)]
     return rows.astype(np.int64, copy=False), distances[rows].astype(np.int64)
 
 
@@ -226,11 +226,11 @@ def nearest_codes(
 def nearest_bags(
     query: Codes, codes: Codes, offsets: Ints, *, top: int, mask: Mask | None = None
 ) -> tuple[Ints, Ints]:
-    """The `top` bags that hold the codes nearest to a query, best first, equal ones in order.
+    """The `top` bags that hold the codes nearest to a query, best first, ties in order.
 
-    What `united_hamming` and a sorting give, without the minimum of every bag: a sample of the bags
-    tells the distance within which enough of them are likely to be, one pass over the codes finds
-    all that are, and where they were too few, another pass looks further, at last at every bag.
+    Gives what `united_hamming` and sorting give, without the minimum of every bag: a sample of the
+    bags estimates the distance within which enough of them are, and one pass over the codes finds
+    them all. If they are too few, another pass looks further, finally at every bag.
 
     Args:
         query: (B,) uint8, packed.
@@ -254,23 +254,23 @@ def nearest_bags(
     least = united_hamming(query[None], *_gathered(codes, offsets, names))
     if stride == 1:
         return _nearest_of(names, least, last, top)
-    least = np.sort(least[least <= last])  # an empty bag is further away
-    # Where more than enough are, for a second pass costs the most.
+    least = np.sort(least[least <= last])  # empty bags are beyond
+    # Twice as far as needed, because a second pass costs most.
     place = 1 + 2 * min(top, n_bags) // stride
     while place < len(least):
         level = int(least[place])
-        at, distances = codes_within(query, codes, level)
-        owners = np.searchsorted(offsets, at, side="right") - 1
+        near, distances = codes_within(query, codes, level)
+        owners = np.searchsorted(offsets, near, side="right") - 1
         if mask is not None:
-            own = mask[owners]
-            distances, owners = distances[own], owners[own]
-        starts = np.flatnonzero(np.diff(owners, prepend=-1))  # of the codes of one bag
+            kept = mask[owners]
+            distances, owners = distances[kept], owners[kept]
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))  # first code of each bag
         if len(starts) >= top:
             nearest = np.minimum.reduceat(distances, starts)
             order = np.argsort(nearest, kind="stable")[:top]
             return owners[starts[order]], nearest[order]
         place = max(4 * place, int(np.searchsorted(least, level, side="right")))
-    # No level of the sample is far enough: about all bags are wanted, or more than there are.
+    # No level of the sample is far enough: nearly all bags are wanted, or more than exist.
     names = np.arange(n_bags) if mask is None else np.flatnonzero(mask)
     return _nearest_of(names, united_hamming(query[None], codes, offsets)[names], last, top)
 
@@ -290,7 +290,7 @@ def _gathered(codes: Codes, offsets: Ints, names: Ints) -> tuple[Codes, Ints]:
 
 
 def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:
-    """United Hamming distance of several query objects and each bag of codes (DMIH, eq. 8).
+    """United Hamming distance between several query objects and each bag of codes (DMIH, eq. 8).
 
     d(n) = sum over the queries q of the minimum over the codes c of bag n of hamming(q, c).
     An empty bag, which eq. 8 leaves undefined, gets Q * 8 * B + 1: more than any real distance.
@@ -304,10 +304,10 @@ def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:
         (N,) int64, in bits.
 
     Raises:
-        ValueError: a shape or type is another, or `offsets` do not divide the codes into bags.
+        ValueError: a shape or type is wrong, or `offsets` do not divide the codes into bags.
     """
     queries, offsets = np.asarray(queries), np.asarray(offsets)
-    hamming_distances(queries, codes[:0])  # refuses queries that do not fit, whatever the bags hold
+    hamming_distances(queries, codes[:0])  # raises for queries that do not fit, even without codes
     if offsets.ndim != 1 or not len(offsets):
         raise ValueError(f"offsets must be (N + 1,), got {offsets.shape}")
     lengths = np.diff(offsets)
@@ -318,19 +318,16 @@ def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:
         )
     united = np.full(len(lengths), 8 * queries.size + 1, np.int64)
     bags = np.flatnonzero(lengths)
-    starts, ends = (
-        offsets[bags],
-        offsets[bags + 1],
-    )  # empty bags take no room: starts[1:] = ends[:-1]
+    starts, ends = offsets[bags], offsets[bags + 1]  # without empty bags, starts[1:] = ends[:-1]
     block = _BLOCK // max(1, len(queries))
     first = 0
     while first < len(bags):
         fitting = int(np.searchsorted(ends, starts[first] + block, side="right"))
-        last = max(fitting, first + 1)  # a bag beyond the block is taken whole
-        own = slice(first, last)
+        last = max(fitting, first + 1)  # a bag larger than the block is taken whole
+        block_bags = slice(first, last)
         distances = hamming_distances(queries, codes[starts[first] : ends[last - 1]])
-        minima = np.minimum.reduceat(distances, starts[own] - starts[first], axis=1)
-        united[bags[own]] = minima.sum(axis=0)
+        minima = np.minimum.reduceat(distances, starts[block_bags] - starts[first], axis=1)
+        united[bags[block_bags]] = minima.sum(axis=0)
         first = last
     return united
 
@@ -348,10 +345,10 @@ def _one(query: Codes) -> Codes:
 
 
 def _nearest(distances: NDArray[np.integer[Any]], top: int) -> NDArray[np.intp]:
-    """Rows of the `top` least distances, equal ones in the order of the rows.
+    """Rows of the `top` least distances, ties in the order of the rows.
 
-    Hamming distances have few levels, and a sample tells at about which of them the last place is:
-    a selection such as `numpy.partition` is several times slower on so many equal values.
+    Hamming distances have few levels, and a sample gives about that of the last place: a selection
+    such as `numpy.partition` is several times slower on so many ties.
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
@@ -368,13 +365,13 @@ def _nearest(distances: NDArray[np.integer[Any]], top: int) -> NDArray[np.intp]:
 
 
 def _hits(rows: Ints, distances: NDArray[np.signedinteger[Any]], table: CodeTable) -> list[Hit]:
-    """Found pictures, by their rows (K,) in the table and distances (K,), without matches."""
+    """Hits without matches, given rows (K,) of the table and distances (K,)."""
     found = zip(rows.tolist(), distances.tolist(), strict=True)
     return [Hit(row, table.ids[row], distance) for row, distance in found]
 
 
 def _best_matches(queries: Codes, regions: Regions) -> tuple[Match, ...]:
-    """The region nearest to each query object, among equals the first."""
+    """The region nearest to each query object, the first of equals."""
     distances = hamming_distances(queries, regions.codes)  # (Q, R)
     best = distances.argmin(axis=1)
     x0, y0, x1, y1 = regions.boxes[best].T.tolist()

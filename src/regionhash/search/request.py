@@ -1,9 +1,10 @@
-"""A search as it is asked for: made once, checked once, and carried whole."""
+"""A search request: built once, checked once, and passed on as a whole."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
+from operator import index
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,16 +15,16 @@ from regionhash.search.steps import CANDIDATES, EXPANSION, check_steps
 from regionhash.structures import Box, EncodedImage
 
 Mode = Literal["image", "region", "objects", "category"]
-"""What is compared: whole pictures; one object; several objects, all of which must be there; or
-each category of a whole picture, one after the other."""
+"""What to compare: whole pictures; one object; several objects that must all be there; or each
+category of a whole picture separately."""
 
 
 class RequestError(ValueError):
-    """A field of a `Search` that cannot be right.
+    """A field of a `Search` is invalid.
 
     Attributes:
-        field: its name in Python; the command and the service have names of their own.
-        reason: what is wrong with it, to stand after the name.
+        field: its name in Python; the command line and the service name it differently.
+        reason: what is wrong, worded to follow the name.
     """
 
     def __init__(self, field: str, reason: str) -> None:
@@ -33,16 +34,16 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Query:
-    """A picture to search by: one that is given, or one of the collection.
+    """A picture to search by: a given one, or one of the collection.
 
     Attributes:
         image: a file, or pixels (H, W, 3) uint8 RGB.
-        image_id: instead of `image`, the id of a picture of the collection.
+        image_id: instead of `image`, the id of a picture in the collection.
         boxes: xyxy in pixels of the picture, one per object.
-        regions: numbers of the regions of `image_id` or `encoded` that are the objects, instead of
-            `boxes`; their codes are searched for, and the file of `image_id` is not needed.
+        regions: instead of `boxes`, numbers of the regions of `image_id` or `encoded` that are the
+            objects; their codes are searched for, and the file of `image_id` is not needed.
         name: of `image`, for messages.
-        encoded: what the model gave for `image`, if that is known already.
+        encoded: the codes of `image`, if already known.
         like: an older name of `image_id`.
     """
 
@@ -59,24 +60,26 @@ class Query:
             object.__setattr__(self, "image_id", like)
         if (self.image is None) == (self.image_id is None):
             raise ValueError("a query needs either an image or the id of a picture (image_id)")
-        if self.regions and ((self.image_id is None and self.encoded is None) or self.boxes):
-            raise ValueError("regions are for a picture whose codes are known, and without boxes")
         if any(len(box) != 4 for box in self.boxes):
             raise ValueError("a box must be four numbers x0, y0, x1, y1")
+        object.__setattr__(self, "boxes", tuple(tuple(map(float, box)) for box in self.boxes))
+        object.__setattr__(self, "regions", tuple(map(index, self.regions)))
+        if self.regions and ((self.image_id is None and self.encoded is None) or self.boxes):
+            raise ValueError("regions need a picture whose codes are known, and exclude boxes")
 
     @property
     def n_objects(self) -> int:
-        """How many objects of the picture are marked."""
+        """Number of marked objects."""
         return len(self.boxes) + len(self.regions)
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a picture must have to be searched; all that is given must hold.
+    """Which pictures to search: those that meet all given conditions.
 
     Attributes:
-        labels: names of classes: each is known of the picture, or detected in it.
-        min_score: least score of a detection, in [0, 1]; with labels, of a detection of that class.
+        labels: names of classes; the picture is known to show each, or it was detected.
+        min_score: least score of a detection, in [0, 1]; with `labels`, of each of these classes.
         folder: the file is in this folder or below it.
         after: taken at or after this time, in seconds since 1970.
         before: taken before this time.
@@ -99,31 +102,32 @@ class Filter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Search:
-    """What is searched for, and how.
+    """What to search for, and how.
 
     Attributes:
-        queries: pictures to search by, at least one. One without a mark stands, in mode region, for
-            its best-scored detection and, in mode objects, for the best-scored one of each class.
-        exclude: pictures of objects that must not be there: what is marked in them, or the best
-            detection. It makes the mode "objects".
-        mode: None takes image for one picture, region for one mark, objects for more of either; and
-            region where steps are given.
-        steps: of a search for one object, see `regionhash.search.steps`; none takes
+        queries: pictures to search by, at least one. Without a mark, a picture stands for its best
+            detection in mode region, and for the best detection of each class in mode objects.
+        exclude: pictures of objects that must be absent: what is marked in them, or the best
+            detection. The default mode is then objects.
+        mode: by default image for one picture, region for one mark or with steps, and objects for
+            more of either.
+        steps: of a search for one object, see `regionhash.search.steps`; by default
             `default_steps`.
         candidates: pictures that the first of several steps passes on; None is `CANDIDATES`.
         expand: pictures whose codes an expansion takes as queries; None is `EXPANSION`.
-        min_prob: mode category: the least probability of a category in query and pictures.
-        max_distance: bits up to which a region counts as an excluded object; None is an eighth of
-            the code.
-        filter: which pictures are searched.
-        group_within: shows near-duplicates once: pictures whose codes differ in at most this many
+        min_prob: mode category: the least probability of a category, in the query and in the
+            pictures.
+        max_distance: largest distance, in bits, at which a region counts as an excluded object;
+            None is an eighth of the code.
+        filter: which pictures to search.
+        group_within: show near-duplicates once: pictures whose codes differ in at most this many
             bits, see `regionhash.search.duplicates`.
-        limit: results on a page; in mode category, for each category.
-        offset: how many results to leave out before the first.
+        limit: results per page; in mode category, per category.
+        offset: number of results to skip.
 
     Raises:
         RequestError: two fields contradict each other, or a value is out of range.
-        ValueError: unknown steps, or steps in an order that makes no search.
+        ValueError: no query, or invalid steps.
     """
 
     queries: Sequence[Query]
@@ -140,6 +144,8 @@ class Search:
     offset: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("queries", "exclude", "steps"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.queries:
             raise ValueError("nothing to search by: give an image, or the id of a picture")
         if self.mode is not None and self.mode not in get_args(Mode):
@@ -164,10 +170,10 @@ class Search:
         n_objects = sum(query.n_objects for query in self.queries)
         if mode != "objects" and (len(self.queries) > 1 or n_objects > (mode == "region")):
             wanted = "one picture with at most one box" if mode == "region" else "one whole picture"
-            raise RequestError(
-                "mode",
-                f"{mode} takes {wanted}, got {len(self.queries)} pictures and {n_objects} boxes",
-            )
+            wanted += f", got {len(self.queries)} pictures and {n_objects} boxes"
+            if self.mode is None:  # the steps have chosen it
+                raise RequestError("steps", f"take {wanted}")
+            raise RequestError("mode", f"{mode} takes {wanted}")
 
     def _check_numbers(self) -> None:
         for name, least in (
@@ -181,9 +187,11 @@ class Search:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RequestError(name, f"must be at least {least}, got {value}")
+        if self.min_prob is not None and not 0 <= self.min_prob <= 1:
+            raise RequestError("min_prob", f"must be in [0, 1], got {self.min_prob}")
 
     def mode_for(self, *, whole_pictures: bool) -> Mode:
-        """The mode, which by default depends on whether there are codes of whole pictures."""
+        """The mode; its default depends on whether there are codes of whole pictures."""
         if self.mode is not None:
             return self.mode
         if self.steps and len(self.queries) == 1:
@@ -197,10 +205,10 @@ class Search:
 
     @property
     def n_candidates(self) -> int:
-        """`candidates`, or their default."""
+        """`candidates`, or the default."""
         return CANDIDATES if self.candidates is None else self.candidates
 
     @property
     def n_expanded(self) -> int:
-        """`expand`, or its default."""
+        """`expand`, or the default."""
         return EXPANSION if self.expand is None else self.expand

@@ -1,4 +1,4 @@
-"""A search from query pictures to an answer: encoded once, then scanned.
+"""Running a search: query pictures are encoded once, then codes are scanned.
 
 Search -> mode -> codes of the query pictures -> MODES[mode](codes, table) -> page -> Answer
 """
@@ -44,14 +44,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class QueryPicture:
-    """A picture to search by, with all that is known of it.
+    """A picture to search by, read and marked.
 
     Attributes:
         name: for messages and captions.
-        image: (H, W, 3) uint8, RGB; None where `encoded` is enough.
-        boxes: xyxy in its pixels, one per object; none leaves it to the mode what is searched.
-        encoded: the codes of the picture, or of the boxes where there are some, if they need not be
-            computed.
+        image: (H, W, 3) uint8, RGB; None if `encoded` suffices.
+        boxes: xyxy in its pixels, one per object; without any, the mode decides what is searched.
+        encoded: the codes of the picture, or of its boxes if it has any, if already known.
     """
 
     name: str
@@ -61,7 +60,7 @@ class QueryPicture:
 
     @property
     def pixels(self) -> Image:
-        """The picture. Raises ValueError where there is none."""
+        """The picture. Raises ValueError if it is missing."""
         if self.image is None:
             raise ValueError(f"{self.name}: this search needs the picture, which is missing")
         return self.image
@@ -69,20 +68,20 @@ class QueryPicture:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What was searched and what was found: one page.
+    """One page of results, with what was searched.
 
     Attributes:
         mode: see `Mode`.
-        codes: that were searched.
-        queries: the pictures, with the boxes that were searched for.
-        hits: best first; one match per box of the queries, picture after picture. None where the
-            last step of a search compared whole pictures.
-        groups: of mode category, the page of each category of the query; `hits` is empty then.
-        excluded: pictures of what must not be there, with the boxes that were excluded.
-        steps: of a search for one object, see `regionhash.search.steps`; none in the other modes.
+        codes: what was searched.
+        queries: the query pictures, with the boxes that were searched for.
+        hits: best first; each with one match per box of the queries, picture by picture, or without
+            matches if the last step compared whole pictures.
+        groups: mode category: the page of each category of the query; `hits` is then empty.
+        excluded: pictures of excluded objects, with the boxes that were excluded.
+        steps: of a search for one object, see `regionhash.search.steps`; empty in other modes.
         offset: rank of the first hit, from 0.
         more: whether there is a next page.
-        n_searched: pictures that the filter let through.
+        n_searched: number of pictures that passed the filter.
     """
 
     mode: Mode
@@ -99,11 +98,11 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class EncodedSearch:
-    """The codes of a search's query pictures; what its mode does not compare is None.
+    """The codes of a search's query pictures; None for what its mode does not compare.
 
     Attributes:
-        queries, excluded: the pictures, with the boxes that are searched for.
-        image: (K2/8,) uint8, of the query picture, or of what its box cuts out.
+        queries, excluded: the pictures, with their boxes.
+        image: (K2/8,) uint8, of the query picture, or of its part inside the box.
         objects: (Q, K1/8) uint8, of the query objects.
         unwanted: (W, K1/8) uint8, of the excluded objects.
         categories: of the query picture.
@@ -132,16 +131,15 @@ def run(
 
     Args:
         model: the model that made the codes.
-        checkpoint: what is known of it.
+        checkpoint: its checkpoint.
         codes: of N pictures.
-        search: see `Search`. Its filter is for collections, which know more of their pictures.
+        search: see `Search`; its filter is ignored, `mask` takes its place.
         picture_of: gives the picture of a query; None is `read_query`.
-        mask: (N,) bool, the pictures that are searched; None searches all of `codes`.
+        mask: (N,) bool, the pictures that are searched; None searches all that are alive.
 
     Raises:
-        RequestError: the codes or the model have not what the search compares.
-        ValueError: codes of another model, a box that has no area in its picture, or a picture in
-            which nothing is detected.
+        ValueError: the codes are of another model, the codes or the model lack what the search
+            compares, a box has no area in its picture, or nothing is detected in a picture.
         ImageError: a query picture cannot be read.
     """
     if codes.model_hash != checkpoint.model_hash:
@@ -183,12 +181,12 @@ def find(
 
     Args:
         codes: see `regionhash.collection.open_codes`.
-        search: see `Search`. A collection's pictures can be named in its own `search` alone.
-        model: folder of the model; None finds it next to the codes, or as recorded in them.
+        search: see `Search`. Ids of pictures work only in `Collection.search`.
+        model: folder of the model; None looks next to the codes, then where they record it.
         device: see `regionhash.models.encoding.pick_device`.
 
     Raises:
-        ValueError: the model is missing or another one, a filter is given, or what `run` refuses.
+        ValueError: the model is missing or another one, a filter is given, or see `run`.
     """
     from regionhash.models.checkpoints import load_checkpoint, model_folder
     from regionhash.models.encoding import pick_device
@@ -203,16 +201,16 @@ def find(
 
 
 def read_query(query: Query) -> QueryPicture:
-    """The picture of a query that names no picture of a collection.
+    """Reads the picture of a query that brings one.
 
     Raises:
-        ValueError: it does, or it has not the regions that are asked for.
+        ValueError: the query names a picture of a collection, or its picture lacks a region.
         ImageError: the picture cannot be read.
     """
     from regionhash.data.images import read_image
 
     if query.image is None:
-        raise ValueError(f"{query.image_id}: only a collection has pictures to search by")
+        raise ValueError(f"{query.image_id}: searching by id needs a collection")
     image, name = query.image, query.name
     if not isinstance(image, np.ndarray):
         image, name = read_image(image), str(image)
@@ -222,13 +220,13 @@ def read_query(query: Query) -> QueryPicture:
 def marked(
     name: str, image: Image | None, query: Query, encoded: EncodedImage | None
 ) -> QueryPicture:
-    """A picture with what a query marks in it.
+    """Applies the marks of a query to its picture.
 
     Raises:
-        ValueError: it has not the regions that are asked for.
+        ValueError: the picture lacks a region.
     """
     if query.boxes:
-        return QueryPicture(name, image, tuple(_box(box) for box in query.boxes))
+        return QueryPicture(name, image, tuple(query.boxes))
     if not query.regions or encoded is None:
         return QueryPicture(name, image, (), encoded)
     regions, numbers = encoded.regions, list(query.regions)
@@ -239,16 +237,11 @@ def marked(
     return QueryPicture(name, image, chosen.as_tuples(), replace(encoded, regions=chosen))
 
 
-def _box(edges: Sequence[float]) -> Box:
-    x0, y0, x1, y1 = map(float, edges)
-    return x0, y0, x1, y1
-
-
 # -- encoding -------------------------------------------------------------------------------------
 
 
 class _Encoder:
-    """A model that gives the codes of query pictures; each picture passes it once."""
+    """Encodes query pictures, each of them once."""
 
     def __init__(self, model: HashModel, checkpoint: Checkpoint, precision: Precision) -> None:
         self._model, self._checkpoint, self._precision = model, checkpoint, precision
@@ -284,11 +277,10 @@ class _Encoder:
     def _with_steps(
         self, encoded: EncodedSearch, search: Search, table: CodeTable
     ) -> EncodedSearch:
-        """With the steps of a search for one object, and the code of a picture that they need.
+        """Adds the steps of a search for one object, and the image code that they need.
 
-        Where a step compares whole pictures, the query is the box's own code if the model's codes
-        of boxes and pictures can be compared, and else the code of the picture that the box cuts
-        out.
+        For steps that compare whole pictures, that is the box's code if the model's codes of boxes
+        and pictures can be compared, else the code of the picture inside the box.
         """
         assert encoded.objects is not None
         shared = self._model.shared_code_space
@@ -299,7 +291,7 @@ class _Encoder:
         return replace(encoded, steps=steps, image=image)
 
     def _objects(self, query: QueryPicture, *, best_of_each: bool) -> tuple[QueryPicture, Regions]:
-        """A query picture with its objects, and these, at least one."""
+        """A query picture with the boxes of its objects, and their regions, at least one."""
         from regionhash.models.encoding import encode_boxes
 
         if query.boxes and query.encoded is not None and query.encoded.regions is not None:
@@ -346,7 +338,7 @@ def _cut_out(query: QueryPicture) -> Image:
 
 
 class _Scan(NamedTuple):
-    """What a mode scans, and for how many results."""
+    """The input of a mode's scan; `top` is the number of results."""
 
     encoded: EncodedSearch
     table: CodeTable
@@ -405,7 +397,7 @@ def _scan_categories(scan: _Scan) -> list[CategoryHits]:
 
 
 def _unnamed(hits: Sequence[Hit]) -> CategoryHits:
-    """The one ranking of a search that has no categories."""
+    """The single ranking of a search without categories."""
     return CategoryHits(-1, 1.0, tuple(hits))
 
 
@@ -415,15 +407,15 @@ MODES: dict[Mode, Callable[[_Scan], list[CategoryHits]]] = {
     "objects": _scan_objects,
     "category": _scan_categories,
 }
-"""What each mode scans: one ranking, or one per category of the query."""
+"""The scan of each mode; gives one ranking, or one per category of the query."""
 
 
 def _page(
     mode: Mode, encoded: EncodedSearch, table: CodeTable, search: Search, mask: Mask | None
 ) -> tuple[list[CategoryHits], bool]:
-    """The rankings cut to the page, and whether there is a next one.
+    """The rankings cut to the page, and whether there is a next page.
 
-    Near-duplicates take one place, so more hits are fetched until the page is full.
+    Near-duplicates share a place, so more hits are fetched until the page is full.
     """
     end = search.offset + search.limit
     top = end + 1

@@ -1,4 +1,4 @@
-"""Contact sheet of a search: query, results and matched boxes at a glance (Region-DH, Fig. 3)."""
+"""Contact sheet of a search: queries, results and matched boxes (Region-DH, Fig. 3)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ THUMBNAIL = 240
 """Longest side of a thumbnail in pixels."""
 
 _BOX_COLORS = ("#ffb000", "#38b6ff", "#ff5fd2", "#f5f02a", "#9b8cff", "#ffffff")
-"""One per query object, repeated beyond; green and red are left to the frames."""
+"""One per query object, repeated if there are more; green and red are left to the frames."""
 _FRAME_COLORS = {True: "#1a9850", False: "#d73027", None: "#9aa0a6"}
 _FRAME_WORDS = {True: "right", False: "wrong", None: "not judged"}
 
@@ -32,7 +32,7 @@ _LINE = 20  # height of a caption's line
 _HEADING = 34  # height of a group's heading
 _COLUMNS = 5
 _CELL = THUMBNAIL + 2 * _FRAME
-_CAPTION_LETTERS = 34  # of a caption's line in HTML
+_CAPTION_LETTERS = 34  # per line of a caption in HTML
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +41,10 @@ class Tile:
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
-        boxes: xyxy in pixels of the image: of a result one per query object, in their order.
+        boxes: xyxy in pixels of the image; for a result one per query object, in order.
         caption: text below, at most two lines.
-        good: whether the result is right: a green or a red frame; None where that is unknown.
-        heading: of the group that begins with this result, on a line of its own; "" is none.
+        good: whether the result is correct: green or red frame; None if unknown.
+        heading: heading of the group that begins with this result; "" is none.
     """
 
     image: NDArray[np.uint8]
@@ -65,10 +65,10 @@ class Tile:
 def saliency_map(
     size: tuple[int, int], boxes: NDArray[np.float32], weights: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """How much speaks for an object at each pixel: a map (H, W) in [0, 1] (IAH, Fig. 5).
+    """Evidence for an object at each pixel: a map (H, W) in [0, 1] (IAH, Fig. 5).
 
-    The sum of the weights of the boxes that cover the pixel, divided by its maximum; zeros where no
-    box has a weight.
+    The sum of the weights of the boxes that cover the pixel, divided by its maximum; all zeros if
+    no box has a weight.
 
     Args:
         size: (H, W).
@@ -79,7 +79,7 @@ def saliency_map(
     sums = np.zeros((height + 1, width + 1))
     low = np.clip(np.floor(boxes), 0, [width, height] * 2).astype(int)
     high = np.clip(np.ceil(boxes), 0, [width, height] * 2).astype(int)
-    # A box is a step up at two of its corners and down at the others.
+    # A box adds its weight at two of its corners and subtracts it at the others.
     for (x0, y0), (x1, y1), weight in zip(low[:, :2], high[:, 2:], weights, strict=True):
         sums[y0, x0] += weight
         sums[y1, x1] += weight
@@ -105,10 +105,9 @@ def write_sheet(
     """Writes a contact sheet, replacing the file in one step.
 
     Args:
-        path: ends in .png, or in .html for a page that needs no other file.
-        queries: pictures that hold the query objects, set apart on the left. Their boxes, one
-            picture after the other, are the objects in their order; the boxes of the results
-            take the colours from them.
+        path: ends in .png, or in .html for a self-contained page.
+        queries: query pictures, set apart on the left. Their boxes, picture by picture, are the
+            query objects in order, and give the boxes of the results their colours.
         results: pictures found, best first.
         title: the sheet's heading.
 
@@ -128,7 +127,7 @@ def write_sheet(
 
 
 def _thumbnail(image: NDArray[np.uint8], longest: int) -> Image.Image:
-    """The picture with its longer side made `longest` pixels."""
+    """The picture, resized so that its longer side has `longest` pixels."""
     picture = Image.fromarray(image)
     scale = longest / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -136,7 +135,7 @@ def _thumbnail(image: NDArray[np.uint8], longest: int) -> Image.Image:
 
 
 def _shortened(text: str, fits: Callable[[str], bool]) -> str:
-    """`text`, without as much of its middle as is needed to make it fit."""
+    """`text`, with its middle shortened until it fits."""
     if fits(text):
         return text
     for kept in range(len(text) - 1, 1, -1):
@@ -151,7 +150,7 @@ def _colors(n_objects: int) -> list[str]:
 
 
 def _query_colors(queries: Sequence[Tile]) -> list[list[str]]:
-    """Colours of the boxes of each query picture: the objects are counted through all of them."""
+    """Colours of the boxes of each query picture, counting objects through all pictures."""
     colors = cycle(_BOX_COLORS)
     return [list(islice(colors, len(tile.boxes))) for tile in queries]
 

@@ -10,9 +10,9 @@
     exact            all pictures                           query, and codes of their regions
 
 Song et al., "Deep Region Hashing for Generic Instance Search from Images", AAAI 2018, "Instance
-Search using DRH"; `exact` is what the local step approximates. Each step is a function of a
-`Ranking`; `search_in_steps` runs several. Pictures of equal distance keep the order they had, and
-at first that of the table. A picture without regions drops out where regions are compared.
+Search using DRH"; the local step approximates `exact`. Each step is a function of a `Ranking`;
+`search_in_steps` runs several. Pictures of equal distance keep their order, which is at first that
+of the table. A step that compares regions drops pictures without regions.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Step = Literal["exact", "global", "global-expand", "local", "local-expand"]
 CANDIDATES, EXPANSION = 400, 6  # M and q (DRH, "Performance using Different Settings")
 
 EXACT_SECONDS = 0.1
-"""Up to which the exact search is the default."""
+"""Predicted time up to which the exact search is the default."""
 
 _SECONDS_PER_CODE, _SECONDS_PER_BYTE = 3e-9, 0.1e-9
-"""Of the exact search on one core of a server: 3 ns a code and a memory of 10 GB a second
-(`benchmarks/bench_steps.py` compares with what it measures). At 1024 bits and 40 regions a picture,
-`EXACT_SECONDS` are reached at some 160,000 pictures."""
+"""Cost of the exact search on one core of a server: 3 ns per code and 10 GB of memory per second
+(`benchmarks/bench_steps.py` compares this with measurements). With 1,024 bits and 40 regions per
+picture, about 160,000 pictures take `EXACT_SECONDS`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,9 +47,9 @@ class Ranking:
 
     Attributes:
         rows: (M,) int64, rows of the table.
-        distances: (M,) int64, of the step that ranked them, in bits; they never fall.
+        distances: (M,) int64, of the step that ranked them, in bits; ascending.
         objects: (Q, B) uint8, the codes that the regions of each picture were compared with; None
-            where whole pictures were compared.
+            if whole pictures were compared.
     """
 
     rows: Ints
@@ -62,12 +62,12 @@ class Ranking:
 
 
 def default_steps(table: CodeTable, *, shared_code_space: bool) -> tuple[Step, ...]:
-    """The steps that a search for one object takes: exact where that takes about 100 ms at most.
+    """Default steps of a search for one object: exact if that takes about 100 ms at most.
 
     Args:
         table: what is searched.
-        shared_code_space: whether codes of boxes and of whole pictures can be compared; if they
-            cannot, the first step of the two has no code of the query and all regions are searched.
+        shared_code_space: whether codes of boxes and of whole pictures can be compared; if not, the
+            query has no code for the step "global", and all regions are searched.
     """
     if table.region_codes is None or table.image_codes is None or not shared_code_space:
         return ("exact",)
@@ -76,15 +76,15 @@ def default_steps(table: CodeTable, *, shared_code_space: bool) -> tuple[Step, .
 
 
 def predicted_seconds(n_codes: int, n_bytes: int) -> float:
-    """About how long one core searches so many codes of so many bytes exactly."""
+    """Estimated time of an exact search of `n_codes` codes of `n_bytes` bytes on one core."""
     return n_codes * (_SECONDS_PER_CODE + n_bytes * _SECONDS_PER_BYTE)
 
 
 def check_steps(steps: Sequence[str]) -> tuple[Step, ...]:
-    """The steps, if they make a search.
+    """Returns the steps if they are valid.
 
     Raises:
-        ValueError: an unknown step, or an order in which a step has nothing to work on.
+        ValueError: an unknown step, or an order in which a step lacks its input.
     """
     known = get_args(Step)
     for step in steps:
@@ -120,9 +120,9 @@ def search_in_steps(
     expand: int = EXPANSION,
     mask: Mask | None = None,
 ) -> list[Hit]:
-    """The `top` pictures that some steps rank first.
+    """The `top` pictures that a sequence of steps ranks first.
 
-    A hit's distance is that of the last step. Where that compared regions, the hit has one match:
+    A hit's distance is that of the last step. If that step compared regions, the hit has one match:
     the region that gave the distance.
 
     Args:
@@ -131,13 +131,13 @@ def search_in_steps(
         image_query: (K2/8,) uint8, for the step "global".
         region_query: (K1/8,) uint8, for the steps "exact" and "local".
         top: how many pictures to return.
-        candidates: M, how many pictures the first step leaves for the next ones.
-        expand: q, how many pictures give their codes to an expansion.
+        candidates: M, how many pictures the first step passes on.
+        expand: q, how many pictures' codes an expansion takes as queries.
         mask: (N,) bool, the pictures that are searched; None searches all.
 
     Raises:
-        ValueError: steps in another order, codes or a query that a step needs and that are not
-            there, or a number below 1.
+        ValueError: invalid steps, codes or a query that a step needs are missing, or a number is
+            below 1.
     """
     steps = check_steps(steps)
     for name, value in (("top", top), ("candidates", candidates), ("expand", expand)):
@@ -166,31 +166,31 @@ def search_in_steps(
 def rank_images(
     query: Codes, table: CodeTable, *, top: int | None = None, mask: Mask | None = None
 ) -> Ranking:
-    """gDRH: pictures by the distance of their code to `query` (B,).
+    """gDRH: ranks pictures by the distance of their code to `query` (B,).
 
-    The `top` first of those that `mask` (N,) has; None stands for all.
+    Keeps the first `top` of those in `mask` (N,); None stands for all in either.
     """
     wanted = max(1, len(table)) if top is None else top
     return Ranking(*nearest_codes(query, _image_codes(table), top=wanted, mask=mask))
 
 
 def expand_images(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
-    """gQE: ranked pictures anew, by the least distance to the codes of the `q` best of them."""
+    """gQE: reranks pictures by the least distance to the codes of the `q` best of them."""
     codes = _image_codes(table)[ranking.rows]
     distances = hamming_distances(codes[:q], codes).min(axis=0, initial=8 * codes.shape[1])
     return _sorted(ranking.rows, distances)
 
 
 def rank_regions(query: Codes, table: CodeTable, ranked: Ranking | None = None) -> Ranking:
-    """lDRH: ranked pictures anew, or all, by the least distance of a region to `query` (B,)."""
+    """lDRH: (re)ranks pictures, all by default, by the least distance of a region to `query`."""
     return _rank_by_regions(query[None], table, ranked)
 
 
 def expand_regions(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
-    """lQE: ranked pictures anew, by the least distance of a region to the best of the `q` first.
+    """lQE: reranks pictures by the least distance to the best regions of the first `q`.
 
     Raises:
-        ValueError: the ranking does not come from regions.
+        ValueError: the ranking was not by regions.
     """
     if not len(ranking.rows):
         return ranking
@@ -199,21 +199,21 @@ def expand_regions(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
 
 
 def hits_of(ranking: Ranking, table: CodeTable) -> list[Hit]:
-    """A ranking as records, with the matched region where regions were compared."""
+    """A ranking as hits, with the matched region if regions were compared."""
     hits = []
     for row, distance in zip(ranking.rows.tolist(), ranking.distances.tolist(), strict=True):
         matches: tuple[Match, ...] = ()
         if ranking.objects is not None:
-            own, at = table.regions(row), _nearest(ranking, table, row)
-            x0, y0, x1, y1 = own.boxes[at].tolist()
-            label, score = int(own.labels[at]), float(own.scores[at])
+            regions, best = table.regions(row), _nearest(ranking, table, row)
+            x0, y0, x1, y1 = regions.boxes[best].tolist()
+            label, score = int(regions.labels[best]), float(regions.scores[best])
             matches = (Match((x0, y0, x1, y1), distance, label, score),)
         hits.append(Hit(row, table.ids[row], distance, matches))
     return hits
 
 
 def _nearest(ranking: Ranking, table: CodeTable, row: int) -> int:
-    """Which region of a picture gave it its distance, among equals the first."""
+    """Index of the region that gave a picture its distance, the first of equals."""
     if ranking.objects is None:
         raise ValueError("a ranking of whole pictures has no matched regions")
     distances = hamming_distances(ranking.objects, table.regions(row).codes)  # (Q, R)
@@ -221,7 +221,7 @@ def _nearest(ranking: Ranking, table: CodeTable, row: int) -> int:
 
 
 def _rank_by_regions(objects: Codes, table: CodeTable, ranked: Ranking | None) -> Ranking:
-    """Pictures by the least distance of any of their regions to any of Q codes."""
+    """Ranks pictures by the least distance between their regions and Q codes."""
     if table.offsets is None or table.region_codes is None:
         raise ValueError("these codes have no regions")
     offsets, codes = np.asarray(table.offsets), table.region_codes
@@ -230,15 +230,15 @@ def _rank_by_regions(objects: Codes, table: CodeTable, ranked: Ranking | None) -
     rows, lengths = rows[lengths > 0], lengths[lengths > 0]
     bags = np.concatenate([[0], np.cumsum(lengths)])
     if ranked is not None:  # only the codes of these pictures, in their order
-        own = np.repeat(offsets[rows] - bags[:-1], lengths) + np.arange(bags[-1])
-        codes = codes[own]
+        chosen = np.repeat(offsets[rows] - bags[:-1], lengths) + np.arange(bags[-1])
+        codes = codes[chosen]
     distances = [united_hamming(code[None], codes, bags) for code in objects]  # Q times (M,)
     return replace(_sorted(rows, np.min(distances, axis=0)), objects=objects)
 
 
 def _sorted(rows: Ints, distances: NDArray[np.signedinteger[Any]]) -> Ranking:
-    """Pictures by distance, equal ones in the order they came in."""
-    # NumPy sorts 16 bits by radix, which is several times faster than its stable sort of more.
+    """Sorts pictures by distance, keeping the order of ties."""
+    # NumPy radix-sorts 16-bit integers, several times faster than its stable sort of wider ones.
     short = distances.max(initial=0) <= np.iinfo(np.uint16).max
     order = np.argsort(distances.astype(np.uint16) if short else distances, kind="stable")
     return Ranking(rows[order], distances[order].astype(np.int64))
