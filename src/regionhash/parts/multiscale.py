@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from regionhash.parts.cells import mask_cells
+
 MAX_SCALES = 12
 """A map of a picture of 2,048 pixels has one cell long before."""
 
@@ -51,7 +53,7 @@ class MultiScaleWindows(nn.Module):
         Returns:
             The features, and which of the windows lie within their image.
         """
-        inside = _inside(shapes, base.shape[2], base.shape[3])  # (B, 1, h, w)
+        inside = mask_cells(shapes, base.shape[2], base.shape[3])  # (B, 1, h, w)
         x = F.relu(self.reduce(base)) * inside
         features, present = [], []
         for scale, window in enumerate(self.windows):
@@ -61,13 +63,6 @@ class MultiScaleWindows(nn.Module):
             features.append(F.relu(window(x)).flatten(2).transpose(1, 2))
             present.append(inside.flatten(1))
         return torch.cat(features, dim=1), torch.cat(present, dim=1)
-
-
-def _inside(shapes: Tensor, height: int, width: int) -> Tensor:
-    """Which cells (B, 1, height, width) belong to an image of `shapes` (B, 2) cells."""
-    rows = torch.arange(height, device=shapes.device) < shapes[:, :1]
-    columns = torch.arange(width, device=shapes.device) < shapes[:, 1:]
-    return rows[:, None, :, None] & columns[:, None, None, :]
 
 
 def window_box(scale: int, row: int, column: int) -> tuple[int, int, int, int]:

@@ -7,6 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign, roi_pool
 
+from regionhash.parts.cells import crop_maps
+
 SPATIAL = 7  # RoI bins per side, as in the paper's VGG16
 SEMANTIC = 4  # bins per side whose average and maximum describe the content of a box
 SAMPLES = 2  # per side of a bin
@@ -67,19 +69,15 @@ def _cells_of_bins(low: Tensor, high: Tensor, n_cells: int) -> tuple[Tensor, Ten
     return cells.view(shape), weights.view(shape)
 
 
-def pool_whole(top: Tensor, sizes: list[tuple[int, int]], stride: float) -> Tensor:
+def pool_whole(top: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
     """Average and maximum of the last stage's map over each picture, (B, 2 * D), in float32.
 
     Args:
         top: (B, D, h, w).
-        sizes: (height, width) of the pictures without the batch's padding, in input pixels.
-        stride: input pixels per cell of the map.
+        sizes: (height, width) of the pictures in the batch, in input pixels.
     """
-    pooled = []
-    for one, (height, width) in zip(top.float(), sizes, strict=True):
-        own = one[:, : round(height / stride), : round(width / stride)]
-        pooled.append(torch.cat([own.mean((1, 2)), own.amax((1, 2))]))
-    return torch.stack(pooled)
+    maps = crop_maps(top.float(), sizes)
+    return torch.stack([torch.cat([one.mean((1, 2)), one.amax((1, 2))]) for one in maps])
 
 
 class RegionPooling(nn.Module):
