@@ -1,21 +1,39 @@
-"""What a network without its hash says of pictures, kept on disk; how a hash is trained on it."""
+"""Features of a network without its hash, kept on disk; how a hash is trained on them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from lightning_fabric import Fabric
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from regionhash.data.image_set import ImageSet
 from regionhash.files.atomic import replacing
+from regionhash.models import TrainedHashModel
 from regionhash.models.encoding import Precision
-from regionhash.training.loop import Cache, TrainingConfig, cache_features
+from regionhash.training.config import TrainingConfig
+from regionhash.training.reader import Cache, Reader, known_to
 
 PRECISION: Precision = "bf16-mixed"  # of the presets
+
+
+def cache_features(
+    model: TrainedHashModel, image_set: ImageSet, config: TrainingConfig, n_views: int
+) -> Cache:
+    """Features of `n_views` views of all readable pictures, from the network without its hash.
+
+    The first view is the picture unchanged, and gives what `encode` would see. Models that differ
+    in the image hash alone can share the result.
+    """
+    fabric = Fabric(accelerator="auto", devices=1, precision=config.precision)
+    ready: Any = fabric.setup_module(cast(nn.Module, model))
+    ready.mark_forward_method("frozen_features")
+    reader = Reader(config, len(image_set.classes), fabric.device)
+    return reader.views(ready, known_to(model, image_set), n_views)
 
 
 def stored_features(
@@ -26,15 +44,15 @@ def stored_features(
     n_views: int,
     say: Callable[[str], None],
 ) -> Cache:
-    """The features of `n_views` views of all pictures, from `path` or, where it is missing, made.
+    """The features of `n_views` views of all pictures, read from `path` or computed and kept there.
 
     Args:
-        path: a safetensors file; its name must tell all that the features depend on.
-        build: makes the network, see `cache_features`; called only where the file is missing.
+        path: a safetensors file; its name must say everything the features depend on.
+        build: makes the network, see `cache_features`; called only if the file is unusable.
         image_set: pictures.
-        config: of the views.
-        n_views: how many of every picture.
-        say: progress.
+        config: how views are made.
+        n_views: views of every picture.
+        say: called with a line of progress.
 
     Raises:
         ValueError: a picture cannot be read.
@@ -52,7 +70,7 @@ def stored_features(
 
 
 def _stored(path: Path, n_views: int, say: Callable[[str], None]) -> Cache | None:
-    """The features in `path`; None where it is missing or broken."""
+    """The features in `path`; None if it is missing or damaged."""
     if not path.exists():
         return None
     try:
@@ -65,7 +83,7 @@ def _stored(path: Path, n_views: int, say: Callable[[str], None]) -> Cache | Non
 def head_training(
     *, epochs: int, short: int, views: int, seed: int, ramped: bool = False
 ) -> TrainingConfig:
-    """How the presets train the layers of a hash on such features: all methods alike.
+    """How the presets train the layers of a hash on cached features, the same for all methods.
 
     With `ramped`, the hashing terms come in slowly.
     """
@@ -97,7 +115,10 @@ def _flat(cache: Cache) -> dict[str, Tensor]:
 def _nested(tensors: dict[str, Tensor], n_views: int) -> Cache:
     cache: Cache = []
     for view in range(n_views):
-        own = {name.split("/")[1]: x for name, x in tensors.items() if name.startswith(f"{view}/")}
-        labels = own.pop("labels")
-        cache.append((own, labels))
+        prefix = f"{view}/"
+        features = {
+            name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
+        }
+        labels = features.pop("labels")
+        cache.append((features, labels))
     return cache
