@@ -24,8 +24,14 @@ from regionhash.models.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from regionhash.training import TrainingConfig, TrainingError, cache_features, copy_weights, train
-from regionhash.training import loop
+from regionhash.training import (
+    TrainingConfig,
+    TrainingError,
+    cache_features,
+    copy_weights,
+    loop,
+    train,
+)
 
 TINY = TINY_BACKBONE | {"n_bits": 16}
 REGION = TINY | {"n_region_bits": 16, "n_hidden": 16, "fpn_channels": 16, "n_proposals": 8}
