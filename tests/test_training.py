@@ -24,8 +24,14 @@ from regionhash.models.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from regionhash.training import TrainingConfig, TrainingError, cache_features, copy_weights, train
-from regionhash.training import loop as training
+from regionhash.training import (
+    TrainingConfig,
+    TrainingError,
+    cache_features,
+    copy_weights,
+    loop,
+    train,
+)
 
 TINY = TINY_BACKBONE | {"n_bits": 16}
 REGION = TINY | {"n_region_bits": 16, "n_hidden": 16, "fpn_channels": 16, "n_proposals": 8}
@@ -208,7 +214,9 @@ def test_a_backbone_of_which_other_stages_are_trained_is_not_taken_over_in_part(
     mobile = REGION | {"n_classes": 10, "backbone": "mobilenet_v2_fpn", "weights": "none"}
     trained = build_model("region-dh", mobile | {"trained_stages": 1})
     frozen = build_model("region-dh", mobile | {"trained_stages": 0})
-    with pytest.raises(ValueError, match=r"same stages: backbone\.stages\.2\..* is here alone"):
+    with pytest.raises(
+        ValueError, match=r"same stages: only the new model has backbone\.stages\.2\."
+    ):
         copy_weights(trained, frozen)  # batch normalisation, once folded, cannot be taken apart
     assert copy_weights(frozen, trained) == []
 
@@ -221,14 +229,14 @@ def test_a_loss_that_is_not_finite_stops_with_its_name(tmp_path, monkeypatch):
         train("ssdh", TINY, SCENES, tmp_path, _config())
 
 
-def test_an_rpn_that_nobody_trains_is_told(tmp_path, caplog):
+def test_an_rpn_that_nobody_trains_gives_a_warning(tmp_path, caplog):
     start = build_model("region-dh", REGION | {"n_classes": 10})
     arguments = {name: REGION[name] for name in ("n_bits", "backbone", "weights", "fpn_channels")}
     config = _config(epochs=1, held_out=0.0)
     for own, told in ((None, True), (start, False)):
         caplog.clear()
         train("iah", arguments, SCENES, tmp_path / str(told), config, start=own)
-        assert ("its proposals are drawn at random" in caplog.text) == told
+        assert ("its proposals are random" in caplog.text) == told
 
 
 def test_unreadable_pictures_are_skipped_and_named(tmp_path, caplog):
@@ -334,7 +342,9 @@ def test_a_damaged_state_is_named(checkpoint):
     whole = torch.load(path, weights_only=True)
     for content in (b"half", b"", path.read_bytes()[:-500]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"state\.pt: damaged \(.*\); delete it to start anew"):
+        with pytest.raises(
+            ValueError, match=r"state\.pt: damaged \(.*\); delete it to start again"
+        ):
             _run_again(checkpoint)
     odd = [3, [], {}, {"identity": whole["identity"]}, whole | {"reports": [{"epoch": 1}]}]
     odd += [whole | {"model": {}}, whole | {"model": 3}, whole | {"optimizer": {"state": 3}}]
@@ -357,7 +367,7 @@ def test_a_damaged_state_is_named(checkpoint):
 def test_of_many_skipped_pictures_a_checkpoint_names_some_and_tells_their_number(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(training, "_SHOWN_SKIPPED", 1)
+    monkeypatch.setattr(loop, "_SHOWN_SKIPPED", 1)
     broken = [ImageError("a.jpg: cut"), ImageError("b.jpg: cut")]
     images = [*broken, *(SCENES.images[n] for n in range(2, 16))]
 

@@ -12,18 +12,19 @@ No box is ever read: what is known of a picture in training are its labels.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
 from regionhash.parts.backbones import build_backbone, stack_images
+from regionhash.parts.cells import crop_maps, pack_cells, unpack_cells
 from regionhash.parts.heads import LatentLayer
 from regionhash.parts.losses import BagPooling, bag_log_probs, mil_loss, pair_hash_loss
 from regionhash.parts.multiscale import MultiScaleWindows, window_boxes
-from regionhash.parts.proposals import Targets, pad_regions
+from regionhash.parts.proposals import Targets
 from regionhash.parts.regions import codes_of, regions_of
 from regionhash.structures import EncodedImage, Regions
 
@@ -186,25 +187,13 @@ class DMIH(nn.Module):
     def _base(self, images: list[Tensor]) -> dict[str, Tensor]:
         """As `frozen_features`, in full precision and with gradients."""
         batch, sizes = stack_images(images)
-        top = self.backbone.top(batch)
-        stride = batch.shape[3] / top.shape[3]
-        shapes = [(-(-h // int(stride)), -(-w // int(stride))) for h, w in sizes]
-        cells = [
-            own[:, :h, :w].flatten(1).T for own, (h, w) in zip(top, shapes, strict=True)
-        ]  # (h * w, D) each
-        return {"cells": pad_regions(cells), "shape": torch.tensor(shapes, device=top.device)}
+        cells, shapes = pack_cells(crop_maps(self.backbone.top(batch), sizes, math.ceil))
+        return {"cells": cells, "shape": shapes}
 
     def describe(self, features: dict[str, Tensor]) -> Bags:
         """Features and class logits of the proposals of what `frozen_features` gives."""
         cells, shapes = features["cells"].to(self.mil.weight.dtype), features["shape"]
-        height, width = shapes.amax(0).tolist()
-        base = torch.stack(
-            [
-                F.pad(own[: h * w].T.unflatten(1, (h, w)), (0, width - w, 0, height - h))
-                for own, (h, w) in zip(cells, shapes.tolist(), strict=True)
-            ]
-        )  # (B, D, height, width)
-        x, present = self.maps(self.dropout(base), shapes)
+        x, present = self.maps(self.dropout(unpack_cells(cells, shapes)), shapes)
         return Bags(x, self.mil(x).float(), present)
 
     # -- use --------------------------------------------------------------------------------------

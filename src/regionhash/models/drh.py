@@ -26,6 +26,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from regionhash.codes import check_n_bits
 from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
+from regionhash.parts.cells import crop_maps
 from regionhash.parts.losses import drh_losses
 from regionhash.parts.proposals import ScoredRPN, build_rpn
 from regionhash.parts.regions import codes_of, regions_of
@@ -132,16 +133,17 @@ class DRH(nn.Module):
         batch, sizes = stack_images(images)
         if self.rpn is None:
             top = self.backbone.top(batch)
-            return [self._windows(own, size) for own, size in _cut(top, sizes, batch)]
+            tops = crop_maps(top, sizes, math.ceil)
+            return [self._windows(one, size) for one, size in zip(tops, sizes, strict=True)]
         maps, top = self.backbone(batch)
         proposals, objectness, _ = self.rpn(ImageList(batch, sizes), maps)
         found = []
-        for (own, size), boxes, scores in zip(
-            _cut(top, sizes, batch), proposals, objectness, strict=True
+        for one, size, boxes, scores in zip(
+            crop_maps(top, sizes, math.ceil), sizes, proposals, objectness, strict=True
         ):
             whole = boxes.new_tensor([[0, 0, size[1], size[0]]])
             boxes, scores = torch.cat([whole, boxes]), torch.cat([scores.new_ones(1), scores])
-            found.append(RegionFeatures(boxes, scores, self._pool(own, boxes, size)))
+            found.append(RegionFeatures(boxes, scores, self._pool(one, boxes, size)))
         return found
 
     def forward(self, features: Tensor) -> Tensor:
@@ -162,23 +164,23 @@ class DRH(nn.Module):
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
         """Codes of given boxes: B times (R, 4), xyxy in input pixels."""
         batch, sizes = stack_images(images)
-        maps = _cut(self.backbone.top(batch), sizes, batch)
+        tops = crop_maps(self.backbone.top(batch), sizes, math.ceil)
         return [
-            self._hashed(own, own.new_ones(len(own)), self._pool(top, own, size))
-            for own, (top, size) in zip(boxes, maps, strict=True)
+            self._hashed(asked, asked.new_ones(len(asked)), self._pool(top, asked, size))
+            for asked, top, size in zip(boxes, tops, sizes, strict=True)
         ]
 
     def _windows(self, top: Tensor, size: tuple[int, int]) -> RegionFeatures:
-        """The sliding windows on the map (1, D, h, w) of an image of `size`."""
-        height, width = top.shape[2:]
+        """The sliding windows on the map (D, h, w) of an image of `size`."""
+        height, width = top.shape[1:]
         windows = sliding_windows(height, width, self.overlap)
         pixels = top.new_tensor([size[1] / width, size[0] / height] * 2, dtype=torch.float32)
         boxes = torch.from_numpy(windows).to(pixels) * pixels
         return RegionFeatures(boxes, boxes.new_ones(len(boxes)), _maxima(top, windows))
 
     def _pool(self, top: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Features (R, D) of boxes on the map (1, D, h, w) of an image of `size`."""
-        height, width = top.shape[2:]
+        """Features (R, D) of boxes on the map (D, h, w) of an image of `size`."""
+        height, width = top.shape[1:]
         return _maxima(top, snap_boxes(boxes, size[1] / width, height, width))
 
     def _hashed(self, boxes: Tensor, scores: Tensor, features: Tensor) -> Regions:
@@ -186,20 +188,9 @@ class DRH(nn.Module):
         return regions_of(boxes, scores, None, codes)
 
 
-def _cut(
-    top: Tensor, sizes: list[tuple[int, int]], batch: Tensor
-) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Each image's own part (1, D, h, w) of the maps, without the batch's padding, and its size."""
-    stride = batch.shape[3] / top.shape[3]
-    return [
-        (own[None, :, : math.ceil(height / stride), : math.ceil(width / stride)], (height, width))
-        for own, (height, width) in zip(top, sizes, strict=True)
-    ]
-
-
 def _maxima(top: Tensor, windows: np.ndarray) -> Tensor:
-    """Max-pooled features (R, D) of unit length of windows on one map (1, D, h, w)."""
-    return F.normalize(max_pool_windows(top.float(), windows)[0], dim=1)
+    """Max-pooled features (R, D) of unit length of windows on one map (D, h, w)."""
+    return F.normalize(max_pool_windows(top[None].float(), windows)[0], dim=1)
 
 
 def orthogonal_frame(n: int, d: int, generator: torch.Generator | None = None) -> Tensor:

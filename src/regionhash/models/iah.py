@@ -21,6 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from regionhash.codes import check_n_bits, pack_signs
 from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
+from regionhash.parts.cells import crop_maps, pack_cells, unpack_cells
 from regionhash.parts.fusion import fuse_proposals
 from regionhash.parts.heads import SignLayer
 from regionhash.parts.losses import (
@@ -234,15 +235,10 @@ class IAH(nn.Module):
             top = self.backbone.top(batch)
         if boxes is None:
             boxes = self._propose(images, ImageList(batch, sizes), maps)
-        stride = batch.shape[3] / top.shape[3]
-        grids = [(max(round(h / stride), 1), max(round(w / stride), 1)) for h, w in sizes]
-        cells = [
-            own[:, :h, :w].flatten(1).T.float()  # (h * w, D)
-            for own, (h, w) in zip(top, grids, strict=True)
-        ]
+        cells, grid = pack_cells(crop_maps(top.float(), sizes))
         return {
-            "cells": pad_regions(cells),
-            "grid": torch.tensor(grids, device=batch.device),
+            "cells": cells,
+            "grid": grid,
             "boxes": pad_regions(
                 [own.float() / _sides(image) for own, image in zip(boxes, images, strict=True)]
             ),
@@ -273,7 +269,7 @@ class IAH(nn.Module):
         if "regions" in features:
             return features
         reduced = F.relu(self.reduce(features["cells"].float())).float()  # (B, h * w, 32)
-        maps = _as_maps(reduced, features["grid"])
+        maps = unpack_cells(reduced, features["grid"])
         boxes = [
             own[there] * grid.flip(0).repeat(2)  # in cells of the map
             for own, there, grid in zip(features["boxes"], present, features["grid"], strict=True)
@@ -401,17 +397,6 @@ def _sides(image: Tensor) -> Tensor:
     """Width, height, width, height of an image (3, h, w): the unit of boxes in [0, 1]."""
     height, width = image.shape[1:]
     return torch.tensor([width, height, width, height], device=image.device, dtype=torch.float32)
-
-
-def _as_maps(cells: Tensor, grid: Tensor) -> Tensor:
-    """Maps (B, D, H, W), zero beyond each picture's own h x w, of cells (B, h * w, D) by rows."""
-    shapes: list[list[int]] = grid.tolist()
-    height, width = (max(side) for side in zip(*shapes, strict=True))
-    maps = [
-        F.pad(own[: h * w].T.view(-1, h, w), (0, width - w, 0, height - h))
-        for own, (h, w) in zip(cells, shapes, strict=True)
-    ]
-    return torch.stack(maps)
 
 
 def _packed(activations: Tensor) -> Codes:

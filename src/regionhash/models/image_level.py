@@ -479,8 +479,7 @@ def _frames(images: list[Tensor]) -> list[Tensor]:
 def pool_images(backbone: Backbone, images: list[Tensor]) -> Tensor:
     """Average and maximum (B, 2 * D) over each picture, without the batch's padding."""
     batch, sizes = stack_images(images)
-    top = backbone.top(batch)
-    return pool_whole(top, sizes, batch.shape[3] / top.shape[3])
+    return pool_whole(backbone.top(batch), sizes)
 
 
 def _description(n_in: int, n_hidden: int, dropout: float) -> nn.Module:

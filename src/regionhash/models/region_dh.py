@@ -285,7 +285,7 @@ class RegionDH(nn.Module):
         """What the instance layers read of M boxes, (M, D), box deltas (M, 4), and `pool_whole`."""
         spatial, semantic = self.pooling(maps, top, boxes, sizes, batch_width)
         x = self.head(spatial)  # (M, n_hidden)
-        whole = pool_whole(top, sizes, batch_width / top.shape[3])
+        whole = pool_whole(top, sizes)
         return x if semantic is None else semantic, self.regress(x).float(), whole
 
     def _describe(self, features: dict[str, Tensor]) -> Instances:

@@ -1,7 +1,7 @@
 """Backbones: torchvision's ImageNet networks, cut into stages, with or without an FPN.
 
-A backbone maps images (B, 3, H, W), float32 in [0, 1], to feature maps, fine to coarse. Everything
-that a detector or a whole-image head needs to know of it stands in `Backbone`.
+A backbone maps images (B, 3, H, W), float32 in [0, 1], to feature maps, fine to coarse. All that
+a detector or a whole-image head needs to know about it is in `Backbone`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchvision.models import get_model
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-_SHOWN = 300  # letters of an error of torch, which lists all weights
+_SHOWN = 300  # characters shown of an error from torch, which lists all weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,12 +35,12 @@ class BackboneSpec:
         network: torchvision's name of the network; None for the built-in one.
         stages: cuts the network into stages.
         n_levels: how many of the last stages give a feature map.
-        fpn: whether a feature pyramid is put on these maps, with one more map of half their size.
+        fpn: whether a feature pyramid is built on these maps, with one more map of half the size.
         anchor_sizes: sides of the RPN's square anchors on each map, in input pixels.
         summary: one line for `regionhash models`.
-        options: of torchvision's builder, for weights that it does not fetch.
-        unread: beginnings of the names of weights behind the stages, which a file may lack.
-        mean, std: how the network's pretrained weights want their input brought to one scale.
+        options: arguments of torchvision's builder when it does not fetch the weights.
+        unread: prefixes of the names of weights after the stages, which a file may lack.
+        mean, std: normalisation of the input that the pretrained weights expect.
     """
 
     network: str | None
@@ -157,15 +157,14 @@ BACKBONES: dict[str, BackboneSpec] = {
 
 
 class Backbone(nn.Module):
-    """Stages of a network and, where asked for, a feature pyramid on the last of them.
+    """Stages of a network and, if asked for, a feature pyramid on the last of them.
 
-    Batch normalisation keeps its ImageNet statistics (it runs in evaluation mode always): detection
+    Batch normalisation keeps its ImageNet statistics (it always runs in evaluation mode): detection
     batches are too small to estimate them. Stages that are not trained take no gradient.
 
     Attributes:
         out_channels: channels of every feature map of `forward`.
-        top_channels: channels of the last stage, which `forward` gives under "top" as well where
-            a pyramid stands between the stages and the maps.
+        top_channels: channels of the last stage, whose map `forward` returns besides.
     """
 
     mean: Tensor
@@ -195,10 +194,10 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def freeze_all_but(self, trained_stages: int) -> None:
-        """Freezes all stages but the last `trained_stages`, for good: their batch norm is folded.
+        """Permanently freezes all but the last `trained_stages` stages: folds their batch norm.
 
         Raises:
-            ValueError: there are not as many stages.
+            ValueError: there are fewer stages.
         """
         n_frozen = len(self.stages) - trained_stages
         if not 0 <= n_frozen <= len(self.stages):
@@ -210,7 +209,7 @@ class Backbone(nn.Module):
             fold_batch_norm(stage)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Sets the training mode of everything but the batch normalisation."""
+        """Sets the training mode of everything except the batch normalisation."""
         super().train(mode)
         for module in self.stages.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -243,7 +242,7 @@ class Backbone(nn.Module):
 def stack_images(images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
     """One batch (B, 3, H, W) float32 in [0, 1] of images (3, h, w) uint8, and their sizes (h, w).
 
-    Smaller images stand at the top left; the rest has the mean colour of ImageNet.
+    Smaller images are at the top left; the rest has the mean colour of ImageNet.
     """
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = (max(side) for side in zip(*sizes, strict=True))
@@ -255,9 +254,9 @@ def stack_images(images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
 
 
 def fold_batch_norm(module: nn.Module) -> None:
-    """Folds each batch normalisation right behind a convolution into it, in place.
+    """Folds each batch normalisation that directly follows a convolution into it, in place.
 
-    What a frozen stage computes stays the same; a fifth of a MobileNet's time goes.
+    A frozen stage computes the same as before; a MobileNet takes a fifth less time.
     """
     module.eval()
     previous: tuple[str, nn.Conv2d] | None = None
@@ -285,12 +284,12 @@ def build_backbone(
         weights: "default" (torchvision's ImageNet weights, fetched once from the internet), "none"
             (random), or a local file: the state dict of the whole torchvision network. That of
             GoogLeNet may lack the classifiers.
-        trained_stages: how many of the last stages are trained; 0 freezes the network, None nothing
-            yet. The feature pyramid is always trained.
+        trained_stages: how many of the last stages are trained; 0 freezes the network, None freezes
+            nothing yet. The feature pyramid is always trained.
         fpn_channels: channels of the feature pyramid; None leaves it out.
 
     Raises:
-        ValueError: unknown name, or weights that cannot be had, with the reason.
+        ValueError: unknown name, or weights that are unavailable, with the reason.
     """
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
@@ -322,7 +321,7 @@ def _network(spec: BackboneSpec, weights: str) -> nn.Module | None:
         except (URLError, OSError) as error:
             raise ValueError(
                 f"the ImageNet weights of {name} could not be fetched ({error}); without internet "
-                f"give a local state dict (--weights FILE) or start from nothing (--weights none)"
+                "pass a local state dict (--weights FILE) or random weights (--weights none)"
             ) from error
     net = get_model(name, weights=None, **spec.options)
     if weights != "none":
@@ -331,29 +330,29 @@ def _network(spec: BackboneSpec, weights: str) -> nn.Module | None:
 
 
 def load_local_weights(network: nn.Module, path: Path, unread: tuple[str, ...] = ()) -> None:
-    """Loads a state dict of exactly this network; pickled code in the file is never run.
+    """Loads a state dict of exactly this network; never runs pickled code in the file.
 
     Args:
-        network: takes the weights.
-        path: of the state dict.
-        unread: beginnings of names; such weights stay as they are, in the file or not.
+        network: receives the weights.
+        path: the state dict.
+        unread: prefixes of names; weights with them stay as they are, in the file or not.
 
     Raises:
         ValueError: the file is missing, is no state dict, or belongs to another network.
     """
-    if not path.is_file():  # to open a pipe would wait for whoever fills it
+    if not path.is_file():  # opening a pipe would wait for a writer
         raise ValueError(
             f"{path}: {'not an ordinary' if path.exists() else 'no such weights'} file"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its reader happens to meet
+    except Exception as error:  # torch raises whatever its reader runs into
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: not a readable state dict ({reason})") from error
     try:
         read = {name: value for name, value in state.items() if not name.startswith(unread)}
-        own = network.state_dict().items()
-        network.load_state_dict(read | {k: value for k, value in own if k.startswith(unread)})
+        kept = {k: value for k, value in network.state_dict().items() if k.startswith(unread)}
+        network.load_state_dict(read | kept)
     except (RuntimeError, TypeError, AttributeError) as error:
         name, reason = type(network).__name__, " ".join(str(error).split())[:_SHOWN]
         raise ValueError(f"{path}: these weights do not fit {name}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Weights of torchvision's Faster R-CNN, trained on COCO, for a model with the same detector."""
+"""Weights of torchvision's Faster R-CNN, trained on COCO, for models with the same detector."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def load_coco_detector(model: nn.Module, weights: str) -> None:
             `fasterrcnn_resnet50_fpn`.
 
     Raises:
-        ValueError: weights that cannot be had, or a model of other parts.
+        ValueError: weights that are unavailable, or a model with other parts.
     """
-    # 91: COCO's category ids with the background, as torchvision counts them.
+    # 91: COCO's category ids and the background, as torchvision counts them.
     detector = FasterRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), 91)
     if weights == "default":
         enum = get_weight("FasterRCNN_ResNet50_FPN_Weights.DEFAULT")
@@ -47,7 +47,7 @@ def load_coco_detector(model: nn.Module, weights: str) -> None:
             detector.load_state_dict(enum.get_state_dict(progress=False, check_hash=True))
         except (URLError, OSError) as error:
             raise ValueError(
-                f"the COCO weights could not be fetched ({error}); without internet give a local "
+                f"the COCO weights could not be fetched ({error}); without internet pass a local "
                 f"state dict of fasterrcnn_resnet50_fpn (--weights FILE)"
             ) from error
     else:
@@ -62,12 +62,12 @@ def load_coco_detector(model: nn.Module, weights: str) -> None:
 
 
 def _fit(model: nn.Module, found: dict[str, Tensor]) -> None:
-    own = model.state_dict()
+    weights = model.state_dict()
     for name, value in found.items():
-        if name not in own or own[name].shape != value.shape:
-            got = tuple(own[name].shape) if name in own else "nothing"
+        if name not in weights or weights[name].shape != value.shape:
+            got = tuple(weights[name].shape) if name in weights else "nothing"
             raise ValueError(
                 f"init='coco' needs backbone={BACKBONE!r} and the default sizes: "
                 f"{name} should be {tuple(value.shape)}, this model has {got}"
             )
-    model.load_state_dict(own | found)
+    model.load_state_dict(weights | found)

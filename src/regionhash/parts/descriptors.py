@@ -1,7 +1,7 @@
-"""One float vector per picture from its feature map: the descriptors that hashing is held against.
+"""One float vector per picture from its feature map: the descriptors hashing is compared with.
 
-All are pure functions of maps (B, D, h, w), float32 >= 0 as behind a ReLU, and give vectors (B, D)
-of length 1, but zero for a map of zeros. To search by a box, give the cells of the box alone.
+All are pure functions of maps (B, D, h, w), float32 >= 0 as after a ReLU, and return vectors (B, D)
+of length 1, or zero for a map of zeros. To search by a box, pass the cells of the box alone.
 Whitening is left to the caller (`parts.whitening`).
 """
 
@@ -30,7 +30,7 @@ def mac(maps: Tensor) -> Tensor:
 
 
 def spoc(maps: Tensor) -> Tensor:
-    """SPoC: the sum of each channel, cells near the centre of the map counting more.
+    """SPoC: the sum of each channel, in which cells near the centre of the map count more.
 
     Babenko and Lempitsky, "Aggregating Deep Convolutional Features for Image Retrieval", ICCV 2015,
     eqs. 2 and 3: weights exp(-d^2 / (2 s^2)) at a distance of d from the centre, s a third of the
@@ -49,9 +49,9 @@ def crow(maps: Tensor) -> Tensor:
 
     Kalantidis, Mellina and Osindero, "Cross-dimensional Weighting for Aggregated Deep Convolutional
     Features", ECCV Workshops 2016. With S the sum over the channels, a cell counts
-    (S / ||S||_2)^(1/2) (eq. 6 with a = b = 2: where much is active); with Q_k the share of cells in
-    which channel k is active, the channel counts log((D e + sum Q) / (e + Q_k)) (eq. 9: what is
-    rare tells more).
+    (S / ||S||_2)^(1/2) (eq. 6 with a = b = 2: active cells count more); with Q_k the share of cells
+    in which channel k is active, the channel counts log((D e + sum Q) / (e + Q_k)) (eq. 9: rare
+    channels count more).
     """
     strength = maps.sum(1)  # (B, h, w)
     length = strength.flatten(1).norm(dim=1)[:, None, None]
@@ -77,7 +77,7 @@ def gem(maps: Tensor, p: float = 3.0) -> Tensor:
     """
     if p <= 0:
         raise ValueError(f"p must be positive, got {p}")
-    # relative to the maximum, so that no power leaves the range of float32
+    # relative to the maximum, so that powers stay in the range of float32
     largest = maps.amax((2, 3)).clamp(min=0)  # (B, D)
     shares = maps.clamp(min=0) / largest.clamp(min=_EPS)[:, :, None, None]
     return F.normalize(largest * (shares**p).mean((2, 3)) ** (1 / p), dim=1)
@@ -95,7 +95,7 @@ def rmac_vectors(maps: Tensor, levels: int = 3) -> Tensor:
 
 
 def aggregate(vectors: Tensor) -> Tensor:
-    """The sum (B, D) of vectors (B, R, D) brought to length 1 each, itself of length 1."""
+    """The sum (B, D), normalised, of the normalised vectors (B, R, D)."""
     return F.normalize(F.normalize(vectors, dim=2).sum(1), dim=1)
 
 
@@ -103,10 +103,10 @@ def rmac_regions(height: int, width: int, levels: int = 3) -> Ints:
     """The regions (R, 4) of R-MAC on a map: x0, y0, x1, y1 in cells.
 
     Tolias et al. 2016, Sec. 3.2: at level l = 1, 2, ..., squares of side 2 min(H, W) / (l + 1), l
-    along the short side and l + m - 1 along the long one, evenly from edge to edge; m is chosen so
-    that the overlap of neighbours at level 1 is nearest to 40 %. Sides and places are rounded down
-    to cells. The public code adds the whole map as a region; the paper does not, and neither does
-    this.
+    along the short side and l + m - 1 along the long one, spaced evenly from edge to edge; m makes
+    the overlap of neighbours at level 1 as near to 40 % as possible. Sides and positions are
+    rounded down to cells. The public code adds the whole map as a region; the paper and this
+    function do not.
 
     Raises:
         ValueError: a length or `levels` below 1.
@@ -115,15 +115,15 @@ def rmac_regions(height: int, width: int, levels: int = 3) -> Ints:
         raise ValueError(
             f"height, width and levels must be at least 1, got {height}, {width} and {levels}"
         )
-    short, long = min(height, width), max(height, width)
+    short_side, long_side = min(height, width), max(height, width)
     more = 0  # m - 1
-    if long > short:
+    if long_side > short_side:
         steps = np.arange(1, _RMAC_MOST)
-        overlaps = 1 - (long - short) / steps / short
+        overlaps = 1 - (long_side - short_side) / steps / short_side
         more = int(steps[np.abs(overlaps - _RMAC_OVERLAP).argmin()])
     regions = []
     for level in range(1, levels + 1):
-        side = max(1, 2 * short // (level + 1))
+        side = max(1, 2 * short_side // (level + 1))
         down = _starts(height, side, level + (more if height > width else 0))
         across = _starts(width, side, level + (more if width > height else 0))
         regions += [(x, y, x + side, y + side) for y in down for x in across]
@@ -131,5 +131,5 @@ def rmac_regions(height: int, width: int, levels: int = 3) -> Ints:
 
 
 def _starts(length: int, side: int, n: int) -> list[int]:
-    """Where `n` spans of `side` cells begin, evenly from one end to the other."""
+    """First cells of `n` spans of `side` cells, spaced evenly from one end to the other."""
     return np.linspace(0, length - side, n).astype(int).tolist() if n > 1 else [0]

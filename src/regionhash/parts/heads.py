@@ -23,10 +23,10 @@ class RegionHead(nn.Module):
 
 
 class RunningScale(nn.Module):
-    """Brings each feature to mean 0 and variance 1 by what was seen in earlier steps of training.
+    """Scales each feature to mean 0 and variance 1 with statistics of earlier training steps.
 
-    Unlike batch normalisation, what it does to a region does not depend on the regions beside it:
-    known objects of a training batch must not touch what the fusion reads.
+    Unlike in batch normalisation, the result for a region does not depend on the other regions:
+    labelled objects of a training batch must not affect what the fusion reads.
     """
 
     mean: Tensor
@@ -57,7 +57,7 @@ class RunningScale(nn.Module):
 
 
 class SemanticHead(nn.Module):
-    """One hidden layer on semantic features, which are brought to one scale first.
+    """One hidden layer on semantic features, scaled by `RunningScale` first.
 
     Averages and maxima of different channels differ in scale by orders of magnitude.
     """
@@ -82,7 +82,7 @@ class LatentLayer(nn.Module):
         n_in: features in.
         n_bits: bits of the code, a multiple of 8.
         std: standard deviation of the initial weights. The paper's 0.005 leaves all activations
-            near 0.5, where the layers behind learn slowly; None is 1 / sqrt(n_in).
+            near 0.5, from which the next layers learn slowly; None is 1 / sqrt(n_in).
     """
 
     def __init__(self, n_in: int, n_bits: int, std: float | None = None) -> None:
@@ -98,12 +98,12 @@ class LatentLayer(nn.Module):
 
 
 class SignLayer(nn.Module):
-    """Brings features around 0, where their signs become bits.
+    """Centres features around 0, so that their signs become bits.
 
-    A triplet loss on features as they are says nothing of where 0 lies: moved all together, they
-    have the same distances and other signs. So each is brought to mean 0 and variance 1 by what was
-    seen in training, with a gain and an offset to learn, and squashed by tanh. Divided by the
-    square root of their number, a margin means the same for codes of any length.
+    A triplet loss on plain features does not fix 0: a common shift keeps all distances but changes
+    the signs. So each feature is scaled to mean 0 and variance 1 with training statistics, given a
+    learned gain and offset, and squashed by tanh. Divided by the square root of their number,
+    activations of codes of any length suit the same margin.
     """
 
     def __init__(self, n_features: int) -> None:
@@ -118,5 +118,5 @@ class SignLayer(nn.Module):
 
 
 def centre(activations: Tensor, centred: bool) -> Tensor:
-    """What the layer behind a latent layer reads: 2a - 1 in [-1, 1], or a itself as printed."""
+    """The input of the layer after a latent layer: 2a - 1 in [-1, 1], or a itself as printed."""
     return 2 * activations - 1 if centred else activations

@@ -19,8 +19,8 @@ _SHARPNESS = 5.0  # of the log-sum-exp: Pinheiro and Collobert, CVPR 2015
 def push_from_half(activations: Tensor) -> Tensor:
     """E1 of each code: -(1/K) sum_k (a_k - 0.5)^2, lowest at 0 and 1 (Region-DH, eq. 8).
 
-    The equation is printed on the binary q, whose gradient is zero; here it acts on the
-    activations, as in SSDH, and with the squared norm.
+    The equation is printed for the binary q, whose gradient is zero; here it acts on the
+    activations, as in SSDH, with the squared norm.
 
     Args:
         activations: (..., K) in [0, 1].
@@ -32,7 +32,7 @@ def push_from_half(activations: Tensor) -> Tensor:
 
 
 def balance_bits(activations: Tensor) -> Tensor:
-    """E2 of each code: (mean_k a_k - 0.5)^2, lowest with half of the bits set (Region-DH, eq. 9).
+    """E2 of each code: (mean_k a_k - 0.5)^2, lowest if half of the bits are set (Region-DH, eq. 9).
 
     Args:
         activations: (..., K) in [0, 1].
@@ -44,10 +44,10 @@ def balance_bits(activations: Tensor) -> Tensor:
 
 
 def reduce_per_image(values: Tensor, n_images: int, reduction: Reduction) -> Tensor:
-    """One number of per-region values (M,) of a batch.
+    """Reduces the per-region values (M,) of a batch to one number.
 
-    `sum` sums over the regions of a picture, as eqs. 8 and 9 are printed, and averages over the
-    pictures; `mean` averages over all regions. No region gives 0.
+    `sum` sums over the regions of a picture, as printed in eqs. 8 and 9, and averages over the
+    pictures; `mean` averages over all regions. A batch without regions gives 0.
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be sum or mean, got {reduction!r}")
@@ -64,7 +64,7 @@ def multi_label_loss(logits: Tensor, image_labels: Tensor, form: MultiLabelForm)
     Args:
         logits: (B, C).
         image_labels: (B, C), 0 or 1.
-        form: as above.
+        form: one of the two above.
     """
     if form == "bce":
         per_class = F.binary_cross_entropy_with_logits(logits, image_labels, reduction="none")
@@ -83,14 +83,14 @@ def multi_label_probs(logits: Tensor, form: MultiLabelForm) -> Tensor:
 
 
 def region_class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """L_cls2: cross-entropy of regions, in which background counts at most three times foreground.
+    """L_cls2: cross-entropy of regions; background counts at most three times foreground.
 
-    Fast R-CNN samples a quarter of foreground; here the surplus of background is weighted down
-    instead, so that no region is left out and nothing is random.
+    Fast R-CNN samples a quarter of foreground; here surplus background is weighted down instead,
+    so that no region is left out and nothing is random.
 
     Args:
         logits: (M, C + 1), background first.
-        labels: (M,) 0 background, 1 to C, or -1 for regions that do not count.
+        labels: (M,), 0 background, 1 to C, or -1 for regions that do not count.
     """
     each = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
     foreground, background = labels > 0, labels == 0
@@ -101,9 +101,9 @@ def region_class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def box_loss(deltas: Tensor, wanted: Tensor, foreground: Tensor) -> Tensor:
-    """L_reg2: smooth L1 of foreground regions, (M, 4) each, as Fast R-CNN averages it.
+    """L_reg2: smooth L1 of foreground regions, (M, 4) each, averaged as in Fast R-CNN.
 
-    That is over all regions that count, of which a quarter is foreground.
+    The average is over all regions that count, of which a quarter is foreground.
     """
     each = F.smooth_l1_loss(deltas, wanted, beta=1 / 9, reduction="none").sum(1)
     return (each * foreground).sum() / (4 * foreground.sum().clamp(min=1))
@@ -125,7 +125,7 @@ def bag_log_probs(logits: Tensor, present: Tensor, pooling: BagPooling) -> tuple
     Args:
         logits: (B, M, C).
         present: (B, M) bool; at least one instance in each bag.
-        pooling: as above.
+        pooling: one of the three above.
     """
     absent = ~present[..., None]
     n_present = present.sum(1)[:, None]
@@ -160,17 +160,18 @@ def pair_hash_loss(
 ) -> Tensor:
     """J_pair-hash (DMIH, eqs. 4 and 5), averaged over all pairs of different images of a batch.
 
-    Over each pair of an object of one image and an object of the other, with Euclidean distance d:
+    The sum over all pairs of an object of one image and an object of the other, with Euclidean
+    distance d, of
 
-        d                   where they are of one class
+        d                   if they have the same class
         max(0, margin - d)  otherwise
 
-    Eq. 4 is printed with a minus sign, which would push equal objects apart; the text wants them
-    "as near as possible".
+    Eq. 4 is printed with a minus sign, which would push equal objects apart; the text asks for "as
+    near as possible".
 
     Args:
-        activations: (P, K), of the most probable proposal of each label that an image owns.
-        images: (P,) int64, which image owns it.
+        activations: (P, K), of the most probable proposal for each label of each image.
+        images: (P,) int64, the image.
         classes: (P,) int64, the label.
         n_images: B; a batch of one has no pair and gives 0.
         margin: beta.
@@ -191,9 +192,9 @@ def drh_losses(
         variance       -alpha/2 tr((h - m)(h - m)^T),  m the mean of the batch
         weight, bias   beta/2 ||W||_F^2 and eta/2 ||b||^2
 
-    The second term is printed as -alpha/2 tr(h h^T), which is least where all bits of all regions
-    are 1. It "aims to maximize the variance of learned binary vectors to ensure balanced bits", and
-    that is what it does with the mean taken away.
+    The second term is printed as -alpha/2 tr(h h^T), which is least when all bits of all regions
+    are 1. It "aims to maximize the variance of learned binary vectors to ensure balanced bits",
+    which it does after the mean is subtracted.
 
     Args:
         activations: (N, K) in [-1, 1], h.
@@ -222,13 +223,13 @@ def triplet_loss(
 
     over three different pictures i, j, k of the batch with s(i,j) > s(i,k) (Sec. V-B). Unweighted
     it is eq. 7 with graded similarity. A batch without such a triplet gives 0. Each pair (i, j) is
-    compared with all k at once, so that time and memory are those of B^3 numbers.
+    compared with all k at once, so time and memory grow as B^3.
 
     Args:
         activations: (B, K), real.
         similarity: (B, B), s: how many labels two pictures share.
-        margin: the difference of distances that is wanted.
-        weighted: whether the first factor is there.
+        margin: the wanted difference of squared distances.
+        weighted: whether the first factor is applied.
     """
     n_images = len(activations)
     apart = ~torch.eye(n_images, dtype=torch.bool, device=activations.device)
@@ -247,18 +248,18 @@ def category_triplet_loss(
 ) -> Tensor:
     """The triplet losses of all categories (IAH, eq. 7), a mean over those that have triplets.
 
-    Of category c, the mean over all i, j, k of the batch, i and j different pictures with the
+    For category c, the mean over all i, j, k of the batch, i and j different pictures with the
     category and k one without it, of
 
         max(0, margin - ||f_i^c - f_k^c||^2 + ||f_i^c - f_j^c||^2)
 
-    A category that no two pictures of the batch have, or that all have, does not count; without
-    any triplet the loss is 0.
+    A category that fewer than two pictures of the batch have, or that all have, does not count;
+    without any triplet the loss is 0.
 
     Args:
         activations: (B, C, K), f: a slice for each category.
         image_labels: (B, C), 0 or 1.
-        margin: the difference of distances that is wanted.
+        margin: the wanted difference of squared distances.
     """
     has = image_labels.T > 0  # (C, B)
     apart = ~torch.eye(len(image_labels), dtype=torch.bool, device=has.device)
@@ -267,10 +268,10 @@ def category_triplet_loss(
     hinge = F.relu(
         margin - distances[category, anchor] + distances[category, anchor, positive][:, None]
     )  # (P, B)
-    of_pairs = (hinge * ~has[category]).sum(1)
-    sums = of_pairs.new_zeros(len(has)).index_add(0, category, of_pairs)  # (C,)
-    n_own = has.sum(1)
-    n_triplets = n_own * (n_own - 1) * (len(image_labels) - n_own)
+    pair_sums = (hinge * ~has[category]).sum(1)  # (P,)
+    sums = pair_sums.new_zeros(len(has)).index_add(0, category, pair_sums)  # (C,)
+    n_with = has.sum(1)
+    n_triplets = n_with * (n_with - 1) * (len(image_labels) - n_with)
     return (sums / n_triplets.clamp(min=1)).sum() / (n_triplets > 0).sum().clamp(min=1)
 
 

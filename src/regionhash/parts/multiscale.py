@@ -1,8 +1,8 @@
 """Convolutional maps of several scales on one map, and the windows on them as proposals.
 
 As in SSD (Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016): each map is a 3 x 3
-convolution with stride 2 on the one before, and what is said of a place is said of the 3 x 3 cells
-around it.
+convolution with stride 2 on the one before, and the prediction at a cell is made from the 3 x 3
+cells around it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from regionhash.parts.cells import mask_cells
+
 MAX_SCALES = 12
-"""A map of a picture of 2,048 pixels has one cell long before."""
+"""The map of a picture of 2,048 pixels shrinks to one cell long before that."""
 
 
 class MultiScaleWindows(nn.Module):
     """Features of the 3 x 3 windows, stride 1, on `n_scales` maps.
 
-    Cells beyond the border of an image count as zeros on every map, so that what is said of a
-    window depends neither on the images beside it in a batch nor on the padding.
+    Cells beyond the border of an image count as zeros on every map, so the features of a window
+    depend neither on the other images of a batch nor on the padding.
 
     Args:
         n_in: channels of the first map.
-        n_channels: of the maps made from it.
-        n_features: D, of a window.
-        n_scales: maps; each has half the side of the one before.
+        n_channels: channels of the maps made from it.
+        n_features: D, features of a window.
+        n_scales: number of maps; each has half the side of the one before.
     """
 
     def __init__(self, n_in: int, n_channels: int, n_features: int, n_scales: int) -> None:
@@ -45,13 +47,13 @@ class MultiScaleWindows(nn.Module):
         """Features (B, M, D) of all windows, scale after scale and row after row, and (B, M) bool.
 
         Args:
-            base: (B, n_in, h, w), zero beyond each image's own part at the top left.
+            base: (B, n_in, h, w), zero beyond the part of each image at the top left.
             shapes: (B, 2) int64, height and width of that part in cells.
 
         Returns:
             The features, and which of the windows lie within their image.
         """
-        inside = _inside(shapes, base.shape[2], base.shape[3])  # (B, 1, h, w)
+        inside = mask_cells(shapes, base.shape[2], base.shape[3])  # (B, 1, h, w)
         x = F.relu(self.reduce(base)) * inside
         features, present = [], []
         for scale, window in enumerate(self.windows):
@@ -63,18 +65,11 @@ class MultiScaleWindows(nn.Module):
         return torch.cat(features, dim=1), torch.cat(present, dim=1)
 
 
-def _inside(shapes: Tensor, height: int, width: int) -> Tensor:
-    """Which cells (B, 1, height, width) belong to an image of `shapes` (B, 2) cells."""
-    rows = torch.arange(height, device=shapes.device) < shapes[:, :1]
-    columns = torch.arange(width, device=shapes.device) < shapes[:, 1:]
-    return rows[:, None, :, None] & columns[:, None, None, :]
-
-
 def window_box(scale: int, row: int, column: int) -> tuple[int, int, int, int]:
     """The cells of the first map that one window reads: x0, y0, x1, y1, the last ones exclusive.
 
-    A cell of the map `scale` stands above the cell (2^scale row, 2^scale column) of the first map
-    and reads 2^scale - 1 more on each side of it; the window has a neighbour, 2^scale farther, on
+    A cell of the map `scale` is centred on the cell (2^scale row, 2^scale column) of the first map
+    and reads 2^scale - 1 more on each side of it; the window adds a neighbour, 2^scale farther, on
     each side. So it is 2^(scale + 2) - 1 cells wide: 3, 7, 15. Cells beyond the map are zeros.
     """
     reach = 2 ** (scale + 1) - 1
@@ -83,16 +78,16 @@ def window_box(scale: int, row: int, column: int) -> tuple[int, int, int, int]:
 
 
 def window_boxes(height: int, width: int, n_scales: int) -> Tensor:
-    """The cells (M, 4) of a first map that all windows read, cut to the map: x0, y0, x1, y1.
+    """The cells (M, 4) of the first map that each window reads, cut to the map: x0, y0, x1, y1.
 
     In the order of `MultiScaleWindows`, float32. Multiplied by the stride of the first map, they
-    are the windows' boxes in the input picture. (What the base network itself sees around its cells
-    is not counted: in theory that is most of the picture, in effect not much more than a cell.)
+    are the windows' boxes in the input picture. (The receptive field of the base network is not
+    counted: in theory it is most of the picture, in effect not much more than a cell.)
 
     Args:
-        height: of the first map, in cells.
-        width: as well.
-        n_scales: maps.
+        height: height of the first map, in cells.
+        width: width of the first map, in cells.
+        n_scales: number of maps.
     """
     boxes = []
     for scale in range(n_scales):

@@ -7,6 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign, roi_pool
 
+from regionhash.parts.cells import crop_maps
+
 SPATIAL = 7  # RoI bins per side, as in the paper's VGG16
 SEMANTIC = 4  # bins per side whose average and maximum describe the content of a box
 SAMPLES = 2  # per side of a bin
@@ -17,9 +19,9 @@ def pool_top(top: Tensor, boxes: list[Tensor], stride: float) -> Tensor:
     """Average and maximum of the last stage's map over each box, (M, 2 * D), at least in float32.
 
     These are RoIAlign's bins (He et al., "Mask R-CNN", ICCV 2017), aligned, with two by two samples
-    each. A bilinear sample is a weighted sum of four cells, so a bin is one of sixteen: what
-    embeddings are summed by does this, for a map of many channels and few cells, several times
-    faster than torchvision's kernel or a product with a matrix that is nearly all zeros.
+    each. A bilinear sample is a weighted sum of four cells, so a bin is one of sixteen. For a map
+    of many channels and few cells, `embedding_bag` computes such sums several times faster than
+    torchvision's kernel or a product with a matrix that is nearly all zeros.
 
     Args:
         top: (B, D, h, w).
@@ -29,8 +31,8 @@ def pool_top(top: Tensor, boxes: list[Tensor], stride: float) -> Tensor:
     height, width = top.shape[2:]
     top = top.to(torch.promote_types(top.dtype, torch.float32))
     pooled = []
-    for one, own in zip(top, boxes, strict=True):
-        x0, y0, x1, y1 = (own / stride - 0.5).unbind(1)
+    for one, boxes_of_image in zip(top, boxes, strict=True):
+        x0, y0, x1, y1 = (boxes_of_image / stride - 0.5).unbind(1)
         columns, across = _cells_of_bins(x0, x1, width)
         rows, down = _cells_of_bins(y0, y1, height)
         cells = rows[:, :, None, :, None] * width + columns[:, None, :, None, :]
@@ -41,7 +43,7 @@ def pool_top(top: Tensor, boxes: list[Tensor], stride: float) -> Tensor:
             per_sample_weights=weights.reshape(-1, (2 * SAMPLES) ** 2).to(top.dtype),
             mode="sum",
         )  # (R * 16, D)
-        bins = bins.view(len(own), SEMANTIC**2, top.shape[1])
+        bins = bins.view(len(boxes_of_image), SEMANTIC**2, top.shape[1])
         pooled.append(torch.cat([bins.mean(1), bins.amax(1)], dim=1))
     return torch.cat(pooled)
 
@@ -49,8 +51,8 @@ def pool_top(top: Tensor, boxes: list[Tensor], stride: float) -> Tensor:
 def _cells_of_bins(low: Tensor, high: Tensor, n_cells: int) -> tuple[Tensor, Tensor]:
     """The cells of one axis that the bins of R intervals read, and their weights.
 
-    A sample between two cells takes its share of both, one within a cell beyond the border the
-    border's value, one farther out nothing.
+    A sample between two cells takes its share of both, one up to a cell beyond the border takes the
+    border's value, and one farther out takes nothing.
 
     Returns:
         (R, SEMANTIC, 2 * SAMPLES) int64 and float32.
@@ -67,31 +69,27 @@ def _cells_of_bins(low: Tensor, high: Tensor, n_cells: int) -> tuple[Tensor, Ten
     return cells.view(shape), weights.view(shape)
 
 
-def pool_whole(top: Tensor, sizes: list[tuple[int, int]], stride: float) -> Tensor:
+def pool_whole(top: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
     """Average and maximum of the last stage's map over each picture, (B, 2 * D), in float32.
 
     Args:
         top: (B, D, h, w).
-        sizes: (height, width) of the pictures without the batch's padding, in input pixels.
-        stride: input pixels per cell of the map.
+        sizes: (height, width) of the pictures in the batch, in input pixels.
     """
-    pooled = []
-    for one, (height, width) in zip(top.float(), sizes, strict=True):
-        own = one[:, : round(height / stride), : round(width / stride)]
-        pooled.append(torch.cat([own.mean((1, 2)), own.amax((1, 2))]))
-    return torch.stack(pooled)
+    maps = crop_maps(top.float(), sizes)
+    return torch.stack([torch.cat([one.mean((1, 2)), one.amax((1, 2))]) for one in maps])
 
 
 class RegionPooling(nn.Module):
     """RoIAlign on the feature maps and, besides, averages and maxima of the last stage's map.
 
-    The second part is there because a feature pyramid is trained from nothing: on few pictures it
-    has not learned what the pretrained last stage knows about classes.
+    The second part exists because a feature pyramid is trained from scratch: on few pictures it
+    does not learn what the pretrained last stage knows about classes.
 
     Args:
         map_names: names of the maps to pool from; an FPN's extra "pool" map is for the RPN alone.
-        channels: of these maps.
-        top_channels: of the last stage's map; 0 leaves it out (Region-DH as printed).
+        channels: channels of these maps.
+        top_channels: channels of the last stage's map; 0 leaves it out (Region-DH as printed).
     """
 
     def __init__(self, map_names: list[str], channels: int, top_channels: int) -> None:
@@ -115,7 +113,7 @@ class RegionPooling(nn.Module):
             top: (B, top_channels, h, w).
             boxes: B times (R, 4), xyxy in input pixels.
             sizes: (height, width) of the images in the batch.
-            batch_width: the width that the maps stand for, padding included.
+            batch_width: width of the batch in input pixels, padding included.
         """
         spatial = self.align(maps, boxes, sizes).flatten(1)
         if not self.n_semantic:
@@ -132,6 +130,6 @@ def pool_pyramid(maps: Tensor, boxes: list[Tensor]) -> Tensor:
         maps: (B, D, h, w).
         boxes: B times (R, 4), xyxy in cells of the map; M is their total number.
     """
-    # torchvision counts the last cell in.
-    last = [torch.cat([own[:, :2], (own[:, 2:] - 1).maximum(own[:, :2])], dim=1) for own in boxes]
-    return torch.cat([roi_pool(maps, last, n, 1.0).flatten(1) for n in PYRAMID], dim=1)
+    # torchvision's last cell is inclusive.
+    inclusive = [torch.cat([x[:, :2], (x[:, 2:] - 1).maximum(x[:, :2])], dim=1) for x in boxes]
+    return torch.cat([roi_pool(maps, inclusive, n, 1.0).flatten(1) for n in PYRAMID], dim=1)

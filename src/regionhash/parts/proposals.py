@@ -1,4 +1,4 @@
-"""Object location: a region proposal network that also tells how sure it is of each proposal."""
+"""Object location: a region proposal network that also returns the objectness of each proposal."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torchvision.models.detection.rpn import (
 Targets = list[dict[str, Tensor]]
 
 MAX_PROPOSALS = 10_000
-"""NMS compares four times as many boxes with each other: some seconds a picture."""
+"""NMS compares four times as many boxes with each other, which takes seconds per picture."""
 
 
 class ScoredRPN(RegionProposalNetwork):
     """torchvision's RPN, which computes the objectness of its proposals and then drops it.
 
-    `forward` is the parent's but for what it returns.
+    `forward` differs from the parent's only in what it returns.
     """
 
     def forward(
@@ -39,7 +39,7 @@ class ScoredRPN(RegionProposalNetwork):
         n_anchors = [x.shape[1] * x.shape[2] * x.shape[3] for x in logits]
         logits, deltas = concat_box_prediction_layers(logits, deltas)
         logits, deltas = logits.float(), deltas.float()
-        # As in Faster R-CNN, no gradient passes through the proposals' places.
+        # As in Faster R-CNN, no gradient passes through the proposals' positions.
         boxes = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
         proposals, objectness = self.filter_proposals(boxes, logits, images.image_sizes, n_anchors)
         if not self.training:
@@ -58,9 +58,9 @@ def build_rpn(
     """An RPN with the thresholds of Faster R-CNN.
 
     Args:
-        channels: of the feature maps.
+        channels: channels of the feature maps.
         anchor_sizes: sides of the anchors on each map, in input pixels; each with three aspects.
-        n_proposals: how many are left of an image after NMS, at most.
+        n_proposals: greatest number of proposals per image after NMS.
 
     Raises:
         ValueError: `n_proposals` is out of range.

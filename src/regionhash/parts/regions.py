@@ -1,4 +1,4 @@
-"""From tensors of a network to the records that are stored."""
+"""From tensors of a network to stored records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def regions_of(boxes: Tensor, scores: Tensor, labels: Tensor | None, codes: Code
     Args:
         boxes: (R, 4), xyxy in pixels of the picture.
         scores: (R,), in [0, 1].
-        labels: (R,), class indices from 0; None where the model knows no classes.
+        labels: (R,), class indices from 0; None if the model knows no classes.
         codes: (R, K/8) uint8, packed.
     """
     known = np.full(len(boxes), -1) if labels is None else labels.cpu().numpy()

@@ -1,4 +1,4 @@
-"""Object proposals without learning: selective search through OpenCV, kept on the disk.
+"""Object proposals without learning: selective search through OpenCV, cached on disk.
 
 Uijlings, van de Sande, Gevers, Smeulders, "Selective Search for Object Recognition", IJCV 2013.
 """
@@ -18,28 +18,28 @@ from torchvision.ops import nms
 from regionhash.files.atomic import replacing
 
 CACHE_VARIABLE = "REGIONHASH_CACHE"
-"""The environment variable with the folder of the cache; ~/.cache/regionhash without it."""
+"""The environment variable that names the cache folder; default ~/.cache/regionhash."""
 
 _MIN_SIDE = 16  # pixels of a proposal
 _NMS = 0.7
 
 
 def cache_folder() -> Path:
-    """Where proposals are kept."""
+    """The folder in which proposals are cached."""
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "regionhash")
 
 
 class SelectiveSearch:
-    """The boxes of a picture, found once and then read from the disk.
+    """The boxes of a picture, found once and then read from disk.
 
-    OpenCV gives some thousand boxes in an order that it draws at random. Here the order is drawn
-    from the picture's own hash, so that the same picture always has the same boxes; near doubles
-    are left out. Each picture has one file, named by the hash of its pixels and written in one
-    step: a run that was killed goes on where it was.
+    OpenCV gives some thousand boxes in random order. Here the order is seeded with the hash of the
+    picture, so that the same picture always has the same boxes; near duplicates are left out. Each
+    picture has one file, named by the hash of its pixels and written atomically: a run that was
+    killed resumes where it stopped.
 
     Args:
-        n_proposals: how many are left of a picture, at most.
-        folder: of the files; None takes `cache_folder`.
+        n_proposals: greatest number of boxes of a picture.
+        folder: where the files are; None takes `cache_folder`.
     """
 
     def __init__(self, n_proposals: int, folder: Path | None = None) -> None:
@@ -50,7 +50,7 @@ class SelectiveSearch:
         """Boxes (R, 4) float32, xyxy in pixels, of an image (3, h, w) uint8; R may be 0.
 
         Raises:
-            ValueError: OpenCV is not there.
+            ValueError: OpenCV is not installed.
         """
         pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()  # (h, w, 3)
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
@@ -67,7 +67,7 @@ class SelectiveSearch:
 
 
 def _search(pixels: Any) -> Any:
-    """All boxes (N, 4) float32 of a picture (h, w, 3), in the order of their edges."""
+    """All boxes (N, 4) float32 of a picture (h, w, 3), sorted by their edges."""
     try:
         from cv2 import ximgproc
     except ImportError as error:
@@ -84,8 +84,8 @@ def _search(pixels: Any) -> Any:
 
 
 def _read(path: Path) -> Any:
-    """The boxes in a file; None where it is missing or broken."""
-    try:  # mapped, since a broken header may promise more than the file holds
+    """The boxes in a file; None if it is missing or damaged."""
+    try:  # mapped, because a damaged header may declare more than the file holds
         boxes = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, ArithmeticError):
         return None

@@ -1,4 +1,4 @@
-"""Hand-crafted local features: SIFT, by OpenCV, which only this needs."""
+"""Hand-crafted local features: SIFT, from OpenCV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from regionhash.structures import Floats
 
 
 def load_opencv() -> Any:
-    """The module.
+    """The module `cv2`.
 
     Raises:
         ValueError: OpenCV is not installed.
@@ -24,14 +24,14 @@ def load_opencv() -> Any:
 
 
 def sift_features(image: Image, *, most: int = 500) -> tuple[Floats, Floats]:
-    """Places (P, 2), x and y in pixels, and RootSIFT descriptors (P, 128) of a picture.
+    """Positions (P, 2), x and y in pixels, and RootSIFT descriptors (P, 128) of a picture.
 
     Lowe, IJCV 2004; the square root is Arandjelovic and Zisserman's (CVPR 2012). A picture without
-    a corner has none.
+    corners has none.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        most: how many of the strongest are kept.
+        most: greatest number of features; the strongest are kept.
 
     Raises:
         ValueError: OpenCV is not installed.

@@ -9,30 +9,30 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 _LEAST_SHRINKAGE = 1e-3
-"""Of the covariance, however many features were seen: directions in which a collection hardly
+"""Shrinkage of the covariance for any number of features: directions in which a collection hardly
 varies are stretched at most some 30 times as much as an average one."""
 
 
 class Whitening(nn.Module):
-    """PCA whitening, L2 normalisation, then the mean of the normalised features taken away.
+    """PCA whitening, L2 normalisation, then subtraction of the mean of the normalised features.
 
         y = normalise(P^T (x - m)) - c,   P = V diag(l)^(-power/2)
 
-    m and (l, V) are the mean and the eigenvalues and vectors of the covariance of the features that
-    `fit` saw, c the mean of the normalised ones (systems without the last step leave the bits of a
-    hash behind it unbalanced). Until it is fitted it keeps the first features, normalised.
+    m and (l, V) are the mean and the eigenvalues and -vectors of the covariance of the features
+    that `fit` saw, c the mean of the normalised ones (without the last step, the bits of a hash of
+    the result are unbalanced). Until it is fitted, it returns the first P features, normalised.
 
     The covariance S is shrunk towards (trace(S) / D) I by the share that Chen et al. derive for
     Gaussian features ("Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Trans. Signal
     Processing 2010, eq. 23: OAS), which depends on the number of features alone and falls with it.
-    So no eigenvalue is zero, whatever was seen: features that never change, fewer features than
-    dimensions, or a single one. Where nothing varies at all P is orthonormal.
+    So no eigenvalue is zero, even for features that never change, fewer features than dimensions,
+    or a single one. If nothing varies at all, P is orthonormal.
 
     Args:
         n_in: D, features in.
         n_out: P, features out, at most D: the directions of most variance.
-        power: 1 is whitening in full, 0 a PCA alone. Between them directions of little variance,
-            which are more noise than the others, keep a smaller part; docs/drh.md has figures.
+        power: 1 is full whitening, 0 PCA alone. In between, directions of little variance, which
+            are noisier than the others, keep a smaller part; docs/drh.md has figures.
 
     Raises:
         ValueError: `n_out` is not in [1, n_in], or `power` not in [0, 1].
@@ -54,7 +54,7 @@ class Whitening(nn.Module):
         self.register_buffer("post_mean", torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., P) float32 of features (..., D); the mean of the collection gives -c."""
+        """(..., P) float32 of features (..., D); the mean of the collection becomes -c."""
         return self._normalised(x) - self.post_mean
 
     def _normalised(self, x: Tensor) -> Tensor:
@@ -65,12 +65,12 @@ class Whitening(nn.Module):
         """Learns all buffers from features, and returns itself.
 
         Args:
-            batches: (N, D) each, N may differ. Gone through twice, one batch in memory at a time;
+            batches: (N, D) each, N may differ. Read twice, with one batch in memory at a time;
                 sums are float64.
 
         Raises:
-            ValueError: no feature at all, another D, values that are not finite, or something that
-                can be gone through only once.
+            ValueError: no features, another D, values that are not finite, or an iterable that can
+                be read only once.
         """
         if isinstance(batches, Iterator):
             raise ValueError("batches must allow two passes (a list, say), got an iterator")
@@ -80,7 +80,7 @@ class Whitening(nn.Module):
         for batch in batches:
             x = self._checked(batch)
             if not n and len(x):
-                shift = x.mean(0)  # near the mean: the products then lose no digits
+                shift = x.mean(0)  # near the mean, so that the products lose no digits
             x = x - shift
             n, total, products = n + len(x), total + x.sum(0), products + x.T @ x
         if not n:
@@ -107,10 +107,10 @@ class Whitening(nn.Module):
 
 
 def _shrunk(covariance: Tensor, n: int) -> Tensor:
-    """The covariance of `n` features (D, D), shrunk as `Whitening` tells; positive definite."""
+    """The covariance (D, D) of `n` features, shrunk as `Whitening` describes; positive definite."""
     d = len(covariance)
     trace = covariance.trace()
-    if trace <= torch.finfo(torch.float32).eps ** 2 * d:  # nothing but rounding
+    if trace <= torch.finfo(torch.float32).eps ** 2 * d:  # only rounding
         return torch.eye(d, dtype=covariance.dtype, device=covariance.device)
     squares = (covariance**2).sum()
     share = ((1 - 2 / d) * squares + trace**2) / (

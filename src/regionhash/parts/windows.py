@@ -1,4 +1,4 @@
-"""Windows on a feature map, and the maximum of the map in each of many of them at once."""
+"""Windows on a feature map, and the maximum of the map in many of them at once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 from regionhash.structures import Ints
 
 MAX_ASPECT = 3.0
-"""Windows longer than that are dropped (DRH's public code; the paper gives no number)."""
+"""Windows of a greater aspect are dropped (DRH's public code; the paper gives no number)."""
 
-_SLACK = 1e-9  # 2 / (1 - 0.6) is 5 windows more, not 4.999...
-_TOUCH = 1e-3  # of a cell: a box that ends at its border, but for rounding, does not touch the next
+_SLACK = 1e-9  # 2 / (1 - 0.6) is 5 more windows, not 4.999...
+_TOUCH = 1e-3  # of a cell: a box that ends at its border, up to rounding, does not touch the next
 
 
 def sliding_windows(height: int, width: int, overlap: float) -> Ints:
@@ -21,13 +21,13 @@ def sliding_windows(height: int, width: int, overlap: float) -> Ints:
     Widths W, W/2, W/3 with heights H, H/2, H/3 (DRH, "Sliding window"), read as follows:
 
     - A map that is wider than high has no windows of height H/3, one that is higher than wide none
-      of width W/3 (the paper's threshold is not given; square maps keep all).
-    - Neighbours overlap by at most `overlap` of their width: between two of width w lie at least
-      (1 - overlap) w cells, so 1 + floor((W - w) / ((1 - overlap) w)) of them fit. On a map of
-      4 : 3 that makes 21, 36, 40 and 60 windows at an overlap of 0.4, 0.5, 0.6 and 0.7, which are
-      the paper's numbers. They are spread from edge to edge, so that all of the map is covered.
-    - Windows with an aspect above `MAX_ASPECT` are dropped. Sides and places are rounded to
-      cells; windows that this makes equal are given once.
+      of width W/3 (the paper gives no threshold; square maps keep all).
+    - Neighbours overlap by at most `overlap` of their width: two of width w start at least
+      (1 - overlap) w cells apart, so 1 + floor((W - w) / ((1 - overlap) w)) of them fit. On a map
+      of 4 : 3 that makes 21, 36, 40 and 60 windows at an overlap of 0.4, 0.5, 0.6 and 0.7, which
+      are the paper's numbers. They are spread from edge to edge, so that they cover the whole map.
+    - Windows with an aspect above `MAX_ASPECT` are dropped. Sides and positions are rounded to
+      cells; windows that become equal are returned once.
 
     Args:
         height: H, in cells.
@@ -52,7 +52,7 @@ def sliding_windows(height: int, width: int, overlap: float) -> Ints:
 
 
 def _spans(length: int, parts: int, overlap: float) -> list[tuple[int, int]]:
-    """Where spans of length / parts lie, spread from one end to the other."""
+    """First and last cells (exclusive) of spans of length / parts, spread from end to end."""
     span = max(1, round(length / parts))
     n = 1 + int((parts - 1) / (1 - overlap) + _SLACK)
     starts = np.round(np.linspace(0, length - span, n)).astype(int).tolist()
@@ -63,10 +63,10 @@ def snap_boxes(boxes: Tensor, stride: float, height: int, width: int) -> Ints:
     """The cells (R, 4) of a map that boxes touch: x0, y0, x1, y1, one cell at least.
 
     Args:
-        boxes: (R, 4), xyxy in input pixels; of what lies outside, the nearest cell is taken.
+        boxes: (R, 4), xyxy in input pixels; a box outside the map takes the nearest cell.
         stride: input pixels per cell.
-        height: of the map, in cells.
-        width: as well.
+        height: height of the map, in cells.
+        width: width of the map, in cells.
     """
     cells = boxes.double().cpu().numpy() / stride
     limits = np.array([width, height])
@@ -78,8 +78,8 @@ def snap_boxes(boxes: Tensor, stride: float, height: int, width: int) -> Ints:
 def max_pool_windows(maps: Tensor, windows: Ints) -> Tensor:
     """The maximum (B, R, D) of each channel in each window.
 
-    A rectangle is the union of four others whose sides are powers of two, one in each corner. So
-    the map of maxima over rectangles of 2^i x 2^j cells answers all windows of that class of size,
+    A window is the union of four rectangles whose sides are powers of two, one in each corner. So
+    the map of maxima over rectangles of 2^i x 2^j cells serves all windows of that class of size,
     and each such map is made from one of half the size: the work does not grow with the area of the
     windows, and no loop runs over them.
 
@@ -102,14 +102,14 @@ def max_pool_windows(maps: Tensor, windows: Ints) -> Tensor:
         cells = rows
         for i in range(levels[levels[:, 1] == j, 0].max(initial=-1) + 1):
             cells = cells if i == 0 else _maxima_of_two(cells, 2, 2 ** (i - 1))
-            own = np.flatnonzero((levels == (i, j)).all(axis=1))
-            (x0, y0), (x1, y1) = low[own].T, (high[own] - (2**i, 2**j)).T
+            group = np.flatnonzero((levels == (i, j)).all(axis=1))
+            (x0, y0), (x1, y1) = low[group].T, (high[group] - (2**i, 2**j)).T
             corners = cells[:, np.stack([y0, y0, y1, y1]), np.stack([x0, x1, x0, x1])]
-            pooled[:, own] = corners.amax(1)  # of (B, 4, R, D)
+            pooled[:, group] = corners.amax(1)  # of (B, 4, R, D)
     return pooled
 
 
 def _maxima_of_two(cells: Tensor, dim: int, apart: int) -> Tensor:
-    """The larger of each cell and the one `apart` cells on."""
+    """The larger of each cell and the one `apart` cells further along `dim`."""
     n = cells.shape[dim] - apart
     return torch.maximum(cells.narrow(dim, 0, n), cells.narrow(dim, apart, n))

@@ -1,21 +1,39 @@
-"""What a network without its hash says of pictures, kept on disk; how a hash is trained on it."""
+"""Features of a network without its hash, kept on disk; how a hash is trained on them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
+from lightning_fabric import Fabric
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from regionhash.data.image_set import ImageSet
 from regionhash.files.atomic import replacing
 from regionhash.models import TrainedHashModel
 from regionhash.models.encoding import Precision
-from regionhash.training.loop import Cache, TrainingConfig, cache_features
+from regionhash.training.config import TrainingConfig
+from regionhash.training.reader import Cache, Reader, known_to
 
 PRECISION: Precision = "bf16-mixed"  # of the presets
+
+
+def cache_features(
+    model: TrainedHashModel, image_set: ImageSet, config: TrainingConfig, n_views: int
+) -> Cache:
+    """Features of `n_views` views of all readable pictures, from the network without its hash.
+
+    The first view is the picture unchanged, and gives what `encode` would see. Models that differ
+    in the image hash alone can share the result.
+    """
+    fabric = Fabric(accelerator="auto", devices=1, precision=config.precision)
+    ready: Any = fabric.setup_module(cast(nn.Module, model))
+    ready.mark_forward_method("frozen_features")
+    reader = Reader(config, len(image_set.classes), fabric.device)
+    return reader.views(ready, known_to(model, image_set), n_views)
 
 
 def stored_features(
@@ -26,15 +44,15 @@ def stored_features(
     n_views: int,
     note: Callable[[str], None],
 ) -> Cache:
-    """The features of `n_views` views of all pictures, from `path` or, if it is missing, made.
+    """The features of `n_views` views of all pictures, read from `path` or computed and kept there.
 
     Args:
-        path: a safetensors file; its name must have all that the features depend on.
-        build: makes the network, see `cache_features`; called only if the file is missing.
+        path: a safetensors file; its name must say everything the features depend on.
+        build: makes the network, see `cache_features`; called only if the file is unusable.
         image_set: pictures.
-        config: of the views.
-        n_views: how many of every picture.
-        note: called with lines of progress.
+        config: how views are made.
+        n_views: views of every picture.
+        note: called with a line of progress.
 
     Raises:
         ValueError: a picture cannot be read.
@@ -65,7 +83,7 @@ def _stored(path: Path, n_views: int, note: Callable[[str], None]) -> Cache | No
 def head_training(
     *, epochs: int, short: int, views: int, seed: int, ramped: bool = False
 ) -> TrainingConfig:
-    """How the presets train the layers of a hash on such features: all methods alike.
+    """How the presets train the layers of a hash on cached features, the same for all methods.
 
     With `ramped`, the hashing terms come in slowly.
     """
@@ -97,9 +115,9 @@ def _flat(cache: Cache) -> dict[str, Tensor]:
 def _nested(tensors: dict[str, Tensor], n_views: int) -> Cache:
     cache: Cache = []
     for view in range(n_views):
-        start = f"{view}/"
+        prefix = f"{view}/"
         features = {
-            name.removeprefix(start): x for name, x in tensors.items() if name.startswith(start)
+            name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
         }
         labels = features.pop("labels")
         cache.append((features, labels))

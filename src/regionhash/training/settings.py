@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from regionhash.files.text import one_line, read_text, refusing, shown
 from regionhash.models import MODELS
 from regionhash.models.parameters import LARGEST, MOST, checked, types_of
-from regionhash.training.loop import TrainingConfig
+from regionhash.training.config import TrainingConfig
 
 Arguments = dict[str, Any]
 Options = TypeVar("Options")
@@ -19,7 +19,7 @@ Options = TypeVar("Options")
 NO_FLAGS: Mapping[str, Any] = MappingProxyType({})
 
 _MOST_BYTES, _LONGEST_LINE = 1 << 16, 1000
-"""Of a file of settings; `tomllib` takes time that grows with the square of a line's length."""
+"""Limits on a file of settings: `tomllib` takes time quadratic in the length of a line."""
 
 
 def training_settings(
@@ -29,25 +29,26 @@ def training_settings(
     assignments: Sequence[str] = (),
     flags: Mapping[str, Any] = NO_FLAGS,
 ) -> tuple[Arguments, TrainingConfig]:
-    """What the builder of a model and the training are called with.
+    """The arguments for the builder of a model, and the configuration of its training.
 
     A name is an argument of the model's builder or a field of `TrainingConfig`; no name is both.
-    What comes later wins: the file, then the assignments, then the flags.
+    Flags override assignments, which override the file.
 
     Args:
         model: a key of MODELS.
         file: TOML with the tables [model] and [training].
-        assignments: "name=value" each; the value as in TOML, where a single word needs no quotes.
-        flags: values by name; those that are None were not given.
+        assignments: "name=value" each; the value as in TOML, except that a single word needs no
+            quotes.
+        flags: values by name; None means not given.
 
     Raises:
-        ValueError: an unknown model or name, or a value of another type; the message names where it
-            stands and what would be right.
+        ValueError: an unknown model or name, or a value of the wrong type; the message names its
+            place and what is allowed.
     """
     if model not in MODELS:
         raise ValueError(f"unknown model {model!r}; known: {', '.join(MODELS)}")
     known = {"model": types_of(MODELS[model]), "training": types_of(TrainingConfig)}
-    known["model"].pop("n_classes")  # the data tells
+    known["model"].pop("n_classes")  # set from the data
     table_of = {name: table for table, names in known.items() for name in names}
     settings: dict[str, Arguments] = {"model": {}, "training": {}}
 
@@ -131,5 +132,5 @@ def _read(file: Path) -> dict[str, Any]:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):  # no TOML, or more than Python reads: a word
+    except (ValueError, RecursionError):  # not TOML, or deeper than Python reads: a word
         return text
