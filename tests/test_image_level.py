@@ -127,7 +127,7 @@ def test_the_category_baseline_has_a_code_of_every_category():
     bits = np.unpackbits(encoded.categories.codes, axis=1)
     np.testing.assert_array_equal(bits[:, :4], (a[0] >= 0).numpy())
     assert not bits[:, 4:].any()
-    with pytest.raises(ValueError, match="categories alone"):
+    with pytest.raises(ValueError, match="categories of whole pictures alone"):
         model.encode_boxes(images, [])
 
 

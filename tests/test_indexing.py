@@ -301,7 +301,7 @@ def test_an_index_that_was_moved_brings_its_model_along(photos, tmp_path):
     other = shutil.copytree(after, tmp_path / "other")
     (after / "model.json").write_text("[]")  # something else of that name
     said = error_of("search", after, *command)
-    assert said == f"{after / 'model.json'}: not a checkpoint: must be an object, got []"
+    assert said == f"{after / 'model.json'}: cannot read the checkpoint: must be an object, got []"
     assert search(after, *command, "--model", other) == wanted
 
 

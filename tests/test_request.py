@@ -53,6 +53,12 @@ def test_without_codes_of_pictures_one_picture_asks_for_its_objects():
         ([query()], {"steps": ["global", "global-expand"], "expand": 0}, "expand must be at least"),
         ([query()], {"max_distance": 3}, "max_distance needs objects to exclude"),
         ([query()], {"exclude": [query()], "max_distance": -1}, "max_distance must be at least 0"),
+        (
+            [query()],
+            {"mode": "category", "min_prob": 1.5},
+            r"min_prob must be in \[0, 1\], got 1.5",
+        ),
+        ([query()], {"mode": "category", "min_prob": np.nan}, r"min_prob must be in \[0, 1\]"),
         ([query()], {"min_prob": 0.5}, "min_prob needs mode category, got mode image"),
         ([query()], {"exclude": [query()], "mode": "image"}, "exclude needs mode objects"),
         ([query()], {"exclude": [query()], "steps": ["exact"]}, "exclude needs mode objects"),

@@ -326,7 +326,7 @@ def test_a_foreign_json_is_refused(checkpoint, change, message):
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(checkpoint)
     config.write_text("{")
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
         read_checkpoint(checkpoint)
     config.unlink()
     with pytest.raises(CheckpointError, match="a checkpoint is a folder with it"):

@@ -1,4 +1,4 @@
-"""The models by name, and what a model must offer. A class has its paper's values as defaults."""
+"""The models by name, and what a model must offer. Defaults are the paper's unless stated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HashModel(Protocol):
 
     Attributes:
         shared_code_space: whether codes of boxes and of whole pictures can be compared.
-        n_bits: of the image code, 0 where there is none; n_region_bits: of a region's code.
+        n_bits: bits of the image code, 0 if there is none; n_region_bits: bits of a region's code.
     """
 
     shared_code_space: bool
@@ -47,11 +47,11 @@ class HashModel(Protocol):
 
 
 class TrainedHashModel(HashModel, Protocol):
-    """What `regionhash train` needs besides, of a model that learns from labels.
+    """What `regionhash train` also needs, from a model that learns from labels.
 
     Attributes:
         backbone: what all other layers read.
-        weakly_supervised: learns from the labels of whole pictures; boxes are taken away before
+        weakly_supervised: learns from the labels of whole pictures; boxes are removed before
             anything is read.
         needs_trained_rpn: has an RPN that is never trained, so it must start from another model.
         ramped_terms: names of the losses that training may bring in slowly.
@@ -87,7 +87,7 @@ class ImageHashModel(TrainedHashModel, Protocol):
     """A trained model with a code of the whole picture."""
 
     def hash_features(self, features: dict[str, Tensor]) -> Tensor:
-        """Activations (B, n_bits) of the image hash, of what `frozen_features` gives."""
+        """Activations (B, n_bits) of the image hash, from what `frozen_features` gives."""
 
 
 def learns_from_labels(model: HashModel) -> TypeGuard[TrainedHashModel]:

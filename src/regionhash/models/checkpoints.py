@@ -28,11 +28,11 @@ from regionhash.models.parameters import checked, defaults_of, types_of
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
-NEXT_WEIGHTS_FILE = f"{WEIGHTS_FILE}.new"  # only while a model is written, or after a kill
+NEXT_WEIGHTS_FILE = f"{WEIGHTS_FILE}.new"  # exists only during a write, or after a kill
 CONFIG_FILE = "model.json"
 
 MIN_SHORT, MAX_SHORT = 32, 2048
-"""Of the network's input: below, the last stage sees nothing; above, pictures take gigabytes."""
+"""Short side of the input: below, the last stage sees nothing; above, pictures take gigabytes."""
 
 
 _MAX_HEADER = 10 << 20  # bytes of names and shapes in a file of weights; a ResNet-101 has 100 KB
@@ -51,15 +51,15 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model and how it came to be.
+    """A model and its origin.
 
     Attributes:
         name: a key of MODELS.
-        arguments: what its builder was called with, so that it can be built again; of one that was
-            saved or read, with the defaults of the version that saved it.
+        arguments: arguments of its builder, to build it again; once saved, with the defaults of the
+            version that saved it.
         classes: names of the classes.
         short: short side of the network's input in pixels.
-        model_hash: of the weights and all of the above: two checkpoints with the same hash give
+        model_hash: hash of the weights and all of the above: checkpoints with the same hash give
             the same codes.
         provenance: versions, git hash, data hash, training configuration, figures.
     """
@@ -83,7 +83,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_hash() -> str | None:
-    """The commit of the source tree that runs, with "+" where it was changed; None outside git."""
+    """The commit of the running source tree, with "+" if it was changed; None outside git."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
@@ -101,17 +101,17 @@ def _git_hash() -> str | None:
 
 
 def save_checkpoint(folder: Path, model: HashModel, checkpoint: Checkpoint) -> Checkpoint:
-    """Writes `folder`/model.safetensors and model.json, in place of an older pair.
+    """Writes `folder`/model.safetensors and model.json, replacing an older pair.
 
     Killed at any moment, it leaves the older pair or the new one, whole; see `load_checkpoint`.
 
     Returns:
         The checkpoint with its hash, and with the defaults of the builder among its arguments:
-        those of a later version may be others, and with them the codes.
+        a later version may have other defaults, which would change the codes.
 
     Raises:
         CheckpointError: what `read_checkpoint` would refuse, or a full disk.
-        OSError: the disk refuses.
+        OSError: writing fails.
     """
     state = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,11 +133,11 @@ def save_checkpoint(folder: Path, model: HashModel, checkpoint: Checkpoint) -> C
 
 
 def copy_checkpoint(origin: Path, folder: Path) -> None:
-    """Copies a model into a folder, in place of an older one, as `save_checkpoint` writes it.
+    """Copies a model into a folder, replacing an older one, as `save_checkpoint` writes it.
 
     Raises:
-        CheckpointError: there is none at `origin`, or one that cannot be used.
-        OSError: the disk refuses.
+        CheckpointError: there is no usable one at `origin`.
+        OSError: writing fails.
     """
     record, _ = _read_record(origin)
     weights, _ = _find_weights(origin)
@@ -148,25 +148,25 @@ def copy_checkpoint(origin: Path, folder: Path) -> None:
     _put_in_place(folder, json.dumps(record, indent=2) + "\n")
 
 
-# The new weights lie under a name of their own until the JSON that tells their hash is there. So at
-# any moment the JSON has weights that belong to it, under one of the two names.
+# The new weights have a temporary name until the JSON with their hash is written. So at any moment
+# the weights that belong to the JSON exist, under one of the two names.
 
 
 def _put_in_place(folder: Path, text: str) -> None:
-    """Writes the JSON of the weights that wait, then gives these their name."""
+    """Writes the JSON of the waiting weights, then renames these."""
     write_text(folder / CONFIG_FILE, text)
     (folder / NEXT_WEIGHTS_FILE).replace(folder / WEIGHTS_FILE)
     sync_directory(folder)
 
 
 def _finish_pair(folder: Path) -> None:
-    """Does what a writer that was killed between the two has left to do, if one was."""
+    """Completes the work of a writer that was killed between the two steps, if any."""
     waiting = folder / NEXT_WEIGHTS_FILE
     if not waiting.exists():
         return
     try:
         used, _ = _find_weights(folder)
-    except CheckpointError:  # there is no pair to keep
+    except CheckpointError:  # no pair to keep
         return
     if used == waiting:
         waiting.replace(folder / WEIGHTS_FILE)
@@ -187,8 +187,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path: the folder, or either file in it.
 
     Raises:
-        CheckpointError: missing, damaged, of another format version, of an unknown model, with a
-            field that cannot be right, or changed since its hash was taken.
+        CheckpointError: the file is missing, damaged, of another format version, of an unknown
+            model, has an invalid field, or was changed since its hash was taken.
     """
     return _read_record(path)[1]
 
@@ -198,14 +198,14 @@ def load_checkpoint(path: Path) -> tuple[HashModel, Checkpoint]: ...
 @overload
 def load_checkpoint(path: Path, kind: type[Kind]) -> tuple[Kind, Checkpoint]: ...
 def load_checkpoint(path: Path, kind: type[Any] | None = None) -> tuple[Any, Checkpoint]:
-    """The model, in evaluation mode, and what is known of it.
+    """The model, in evaluation mode, and its checkpoint.
 
-    Where a writer was killed before its last step, the weights that belong to model.json are still
+    If a writer was killed before its last step, the weights that belong to model.json are still
     called model.safetensors.new, and are read from there.
 
     Args:
         path: the folder, or either file in it.
-        kind: a class of MODELS, the only one that is wanted; None takes any.
+        kind: the class of MODELS that is required; None takes any.
 
     Raises:
         CheckpointError: as `read_checkpoint`; a model of another kind; or weights that are missing
@@ -237,9 +237,9 @@ def build_model(name: str, arguments: dict[str, Any]) -> HashModel:
 
 
 def model_folder(codes: CodeSet) -> Path:
-    """The folder of the model that made some codes: next to them, or as recorded in them.
+    """The folder of the model that made the codes: next to them, or as recorded in them.
 
-    A directory that holds both can be moved and copied.
+    So a directory that holds both can be moved and copied.
     """
     beside, recorded = codes.path.parent, Path(codes.recorded("checkpoint"))
     try:
@@ -252,7 +252,7 @@ def model_folder(codes: CodeSet) -> Path:
 
 
 def _read_record(path: Path) -> tuple[dict[str, Any], Checkpoint]:
-    """The content of model.json, and what it says, checked."""
+    """The content of model.json, and the checkpoint it describes, validated."""
     config = _folder(path) / CONFIG_FILE
     with refusing(f"{config}: cannot read the checkpoint", CheckpointError):
         try:
@@ -264,7 +264,7 @@ def _read_record(path: Path) -> tuple[dict[str, Any], Checkpoint]:
 
 
 def _checked(record: dict[str, Any]) -> Checkpoint:
-    """What model.json says. Raises ValueError for what cannot be right."""
+    """The checkpoint that model.json describes. Raises ValueError for invalid fields."""
     if record.get("format") != FORMAT_VERSION:
         raise ValueError(
             f"checkpoint format {shown(record.get('format'))}, this version of regionhash reads "
@@ -285,8 +285,8 @@ def _checked(record: dict[str, Any]) -> Checkpoint:
     identity = _identity_hash(_identity(checkpoint), _hash_field(record, "weights_hash", 64))
     if identity != checkpoint.model_hash:
         raise ValueError(
-            f"model_hash is {checkpoint.model_hash}, but what stands here has {identity}: changed "
-            "since the model was saved"
+            f"model_hash is {checkpoint.model_hash}, but the content has {identity}: changed since "
+            "the model was saved"
         )
     return checkpoint
 
@@ -315,7 +315,7 @@ def _check_arguments(checkpoint: Checkpoint) -> None:
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All that codes depend on besides the weights."""
+    """Everything codes depend on besides the weights."""
     return {
         "format": FORMAT_VERSION,
         "model": checkpoint.name,
@@ -337,7 +337,7 @@ _KINDS = {**dict.fromkeys(("F16", "BF16", "F32", "F64"), "float"), "I64": "int"}
 
 
 def _find_weights(path: Path) -> tuple[Path, Checkpoint]:
-    """The file of the weights that belong to model.json, and what that says.
+    """The file of the weights that belong to model.json, and its checkpoint.
 
     Raises:
         CheckpointError: see `load_checkpoint`.
@@ -363,10 +363,10 @@ def _find_weights(path: Path) -> tuple[Path, Checkpoint]:
 
 
 def _shapes_wanted(checkpoint: Checkpoint) -> _Shapes:
-    """What the model needs. It is built without memory for its weights, however large they are.
+    """The weights the model needs. It is built without memory for them, however large they are.
 
     Raises:
-        ValueError: it cannot be built.
+        ValueError: the model cannot be built.
     """
     try:
         with torch.device("meta"), warnings.catch_warnings():
@@ -382,9 +382,9 @@ def _shapes_wanted(checkpoint: Checkpoint) -> _Shapes:
 
 
 def _check_weights(weights: Path, wanted: _Shapes, weights_hash: str) -> None:
-    """Raises CheckpointError unless the file holds what is wanted, and has the hash.
+    """Raises CheckpointError unless the file holds the wanted weights and has the hash.
 
-    Names and shapes come first: only then is the file known to be no larger than the model.
+    Names and shapes are checked first: only then is the file known to be no larger than the model.
     """
     if not weights.is_file():
         raise CheckpointError(f"{weights}: {'not a' if weights.exists() else 'no such'} file")
@@ -403,7 +403,7 @@ def _check_weights(weights: Path, wanted: _Shapes, weights_hash: str) -> None:
 
 
 def _shapes_in(weights: Path) -> _Shapes:
-    """Type and shape of each weight in a file, of which only the header is read."""
+    """Type and shape of each weight in a file; only its header is read."""
     with weights.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:

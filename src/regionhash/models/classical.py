@@ -22,26 +22,26 @@ Labels = NDArray[np.integer[Any]]
 
 
 class Hasher(Protocol):
-    """What all of them have."""
+    """What all hashers have."""
 
     n_bits: int
 
     def fit(self, features: Features, labels: Labels | None = None) -> Self:
-        """Learns from features (N, D) and, where it is supervised, labels (N, C) of 0 and 1."""
+        """Learns from features (N, D) and, if it is supervised, labels (N, C) of 0 and 1."""
 
     def encode(self, features: Features) -> Codes:
         """Packed codes (N, K/8) of features (N, D). Raises ValueError before `fit`."""
 
 
 class RandomHyperplanes:
-    """LSH: a bit tells on which side of a random hyperplane through the mean a feature lies.
+    """LSH: a bit is the side of a random hyperplane through the mean on which a feature lies.
 
     Two features differ in a bit with probability angle / pi (Charikar, "Similarity Estimation
-    Techniques from Rounding Algorithms", STOC 2002). Nothing is learned but the mean.
+    Techniques from Rounding Algorithms", STOC 2002). Only the mean is learned.
 
     Args:
         n_bits: K, a multiple of 8.
-        seed: of the hyperplanes.
+        seed: random seed of the hyperplanes.
 
     Raises:
         ValueError: `n_bits` is not a positive multiple of 8.
@@ -73,7 +73,7 @@ class ITQ:
 
     Gong, Lazebnik, Gordo, Perronnin, "Iterative Quantization: A Procrustean Approach to Learning
     Binary Codes for Large-Scale Image Retrieval", TPAMI 2013. With more bits than dimensions or
-    pictures, the components that are lacking are zeros, which the rotation mixes with the others.
+    pictures, the missing components are zeros, which the rotation mixes with the others.
 
     Args:
         n_bits: K, a multiple of 8.
@@ -183,16 +183,16 @@ class SpectralHashing:
 
 
 class ThresholdedClasses:
-    """The control that a supervised hash has to beat: a classifier whose probabilities are cut.
+    """The control that a supervised hash has to beat: thresholded probabilities of a classifier.
 
     Sablayrolles, Douze, Usunier, Jegou, "How Should We Evaluate Supervised Hashing?", ICASSP 2017.
-    One logistic regression per class; with m = K // C of at least 1, the m bits of a class tell
-    which of the thresholds 1/(m+1), ..., m/(m+1) its probability reaches. Bits that remain are 0;
-    where there are more classes than bits, the K most frequent ones have one each.
+    One logistic regression per class; with m = K // C of at least 1, the m bits of a class say
+    which of the thresholds 1/(m+1), ..., m/(m+1) its probability reaches. The remaining bits are 0;
+    if there are more classes than bits, the K most frequent ones have one each.
 
     Args:
         n_bits: K, a multiple of 8.
-        regularisation: of the logistic regressions, the C of scikit-learn.
+        regularisation: scikit-learn's C of the logistic regressions.
     """
 
     def __init__(self, n_bits: int, *, regularisation: float = 0.01) -> None:
@@ -240,9 +240,9 @@ class VisualWords:
     """A vocabulary of descriptors: k-means on their first principal components.
 
     Args:
-        n_words: of the vocabulary; fewer where there are not as many descriptors.
-        n_dims: principal components, at most as many as the descriptors have.
-        seed: of the first centres.
+        n_words: size of the vocabulary, at most the number of descriptors.
+        n_dims: principal components, at most the dimensions of the descriptors.
+        seed: random seed of the first centres.
     """
 
     def __init__(self, n_words: int = 500, *, n_dims: int = 64, seed: int = 0) -> None:
@@ -288,9 +288,9 @@ class PartitionMinHash:
     Hashing", WWW 2010), so that codes differ in (1 - J) / 2 of their bits, on average.
 
     Args:
-        n_bits: K, a multiple of 8, of a partition's code.
-        n_words: of the vocabulary.
-        seed: of the random orders.
+        n_bits: K, bits of a partition's code, a multiple of 8.
+        n_words: size of the vocabulary.
+        seed: random seed of the orders.
     """
 
     def __init__(self, n_bits: int, n_words: int, *, seed: int = 0) -> None:
@@ -300,11 +300,11 @@ class PartitionMinHash:
         self._bits = rng.random((n_words, n_bits)) < 0.5  # of each rank, its one bit
 
     def encode(self, words: Ints, places: Floats, boxes: Floats) -> Codes:
-        """Codes (R', K/8) of those of R partitions in which there is a word.
+        """Codes (R', K/8) of those of R partitions that contain a word.
 
         Args:
             words: (P,) int64.
-            places: (P, 2), x and y of each.
+            places: (P, 2), x and y of each word.
             boxes: (R, 4), xyxy, last edges exclusive.
         """
         inside = (
@@ -315,9 +315,9 @@ class PartitionMinHash:
         )  # (R, P)
         columns = np.arange(self.n_bits)
         bits = [
-            self._bits[self._orders[np.unique(words[own])].min(axis=0), columns]
-            for own in inside
-            if own.any()
+            self._bits[self._orders[np.unique(words[partition])].min(axis=0), columns]
+            for partition in inside
+            if partition.any()
         ]
         return pack_bits(np.array(bits, np.bool_).reshape(-1, self.n_bits))
 

@@ -1,13 +1,13 @@
 """DMIH: Deep Multiple Instance Hashing, objects learned from image labels alone.
 
 Zhao, Guan, Luo, Peng, Fan, "Deep Multiple Instance Hashing for Object-based Image Retrieval",
-IJCAI 2017. docs/dmih.md tells how it works here and lists the deviations.
+IJCAI 2017. docs/dmih.md describes it and lists the deviations.
 
     image -> backbone -> maps of several scales -> 3 x 3 windows: the proposals
                               -> MIL layer: probability of each class -> image classes
                               -> hash layer: code of each proposal
 
-No box is ever read: what is known of a picture in training are its labels.
+No box is ever read: training knows only the labels of pictures.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from regionhash.parts.regions import codes_of, regions_of
 from regionhash.structures import EncodedImage, Regions
 
 Part = Literal["joint", "mil", "hash"]
-"""What is trained: all (eq. 7); the proposals and their classes alone (eq. 3); or, on these, the
-hash layer alone (eqs. 4 and 5). The last two, one after the other, are DMIH-ind."""
+"""What is trained: everything (eq. 7); the proposals and their classes alone (eq. 3); or, on these,
+the hash layer alone (eqs. 4 and 5). The last two in sequence are DMIH-ind."""
 
 MARGIN, MIL_WEIGHT, THETA = 1.25, 1.0, 0.7  # beta, lambda ("Training"), theta (Sec. 4.2)
-_FIRST_LOGIT = -4.0  # at first, a proposal shows a class with 2 %: the best of 200 is no object yet
+_FIRST_LOGIT = -4.0  # initial class probability of 2 %: the best of 200 proposals is no object yet
 
 
 class Bags(NamedTuple):
-    """What the network says of the proposals of B images.
+    """Output of the network for the proposals of B images.
 
     Attributes:
         x: (B, M, D), features.
         logits: (B, M, C), of the classes.
-        present: (B, M) bool, which of them there are.
+        present: (B, M) bool, False for padding.
     """
 
     x: Tensor
@@ -63,17 +63,17 @@ class DMIH(nn.Module):
         n_classes: C.
         backbone: a key of `regionhash.parts.backbones.BACKBONES`; its last stage is read.
         weights, trained_stages: of the backbone, see `build_backbone`.
-        n_channels: of the multi-scale maps.
-        n_features: D, of a proposal.
-        n_scales: maps.
+        n_channels: channels of the multi-scale maps.
+        n_features: D, features of a proposal.
+        n_scales: number of maps.
         pooling: g of eq. 2, see `bag_log_probs`.
         margin: beta of eq. 5.
         mil_weight: lambda of eq. 7.
         part: see `Part`.
         theta: probability above which a proposal is in the picture's hash bag.
-        merge: proposals of a class whose boxes overlap by more than this IoU are in the bag once,
-            by the most probable; None keeps them all, as the paper does.
-        dropout: of channels of the base map.
+        merge: of proposals of a class that overlap by more than this IoU, only the most probable is
+            in the bag; None keeps them all, as the paper does.
+        dropout: on channels of the base map.
 
     Raises:
         ValueError: an unknown value, or weights that cannot be used.
@@ -121,7 +121,7 @@ class DMIH(nn.Module):
         self.mil = nn.Linear(n_features, n_classes)
         nn.init.constant_(self.mil.bias, _FIRST_LOGIT)
         self.hash = LatentLayer(n_features, n_bits)
-        self.n_bits = 0  # there is no code of the whole picture
+        self.n_bits = 0  # no code of the whole picture
         self.n_region_bits = n_bits
         self.pooling: BagPooling = pooling
         self.margin = margin
@@ -148,7 +148,7 @@ class DMIH(nn.Module):
     ) -> dict[str, Tensor]:
         """The base network's map: "cells" (B, h * w, D), row after row, and "shape" (B, 2).
 
-        Float16: of thousands of pictures it is all kept. Targets are not read.
+        Cells are float16, because those of thousands of pictures are kept. Targets are not read.
         """
         features = self._base(images)
         return features | {"cells": features["cells"].half()}
@@ -226,17 +226,19 @@ class DMIH(nn.Module):
         features = self._base(images)
         bags = self.describe(features)
         regions = []
-        for n, (asked, own) in enumerate(zip(boxes, self._boxes(images, features), strict=True)):
+        for n, (asked, proposals) in enumerate(
+            zip(boxes, self._boxes(images, features), strict=True)
+        ):
             x, logits = bags.x[n, bags.present[n]], bags.logits[n, bags.present[n]]
-            rows = self.match_boxes(asked, own, logits)
+            rows = self.match_boxes(asked, proposals, logits)
             regions.append(self._regions(asked, x[rows], logits[rows]))
         return regions
 
     def match_boxes(self, asked: Tensor, boxes: Tensor, logits: Tensor) -> Tensor:
-        """For each of the boxes (R, 4) the proposal (R,) that stands for it.
+        """The proposal (R,) that represents each of the boxes (R, 4).
 
-        That is the most probable one, of any class, of those whose centre lies in the box, since
-        what a user marks is an object; where none does, the one with the largest IoU.
+        That is the most probable one, of any class, of those with their centre in the box, since
+        what a user marks is an object; if there is none, the one with the largest IoU.
 
         Args:
             asked: (R, 4), xyxy in input pixels.
@@ -252,7 +254,7 @@ class DMIH(nn.Module):
     def select(self, logits: Tensor, boxes: Tensor) -> Tensor:
         """Which of the M proposals of one image are its hash bag (Sec. 3.3), most probable first.
 
-        Where no proposal is above theta, the most probable one is taken: no picture is lost.
+        If no proposal is above theta, the most probable one is taken: no picture is lost.
 
         Args:
             logits: (M, C), of the classes.

@@ -5,9 +5,9 @@ Song, He, Gao, Xu, Shen, "Deep Region Hashing for Generic Instance Search from I
     image -> backbone -> last map -> windows or RPN proposals -> maximum in each region
                                        -> L2, whitening -> hash layer -> code of each region
 
-The whole map is a region as well; its code is the picture's. The backbone is never trained, and
-whitening and hash are fitted on features of the collection itself (`fit_drh`). docs/drh.md tells
-how the paper is read where it is open.
+The whole map is a region too; its code is the picture's. The backbone is never trained, and
+whitening and hash are fitted on features of the collection itself (`fit_drh`). docs/drh.md states
+how the paper is read where it is ambiguous.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Proposals = Literal["windows", "rpn"]
 
 ALPHA, BETA, ETA = 100.0, 0.001, 0.001  # "Network Training"
 MAX_OVERLAP = 0.95  # 2,500 windows of a picture; their number grows with 1 / (1 - overlap)^2
-_GAIN = 0.3  # spread of the first activations, where tanh is nearly linear: bits can still move
-_STATISTICS = 4096  # regions that the statistics of the bits are taken over
+_GAIN = 0.3  # initial spread of activations, where tanh is nearly linear: bits can still change
+_STATISTICS = 4096  # regions from which the statistics of the bits are computed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,12 +72,12 @@ class DRH(nn.Module):
         weights: of the backbone, see `build_backbone`.
         n_dims: P, features after whitening; cut to the channels of the last stage.
         whitening: how much of the whitening is done, in [0, 1]; see `Whitening`.
-        overlap: lambda, of the sliding windows.
+        overlap: lambda, overlap of the sliding windows.
         proposals: "rpn" takes the best proposals of an RPN as regions instead of windows. It needs
             the feature pyramid and the RPN of a trained Region-DH, which `weights` does not bring:
             `regionhash.collection.indexing.take_detector` does.
-        n_proposals: of the RPN, at most.
-        fpn_channels: of the feature pyramid, which the RPN reads.
+        n_proposals: greatest number of proposals of the RPN.
+        fpn_channels: channels of the feature pyramid, which the RPN reads.
 
     Raises:
         ValueError: a value out of range, or weights that cannot be used.
@@ -129,7 +129,7 @@ class DRH(nn.Module):
 
     @torch.no_grad()
     def region_features(self, images: list[Tensor]) -> list[RegionFeatures]:
-        """The regions of B images (3, h, w) uint8 and what the hash reads of each."""
+        """The regions of B images (3, h, w) uint8 with their features, which the hash reads."""
         batch, sizes = stack_images(images)
         if self.rpn is None:
             top = self.backbone.top(batch)
@@ -154,8 +154,8 @@ class DRH(nn.Module):
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
         """Codes of B images (3, h, w) uint8 and of their regions, the whole image first."""
         encoded = []
-        for image, own in zip(images, self.region_features(images), strict=True):
-            regions = self._hashed(own.boxes, own.scores, own.features)
+        for image, found in zip(images, self.region_features(images), strict=True):
+            regions = self._hashed(found.boxes, found.scores, found.features)
             size = (image.shape[1], image.shape[2])
             encoded.append(EncodedImage(size, image_code=regions.codes[0], regions=regions))
         return encoded
@@ -196,9 +196,9 @@ def _maxima(top: Tensor, windows: np.ndarray) -> Tensor:
 def orthogonal_frame(n: int, d: int, generator: torch.Generator | None = None) -> Tensor:
     """Random directions (n, d) in blocks of d that are orthonormal.
 
-    Orthogonal directions tell more together than independent ones (Ji et al., "Super-Bit
+    Orthogonal directions carry more information than independent ones (Ji et al., "Super-Bit
     Locality-Sensitive Hashing", NIPS 2012). With more bits than dimensions the blocks are
-    independent of each other, so that each bit is still another cut through the features.
+    independent of each other, so each bit is still a different cut through the features.
     """
     blocks = [torch.linalg.qr(torch.randn(d, d, generator=generator))[0] for _ in range(-(-n // d))]
     return torch.cat(blocks)[:n]
@@ -258,18 +258,18 @@ def fit_drh(
     """Fits the whitening on features of regions, then trains the hash layer on them (eqs. 1 to 3).
 
     The layer starts from orthogonal directions rather than from N(0, 0.01), and with activations
-    of a spread of 0.3: from there, the printed loss moves each cut to where fewer regions lie,
-    without making the cuts alike. The loss is divided by 1 + alpha, so that the rate of the paper
-    does for any alpha.
+    of a spread of 0.3: from there, the printed loss moves each cut to where fewer regions are,
+    without making the cuts alike. The loss is divided by 1 + alpha, so that the paper's rate suits
+    any alpha.
 
     Args:
         model: a `DRH`, changed in place.
         features: (N, D), N at least 1, as `DRH.region_features` gives them.
-        n_steps: of the training; as many for a small collection as for a large one.
+        n_steps: training steps, independent of the size of the collection.
         batch_size: features per step.
         learning_rate: of SGD with momentum 0.9 (the paper's rate).
-        seed: of the first directions and of the order.
-        on_step: called with the steps done and the steps in all.
+        seed: random seed of the first directions and of the order.
+        on_step: called with the steps done and the total.
 
     Raises:
         ValueError: see `Whitening.fit`.
@@ -311,6 +311,6 @@ def fit_drh(
 
 
 def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Rows of `n`, in random order again and again, without end."""
+    """Batches of row numbers below `n` in random order, endlessly."""
     while True:
         yield from torch.randperm(n, generator=generator).split(size)

@@ -1,4 +1,4 @@
-"""From pictures to codes: a model over many pictures, or over the one that is searched for."""
+"""From pictures to codes: a model over many pictures, or over one query picture."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from regionhash.store import CodeFileWriter, CodeSet
 from regionhash.structures import EncodedImage, Floats, Regions
 
 Precision = Literal["32-true", "bf16-mixed"]
-"""Of the forward pass: float32, or bfloat16 where autocast finds that safe."""
+"""Precision of the forward pass: float32, or bfloat16 where autocast finds it safe."""
 
 _WINDOW = 8
-"""Batches whose pictures are put in order of shape; a kill loses the work on so many at most."""
+"""Batches whose pictures are sorted by shape; a kill loses the work on at most this many."""
 
 _AHEAD_BYTES = 32 << 20
-"""Decoded pictures that wait in shared memory, of which containers often have only 64 MiB."""
+"""Size of decoded pictures waiting in shared memory; containers often have only 64 MiB of it."""
 
 
 class ImageWriter(Protocol):
@@ -46,13 +46,13 @@ class ImageWriter(Protocol):
 
 @dataclass(frozen=True)
 class EncodingReport:
-    """What came of the pictures of one run.
+    """Result of one run.
 
     Attributes:
         n_encoded: pictures encoded now.
-        n_stored_before: pictures that the code file had already.
+        n_stored_before: pictures that the code file already had.
         skipped: id and reason of each picture that could not be read.
-        seconds: wall time; model_seconds: the part of it that the model took.
+        seconds: wall time; model_seconds: the part spent in the model.
     """
 
     n_encoded: int
@@ -63,7 +63,7 @@ class EncodingReport:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device "cpu", "cuda", or "auto": the GPU where there is one.
+    """The device "cpu", "cuda", or "auto": the GPU if there is one.
 
     Raises:
         ValueError: there is no such device.
@@ -85,10 +85,10 @@ def code_file_writer(
     precision: Precision = "32-true",
     source: Source | None = None,
 ) -> CodeFileWriter:
-    """A writer of the codes of `model`; what search needs to know besides stands in `meta`.
+    """A writer of the codes of `model`; `meta` holds what else search needs to know.
 
-    `meta` holds "checkpoint" (its absolute path), "precision", "sources" (where the pictures lie,
-    those of a file that is added to before the new one) and "provenance".
+    That is "checkpoint" (its absolute path), "precision", "sources" (where the pictures are; those
+    of an existing file come before the new one) and "provenance".
 
     Raises:
         ValueError: the file holds codes of another precision.
@@ -97,14 +97,14 @@ def code_file_writer(
     _check_precision(precision)
     sources = [] if source is None else [source]
     if Path(path).exists():
-        there = CodeSet.open(path)
-        if there.model_hash == checkpoint.model_hash and there.recorded("precision") != precision:
+        stored = CodeSet.open(path)
+        if stored.model_hash == checkpoint.model_hash and stored.recorded("precision") != precision:
             raise ValueError(
-                f"{path}: holds codes of precision {there.meta['precision']}, got {precision}"
+                f"{path}: holds codes of precision {stored.meta['precision']}, got {precision}"
             )
         sources = [
-            *there.recorded("sources"),
-            *(new for new in sources if new not in there.recorded("sources")),
+            *stored.recorded("sources"),
+            *(new for new in sources if new not in stored.recorded("sources")),
         ]
     return CodeFileWriter(
         path,
@@ -134,18 +134,18 @@ def encode(
     on_skip: Callable[[str, str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EncodingReport:
-    """Hashes pictures into a code file; those that it holds already are skipped.
+    """Hashes pictures into a code file, except those it already holds.
 
     Args:
-        model_folder: of a trained model.
+        model_folder: folder of a trained model.
         inputs: see `regionhash.data.inputs.open_inputs`.
         output: the code file.
         batch_size: pictures per batch of the model.
         workers: processes that read pictures.
-        precision: of the network.
+        precision: see `Precision`.
         device: see `pick_device`.
         on_skip: called with the id of each picture that cannot be read, and the reason.
-        on_progress: called with the pictures done and those to be done in all.
+        on_progress: called with the pictures done and their total.
 
     Raises:
         ValueError: no model, no picture, or a file of another model or precision.
@@ -193,29 +193,29 @@ def encode_images(
 ) -> EncodingReport:
     """Encodes the pictures that `writer` does not hold yet, in their order.
 
-    Pictures are read and resized by other processes while the model works, and pass through: memory
-    does not grow with their number. What cannot be read is skipped. Where the set has classes, the
-    labels of its pictures (without difficult objects) are stored with their codes.
+    Pictures are read and resized by other processes while the model works, as a stream: memory does
+    not grow with their number. Unreadable pictures are skipped. If the set has classes, the labels
+    of its pictures (without difficult objects) are stored with their codes.
 
-    A code does not depend on the pictures around it but for rounding: with `batch_size` 1 not even
-    for that, so a run that was interrupted and resumed gives the same file, byte for byte.
+    Other pictures affect a code only by rounding, and with `batch_size` 1 not at all, so a run that
+    was interrupted and resumed gives the same file, byte for byte.
 
     Args:
-        model: of `load_checkpoint`, on the device that it shall run on.
-        checkpoint: as well.
+        model: from `load_checkpoint`, on the device to run on.
+        checkpoint: from `load_checkpoint`.
         image_set: pictures; its classes must be the model's, in any order.
         writer: see `code_file_writer`. Finishing it is left to the caller.
-        batch_size: pictures that the model takes at a time, at most.
+        batch_size: greatest number of pictures that the model takes at a time.
         workers: processes that read pictures; 0 reads them in this one.
         precision: see `Precision`.
         on_skip: called with id and reason of each picture that cannot be read.
-        on_progress: called after each batch with the pictures done and those to be done in all.
-        on_file: called, before a picture is stored, with its id and the version of the file that it
-            was decoded from; for sets of files.
+        on_progress: called after each batch with the pictures done and their total.
+        on_file: called before a picture is stored with its id and the version of the file it was
+            decoded from; for sets of files.
 
     Raises:
         ValueError: a class that the model does not know, or a size that is not positive.
-        StoreError: the disk refuses; what was stored before stays.
+        StoreError: writing fails; what was stored before stays.
     """
     _check_precision(precision)
     if batch_size < 1 or workers < 0:
@@ -236,7 +236,7 @@ def encode_images(
             if isinstance(item, Input):
                 if on_file and item.version:
                     on_file(image_set.ids[row], item.version)
-                # A copy, so that the shared memory is free for the next picture.
+                # A copy frees the shared memory for the next picture.
                 yield row, item._replace(image=item.image.to(device, copy=True))
                 continue
             skipped[image_set.ids[row]] = item
@@ -296,14 +296,14 @@ def encode_boxes(
     """The codes of given boxes of one picture.
 
     Args:
-        model: of `load_checkpoint`.
-        checkpoint: as well.
+        model: from `load_checkpoint`.
+        checkpoint: from `load_checkpoint`.
         image: the picture.
-        boxes: (R, 4) float32, xyxy in its pixels; what lies outside of it is cut off.
+        boxes: (R, 4) float32, xyxy in pixels of the picture; clipped to it.
         precision: see `Precision`.
 
     Raises:
-        ValueError: a box that has no area in the picture.
+        ValueError: a box without area in the picture.
     """
     _check_precision(precision)
     device = device_of(model)
@@ -317,8 +317,8 @@ def encode_boxes(
             height, width = frame.size
             raise ValueError(f"box {shown}: lies outside of the picture, {width} x {height} pixels")
     with inference(device, precision):
-        own = [frame.to_input(inside).to(device)]
-        regions: list[Regions] = model.encode_boxes([tensor.to(device)], own)
+        boxes_of_input = frame.to_input(inside).to(device)
+        regions = model.encode_boxes([tensor.to(device)], [boxes_of_input])
     return replace(regions[0], boxes=inside.numpy())
 
 
@@ -329,14 +329,14 @@ def _check_precision(precision: str) -> None:
 
 
 def device_of(model: HashModel) -> torch.device:
-    """Where a model runs."""
+    """The device a model is on."""
     device: torch.device = next(model.parameters()).device
     return device
 
 
 @contextmanager
 def inference(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Inside, a model computes codes in this precision."""
+    """Context in which a model computes codes in this precision."""
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     with torch.inference_mode(), autocast:
         yield
@@ -365,7 +365,7 @@ def _image_of(item: tuple[int, Input]) -> Tensor:
 
 
 class _Inputs(Dataset["Input | str"]):
-    """The network's input of each picture; of one that cannot be read, the reason."""
+    """The network's input of each picture, or the reason why it cannot be read."""
 
     def __init__(self, image_set: ImageSet, short: int, versions: bool) -> None:
         self.images = image_set.images
@@ -387,9 +387,9 @@ class _Inputs(Dataset["Input | str"]):
 def read_inputs(
     image_set: ImageSet, rows: list[int], short: int, workers: int, *, versions: bool = False
 ) -> Iterator[tuple[int, Input | str]]:
-    """Row and input of each picture of `rows`, in order; of one that cannot be read, the reason.
+    """Row and input of each picture of `rows`, in order, or the reason why it cannot be read.
 
-    With `versions` the inputs of files carry the version that was read.
+    With `versions`, inputs of files carry the version that was read.
     """
     picture_bytes = 3 * short * (3 * short // 2)
     ahead = max(2, _AHEAD_BYTES // picture_bytes)

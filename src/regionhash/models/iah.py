@@ -1,7 +1,7 @@
 """IAH: instance-aware hashing, with one code per picture and one per category in it.
 
 Lai, Yan, Shu, Wei, Yan, "Instance-Aware Hashing for Multi-Label Image Retrieval", IEEE Transactions
-on Image Processing 2016. docs/iah.md tells how it works here and lists the deviations.
+on Image Processing 2016. docs/iah.md describes it and lists the deviations.
 
     image -> backbone -> 32 maps -> pyramid pooling of each proposal -> classes P, maximum -> p
                                                                      -> features H
@@ -44,7 +44,7 @@ CATEGORY_THRESHOLD = 0.2  # Sec. IV
 
 
 class Described(NamedTuple):
-    """What the two branches say of B pictures and their regions.
+    """Output of the two branches for B pictures and their regions.
 
     Attributes:
         logits: (B, C), m of eq. 1.
@@ -72,17 +72,17 @@ class IAH(nn.Module):
         weights, trained_stages: of the backbone, see `build_backbone`.
         proposals: "rpn" takes the feature pyramid and the RPN of a trained Region-DH, which are not
             trained, and its stages: `regionhash train iah ... --init CHECKPOINT`.
-        n_proposals: of a picture, at most.
-        fpn_channels: of the feature pyramid, which the RPN reads.
+        n_proposals: greatest number per picture.
+        fpn_channels: channels of the feature pyramid, which the RPN reads.
         n_category_bits: b, bits of a category's code and width of H; any number.
-        semantic_weight, category_weight: of the two triplet losses; 0 leaves one out.
-        margin: of the triplet losses.
-        bounded: whether the two heads end in a `SignLayer` or, as printed, in nothing.
+        semantic_weight, category_weight: weights of the two triplet losses; 0 leaves one out.
+        margin: margin of the triplet losses.
+        bounded: whether the two heads end in a `SignLayer`; as printed they do not.
         multi_label: the label probabilities, see `multi_label_loss`; softmax lets at most five
             categories pass the threshold of 0.2, so data of many labels needs bce.
         dropout: on the pooled features.
         threshold: the least probability of a category that gets a code.
-        max_regions: how many regions of each such category are kept.
+        max_regions: greatest number of regions kept for each such category.
 
     Raises:
         ValueError: a value out of range, or weights that cannot be used.
@@ -163,7 +163,7 @@ class IAH(nn.Module):
                 frozen.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> IAH:
-        """Sets the training mode of everything but the proposals."""
+        """Sets the training mode of everything except the proposals."""
         super().train(mode)
         if self.rpn is not None:
             self.rpn.eval()
@@ -185,12 +185,12 @@ class IAH(nn.Module):
     def frozen_features(
         self, images: list[Tensor], targets: Targets | None = None
     ) -> dict[str, Tensor]:
-        """All that the layers behind the backbone read; targets are not.
+        """What the layers after the backbone read; targets are not read.
 
         Returns:
             "cells" (B, h * w, D) float16, the last map of the backbone row by row, "grid" (B, 2)
             its h and w, "boxes" (B, R, 4) the proposals, xyxy in [0, 1] of the picture's sides, and
-            "present" (B, R) bool. A picture without a proposal has one: the whole picture.
+            "present" (B, R) bool. A picture without proposals gets one: the whole picture.
         """
         found = self._read(images)
         return found | {"cells": found["cells"].half()}
@@ -226,7 +226,7 @@ class IAH(nn.Module):
     # -- shared -----------------------------------------------------------------------------------
 
     def _read(self, images: list[Tensor], boxes: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """See `frozen_features`; of given boxes in input pixels instead of proposals."""
+        """As `frozen_features`, in float32; given boxes (input pixels) replace proposals."""
         batch, sizes = stack_images(images)
         maps: dict[str, Tensor] = {}
         if self.rpn is not None and boxes is None:
@@ -240,15 +240,15 @@ class IAH(nn.Module):
             "cells": cells,
             "grid": grid,
             "boxes": pad_regions(
-                [own.float() / _sides(image) for own, image in zip(boxes, images, strict=True)]
+                [group.float() / _sides(image) for group, image in zip(boxes, images, strict=True)]
             ),
-            "present": pad_regions([own.new_ones(len(own), dtype=torch.bool) for own in boxes]),
+            "present": pad_regions([x.new_ones(len(x), dtype=torch.bool) for x in boxes]),
         }
 
     def _propose(
         self, images: list[Tensor], batch: ImageList, maps: dict[str, Tensor]
     ) -> list[Tensor]:
-        """Boxes (R, 4) of each image in input pixels, one at least."""
+        """Boxes (R, 4) of each image in input pixels, at least one each."""
         if self.rpn is not None:
             boxes, _, _ = self.rpn(batch, maps)
         else:
@@ -256,14 +256,14 @@ class IAH(nn.Module):
             boxes = [self.search(image) for image in images]
         corner = boxes[0].new_zeros(1, 4)
         return [
-            own if len(own) else corner + _sides(image) * corner.new_tensor([0, 0, 1, 1])
-            for own, image in zip(boxes, images, strict=True)
+            found if len(found) else corner + _sides(image) * corner.new_tensor([0, 0, 1, 1])
+            for found, image in zip(boxes, images, strict=True)
         ]
 
     def pooled_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same features with "regions" (B, R, 960) for the map's cells.
+        """The same features with "regions" (B, R, 960) in place of the map's cells.
 
-        The layers behind take either; on these they are trained in seconds, and `reduce` is not.
+        The following layers take either; on these they train in seconds, without `reduce`.
         """
         present = features["present"]
         if "regions" in features:
@@ -271,8 +271,8 @@ class IAH(nn.Module):
         reduced = F.relu(self.reduce(features["cells"].float())).float()  # (B, h * w, 32)
         maps = unpack_cells(reduced, features["grid"])
         boxes = [
-            own[there] * grid.flip(0).repeat(2)  # in cells of the map
-            for own, there, grid in zip(features["boxes"], present, features["grid"], strict=True)
+            group[real] * grid.flip(0).repeat(2)  # in cells of the map
+            for group, real, grid in zip(features["boxes"], present, features["grid"], strict=True)
         ]
         x = pool_pyramid(maps, boxes)  # (M, 960)
         regions = x.new_zeros(*present.shape, x.shape[1])
@@ -307,9 +307,9 @@ class IAH(nn.Module):
         return activations / activations.shape[-1] ** 0.5 if self.bounded else activations
 
     def hash_features(self, features: dict[str, Tensor]) -> Tensor:
-        """Activations (B, q) of the picture's code, of what `frozen_features` gives.
+        """Activations (B, q) of the picture's code, from what `frozen_features` gives.
 
-        They are moved by 1/2, so that a bit is 1 where they are 1/2 or more, as in other models.
+        They are shifted by 1/2, so that bits are cut at 1/2 as in other models.
         """
         return self._of_image(self._fuse(features, self._describe(features))) + 0.5
 
@@ -325,8 +325,8 @@ class IAH(nn.Module):
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
         """Codes of B images (3, h, w) uint8 and of the categories in them, with their regions.
 
-        Of each category the `max_regions` proposals of highest P are kept: its instances, and the
-        places of its saliency map. Where no category passes the threshold, the best proposal is.
+        The `max_regions` proposals of highest P of each category are kept: its instances, and the
+        boxes of its saliency map. If no category passes the threshold, the best proposal is kept.
         """
         features = self.frozen_features(images)
         found = self._describe(features)
@@ -337,16 +337,17 @@ class IAH(nn.Module):
         encoded = []
         for n, image in enumerate(images):
             categories = (probs[n] >= self.threshold).nonzero()[:, 0]
-            there = features["present"][n]
-            rows, labels = self._keep(found.probs[n, there], categories)
-            boxes = features["boxes"][n, there][rows] * _sides(image)
-            own = Described(probs[n], found.probs[n, there][rows], found.features[n, there][rows])
+            present = features["present"][n]
+            region_probs, region_features = found.probs[n, present], found.features[n, present]
+            rows, labels = self._keep(region_probs, categories)
+            boxes = features["boxes"][n, present][rows] * _sides(image)
+            kept = Described(probs[n], region_probs[rows], region_features[rows])
             encoded.append(
                 EncodedImage(
                     size=(image.shape[1], image.shape[2]),
                     image_code=image_codes[n],
                     class_probs=probs[n].cpu().numpy(),
-                    regions=self._regions(boxes, own, labels),
+                    regions=self._regions(boxes, kept, labels),
                     categories=CategoryCodes(
                         categories.cpu().numpy().astype(np.int64),
                         probs[n, categories].cpu().numpy(),
@@ -363,17 +364,18 @@ class IAH(nn.Module):
         if not features["present"].any():
             none = torch.zeros(0, dtype=torch.int64)
             empty = Described(none, none.view(0, self.n_classes).float(), none.view(0, 1).float())
-            return [self._regions(own, empty, none) for own in boxes]
+            return [self._regions(group, empty, none) for group in boxes]
         found = self._describe(features)
         coded = []
-        for n, own in enumerate(boxes):
-            there = features["present"][n]
-            of_regions = Described(found.logits[n], found.probs[n, there], found.features[n, there])
-            coded.append(self._regions(own, of_regions, of_regions.probs.argmax(1)))
+        for n, group in enumerate(boxes):
+            present = features["present"][n]
+            probs, region_features = found.probs[n, present], found.features[n, present]
+            described = Described(found.logits[n], probs, region_features)
+            coded.append(self._regions(group, described, probs.argmax(1)))
         return coded
 
     def _keep(self, probs: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and categories of the regions to keep, of P (R, C) with R at least 1, best first."""
+        """Rows and categories of the regions to keep, best first, from P (R, C), R at least 1."""
         if not len(categories):
             categories = probs.amax(0).argmax()[None]
             scores, rows = probs[:, categories].topk(1, dim=0)
@@ -384,7 +386,7 @@ class IAH(nn.Module):
         return rows.flatten()[order], labels.flatten()[order]
 
     def _regions(self, boxes: Tensor, found: Described, labels: Tensor) -> Regions:
-        """Regions of one picture; their codes are those of a picture with no other proposal."""
+        """Regions of one picture, each coded as if it were the picture's only proposal."""
         fused = found.probs[:, :, None] * found.features[:, None]  # (R, C, b)
         rows = torch.arange(len(boxes), device=labels.device)
         codes = np.zeros((0, self.n_region_bits // 8), np.uint8)

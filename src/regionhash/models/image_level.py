@@ -14,8 +14,8 @@ CVPR 2015) and DSRH (Zhao et al., "Deep Semantic Ranking Based Hashing for Multi
 Retrieval", CVPR 2015) learn from triplets of pictures instead of from classification, and so does
 the baseline of category-aware hashing (IAH, Fig. 9).
 
-All are region methods with one box, the whole picture: codes of other boxes come from the
-same layers, with the average and the maximum taken over the box.
+All are region methods with one box, the whole picture: codes of other boxes come from the same
+layers, with the average and the maximum over the box.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from regionhash.parts.losses import (
 )
 from regionhash.parts.pooling import pool_top, pool_whole
 from regionhash.parts.proposals import Targets
-from regionhash.parts.regions import codes_of, regions_of
+from regionhash.parts.regions import regions_of_images
 from regionhash.structures import CategoryCodes, EncodedImage, Regions
 
 
 class _PooledHash(nn.Module):
-    """What all models here have in common: they read pooled features of one backbone.
+    """The common part of all models here: they read pooled features of one backbone.
 
     Args:
         backbone: a key of `regionhash.parts.backbones.BACKBONES`; its last stage is read, and it
@@ -78,7 +78,7 @@ class _PooledHash(nn.Module):
     def frozen_features(
         self, images: list[Tensor], targets: Targets | None = None
     ) -> dict[str, Tensor]:
-        """All that the head reads of B images: "pooled" (B, 2 * D); targets are not read."""
+        """What the head reads of B images: "pooled" (B, 2 * D); targets are not read."""
         return {"pooled": pool_images(self.backbone, images)}
 
     def pool_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> Tensor:
@@ -97,7 +97,7 @@ class LatentHash(_PooledHash):
         backbone, weights, trained_stages: see `build_backbone`.
         centred: whether the classifier reads 2a - 1 or, as printed, a.
         multi_label: see `multi_label_loss`.
-        dropout: before the latent layer, and on both sides of a hidden one.
+        dropout: before the latent layer, and before and after a hidden one.
         n_hidden: width of a hidden layer before the latent layer; 0 is none.
 
     Attributes:
@@ -138,7 +138,7 @@ class LatentHash(_PooledHash):
         self.multi_label: MultiLabelForm = multi_label
 
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
-        """Of `frozen_features` and image labels: "cls3" and, where they count, "e1" and "e2"."""
+        """Terms "cls3" and, with a weight, "e1" and "e2", as `_PooledHash.head_losses`."""
         activations = self.hash_features(features)
         logits = self.classify_image(centre(activations, self.centred))
         losses = {"cls3": multi_label_loss(logits, image_labels, self.multi_label)}
@@ -161,11 +161,11 @@ class LatentHash(_PooledHash):
         return [
             EncodedImage(
                 size=(image.shape[1], image.shape[2]),
-                image_code=own.codes[0],
+                image_code=whole.codes[0],
                 class_probs=probs[n].cpu().numpy(),
-                regions=own,
+                regions=whole,
             )
-            for n, (image, own) in enumerate(zip(images, regions, strict=True))
+            for n, (image, whole) in enumerate(zip(images, regions, strict=True))
         ]
 
     @torch.no_grad()
@@ -184,18 +184,8 @@ class LatentHash(_PooledHash):
         return multi_label_probs(logits, self.multi_label)
 
     def _regions(self, boxes: list[Tensor], activations: Tensor, probs: Tensor) -> list[Regions]:
-        n_boxes = [len(own) for own in boxes]
         scores, labels = probs.max(1)
-        return [
-            regions_of(own, score, label, codes_of(bits))
-            for own, score, label, bits in zip(
-                boxes,
-                scores.split(n_boxes),
-                labels.split(n_boxes),
-                activations.split(n_boxes),
-                strict=True,
-            )
-        ]
+        return regions_of_images(boxes, scores, labels, activations)
 
 
 class DLBHC(LatentHash):
@@ -243,19 +233,19 @@ class Control(LatentHash):
 class TripletHash(_PooledHash):
     """A hash of the pooled features that learns to rank pictures by the labels they share.
 
-    Features, dropout and hidden layer are those of `LatentHash`, the code's activations those of
-    IAH's semantic head.
+    Features, dropout and hidden layer are as in `LatentHash`, the code's activations as in IAH's
+    semantic head.
 
     Args:
         n_bits: bits of the code.
         backbone, weights, trained_stages: see `build_backbone`.
         n_hidden: width of the hidden layer.
-        divided: whether each bit reads a slice of the hidden layer of its own (One-Stage's
+        divided: whether each bit reads a separate slice of the hidden layer (One-Stage's
             divide-and-encode module) or all of it.
-        balance: weight of ||mean of the batch's activations||^2 / 2, which wants each bit set in
+        balance: weight of ||mean of the batch's activations||^2 / 2, lowest if each bit is set in
             half of the pictures (DSRH).
-        margin: of the triplet loss.
-        dropout: on both sides of the hidden layer.
+        margin: margin of the triplet loss.
+        dropout: before and after the hidden layer.
     """
 
     ramped_terms = ("balance",)
@@ -280,7 +270,7 @@ class TripletHash(_PooledHash):
         n_in = 2 * self.backbone.top_channels
         self.describe = _description(n_in, n_hidden, dropout)
         groups = n_bits if divided else 1
-        # A convolution in groups over one cell: every bit sees its own slice of the features.
+        # A grouped convolution over one cell: with `divided`, each bit sees one slice.
         self.encode_bits = nn.Conv1d(n_hidden, n_bits, 1, groups=groups)
         self.sign = SignLayer(n_bits)
         self.n_bits = n_bits
@@ -289,7 +279,7 @@ class TripletHash(_PooledHash):
         self.margin = margin
 
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
-        """Of `frozen_features` and image labels: "triplet" (IAH, eq. 9), and "balance" if any."""
+        """Terms "triplet" (IAH, eq. 9) and, with a weight, "balance"."""
         a = self._activations(features)
         shared = image_labels @ image_labels.T
         losses = {"triplet": triplet_loss(a / self.n_bits**0.5, shared, margin=self.margin)}
@@ -312,8 +302,8 @@ class TripletHash(_PooledHash):
         activations = self.hash_features(self.frozen_features(images))
         regions = self._regions(_frames(images), activations)
         return [
-            EncodedImage((image.shape[1], image.shape[2]), own.codes[0], regions=own)
-            for image, own in zip(images, regions, strict=True)
+            EncodedImage((image.shape[1], image.shape[2]), whole.codes[0], regions=whole)
+            for image, whole in zip(images, regions, strict=True)
         ]
 
     @torch.no_grad()
@@ -327,16 +317,11 @@ class TripletHash(_PooledHash):
         return self.sign(self.encode_bits(hidden[:, :, None])[:, :, 0])
 
     def _regions(self, boxes: list[Tensor], activations: Tensor) -> list[Regions]:
-        codes = codes_of(activations)
-        ends = np.cumsum([len(own) for own in boxes])[:-1]
-        return [
-            regions_of(own, own.new_ones(len(own)), None, part)
-            for own, part in zip(boxes, np.split(codes, ends), strict=True)
-        ]
+        return regions_of_images(boxes, boxes[0].new_ones(len(activations)), None, activations)
 
 
 class OneStage(TripletHash):
-    """One-Stage: each bit from 50 features of its own; weighted triplets as in IAH's tables."""
+    """One-Stage: each bit from 50 separate features; weighted triplets as in IAH's tables."""
 
     def __init__(
         self,
@@ -402,14 +387,14 @@ class CategoryBaseline(_PooledHash):
         n_classes: C.
         backbone, weights, trained_stages: see `build_backbone`.
         n_hidden: width of the hidden layer.
-        margin: of the triplet losses.
-        dropout: on both sides of the hidden layer.
+        margin: margin of the triplet losses.
+        dropout: before and after the hidden layer.
     """
 
     ramped_terms = ()
     held_out_term = None
     shared_code_space = False
-    n_bits = 0  # there are no codes of whole pictures, nor of regions
+    n_bits = 0  # no codes of whole pictures, nor of regions
     n_region_bits = 0
 
     def __init__(
@@ -434,7 +419,7 @@ class CategoryBaseline(_PooledHash):
         self.margin = margin
 
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
-        """Of `frozen_features` and image labels the one term "category" (IAH, eq. 7)."""
+        """The one term "category" (IAH, eq. 7)."""
         a = self.category_features(features)
         scaled = a / a.shape[2] ** 0.5
         return {"category": category_triplet_loss(scaled, image_labels, margin=self.margin)}
@@ -458,14 +443,14 @@ class CategoryBaseline(_PooledHash):
         return [
             EncodedImage(
                 (image.shape[1], image.shape[2]),
-                categories=CategoryCodes(categories, certain, own),
+                categories=CategoryCodes(categories, certain, rows),
             )
-            for image, own in zip(images, codes, strict=True)
+            for image, rows in zip(images, codes, strict=True)
         ]
 
     def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
-        """There are no codes of boxes. Raises ValueError."""
-        raise ValueError("category-baseline has codes of whole pictures' categories alone")
+        """Raises ValueError: there are no codes of boxes."""
+        raise ValueError("category-baseline has codes for the categories of whole pictures alone")
 
 
 def _frames(images: list[Tensor]) -> list[Tensor]:
@@ -483,6 +468,6 @@ def pool_images(backbone: Backbone, images: list[Tensor]) -> Tensor:
 
 
 def _description(n_in: int, n_hidden: int, dropout: float) -> nn.Module:
-    """A hidden layer on features that are brought to one scale first, as in `LatentHash`."""
+    """A hidden layer on features scaled by `RunningScale` first, as in `LatentHash`."""
     layers = [RunningScale(n_in), nn.Dropout(dropout), nn.Linear(n_in, n_hidden), nn.ReLU()]
     return nn.Sequential(*layers, nn.Dropout(dropout))

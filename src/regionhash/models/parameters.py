@@ -1,4 +1,4 @@
-"""What a model can be built with: names, types and defaults, from its signature."""
+"""The parameters of a model: names, types and defaults, from its signature."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from regionhash.files.text import shown
 
 MOST = 65_536
-"""Of every integer but a seed: a layer of more outputs takes gigabytes."""
+"""Largest integer, seeds excepted: a layer with more outputs takes gigabytes."""
 
 LARGEST = 2**63 - 1
 
@@ -28,9 +28,9 @@ def types_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters of a function or class that have a default, and these."""
+    """The defaults of a function or class by parameter; those without one are left out."""
     parameters = inspect.signature(function).parameters.values()
-    return {own.name: own.default for own in parameters if own.default is not own.empty}
+    return {x.name: x.default for x in parameters if x.default is not x.empty}
 
 
 def checked(where: str, value: Any, hint: Any, *, most: int = MOST) -> Any:
@@ -39,8 +39,8 @@ def checked(where: str, value: Any, hint: Any, *, most: int = MOST) -> Any:
     A single value is taken as a tuple of one.
 
     Raises:
-        ValueError: it has not the type, or is a number that nothing here can be: a float that is
-            not finite, an integer below 0 or above `most`.
+        ValueError: the type is wrong, or the number is out of range: a float that is not finite, an
+            integer below 0 or above `most`.
     """
     if get_origin(hint) is Literal:
         if value in get_args(hint):

@@ -1,7 +1,7 @@
 """Region-DH: one network that detects objects, hashes each, and hashes the picture.
 
 Fotso Mtope and Wei, "Region-DH: Region-based Deep Hashing for Multi-Instance Aware Image
-Retrieval". docs/region-dh.md tells how it works here and lists the deviations.
+Retrieval". docs/region-dh.md describes it and lists the deviations.
 
     image -> backbone -> RPN -> RoI pooling -> FC6, FC7 -> box regression
                                                         -> H1 -> instance classes
@@ -36,12 +36,12 @@ from regionhash.parts.losses import (
 )
 from regionhash.parts.pooling import RegionPooling, pool_whole
 from regionhash.parts.proposals import Targets, build_rpn, pad_regions
-from regionhash.parts.regions import codes_of, regions_of
+from regionhash.parts.regions import codes_of, regions_of, regions_of_images
 from regionhash.structures import EncodedImage, Regions
 
 
 class Instances(NamedTuple):
-    """What module 3 says of the regions of B images.
+    """Output of module 3 for the regions of B images.
 
     Attributes:
         activations: (B, R, K1) in [0, 1], of the instance hashing layer H1.
@@ -66,17 +66,17 @@ class RegionDH(nn.Module):
         n_classes: C, without background.
         backbone: a key of `regionhash.parts.backbones.BACKBONES`.
         weights: of the backbone, see `build_backbone`.
-        init: "coco" starts from all of torchvision's detector but its classes, see
+        init: "coco" starts from torchvision's detector without its classes, see
             `load_coco_detector`.
         trained_stages: stages of the backbone that are trained, counted from the last.
         n_region_bits: K1, bits of a region's code; None is `n_bits`.
-        n_proposals: left of an image after NMS, at most; most of the time goes there.
+        n_proposals: greatest number per image after NMS; they take most of the time.
         n_hidden: width of FC6 and FC7.
         fpn_channels: of the feature pyramid.
         semantic: whether instances are hashed and classified from the backbone's last stage (see
             `RegionPooling`) rather than, as printed, from FC7.
         context: whether H2 reads, besides the fused regions, the whole picture: the average and the
-            maximum of the backbone's last stage, through a layer of its own. As printed it does
+            maximum of the backbone's last stage, through a separate layer. As printed it does
             not.
         fusion: see `fuse_proposals`.
         normalise_fused: brings every fused matrix to mean 0 and variance 1 before H2.
@@ -86,7 +86,7 @@ class RegionDH(nn.Module):
         reduction: of E1 and E2, see `reduce_per_image`.
         latent_std: see `LatentLayer`.
         dropout: before H1.
-        max_regions: how many instances of a picture are kept.
+        max_regions: greatest number of instances kept per picture.
         min_score: the least probability of a kept instance.
 
     Raises:
@@ -192,11 +192,11 @@ class RegionDH(nn.Module):
         batch, sizes = stack_images(images)
         maps, top = self.backbone(batch)
         proposals, objectness, losses = self.rpn(ImageList(batch, sizes), maps, targets)
-        boxes = [torch.cat([own, t["boxes"]]) for own, t in zip(proposals, targets, strict=True)]
+        boxes = [torch.cat([x, t["boxes"]]) for x, t in zip(proposals, targets, strict=True)]
         labels, wanted = self._match(boxes, targets)
         x, deltas, whole = self._pool(maps, top, boxes, sizes, batch.shape[3])
         losses["reg2"] = box_loss(deltas, torch.cat(wanted), torch.cat(labels) > 0)
-        features = _pack(x, whole, objectness, labels, [len(own) for own in boxes])
+        features = _pack(x, whole, objectness, labels, [len(group) for group in boxes])
         image_labels = torch.stack([t["image_labels"] for t in targets])
         return losses | self.head_losses(features, image_labels)
 
@@ -209,19 +209,19 @@ class RegionDH(nn.Module):
         Returns:
             "regions" (B, R, D), "objectness" (B, R), "present" (B, R) bool, "whole" (B, E), what
             `context` reads, and, with targets, "region_labels" (B, R): 0 background, 1 to C, or -1
-            for what is neither. With targets known objects stand behind the proposals. Their
-            objectness is 0, so that the fusion does not see them: it must not, or labels would leak
-            into the image code.
+            for what is neither. With targets, labelled objects follow the proposals. Their
+            objectness is 0, so that the fusion does not see them: otherwise labels would leak into
+            the image code.
         """
         batch, sizes = stack_images(images)
         maps, top = self.backbone(batch)
         boxes, objectness, _ = self.rpn(ImageList(batch, sizes), maps)
         labels = None
         if targets is not None:
-            boxes = [torch.cat([own, t["boxes"]]) for own, t in zip(boxes, targets, strict=True)]
+            boxes = [torch.cat([x, t["boxes"]]) for x, t in zip(boxes, targets, strict=True)]
             labels, _ = self._match(boxes, targets)
         x, _, whole = self._pool(maps, top, boxes, sizes, batch.shape[3])
-        return _pack(x, whole, objectness, labels, [len(own) for own in boxes])
+        return _pack(x, whole, objectness, labels, [len(group) for group in boxes])
 
     def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
         """The terms of modules 3 and 4: L_cls2, L_cls3, and E1 and E2 of H1 and H2 (eqs. 5 to 9).
@@ -231,19 +231,19 @@ class RegionDH(nn.Module):
             image_labels: (B, C) float32, 0 or 1.
         """
         found = self._describe(features)
-        own = found.activations[features["objectness"] > 0]  # of the RPN's proposals
-        of_images = self._fuse(features, found)
-        logits = self.classify_image(centre(of_images, self.centred)).float()
+        proposed = found.activations[features["objectness"] > 0]  # labelled objects left out
+        image_activations = self._fuse(features, found)
+        logits = self.classify_image(centre(image_activations, self.centred)).float()
         n_images = len(image_labels)
         h1, h2 = self.gamma_h1, self.gamma_h2
         present = features["present"]
         return {
             "cls2": region_class_loss(found.logits[present], features["region_labels"][present]),
-            "h1_e1": h1 * self._reduce(push_from_half(own), n_images),
-            "h1_e2": h1 * self._reduce(balance_bits(own), n_images),
+            "h1_e1": h1 * self._reduce(push_from_half(proposed), n_images),
+            "h1_e2": h1 * self._reduce(balance_bits(proposed), n_images),
             "cls3": multi_label_loss(logits, image_labels, self.multi_label),
-            "h2_e1": h2 * self._reduce(push_from_half(of_images), n_images),
-            "h2_e2": h2 * self._reduce(balance_bits(of_images), n_images),
+            "h2_e1": h2 * self._reduce(push_from_half(image_activations), n_images),
+            "h2_e2": h2 * self._reduce(balance_bits(image_activations), n_images),
         }
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -255,18 +255,21 @@ class RegionDH(nn.Module):
     def _match(self, boxes: list[Tensor], targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
         """Labels (R,) of each image's boxes and the deltas (R, 4) to their objects."""
         labels, wanted = [], []
-        for own, target in zip(boxes, targets, strict=True):
+        for boxes_of_image, target in zip(boxes, targets, strict=True):
+            n_boxes = len(boxes_of_image)
             if not len(target["boxes"]):
-                labels.append(own.new_zeros(len(own), dtype=torch.int64))
-                wanted.append(own.new_zeros(len(own), 4))
+                labels.append(boxes_of_image.new_zeros(n_boxes, dtype=torch.int64))
+                wanted.append(boxes_of_image.new_zeros(n_boxes, 4))
                 continue
-            match = self.matcher(box_iou(target["boxes"], own))  # -1 below 0.4, -2 up to 0.5
+            match = self.matcher(
+                box_iou(target["boxes"], boxes_of_image)
+            )  # -1 below 0.4, -2 up to 0.5
             label = target["labels"][match.clamp(min=0)] + 1
             label[match == Matcher.BELOW_LOW_THRESHOLD] = 0
             label[match == Matcher.BETWEEN_THRESHOLDS] = -1
             labels.append(label)
             matched = target["boxes"][match.clamp(min=0)]
-            wanted.append(self.box_coder.encode_single(matched, own))
+            wanted.append(self.box_coder.encode_single(matched, boxes_of_image))
         return labels, wanted
 
     def _reduce(self, values: Tensor, n_images: int) -> Tensor:
@@ -320,19 +323,19 @@ class RegionDH(nn.Module):
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
         """Codes, class probabilities and kept instances of B images (3, h, w) uint8.
 
-        Boxes are in pixels of the images given. All comes from one forward pass.
+        Boxes are in pixels of the images given. Everything comes from one forward pass.
         """
         batch, sizes = stack_images(images)
         maps, top = self.backbone(batch)
         boxes, objectness, _ = self.rpn(ImageList(batch, sizes), maps)
         x, deltas, whole = self._pool(maps, top, boxes, sizes, batch.shape[3])
-        n_boxes = [len(own) for own in boxes]
+        n_boxes = [len(group) for group in boxes]
         features = _pack(x, whole, objectness, None, n_boxes)
         found = self._describe(features)
-        of_images = self._fuse(features, found)
-        logits = self.classify_image(centre(of_images, self.centred)).float()
+        image_activations = self._fuse(features, found)
+        logits = self.classify_image(centre(image_activations, self.centred)).float()
         image_probs = multi_label_probs(logits, self.multi_label).cpu().numpy()
-        codes = codes_of(of_images)
+        codes = codes_of(image_activations)
         decoded = self.box_coder.decode(deltas, boxes).reshape(-1, 4).split(n_boxes)
         return [
             EncodedImage(
@@ -357,15 +360,10 @@ class RegionDH(nn.Module):
         x, _, _ = self._pool(maps, top, boxes, sizes, batch.shape[3])
         a = self.h1(self.instance(x))
         scores, labels = self.classify(centre(a, self.centred)).float().softmax(1)[:, 1:].max(1)
-        n_boxes = [len(own) for own in boxes]
-        parts = (y.split(n_boxes) for y in (scores, labels, a))
-        return [
-            regions_of(own, score, label, codes_of(bits))
-            for own, score, label, bits in zip(boxes, *parts, strict=True)
-        ]
+        return regions_of_images(boxes, scores, labels, a)
 
     def _keep(self, image: Tensor, boxes: Tensor, probs: Tensor, activations: Tensor) -> Regions:
-        """The instances of one image: confident, not twice, best first."""
+        """The confident instances of one image after NMS, best first."""
         scores, labels = probs[:, 1:].max(1)
         boxes = clip_boxes_to_image(boxes, (image.shape[1], image.shape[2]))
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -386,8 +384,7 @@ def _pack(
 
     See `RegionDH.frozen_features`.
     """
-    behind = [n - len(own) for n, own in zip(n_boxes, objectness, strict=True)]
-    padded = [F.pad(own, (0, more)) for own, more in zip(objectness, behind, strict=True)]
+    padded = [F.pad(x, (0, n - len(x))) for x, n in zip(objectness, n_boxes, strict=True)]
     features = {
         "regions": pad_regions(list(x.split(n_boxes))),
         "whole": whole,

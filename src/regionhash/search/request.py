@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.search.steps import CANDIDATES, EXPANSION, check_steps
+from regionhash.search.steps import check_steps
 from regionhash.structures import Box, EncodedImage
 
 Mode = Literal["image", "region", "objects", "category"]
@@ -160,6 +160,8 @@ class Search:
             raise RequestError("expand", "needs a step that expands")
         if self.max_distance is not None and not self.exclude:
             raise RequestError("max_distance", "needs objects to exclude")
+        if self.min_prob is not None and not 0 <= self.min_prob <= 1:
+            raise RequestError("min_prob", f"must be in [0, 1], got {self.min_prob}")
         mode = self.mode_for(whole_pictures=True)
         if self.min_prob and mode != "category":
             raise RequestError("min_prob", f"needs mode category, got mode {mode}")
@@ -202,13 +204,3 @@ class Search:
         if n_objects:
             return "region"
         return "image" if whole_pictures else "objects"
-
-    @property
-    def n_candidates(self) -> int:
-        """`candidates`, or the default."""
-        return CANDIDATES if self.candidates is None else self.candidates
-
-    @property
-    def n_expanded(self) -> int:
-        """`expand`, or the default."""
-        return EXPANSION if self.expand is None else self.expand

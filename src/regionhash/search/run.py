@@ -18,10 +18,9 @@ from regionhash.search.exact import (
     search_categories,
     search_images,
     search_objects,
-    search_regions,
 )
 from regionhash.search.request import Filter, Mode, Query, RequestError, Search
-from regionhash.search.steps import default_steps, search_in_steps
+from regionhash.search.steps import CANDIDATES, EXPANSION, default_steps, search_in_steps
 from regionhash.store import CodeSet
 from regionhash.structures import (
     Box,
@@ -356,17 +355,14 @@ def _scan_images(scan: _Scan) -> list[CategoryHits]:
 def _scan_regions(scan: _Scan) -> list[CategoryHits]:
     encoded = scan.encoded
     assert encoded.objects is not None
-    if encoded.steps == ("exact",):
-        hits = search_regions(encoded.objects[0], scan.table, top=scan.top, mask=scan.mask)
-        return [_unnamed(hits)]
     hits = search_in_steps(
         scan.table,
         encoded.steps,
         image_query=encoded.image,
         region_query=encoded.objects[0],
         top=scan.top,
-        candidates=scan.search.n_candidates,
-        expand=scan.search.n_expanded,
+        candidates=scan.search.candidates or CANDIDATES,
+        expand=scan.search.expand or EXPANSION,
         mask=scan.mask,
     )
     return [_unnamed(hits)]

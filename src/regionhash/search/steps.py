@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.codes import hamming_distances
-from regionhash.search.exact import nearest_codes, united_hamming
+from regionhash.search.exact import nearest_bags, nearest_codes, united_hamming
 from regionhash.structures import Codes, CodeTable, Hit, Ints, Mask, Match, renamed
 
 Step = Literal["exact", "global", "global-expand", "local", "local-expand"]
@@ -148,11 +148,10 @@ def search_in_steps(
         query = _given(image_query, steps[0])
         ranking = rank_images(query, table, top=wanted, mask=mask)
     else:
-        ranking = rank_regions(_given(region_query, steps[0]), table)
-        if mask is not None:
-            kept = mask[ranking.rows]
-            ranking = replace(ranking, rows=ranking.rows[kept], distances=ranking.distances[kept])
-        ranking = ranking.first(wanted)
+        query = _given(region_query, steps[0])
+        offsets, codes = _region_codes(table)
+        found = nearest_bags(query, codes, offsets, top=wanted, mask=mask)
+        ranking = Ranking(*found, objects=query[None])
     for step in steps[1:]:
         if step == "local":
             ranking = rank_regions(_given(region_query, step), table, ranking)
@@ -222,9 +221,7 @@ def _nearest(ranking: Ranking, table: CodeTable, row: int) -> int:
 
 def _rank_by_regions(objects: Codes, table: CodeTable, ranked: Ranking | None) -> Ranking:
     """Ranks pictures by the least distance between their regions and Q codes."""
-    if table.offsets is None or table.region_codes is None:
-        raise ValueError("these codes have no regions")
-    offsets, codes = np.asarray(table.offsets), table.region_codes
+    offsets, codes = _region_codes(table)
     rows = np.arange(len(table)) if ranked is None else ranked.rows
     lengths = np.diff(offsets)[rows]
     rows, lengths = rows[lengths > 0], lengths[lengths > 0]
@@ -248,6 +245,12 @@ def _image_codes(table: CodeTable) -> Codes:
     if table.image_codes is None:
         raise ValueError("these codes have no image codes")
     return table.image_codes
+
+
+def _region_codes(table: CodeTable) -> tuple[Ints, Codes]:
+    if table.offsets is None or table.region_codes is None:
+        raise ValueError("these codes have no regions")
+    return np.asarray(table.offsets), table.region_codes
 
 
 def _given(query: Codes | None, step: str) -> Codes:
