@@ -792,7 +792,7 @@ def test_no_path_leads_out_of_the_collection(client, path):
         ({"queries": [{"image": 1, "boxes": [[5, 5, 1, 1]]}]}, 422, "x0 < x1"),
         ({"queries": [{"image": 1, "boxes": [[1, 2, 3]]}]}, 422, "boxes"),
         ({"queries": [{"image": 1, "regions": [500]}]}, 422, "regions"),
-        ({"queries": [{"image": 1}], "filter": {"labels": ["cow"]}}, 422, "no class"),
+        ({"queries": [{"image": 1}], "filter": {"labels": ["cow"]}}, 422, "not a class"),
         ({"queries": [{"image": 1}], "filter": {"folder": "\0"}}, 422, "NUL"),
         ({"queries": [{"image": 1}], "unknown": 1}, 422, "unknown"),
         ({"queries": [{"image": 1}], "mode": "category"}, 422, "no codes of categories"),

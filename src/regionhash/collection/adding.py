@@ -65,7 +65,7 @@ def add_pictures(
     meanwhile. Pictures without files are recognized by their ids.
 
     Args:
-        database: of the collection.
+        database: the collection's database.
         model: the model of its codes, on the device to use.
         checkpoint: the checkpoint of the model.
         image_set: the pictures.
@@ -106,7 +106,8 @@ class _Plan:
     Attributes:
         done: ids in the set of pictures that are stored in their current state.
         files: state of the files that were read, by id.
-        moved: number of files that have moved; copied: of further files of the same bytes.
+        moved: number of files that have moved; copied: of further files of the same
+            bytes.
     """
 
     def __init__(self, database: Database, image_set: ImageSet, source: int | None) -> None:

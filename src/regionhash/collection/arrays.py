@@ -57,7 +57,7 @@ class Snapshot:
         labels: (N, C) uint8, 0/1, the known labels; None if no picture has any.
         alive: (N,) bool, False for removed pictures; None if there are none.
         version: its `Database.version`.
-        generation: of the arrays.
+        generation: generation of the arrays.
     """
 
     table: CodeTable
@@ -109,7 +109,7 @@ class Arrays:
         rebuilt.
 
         Args:
-            database: of the collection.
+            database: the collection's database.
             before: an earlier snapshot, returned if nothing has changed.
             rebuild: rebuild the arrays in any case.
 

@@ -51,8 +51,8 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
     """Compares database, arrays and files at one moment.
 
     Args:
-        database: of the collection.
-        arrays: of the collection.
+        database: the collection's database.
+        arrays: the collection's arrays.
         repair: restore damaged rows that are intact in the arrays, rewrite the copies of the header
             and the indices, rebuild arrays that differ from the database, and remove leftovers of
             killed processes. A damaged row is never copied into the arrays.

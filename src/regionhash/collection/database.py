@@ -165,7 +165,7 @@ class Database:
     A database of version 1 is migrated to this version.
 
     Args:
-        path: of the file, which must exist; see `create`.
+        path: the file, which must exist; see `create`.
 
     Attributes:
         header: format, version, uuid, model, model_hash, classes, n_bits, n_region_bits, meta; once
@@ -200,7 +200,7 @@ class Database:
         """Creates a database, or opens an existing one of the same model.
 
         Args:
-            path: of the file.
+            path: the file.
             model: "model", "model_hash", "classes", "n_bits", "n_region_bits" and "meta".
 
         Raises:
@@ -491,7 +491,7 @@ class Database:
             row: the row with the codes.
             image_id: the requested id.
             file: the file.
-            source: of the picture.
+            source: number of the picture's source.
             moved: the row is this picture, and its old file is gone.
 
         Returns:
@@ -555,7 +555,7 @@ class Database:
         """Rebuilds the header if no copy of it is intact.
 
         Args:
-            path: of the database.
+            path: the file.
             model: see `create`.
 
         Raises:

@@ -57,7 +57,7 @@ class IndexSettings:
     """How to index a folder. None is the model's default, or what an existing index has.
 
     Attributes:
-        arguments: of the model, see `regionhash.models.drh.DRH`.
+        arguments: the model's arguments, see `regionhash.models.drh.DRH`.
         short: short side of the network's input, in pixels.
         seed: random seed of the sample of regions and of the fitting.
         detector: folder of a Region-DH checkpoint whose RPN proposes the regions.

@@ -22,7 +22,7 @@ class Result:
     """One found picture.
 
     Attributes:
-        id: of the picture; row: its number in the database, never reused.
+        id: the picture's id; row: its number in the database, never reused.
         path: its file; None if it has none.
         size: (height, width) in pixels.
         distance: Hamming distance in bits; for several objects, their sum.
@@ -64,8 +64,8 @@ class Results:
 
     Attributes:
         mode: what was compared, see `regionhash.search.request.Mode`.
-        steps: of a search for one object, see `regionhash.search.steps`.
-        boxes: of the query objects, one tuple per query picture.
+        steps: steps of a search for one object, see `regionhash.search.steps`.
+        boxes: boxes of the query objects, one tuple per query picture.
         hits: best first; ties in the order in which the pictures were stored.
         offset: rank of the first hit, from 0.
         more: whether there is a next page.
@@ -90,7 +90,7 @@ def results_of(answer: Answer, snapshot: Snapshot, paths: Mapping[int, Path]) ->
     """Adds to an answer what the collection knows of its pictures.
 
     Args:
-        answer: of a search of the snapshot's codes.
+        answer: the answer to a search of the snapshot's codes.
         snapshot: what was searched.
         paths: files of the rows of `rows_of_hits`; rows without a file are missing.
     """

@@ -111,7 +111,7 @@ class Search:
             detection. The default mode is then objects.
         mode: by default image for one picture, region for one mark or with steps, and objects for
             more of either.
-        steps: of a search for one object, see `regionhash.search.steps`; by default
+        steps: steps of a search for one object, see `regionhash.search.steps`; by default
             `default_steps`.
         candidates: pictures that the first of several steps passes on; None is `CANDIDATES`.
         expand: pictures whose codes an expansion takes as queries; None is `EXPANSION`.

@@ -77,7 +77,7 @@ class Answer:
             matches if the last step compared whole pictures.
         groups: mode category: the page of each category of the query; `hits` is then empty.
         excluded: pictures of excluded objects, with the boxes that were excluded.
-        steps: of a search for one object, see `regionhash.search.steps`; empty in other modes.
+        steps: steps of a search for one object, see `regionhash.search.steps`; otherwise empty.
         offset: rank of the first hit, from 0.
         more: whether there is a next page.
         n_searched: number of pictures that passed the filter.
@@ -101,11 +101,11 @@ class EncodedSearch:
 
     Attributes:
         queries, excluded: the pictures, with their boxes.
-        image: (K2/8,) uint8, of the query picture, or of its part inside the box.
-        objects: (Q, K1/8) uint8, of the query objects.
-        unwanted: (W, K1/8) uint8, of the excluded objects.
-        categories: of the query picture.
-        steps: of a search for one object.
+        image: (K2/8,) uint8, code of the query picture, or of its part inside the box.
+        objects: (Q, K1/8) uint8, codes of the query objects.
+        unwanted: (W, K1/8) uint8, codes of the excluded objects.
+        categories: categories of the query picture and their codes.
+        steps: steps of a search for one object.
     """
 
     queries: tuple[QueryPicture, ...]
@@ -131,7 +131,7 @@ def run(
     Args:
         model: the model that made the codes.
         checkpoint: its checkpoint.
-        codes: of N pictures.
+        codes: the codes of N pictures.
         search: see `Search`; its filter is ignored, `mask` takes its place.
         picture_of: gives the picture of a query; None is `read_query`.
         mask: (N,) bool, the pictures that are searched; None searches all that are alive.
