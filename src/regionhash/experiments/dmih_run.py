@@ -104,7 +104,7 @@ def reproduce(name: str, root: Path, out: Path, options: DMIHOptions, note: Note
         results += methods.measure(method, singles, combined)
     report = DMIHReport(
         title=f"{name}: DMIH and its peers",
-        facts=_facts(name, methods, singles),
+        facts=_facts(common.command(name, root, options), methods, singles),
         results=results,
         cuts=preset.cuts,
         classes=methods.database.pictures.classes,
@@ -576,15 +576,12 @@ def united_euclidean(queries: Floats, values: Floats, offsets: Ints) -> Floats:
     return np.asarray(np.sqrt(np.maximum(minima, 0)).sum(0), np.float32)
 
 
-def _facts(name: str, methods: DMIHMethods, singles: list[ObjectQuery]) -> list[str]:
+def _facts(command: str, methods: DMIHMethods, singles: list[ObjectQuery]) -> list[str]:
     """What a report must state of how its figures came to be."""
     options, weights = methods.options, Path(methods.options.weights).name
     database, asked = methods.database.pictures, methods.asked.pictures
     lines = [
-        f"Command: `regionhash reproduce {name} --data DIR --backbone {options.backbone} "
-        f"--weights {weights} --short {options.short}"
-        f"{' --detector DETECTOR' if options.detector else ''}"
-        f"{'' if options.sift else ' --no-sift'}`",
+        f"Command: `{command}`",
         f"Database and training: {common.described(database.name, database.ids)}. Only their image "
         "labels are trained on.",
         f"Queries: {len(singles)} of one object, from {common.described(asked.name, asked.ids)}; "

@@ -115,7 +115,7 @@ def reproduce(name: str, root: Path, out: Path, options: RegionDHOptions, note: 
     compared = dict(methods.curves)
     report = RegionDHReport(
         title=f"{name}: Region-DH and whole-image hashing",
-        facts=methods.facts(name),
+        facts=methods.facts(common.command(name, root, options)),
         results=methods.results,
         ours=_OURS.label,
         k=preset.k,
@@ -323,16 +323,12 @@ class RegionDHMethods:
         found, _ = detections_of_file(CodeSet.open(path), self.sides.queries)
         return {f"Region-DH, {_ABLATION_BITS} bits": float(found["map"])}
 
-    def facts(self, name: str) -> list[str]:
+    def facts(self, command: str) -> list[str]:
         """What a report must state of how its figures came to be."""
         options, weights = self.options, Path(self.options.weights).name
         detector = read_checkpoint(self.run_folder("detector"))
         return [
-            f"Command: `regionhash reproduce {name} --data VOCdevkit --backbone "
-            f"{options.backbone} --weights {weights} --short {options.short} --seeds "
-            f"{options.seeds} --detector-epochs {options.detector_epochs} --trained-stages "
-            f"{options.trained_stages} --head-epochs {options.head_epochs} --processes "
-            f"{options.processes}`",
+            f"Command: `{command}`",
             *common.facts_of_sides(self.sides.database, self.sides.queries, *self.labels),
             "Ties: exact expectation over random orders; denominator `retrieved`; "
             f"k = {self.preset.k}.",
