@@ -46,7 +46,7 @@ from regionhash.experiments.dmih_report import (
 from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
 from regionhash.models.classical import PartitionMinHash, VisualWords
 from regionhash.models.dmih import DMIH, THETA
-from regionhash.models.encoding import code_file_writer, encode_boxes, encode_images
+from regionhash.models.encoding import encode_boxes, encode_set
 from regionhash.models.image_level import DSRH
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.multiscale import window_boxes
@@ -425,11 +425,7 @@ class DMIHMethods:
         pictures = self.database.pictures
         path = self.out / f"region-dh-{checkpoint.model_hash}-{pictures.fingerprint()}.h5"
         self.note(f"{pictures.name}: codes of Region-DH")
-        with code_file_writer(
-            path, model, checkpoint, checkpoint_path=folder, precision=PRECISION
-        ) as writer:
-            encode_images(model, checkpoint, pictures, writer, precision=PRECISION)
-            writer.finish()
+        encode_set(model, checkpoint, pictures, path, checkpoint_path=folder, precision=PRECISION)
         table: CodeTable = CodeSet.open(path).table
         row_of = {image_id: n for n, image_id in enumerate(table.ids)}
         bags = []

@@ -37,7 +37,7 @@ from regionhash.experiments.region_dh_report import (
 )
 from regionhash.models import ImageHashModel
 from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
-from regionhash.models.encoding import code_file_writer, encode_images
+from regionhash.models.encoding import encode_set
 from regionhash.models.image_level import DLBHC, SSDH, Control
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.regions import codes_of
@@ -315,12 +315,9 @@ class RegionDHMethods:
         folder = self._head_folder(_OURS.label, _ABLATION_BITS, 0)
         model, checkpoint = load_checkpoint(folder)
         path = self.out / f"detections-{checkpoint.model_hash}.h5"
-        with code_file_writer(
-            path, model, checkpoint, checkpoint_path=folder, precision=PRECISION
-        ) as writer:
-            encode_images(model, checkpoint, self.sides.queries, writer, precision=PRECISION)
-            writer.finish()
-        found, _ = detections_of_file(CodeSet.open(path), self.sides.queries)
+        queries = self.sides.queries
+        encode_set(model, checkpoint, queries, path, checkpoint_path=folder, precision=PRECISION)
+        found, _ = detections_of_file(CodeSet.open(path), queries)
         return {f"Region-DH, {_ABLATION_BITS} bits": float(found["map"])}
 
     def facts(self, command: str) -> list[str]:
