@@ -23,12 +23,7 @@ from PIL import Image
 from regionhash.data.image_set import ImageSet
 from regionhash.data.inputs import open_inputs
 from regionhash.models.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
-from regionhash.models.encoding import (
-    EncodingReport,
-    code_file_writer,
-    encode_images,
-    pick_device,
-)
+from regionhash.models.encoding import EncodingReport, encode_set, pick_device
 
 SHAPES = ((375, 500), (500, 375), (333, 500), (500, 500))  # such as those of PASCAL VOC
 
@@ -86,19 +81,16 @@ def main() -> None:
 
         def encode(pictures: ImageSet, workers: int) -> EncodingReport:
             path = Path(scratch) / "codes.h5"
-            with code_file_writer(
-                path, model, checkpoint, checkpoint_path=folder, precision=args.precision
-            ) as writer:
-                report = encode_images(
-                    model,
-                    checkpoint,
-                    pictures,
-                    writer,
-                    batch_size=args.batch_size,
-                    workers=workers,
-                    precision=args.precision,
-                )
-                writer.finish()
+            report = encode_set(
+                model,
+                checkpoint,
+                pictures,
+                path,
+                checkpoint_path=folder,
+                precision=args.precision,
+                batch_size=args.batch_size,
+                workers=workers,
+            )
             path.unlink()
             return report
 

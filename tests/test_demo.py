@@ -2,6 +2,7 @@
 
 import io
 import shlex
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -25,8 +26,13 @@ def run(folder, **options):
     """What the demonstration measures and what it says."""
     said = io.StringIO()
     console = Console(file=said, width=100)
+
+    @contextmanager
+    def stage(what):
+        yield lambda done, total: None, lambda line: console.print(line, highlight=False)
+
     sizes = {"n_database": N_DATABASE, "n_queries": N_QUERIES}
-    return run_demo(folder, console=console, **sizes | options), said.getvalue()
+    return run_demo(folder, console=console, stage=stage, **sizes | options), said.getvalue()
 
 
 @pytest.fixture(scope="module")

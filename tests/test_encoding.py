@@ -13,10 +13,9 @@ from regionhash.data.inputs import open_inputs
 from regionhash.models import encoding
 from regionhash.models.checkpoints import Checkpoint
 from regionhash.models.encoding import (
-    code_file_writer,
     encode_boxes,
-    encode_images,
     encode_picture,
+    encode_set,
     pick_device,
 )
 from regionhash.store import CodeFile
@@ -24,24 +23,12 @@ from regionhash.store import CodeFile
 
 def encode(saved, path, inputs, **options):
     image_set, source = open_inputs(inputs)
-    return encode_set(saved, path, image_set, source, **options)
+    return encode_into(saved, path, image_set, source, **options)
 
 
-def encode_set(saved, path, image_set, source=None, **options):
-    precision = options.get("precision", "32-true")
-    with code_file_writer(
-        path,
-        saved.model,
-        saved.checkpoint,
-        checkpoint_path=saved.folder,
-        precision=precision,
-        source=source,
-    ) as writer:
-        report = encode_images(
-            saved.model, saved.checkpoint, image_set, writer, **({"workers": 0} | options)
-        )
-        writer.finish()
-    return report
+def encode_into(saved, path, image_set, source=None, **options):
+    options = {"checkpoint_path": saved.folder, "source": source, "workers": 0} | options
+    return encode_set(saved.model, saved.checkpoint, image_set, path, **options)
 
 
 @pytest.fixture
@@ -200,20 +187,20 @@ class Counted:
 def test_an_interrupted_run_goes_on_without_reading_anything_again(saved, tmp_path):
     scenes = open_dataset("digits:test:20")
     whole, halved = tmp_path / "whole.h5", tmp_path / "halved.h5"
-    encode_set(saved, whole, scenes, batch_size=1)
+    encode_into(saved, whole, scenes, batch_size=1)
     first = Counted(scenes.images, stop_at=19)
     with pytest.raises(KeyboardInterrupt):
-        encode_set(saved, halved, replace(scenes, images=first), batch_size=1)
+        encode_into(saved, halved, replace(scenes, images=first), batch_size=1)
     second = Counted(scenes.images)
-    report = encode_set(saved, halved, replace(scenes, images=second), batch_size=1)
+    report = encode_into(saved, halved, replace(scenes, images=second), batch_size=1)
     assert report.n_stored_before == 16  # two windows of eight batches
     assert second.read == list(range(16, 20))
     assert halved.read_bytes() == whole.read_bytes()
 
 
 def test_pictures_are_added_to_a_finished_file(saved, path, tmp_path):
-    encode_set(saved, path, open_dataset("digits:test:3"), {"data": "digits:test:3"})
-    report = encode_set(saved, path, open_dataset("digits:test:5"), {"data": "digits:test:5"})
+    encode_into(saved, path, open_dataset("digits:test:3"), {"data": "digits:test:3"})
+    report = encode_into(saved, path, open_dataset("digits:test:5"), {"data": "digits:test:5"})
     assert (report.n_encoded, report.n_stored_before) == (2, 3)
     file = CodeFile.open(path)
     assert file.meta["sources"] == [{"data": "digits:test:3"}, {"data": "digits:test:5"}]
@@ -227,7 +214,7 @@ def test_labels_are_stored_by_the_models_classes_whatever_their_order(saved, pat
         classes=scenes.classes[::-1],
         targets=tuple(replace(target, labels=9 - target.labels) for target in scenes.targets),
     )
-    encode_set(saved, path, turned)
+    encode_into(saved, path, turned)
     assert CodeFile.open(path).labels.tolist() == scenes.labels().tolist()
 
 
@@ -239,7 +226,7 @@ def test_pictures_without_labels_have_none(saved, photos, path):
 def test_a_class_that_the_model_does_not_know_is_refused(saved, path):
     scenes = replace(open_dataset("digits:test:2"), classes=(*"012345678", "ten"))
     with pytest.raises(ValueError, match="does not know the classes ten; it knows 0, 1"):
-        encode_set(saved, path, scenes)
+        encode_into(saved, path, scenes)
 
 
 def test_the_file_tells_where_its_codes_come_from(saved, photos, path):
@@ -298,7 +285,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(saved, path, monkeypat
 
     monkeypatch.setattr(encoding, "_image_of", watched)
     monkeypatch.setattr(encoding.CodeFileWriter, "add", stored)
-    encode_set(saved, path, scenes, batch_size=2)
+    encode_into(saved, path, scenes, batch_size=2)
     assert most == 16
 
 
@@ -322,7 +309,7 @@ def test_an_error_of_a_reader_is_a_skipped_picture(saved, path):
             return super().__getitem__(n)
 
     scenes = open_dataset("digits:test:3")
-    report = encode_set(saved, path, replace(scenes, images=Failing(scenes.images)))
+    report = encode_into(saved, path, replace(scenes, images=Failing(scenes.images)))
     assert report.skipped == {scenes.ids[1]: "scene 1: no paint left"}
 
 

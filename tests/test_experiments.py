@@ -1,5 +1,6 @@
 """The table of experiments, and the command that runs them. Nothing is trained here."""
 
+import shlex
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass, replace
@@ -9,6 +10,8 @@ import pytest
 
 from cli_runner import error_of, run
 from regionhash.experiments import EXPERIMENTS, find_experiment, preset_names
+from regionhash.experiments.common import command
+from regionhash.experiments.dmih import DMIHOptions
 from regionhash.experiments.drh import DRHOptions
 from regionhash.experiments.region_dh import RegionDHOptions
 
@@ -22,7 +25,7 @@ GIVEN = {
     "int": ("3", 3),
     "float": ("1", 1.0),
     "bool": ("false", False),
-    "Path | None": ("runs/detector", Path("runs/detector")),
+    "Path | None": ("detector", Path("detector")),
     "tuple[str, ...]": ('["folder:a", "csv:b"]', ("folder:a", "csv:b")),
 }
 """By type of a field, what is written after --set, and its value."""
@@ -158,3 +161,39 @@ def test_flags_of_earlier_versions_work(calls):
 def test_a_flag_overrides_a_setting(calls):
     options = options_of(calls, "region-dh/voc2012", "--set", "seeds=5", "--seeds", "1")
     assert options == RegionDHOptions(seeds=1)
+
+
+COMMON = {"backbone": "tiny_fpn", "weights": "my weights.pth", "short": 64}
+
+
+@pytest.mark.parametrize(
+    ("paper", "changes"),
+    [(paper, {field.name: GIVEN[field.type][1]}) for paper, field in FIELDS]
+    + [(paper, {}) for paper in EXPERIMENTS]
+    + [
+        ("region-dh", COMMON | {"seeds": 3, "views": 1, "processes": 4, "ablations": False}),
+        ("iah", COMMON | {"n_proposals": 8, "seed": 2**40, "unseen": False}),
+        ("drh", {"detector": Path("my detector"), "distractors": ("true", 'voc:it\'s "ü":val')}),
+        ("dmih", COMMON | {"margin": 1e-7, "channels": 16, "sift": False, "seed": 7}),
+    ],
+)
+def test_the_command_of_a_report_gives_the_same_options(calls, paper, changes):
+    chosen = replace(EXPERIMENTS[paper].Options(), **changes)
+    text = command(first_preset(paper), Path("all data"), chosen)
+    program, subcommand, *arguments = shlex.split(text)
+    assert (program, subcommand) == ("regionhash", "reproduce")
+    assert options_of(calls, *arguments) == chosen
+    assert calls[0][:2] == (first_preset(paper), Path("all data"))
+
+
+def test_the_command_of_a_report_has_no_folders_and_what_differs_from_the_defaults():
+    chosen = DMIHOptions(weights="/a/b/net.pth", detector=Path("runs/x/detector"), sift=False)
+    assert command("dmih/sival", Path("/data/all"), chosen) == (
+        "regionhash reproduce dmih/sival --data all --weights net.pth --detector detector "
+        "--set sift=false"
+    )
+    chosen = DRHOptions(distractors=("folder:/data/more", "voc:/data/VOC2012:train"))
+    assert command("drh/instances", Path(), chosen) == (
+        "regionhash reproduce drh/instances --data . "
+        """--set 'distractors=["folder:more", "voc:VOC2012:train"]'"""
+    )

@@ -42,7 +42,7 @@ def test_a_preset_runs_from_pictures_to_the_report_and_resumes(sival, tmp_path, 
         assert f"\n| {method} |" in text
     assert "P@30" in text and "## Time of a query" in text
     assert "hash of ids" in text and "whole pictures" in text
-    assert "--short 64 --no-sift`" in text
+    assert "--short 64 --set epochs=1 --set views=1 --set channels=8 --set sift=false`" in text
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["bits"] for row in rows} == {"8", "16", ""}

@@ -80,8 +80,9 @@ def test_a_preset_runs_from_pictures_to_the_report_and_reads_them_once(
     text = page.read_text()
     assert "Database: objects + more, 12 pictures, hash of ids" in text
     assert "1 could not be read" in text and "broken.png: the file is empty" in text
-    assert f"regionhash reproduce {PRESET} --data DIR --backbone tiny_fpn" in text
-    assert "--distractors folder:more --rpn CHECKPOINT`" in text
+    settings = "--backbone tiny_fpn --weights none --short 64 --set 'distractors=[\"folder:more\"]'"
+    asked = f"regionhash reproduce {PRESET} --data {flat.name} {settings}"
+    assert f"Command: `{asked} --detector {saved.folder.name}`" in text
     assert f"RPN: that of a region-dh of tiny_fpn, model {saved.checkpoint.model_hash}," in text
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))

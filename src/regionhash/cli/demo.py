@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from regionhash.cli.output import progress
+
 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Folder for the demonstration's files.")] = Path(
@@ -33,7 +35,7 @@ def demo(
     """
     from regionhash.experiments.demo import run_demo
 
-    run_demo(folder, train=train, console=Console())
+    run_demo(folder, train=train, console=Console(), stage=progress)
     if serve:
         from regionhash.experiments.demo import make_collection
         from regionhash.service import run_server

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +29,9 @@ Note = Callable[[str], None]
 
 Labels = NDArray[np.uint8]
 Values = NDArray[np.floating[Any]]
+
+_FLAGS = ("backbone", "weights", "short", "detector")
+"""Options that `regionhash reproduce` takes as flags; it takes the others after --set."""
 
 # -- data -----------------------------------------------------------------------------------------
 
@@ -146,6 +151,28 @@ def hash_ids(ids: Iterable[str]) -> str:
 def described(name: str, ids: Sequence[str]) -> str:
     """A set of pictures, as a report names it."""
     return f"{name}, {len(ids)} pictures, hash of ids {hash_ids(ids)}"
+
+
+def command(preset: str, data: Path, options: Any) -> str:
+    """The command that runs a preset with these options; it has only the names of files."""
+    words = ["regionhash", "reproduce", preset, "--data", _without_folder(data)]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, tuple):
+            value = [":".join(map(_without_folder, spec.split(":"))) for spec in value]
+        elif isinstance(value, str | Path):
+            value = _without_folder(value)
+        if field.name in _FLAGS:
+            words += [f"--{field.name}", str(value)]
+        else:
+            words += ["--set", f"{field.name}={json.dumps(value, ensure_ascii=False)}"]
+    return shlex.join(words)
+
+
+def _without_folder(path: str | Path) -> str:
+    return Path(path).name or str(path)
 
 
 def facts_of_sides(

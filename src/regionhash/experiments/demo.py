@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,20 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from regionhash.collection import Collection
+from regionhash.collection.indexing import Stage
 from regionhash.data import open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.inputs import Pictures, Source, open_inputs
 from regionhash.evaluation import SharedLabels, evaluate_ranking, per_query
 from regionhash.evaluation.code_files import LabelledCodes, labelled_codes
+from regionhash.experiments.common import Note
 from regionhash.files.atomic import replacing
 from regionhash.models import HashModel
 from regionhash.models.checkpoints import Checkpoint, load_checkpoint
-from regionhash.models.encoding import code_file_writer, encode_images, pick_device
+from regionhash.models.encoding import encode_set, pick_device
 from regionhash.search.answer import write_answer
 from regionhash.search.request import Mode, Query, Search
 from regionhash.search.run import run
@@ -125,10 +125,10 @@ had not learned anything. So the methods without boxes take over Region-DH's tra
 """
 
 
-def train_models(folder: Path, *, console: Console) -> None:
+def train_models(folder: Path, *, stage: Stage) -> None:
     """Trains the models of all methods into subfolders of `folder`.
 
-    A training that was interrupted resumes after its last whole epoch.
+    A training that was interrupted resumes after its last whole epoch. For `stage` see `Stage`.
 
     Raises:
         ValueError: `folder` holds trainings with other settings.
@@ -136,12 +136,12 @@ def train_models(folder: Path, *, console: Console) -> None:
     scenes = open_dataset(TRAINING_SCENES)
     for name, method in METHODS.items():
         start = load_checkpoint(folder / method.start)[0] if method.start else None
-        with _progress(f"training {method.title}", console) as show:
+        with stage(f"training {method.title}") as (show, note):
 
-            def note(report: EpochReport, method: Method = method) -> None:
+            def on_epoch(report: EpochReport, method: Method = method, note: Note = note) -> None:
                 terms = "  ".join(f"{term} {value:.3g}" for term, value in report.terms.items())
                 epoch = f"epoch {report.epoch + 1}/{method.training.epochs}"
-                console.print(f"{method.title}, {epoch}: {terms}", highlight=False)
+                note(f"{method.title}, {epoch}: {terms}")
 
             train_model(
                 name,
@@ -151,7 +151,7 @@ def train_models(folder: Path, *, console: Console) -> None:
                 method.training,
                 start=start,
                 on_step=show,
-                on_epoch=note,
+                on_epoch=on_epoch,
             )
 
 
@@ -162,6 +162,7 @@ def run_demo(
     n_database: int = 2000,
     n_queries: int = 300,
     console: Console,
+    stage: Stage,
 ) -> dict[str, Measures]:
     """Compares the methods, searches in each mode, and says what to type next.
 
@@ -172,7 +173,8 @@ def run_demo(
         train: trains the models in `folder` instead of taking those of the package.
         n_database: scenes to search.
         n_queries: scenes to measure the methods with.
-        console: where all this is printed.
+        console: where all this is printed, but for the progress.
+        stage: progress, of each training and of the encoding of each set.
 
     Returns:
         MAP@1000 and ACG@1000 of each method, tie-aware, by its name in `MODELS`.
@@ -191,12 +193,12 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     models = folder / "models" if train else SHIPPED
     if train:
-        train_models(models, console=console)
+        train_models(models, stage=stage)
     results: dict[str, Measures] = {}
     for name, method in METHODS.items():
         files = {}
         for part, drawn in scenes.items():
-            with _progress(f"{method.title}: {part}", console) as show:
+            with stage(f"{method.title}: {part}") as (show, _):
                 files[part] = _encode(models / name, drawn, folder / f"{name}-{part}.h5", show)
         codes = labelled_codes(files["queries"], files["database"])
         measures = evaluate_ranking(*codes, k=K)
@@ -241,12 +243,16 @@ def _encode(
         left.unlink(missing_ok=True)
     model, checkpoint = _load(checkpoint_folder)
     image_set, source = scenes
-    writer = code_file_writer(
-        path, model, checkpoint, checkpoint_path=checkpoint_folder, source=source
+    encode_set(
+        model,
+        checkpoint,
+        image_set,
+        path,
+        checkpoint_path=checkpoint_folder,
+        source=source,
+        workers=0,
+        on_progress=show,
     )
-    with writer:
-        encode_images(model, checkpoint, image_set, writer, workers=0, on_progress=show)
-        writer.finish()
     return CodeSet.open(path)
 
 
@@ -338,14 +344,3 @@ Your own pictures, labelled with boxes (regionhash datasets lists the layouts):
         highlight=False,
         soft_wrap=True,
     )
-
-
-@contextmanager
-def _progress(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar, if the console is a terminal: called with what is done and what is to be done."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

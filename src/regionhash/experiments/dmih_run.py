@@ -46,7 +46,7 @@ from regionhash.experiments.dmih_report import (
 from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
 from regionhash.models.classical import PartitionMinHash, VisualWords
 from regionhash.models.dmih import DMIH, THETA
-from regionhash.models.encoding import code_file_writer, encode_boxes, encode_images
+from regionhash.models.encoding import encode_boxes, encode_set
 from regionhash.models.image_level import DSRH
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.multiscale import window_boxes
@@ -104,7 +104,7 @@ def reproduce(name: str, root: Path, out: Path, options: DMIHOptions, note: Note
         results += methods.measure(method, singles, combined)
     report = DMIHReport(
         title=f"{name}: DMIH and its peers",
-        facts=_facts(name, methods, singles),
+        facts=_facts(common.command(name, root, options), methods, singles),
         results=results,
         cuts=preset.cuts,
         classes=methods.database.pictures.classes,
@@ -425,11 +425,7 @@ class DMIHMethods:
         pictures = self.database.pictures
         path = self.out / f"region-dh-{checkpoint.model_hash}-{pictures.fingerprint()}.h5"
         self.note(f"{pictures.name}: codes of Region-DH")
-        with code_file_writer(
-            path, model, checkpoint, checkpoint_path=folder, precision=PRECISION
-        ) as writer:
-            encode_images(model, checkpoint, pictures, writer, precision=PRECISION)
-            writer.finish()
+        encode_set(model, checkpoint, pictures, path, checkpoint_path=folder, precision=PRECISION)
         table: CodeTable = CodeSet.open(path).table
         row_of = {image_id: n for n, image_id in enumerate(table.ids)}
         bags = []
@@ -576,15 +572,12 @@ def united_euclidean(queries: Floats, values: Floats, offsets: Ints) -> Floats:
     return np.asarray(np.sqrt(np.maximum(minima, 0)).sum(0), np.float32)
 
 
-def _facts(name: str, methods: DMIHMethods, singles: list[ObjectQuery]) -> list[str]:
+def _facts(command: str, methods: DMIHMethods, singles: list[ObjectQuery]) -> list[str]:
     """What a report must state of how its figures came to be."""
     options, weights = methods.options, Path(methods.options.weights).name
     database, asked = methods.database.pictures, methods.asked.pictures
     lines = [
-        f"Command: `regionhash reproduce {name} --data DIR --backbone {options.backbone} "
-        f"--weights {weights} --short {options.short}"
-        f"{' --detector DETECTOR' if options.detector else ''}"
-        f"{'' if options.sift else ' --no-sift'}`",
+        f"Command: `{command}`",
         f"Database and training: {common.described(database.name, database.ids)}. Only their image "
         "labels are trained on.",
         f"Queries: {len(singles)} of one object, from {common.described(asked.name, asked.ids)}; "

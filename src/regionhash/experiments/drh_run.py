@@ -27,7 +27,7 @@ from regionhash.evaluation import (
     paper_figures,
 )
 from regionhash.evaluation.levels import IntegerMatrix
-from regionhash.experiments.common import Note, built, described, facts_of_run, needed
+from regionhash.experiments.common import Note, built, command, described, facts_of_run, needed
 from regionhash.experiments.drh import PRESETS, DRHOptions, DRHPreset
 from regionhash.experiments.drh_features import (
     DESCRIPTORS,
@@ -93,7 +93,7 @@ def reproduce(name: str, root: Path, out: Path, options: DRHOptions, note: Note)
     results = [*tables.lengths(), *tables.windows(), *tables.steps(), *tables.descriptors()]
     report = DRHReport(
         title=f"{name}: DRH",
-        facts=_facts(name, tables),
+        facts=_facts(command(name, root, options), tables),
         results=results,
         published=paper_figures("drh"),
         default_bits=DEFAULT_BITS,
@@ -460,24 +460,14 @@ def _milliseconds(run: Callable[[], object]) -> float:
 # -- facts ----------------------------------------------------------------------------------------
 
 
-def _command(name: str, options: DRHOptions) -> str:
-    """What a user types for the same report; folders are left to the user."""
-    parts = [f"regionhash reproduce {name} --data DIR --backbone {options.backbone}"]
-    parts += [f"--weights {Path(options.weights).name} --short {options.short}"]
-    for spec in options.distractors:
-        layout, *paths = spec.split(":")
-        parts.append("--distractors " + ":".join([layout, *(Path(path).name for path in paths)]))
-    return " ".join([*parts, *["--rpn CHECKPOINT"] * bool(options.detector)])
-
-
-def _facts(name: str, tables: DRHTables) -> list[str]:
+def _facts(command: str, tables: DRHTables) -> list[str]:
     """What a report must state of how its figures came to be."""
     options, features, query_set = tables.options, tables.features, tables.query_set
     model, fit = tables.models[DEFAULT_BITS], tables.fitted[DEFAULT_BITS]
     n_positives = [len(query.positives) for query in query_set.queries]
     pictures = len({query.image_id for query in query_set.queries})
     lines = [
-        f"Command: `{_command(name, options)}`",
+        f"Command: `{command}`",
         f"Database: {described(query_set.database.name, features.ids)}; "
         f"{len(features.skipped)} could not be read.",
         f"Queries: {len(query_set.queries)} boxes in {pictures} pictures, with "

@@ -96,7 +96,7 @@ def reproduce(name: str, root: Path, out: Path, options: IAHOptions, note: Note)
         del regions
     report = IAHReport(
         title=f"{name}: IAH and its peers",
-        facts=_facts(name, network, database, queries),
+        facts=_facts(common.command(name, root, options), network, database, queries),
         classes=sides.database.classes,
         k=preset.k,
         semantic=semantic,
@@ -485,26 +485,21 @@ def _category_side(model: IAH, side: _Side) -> CategorySide:
     return CategorySide(codes, probs >= model.threshold, side.labels)
 
 
-def _facts(name: str, network: Network, database: _Side, queries: _Side) -> list[str]:
+def _facts(command: str, network: Network, database: _Side, queries: _Side) -> list[str]:
     """What a report must state of how its figures came to be."""
     options, per_length = network.options, network.epochs_per_length
     epochs, weights = options.head_epochs, Path(options.weights).name
-    command = f"regionhash reproduce {name} --short {options.short} --head-epochs {epochs}"
     if options.detector is None:
-        command += f" --backbone {options.backbone} --weights {weights}"
         source = (
             f"Proposals: selective search, {options.n_proposals} at most. Backbone "
             f"{options.backbone}, weights `{weights}`, not trained."
         )
     else:
-        command += f" --rpn {options.detector.name}"
         checkpoint = read_checkpoint(options.detector)
         source = (
             f"Proposals: {options.n_proposals} at most, of the RPN of {checkpoint.name} "
             f"{checkpoint.model_hash}, whose backbone all methods read, not trained further."
         )
-    if not options.unseen:
-        command += " --no-unseen"
     sides = database.pictures, queries.pictures
     return [
         f"Command: `{command}`",

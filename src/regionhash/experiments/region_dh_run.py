@@ -37,7 +37,7 @@ from regionhash.experiments.region_dh_report import (
 )
 from regionhash.models import ImageHashModel
 from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
-from regionhash.models.encoding import code_file_writer, encode_images
+from regionhash.models.encoding import encode_set
 from regionhash.models.image_level import DLBHC, SSDH, Control
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.regions import codes_of
@@ -115,7 +115,7 @@ def reproduce(name: str, root: Path, out: Path, options: RegionDHOptions, note: 
     compared = dict(methods.curves)
     report = RegionDHReport(
         title=f"{name}: Region-DH and whole-image hashing",
-        facts=methods.facts(name),
+        facts=methods.facts(common.command(name, root, options)),
         results=methods.results,
         ours=_OURS.label,
         k=preset.k,
@@ -315,24 +315,17 @@ class RegionDHMethods:
         folder = self._head_folder(_OURS.label, _ABLATION_BITS, 0)
         model, checkpoint = load_checkpoint(folder)
         path = self.out / f"detections-{checkpoint.model_hash}.h5"
-        with code_file_writer(
-            path, model, checkpoint, checkpoint_path=folder, precision=PRECISION
-        ) as writer:
-            encode_images(model, checkpoint, self.sides.queries, writer, precision=PRECISION)
-            writer.finish()
-        found, _ = detections_of_file(CodeSet.open(path), self.sides.queries)
+        queries = self.sides.queries
+        encode_set(model, checkpoint, queries, path, checkpoint_path=folder, precision=PRECISION)
+        found, _ = detections_of_file(CodeSet.open(path), queries)
         return {f"Region-DH, {_ABLATION_BITS} bits": float(found["map"])}
 
-    def facts(self, name: str) -> list[str]:
+    def facts(self, command: str) -> list[str]:
         """What a report must state of how its figures came to be."""
         options, weights = self.options, Path(self.options.weights).name
         detector = read_checkpoint(self.run_folder("detector"))
         return [
-            f"Command: `regionhash reproduce {name} --data VOCdevkit --backbone "
-            f"{options.backbone} --weights {weights} --short {options.short} --seeds "
-            f"{options.seeds} --detector-epochs {options.detector_epochs} --trained-stages "
-            f"{options.trained_stages} --head-epochs {options.head_epochs} --processes "
-            f"{options.processes}`",
+            f"Command: `{command}`",
             *common.facts_of_sides(self.sides.database, self.sides.queries, *self.labels),
             "Ties: exact expectation over random orders; denominator `retrieved`; "
             f"k = {self.preset.k}.",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -76,52 +76,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
 
 
-def code_file_writer(
-    path: str | Path,
-    model: HashModel,
-    checkpoint: Checkpoint,
-    *,
-    checkpoint_path: Path,
-    precision: Precision = "32-true",
-    source: Source | None = None,
-) -> CodeFileWriter:
-    """A writer of the codes of `model`; `meta` holds what else search needs to know.
-
-    That is "checkpoint" (its absolute path), "precision", "sources" (where the pictures are; those
-    of an existing file come before the new one) and "provenance".
-
-    Raises:
-        ValueError: the file holds codes of another precision.
-        StoreError: see `CodeFileWriter`.
-    """
-    _check_precision(precision)
-    sources = [] if source is None else [source]
-    if Path(path).exists():
-        stored = CodeSet.open(path)
-        if stored.model_hash == checkpoint.model_hash and stored.recorded("precision") != precision:
-            raise ValueError(
-                f"{path}: holds codes of precision {stored.meta['precision']}, got {precision}"
-            )
-        sources = [
-            *stored.recorded("sources"),
-            *(new for new in sources if new not in stored.recorded("sources")),
-        ]
-    return CodeFileWriter(
-        path,
-        model_hash=checkpoint.model_hash,
-        model_name=checkpoint.name,
-        classes=checkpoint.classes,
-        n_bits=model.n_bits,
-        n_region_bits=model.n_region_bits,
-        meta={
-            "checkpoint": str(checkpoint_path.absolute()),
-            "precision": precision,
-            "sources": sources,
-            "provenance": provenance(),
-        },
-    )
-
-
 def encode(
     model_folder: str | Path,
     inputs: Sequence[str],
@@ -154,26 +108,69 @@ def encode(
     model, checkpoint = load_checkpoint(Path(model_folder))
     model.to(pick_device(device))
     image_set, source = open_inputs(inputs)
-    writer = code_file_writer(
-        output,
+    return encode_set(
         model,
         checkpoint,
+        image_set,
+        output,
         checkpoint_path=Path(model_folder),
-        precision=precision,
         source=source,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers,
+        on_skip=on_skip,
+        on_progress=on_progress,
     )
-    with writer:
-        report = encode_images(
-            model,
-            checkpoint,
-            image_set,
-            writer,
-            batch_size=batch_size,
-            workers=workers,
-            precision=precision,
-            on_skip=on_skip,
-            on_progress=on_progress,
-        )
+
+
+def encode_set(
+    model: HashModel,
+    checkpoint: Checkpoint,
+    image_set: ImageSet,
+    path: str | Path,
+    *,
+    checkpoint_path: Path,
+    precision: Precision = "32-true",
+    source: Source | None = None,
+    **options: Any,
+) -> EncodingReport:
+    """Encodes into the code file `path` the pictures of a set that it does not hold yet.
+
+    What search needs to know besides stands in the file's `meta`: "checkpoint" (its absolute path),
+    "precision", "sources" (where the pictures lie, those of a file that is added to before the new
+    one) and "provenance". For `options` see `encode_images`.
+
+    Raises:
+        ValueError: the file holds codes of another precision; see also `encode_images`.
+        StoreError: see `CodeFileWriter`.
+    """
+    _check_precision(precision)
+    sources = [] if source is None else [source]
+    if Path(path).exists():
+        there = CodeSet.open(path)
+        if there.model_hash == checkpoint.model_hash and there.recorded("precision") != precision:
+            raise ValueError(
+                f"{path}: holds codes of precision {there.meta['precision']}, got {precision}"
+            )
+        sources = [
+            *there.recorded("sources"),
+            *(new for new in sources if new not in there.recorded("sources")),
+        ]
+    with CodeFileWriter(
+        path,
+        model_hash=checkpoint.model_hash,
+        model_name=checkpoint.name,
+        classes=checkpoint.classes,
+        n_bits=model.n_bits,
+        n_region_bits=model.n_region_bits,
+        meta={
+            "checkpoint": str(checkpoint_path.absolute()),
+            "precision": precision,
+            "sources": sources,
+            "provenance": provenance(),
+        },
+    ) as writer:
+        report = encode_images(model, checkpoint, image_set, writer, precision=precision, **options)
         writer.finish()
     return report
 
@@ -204,8 +201,8 @@ def encode_images(
         model: from `load_checkpoint`, on the device to run on.
         checkpoint: from `load_checkpoint`.
         image_set: pictures; its classes must be the model's, in any order.
-        writer: see `code_file_writer`. Finishing it is left to the caller.
-        batch_size: greatest number of pictures that the model takes at a time.
+        writer: takes the codes. Finishing a `CodeFileWriter` is left to the caller.
+        batch_size: pictures that the model takes at a time, at most.
         workers: processes that read pictures; 0 reads them in this one.
         precision: see `Precision`.
         on_skip: called with id and reason of each picture that cannot be read.
