@@ -637,6 +637,10 @@ def test_looking_at_a_collection_leaves_every_byte_of_it_alone(saved, photos, tm
     assert json.loads(run("info", folder, "--json").stdout)["pictures"] == 11
     measured = json.loads(run("evaluate", folder, folder, "--json").stdout)
     assert (measured["queries"], measured["database"]) == (11, 11)
+    command = ["evaluate", folder, folder, "--detection", "digits:test:12", "--json"]
+    assert json.loads(run(*command).stdout)["detection"]["missing"] == ["test-0-00003"]
+    run("export", folder, "-o", tmp_path / "codes.h5")
+    assert len(open_codes(tmp_path / "codes.h5").table) == 11
     codes = open_codes(folder)
     assert (len(codes), len(codes.compact())) == (11, 11)
     assert "test-0-00003" not in list(codes.compact().table.ids)

@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 from conftest import TINY_BACKBONE, build_tiny
 from regionhash.data import open_dataset
 from regionhash.data.images import ImageError
+from regionhash.models import MODELS
 from regionhash.models.checkpoints import (
     CheckpointError,
     build_model,
@@ -288,6 +289,13 @@ def test_a_checkpoint_is_read_from_its_folder_or_either_file(checkpoint):
         for path in (checkpoint, checkpoint / "model.json", checkpoint / "model.safetensors")
     }
     assert len(hashes) == 1
+
+
+def test_another_kind_of_model_than_the_one_that_is_wanted_is_refused(checkpoint):
+    kind = MODELS[read_checkpoint(checkpoint).name]
+    assert isinstance(load_checkpoint(checkpoint, kind)[0], kind)
+    with pytest.raises(CheckpointError, match="must be a dmih, is a"):
+        load_checkpoint(checkpoint, MODELS["dmih"])
 
 
 def test_the_hash_depends_on_weights_and_settings(checkpoint, tmp_path):
