@@ -634,17 +634,22 @@ def test_looking_at_a_collection_leaves_every_byte_of_it_alone(saved, photos, tm
         record = json.loads(run("search", folder, "--query", query, *options, "--json").stdout)
         assert record["hits"]
         assert "test-0-00003" not in [hit["picture"] for hit in record["hits"]]
-    assert json.loads(run("info", folder, "--json").stdout)["pictures"] == 11
+    described = json.loads(run("info", folder, "--json").stdout)
+    assert (described["pictures"], described["regions"]) == (
+        11,
+        len(open_codes(folder).table.region_codes),
+    )
     measured = json.loads(run("evaluate", folder, folder, "--json").stdout)
     assert (measured["queries"], measured["database"]) == (11, 11)
     command = ["evaluate", folder, folder, "--detection", "digits:test:12", "--json"]
     assert json.loads(run(*command).stdout)["detection"]["missing"] == ["test-0-00003"]
     run("export", folder, "-o", tmp_path / "codes.h5")
     assert len(open_codes(tmp_path / "codes.h5").table) == 11
-    codes = open_codes(folder)
-    assert (len(codes), len(codes.compact())) == (11, 11)
-    assert "test-0-00003" not in list(codes.compact().table.ids)
-    np.testing.assert_array_equal(codes.compact().labels, np.delete(codes.labels, 3, axis=0))
+    with Collection.open(folder) as collection:
+        codes = collection.codes()
+    assert (len(codes), len(codes.table), len(open_codes(folder).table)) == (11, 12, 11)
+    assert "test-0-00003" not in list(open_codes(folder).table.ids)
+    np.testing.assert_array_equal(open_codes(folder).labels, np.delete(codes.labels, 3, axis=0))
     assert content() == before
 
 

@@ -3,6 +3,8 @@ import pytest
 import torch
 
 from conftest import build_tiny, noise
+from regionhash.models import MODELS
+from regionhash.models.parameters import types_of
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.losses import (
     balance_bits,
@@ -142,3 +144,10 @@ def test_the_frame_of_a_large_picture_is_all_of_it(name):
     small, large = _model(name).eval().encode(noise((64, 96), (288, 320)))
     assert small.regions.boxes.tolist() == [[0, 0, 96, 64]]
     assert large.regions.boxes.tolist() == [[0, 0, 320, 288]]
+
+
+def test_what_an_older_model_could_not_be_given_is_no_argument():
+    shared = {"n_bits", "n_classes", "backbone", "weights", "trained_stages", "centred"}
+    shared |= {"multi_label", "dropout"}
+    assert set(types_of(MODELS["ssdh"])) == set(types_of(MODELS["dlbhc"])) == shared
+    assert set(types_of(MODELS["control"])) == shared - {"trained_stages"} | {"n_hidden"}

@@ -11,7 +11,7 @@ from collection_cases import MODEL, new_image
 from regionhash.collection import refreshing
 from regionhash.collection.database import Database, FileState
 from regionhash.collection.refreshing import encode_damaged_again, remove_gone
-from regionhash.files.atomic import condition_of
+from regionhash.files.names import condition_of
 
 
 @pytest.fixture

@@ -131,3 +131,5 @@ def test_marks_may_be_arrays_and_stay_what_they_were_when_checked():
 
 def test_the_older_name_of_an_id_is_taken():
     assert Query(like="a.jpg").image_id == "a.jpg"
+    with pytest.raises(TypeError, match="like is an older name of image_id"):
+        Query(like="a.jpg", image_id="b.jpg")

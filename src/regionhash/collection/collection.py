@@ -302,7 +302,7 @@ class Collection:
         return answer, snapshot
 
     def codes(self) -> CodeSet:
-        """The current codes of the collection, removed pictures masked."""
+        """The collection as it is now; removed pictures may be in its arrays, see `alive`."""
         return self._codes(self.sync())
 
     def code_file(self) -> CodeSet:
@@ -507,13 +507,15 @@ class Collection:
 
         snapshot = self.snapshot
         header = self.header
-        codes = snapshot.table.region_codes
+        offsets = snapshot.table.offsets
+        n_regions = np.zeros(len(snapshot.rows), int) if offsets is None else np.diff(offsets)
+        alive = slice(None) if snapshot.alive is None else snapshot.alive
         sources = self._database.read(
             "SELECT inputs, count(row) FROM sources LEFT JOIN images USING (source) GROUP BY source"
         )
         return {
             "pictures": len(snapshot),
-            "regions": 0 if codes is None else len(codes),
+            "regions": int(n_regions[alive].sum()),
             "removed_rows": len(snapshot.rows) - len(snapshot),
             "bits": header["n_bits"],
             "region_bits": header["n_region_bits"],
@@ -602,7 +604,10 @@ def model_hash_of(folder: Path) -> str:
 
 
 def open_codes(path: str | Path) -> CodeSet:
-    """The codes of a code file or of a collection; arrays that are up to date stay as they are.
+    """The codes of a code file or of a collection, without removed pictures.
+
+    The arrays of the collection stay as they are unless they are missing or out of date. Those of
+    the result are copies if pictures have been removed.
 
     Args:
         path: the file, or the folder of the collection.
@@ -614,7 +619,7 @@ def open_codes(path: str | Path) -> CodeSet:
     if not path.is_dir():
         return CodeSet.open(path)
     with Collection.open(path) as collection:
-        return collection.codes()
+        return collection.codes().compact()
 
 
 def _copy_model(file: CodeSet, folder: Path) -> None:

@@ -233,7 +233,8 @@ def build_model(name: str, arguments: dict[str, Any]) -> HashModel:
     try:
         return MODELS[name](**arguments).to(memory_format=torch.channels_last)
     except TypeError as error:
-        raise ValueError(f"model {name}: {error}") from error
+        reason = str(error).rpartition("__init__() ")[2]
+        raise ValueError(f"model {name}: {reason}") from error
 
 
 def model_folder(codes: CodeSet) -> Path:

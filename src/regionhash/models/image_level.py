@@ -97,8 +97,7 @@ class LatentHash(_PooledHash):
         backbone, weights, trained_stages: see `build_backbone`.
         centred: whether the classifier reads 2a - 1 or, as printed, a.
         multi_label: see `multi_label_loss`.
-        dropout: before the latent layer, and before and after a hidden one.
-        n_hidden: width of a hidden layer before the latent layer; 0 is none.
+        dropout: before the latent layer.
 
     Attributes:
         hash_weight: weight of E1 and of E2.
@@ -120,9 +119,20 @@ class LatentHash(_PooledHash):
         centred: bool = True,
         multi_label: MultiLabelForm = "softmax",
         dropout: float = 0.2,
-        n_hidden: int = 0,
     ) -> None:
         super().__init__(backbone, weights, trained_stages)
+        self._add_layers(n_bits, n_classes, centred, multi_label, dropout)
+
+    def _add_layers(
+        self,
+        n_bits: int,
+        n_classes: int,
+        centred: bool,
+        multi_label: MultiLabelForm,
+        dropout: float,
+        n_hidden: int = 0,
+    ) -> None:
+        """The layers after the backbone, with a hidden one of `n_hidden` units if any."""
         n_in = 2 * self.backbone.top_channels
         # Averages and maxima of different channels differ in scale by orders of magnitude.
         self.scale = RunningScale(n_in)
@@ -201,7 +211,13 @@ class SSDH(LatentHash):
 
 
 class Control(LatentHash):
-    """The control: SSDH's losses, a hidden layer, and a backbone that is never trained."""
+    """The control: SSDH's losses, a hidden layer, and a backbone that is never trained.
+
+    Args:
+        n_bits, n_classes, backbone, weights, centred, multi_label: see `LatentHash`.
+        dropout: before the latent layer, and before and after the hidden one.
+        n_hidden: width of the hidden layer before the latent layer.
+    """
 
     hash_weight = 1.0
 
@@ -217,17 +233,8 @@ class Control(LatentHash):
         dropout: float = 0.3,
         n_hidden: int = 512,
     ) -> None:
-        super().__init__(
-            n_bits,
-            n_classes,
-            backbone=backbone,
-            weights=weights,
-            trained_stages=0,
-            centred=centred,
-            multi_label=multi_label,
-            dropout=dropout,
-            n_hidden=n_hidden,
-        )
+        _PooledHash.__init__(self, backbone, weights, trained_stages=0)
+        self._add_layers(n_bits, n_classes, centred, multi_label, dropout, n_hidden)
 
 
 class TripletHash(_PooledHash):

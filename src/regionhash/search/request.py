@@ -56,6 +56,8 @@ class Query:
     like: InitVar[str | None] = None
 
     def __post_init__(self, like: str | None) -> None:
+        if like is not None and self.image_id is not None:
+            raise TypeError("like is an older name of image_id; give one of them")
         if like is not None:
             object.__setattr__(self, "image_id", like)
         if (self.image is None) == (self.image_id is None):
