@@ -1,5 +1,4 @@
 """The commands for collections: create, change, check, export and import."""
-# ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
 """The command that runs a demonstration on built-in pictures."""
-# ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
 
 from __future__ import annotations
 

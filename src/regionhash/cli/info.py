@@ -1,5 +1,4 @@
 """The commands that describe collections, code files, models and data sets."""
-# ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
 
 from __future__ import annotations
 

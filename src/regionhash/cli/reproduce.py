@@ -1,5 +1,4 @@
 """`regionhash reproduce`: the papers' experiments."""
-# ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
 """The command that searches."""
-# ruff: noqa: D301 (\b keeps the lines of a paragraph apart in the help)
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def run_demo(
         train: trains the models in `folder` instead of taking those of the package.
         n_database: scenes to search.
         n_queries: scenes to measure the methods with.
-        console: where all this is printed, but for the progress.
+        console: where all this is printed, except the progress.
         stage: progress, of each training and of the encoding of each set.
 
     Returns:

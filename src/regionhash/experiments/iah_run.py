@@ -512,7 +512,7 @@ def _facts(command: str, network: Network, database: _Side, queries: _Side) -> l
         f"losses, for the convolution that all lengths share; of Region-DH, {per_length} for the "
         "heads of each length, on the detector, whose own training is not counted. One-Stage has "
         "16 features per bit instead of 50. Classical methods read averages over the last map, of "
-        "unit length. Times are of the layers behind what is computed once, on a machine with "
+        "unit length. Times are of the layers after what is computed once, on a machine with "
         "other work.",
         *common.facts_of_run(),
     ]

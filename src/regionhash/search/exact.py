@@ -348,7 +348,7 @@ def _nearest(distances: NDArray[np.integer[Any]], top: int) -> NDArray[np.intp]:
     """Rows of the `top` least distances, ties in the order of the rows.
 
     Hamming distances have few levels, and a sample gives about that of the last place: a selection
-    such as `numpy.partition` is several times slower on so many ties.
+    such as `numpy.partition` is several times slower with that many ties.
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")

@@ -79,11 +79,11 @@ class CodeSet:
         table: codes, regions and ids of the N pictures.
         model: name of the model that made the codes.
         model_hash: hash of its weights: codes of different hashes cannot be compared.
-        n_bits: of an image code, 0 where there is none; n_region_bits: of a region code.
-        meta: where the codes come from, as the writer was told.
+        n_bits: bits of an image code, 0 if there is none; n_region_bits: bits of a region code.
+        meta: where the codes come from, as given to the writer.
         labels: (N, C) uint8, 0/1, the known labels of the pictures; None where none were given.
         alive: (N,) bool, False for pictures of a collection that were removed but are still in the
-            arrays; None where there are none.
+            arrays; None if there are none.
     """
 
     path: Path

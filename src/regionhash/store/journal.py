@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from regionhash.store.layout import FORMAT, StoreError, reported
 
-LOCK_SECONDS = 3.0  # how long a writer waits for another one to end
+LOCK_SECONDS = 3.0  # how long a writer waits for another one to finish
 _MAGIC = b"RHJOURN1"
 _RECORD = struct.Struct("<II")  # length and CRC-32 of the payload that follows
 _MAX_RECORD = 1 << 28  # bytes; a picture of 10,000 regions and codes of 1,024 bits takes 2 MB
@@ -21,12 +21,12 @@ _SYNC_SECONDS = 5.0  # of work that a power cut may take; a kill takes none
 
 
 class Journal:
-    """An append-only file of records, each of which is whole or not there at all.
+    """An append-only file of records, each of which is complete or absent.
 
-    Opened, it is locked against other writers and cut off behind its last whole record.
+    Opening locks it against other writers and cuts it off after its last complete record.
 
     Raises:
-        StoreError: another writer holds it, it is no journal, or the disk refuses.
+        StoreError: another writer holds it, it is not a journal, or the disk refuses.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class Journal:
             raise
 
     def _lock(self) -> None:
-        """Waits a little: processes that read pictures for a run that was killed end after it."""
+        """Waits a little: processes that read pictures outlive the run that was killed."""
         patience = time.monotonic() + LOCK_SECONDS
         while True:
             try:

@@ -99,7 +99,7 @@ def _check_meta(meta: dict[str, Any]) -> None:
         raise ValueError(f"meta: precision must be one of {', '.join(PRECISIONS)}, got {given}")
     for source in strict_json.field(meta, "sources", list) if "sources" in meta else ():
         ok = isinstance(source, dict) and set(source) in ({"folder", "suffix"}, {"data"})
-        if not ok or not all(isinstance(own, str) and _is_path(own) for own in source.values()):
+        if not ok or not all(isinstance(text, str) and _is_path(text) for text in source.values()):
             raise ValueError(
                 "meta: sources must be objects of texts, with folder and suffix or with data, "
                 f"got {shown(source)}"

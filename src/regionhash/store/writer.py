@@ -101,7 +101,7 @@ class _NewFile:
         self._write(name, rows.data)
 
     def finish(self) -> None:
-        """Writes what is still gathered and waits for the disk."""
+        """Writes what is still pending and waits for the disk."""
         for name, pending in self._pending.items():
             self._write(name, pending)
         self._file.flush()
@@ -117,7 +117,7 @@ class CodeFileWriter:
     """Writes a code file, image by image, so that no finished work is ever lost.
 
     Each image goes into the journal `<path>.part` at once; `finish` packs the journal into the code
-    file. Killed at any moment, a new writer on the same path goes on where the last one stopped:
+    file. Killed at any moment, a new writer on the same path resumes where the last one stopped:
 
         with CodeFileWriter("codes.h5", model_hash=..., ...) as writer:
             for image_id in ids:
@@ -125,18 +125,18 @@ class CodeFileWriter:
                     writer.add(image_id, encode(image_id))
             writer.finish()
 
-    A finished code file of the same model can be added to in the same way. Left without `finish`,
-    the journal stays for the next writer.
+    A finished code file of the same model can be extended in the same way. Without `finish`, the
+    journal stays for the next writer.
 
     Args:
         path: the code file.
         model_hash: hash of the model's weights.
-        model_name: what people call the model.
+        model_name: name of the model, for people.
         classes: names of the C classes.
-        n_bits: of an image code, 0 where the model has none.
-        n_region_bits: of a region code, 0 where the model has none.
-        meta: where the codes come from; anything that JSON can hold. The file keeps that of the
-            writer that finished it.
+        n_bits: bits of an image code, 0 if the model has none.
+        n_region_bits: bits of a region code, 0 if the model has none.
+        meta: where the codes come from; anything that JSON can hold. The file keeps the
+            value of the writer that finished it.
 
     Attributes:
         path: the code file.
@@ -309,7 +309,7 @@ class CodeFileWriter:
         its place and before the journal was emptied.
         """
         row_bytes = self._row_bytes()
-        for payload in islice(self._journal.records(), 1, None):  # the first tells of the model
+        for payload in islice(self._journal.records(), 1, None):  # the first describes the model
             if len(payload) < _COUNTS.size:
                 raise self._damaged_journal(f"a picture of {len(payload)} bytes")
             counts = dict(zip(OFFSETS, _COUNTS.unpack_from(payload), strict=True))
