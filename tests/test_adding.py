@@ -152,6 +152,25 @@ def test_a_picture_that_another_writer_removed_meanwhile_is_not_taken_for_stored
 # Files that change
 
 
+def test_a_slow_writer_does_not_put_back_what_a_quicker_one_has_replaced(
+    saved, made, folders, monkeypatch
+):
+    target = folders / "a" / "0.png"
+    run("add", made, folders / "a", "--workers", 0)
+    shutil.copy(folders / "b" / "1.png", target)
+    commit = adding._Writer.commit
+
+    def late(self):  # the slow writer has read the file, and it changes once more
+        monkeypatch.setattr(adding._Writer, "commit", commit)
+        shutil.copy(folders / "b" / "2.png", target)
+        run("add", made, folders / "a", "--workers", 0)
+        commit(self)
+
+    monkeypatch.setattr(adding._Writer, "commit", late)
+    run("add", made, folders / "a", "--workers", 0)
+    assert_holds(saved, made, folders / "seed", folders / "a")
+
+
 def test_what_was_hashed_is_what_was_decoded(saved, made, folders):
     target, other = folders / "a" / "0.png", folders / "b" / "1.png"
     process = Halting("add", made, folders / "a")

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -103,6 +105,12 @@ def test_the_lists_name_every_model_backbone_and_form():
     ]
     assert "voc:ROOT:SPLIT" in run("datasets").stdout
     assert "digits:SPLIT:N[:SEED]" in json.loads(run("datasets", "--json").stdout)
+
+
+def test_the_command_that_is_installed_is_this_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, name = project["scripts"]["regionhash"].partition(":")
+    assert getattr(import_module(module), name) is cli.main
 
 
 # Training

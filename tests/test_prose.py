@@ -5,9 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-RULED_OUT = re.compile(
-    r"\banew\b|\bgoes on\b|is of use only|lets go of|\bbut for\b|\btells\b"
-)
+RULED_OUT = re.compile(r"\banew\b|\bgoes on\b|is of use only|lets go of|\bbut for\b|\btells\b")
 
 
 def texts():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -193,11 +194,30 @@ class _Writer:
     def commit(self) -> None:
         """Stores the pictures taken since the last commit, in one transaction."""
         if self._pending:
-            self._database.store(self._pending, unless=self._is_gone)
+            self._database.store(self._pending, unless=self._is_outdated)
         self._pending.clear()
         self._committed = time.monotonic()
 
-    def _is_gone(self, image: NewImage) -> bool:
-        """Whether the file was deleted since it was read, and perhaps its picture removed."""
-        path = image.file.path
-        return path is not None and condition_of(self._database.place_of(path)) == "gone"
+    def _is_outdated(self, image: NewImage) -> bool:
+        """Whether the file was deleted since it was read, or another writer has stored it as it is.
+
+        A writer that has read a file before it changed must not replace what a quicker one has
+        stored since. The file is read again only if somebody else has stored other bytes of it and
+        its size or time do not say that it is still the one that was read here.
+        """
+        file = image.file
+        if file.path is None:
+            return False
+        place = os.fsdecode(self._database.place_of(file.path))
+        if condition_of(place) == "gone":
+            return True
+        stored = self._database.read("SELECT hash FROM images WHERE path = ?", file.path)
+        if not stored or stored[0][0] in (None, file.hash):
+            return False
+        try:
+            state = Path(place).stat()
+            if (state.st_size, state.st_mtime_ns) == (file.n_bytes, file.mtime_ns):
+                return False  # it is still what was read here
+            return bool(file_version(place).hash == stored[0][0])
+        except OSError:
+            return False
