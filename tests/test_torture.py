@@ -65,7 +65,8 @@ def test_a_row_that_is_deleted_behind_the_back_is_missed():
 def test_codes_that_are_changed_behind_the_back_are_seen():
     status, report, told = torture(*ONE_WRITER, *QUIET, "--sabotage", "codes")
     assert status == 1
-    assert report["violations by kind"]["torn"] > 0, told
+    # Whoever looks first says it: a search, a check, or the comparison at the end of the round.
+    assert {"torn", "hidden", "check", "stale"} & set(report["violations by kind"]), told
 
 
 @pytest.mark.slow
