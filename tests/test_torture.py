@@ -53,8 +53,8 @@ QUIET = ("--without", "drop arrays,remove,remove folder,export,import", "--no-fu
 def test_a_writer_that_is_killed_all_the_time_leaves_what_was_acknowledged():
     status, report, told = torture(*ONE_WRITER, *QUIET)
     assert (status, report["violations"]) == (0, 0), told
-    assert report["operations"] > 50
-    assert report["kills"] > 3
+    assert report["operations"] > 20
+    assert report["kills"] > 1
     assert report["events by kind"]["verifications"] >= 1
 
 
