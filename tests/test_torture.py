@@ -39,13 +39,9 @@ def history(monkeypatch):
 
 
 ONE_WRITER = (
-    *("--minutes", "0.06", "--round", "2", "--writers", "1", "--readers", "0"),
+    *("--minutes", "0.2", "--round", "6", "--writers", "1", "--readers", "0"),
     *("--no-service", "--stories", ""),
 )
-NOTICED = {"lost", "hidden", "exception", "torn", "check", "stale"}
-"""Kinds of the damage done here: whoever looks first says it, a search by that picture, a check, or
-the comparison at the end of the round."""
-
 QUIET = ("--without", "drop arrays,remove,remove folder,export,import", "--no-full")
 
 
@@ -53,8 +49,8 @@ QUIET = ("--without", "drop arrays,remove,remove folder,export,import", "--no-fu
 def test_a_writer_that_is_killed_all_the_time_leaves_what_was_acknowledged():
     status, report, told = torture(*ONE_WRITER, *QUIET)
     assert (status, report["violations"]) == (0, 0), told
-    assert report["operations"] > 20
-    assert report["kills"] > 1
+    assert report["operations"] > 50
+    assert report["kills"] > 3
     assert report["events by kind"]["verifications"] >= 1
 
 
@@ -62,14 +58,14 @@ def test_a_writer_that_is_killed_all_the_time_leaves_what_was_acknowledged():
 def test_a_row_that_is_deleted_behind_the_back_is_missed():
     status, report, told = torture(*ONE_WRITER, *QUIET, "--sabotage", "row")
     assert status == 1
-    assert NOTICED & set(report["violations by kind"]), told
+    assert {"lost", "hidden"} & set(report["violations by kind"]), told
 
 
 @pytest.mark.slow
 def test_codes_that_are_changed_behind_the_back_are_seen():
     status, report, told = torture(*ONE_WRITER, *QUIET, "--sabotage", "codes")
     assert status == 1
-    assert NOTICED & set(report["violations by kind"]), told
+    assert report["violations by kind"]["torn"] > 0, told
 
 
 @pytest.mark.slow
