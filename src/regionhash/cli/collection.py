@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regionhash.cli.options import BatchSize, Device, Folder, Json, Seed, Strict, Workers, n_workers
+from regionhash.cli.options import (
+    BatchSize,
+    Device,
+    Folder,
+    Json,
+    Seed,
+    Short,
+    Strict,
+    Weights,
+    Workers,
+    n_workers,
+)
 from regionhash.cli.output import (
     added_line,
     added_record,
@@ -35,13 +46,7 @@ def index(
         str | None,
         typer.Option(help="A backbone listed by `regionhash models`.  [default: mobilenet_v2_fpn]"),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="default|none|FILE",
-            help="Weights of the backbone, see `train`.  [default: default]",
-        ),
-    ] = None,
+    weights: Weights = None,
     overlap: Annotated[
         float | None,
         typer.Option(
@@ -56,10 +61,7 @@ def index(
             help="Folder of a trained region-dh; its 300 best proposals become the regions.",
         ),
     ] = None,
-    short: Annotated[
-        int | None,
-        typer.Option(help="Short side of the network's input, in pixels.  [default: 384]"),
-    ] = None,
+    short: Short = None,
     seed: Seed = 0,
     model: Annotated[
         Path | None,

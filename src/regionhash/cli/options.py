@@ -20,6 +20,17 @@ Folder = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit with 1 if any picture could not be read.")
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="default|none|FILE",
+        help="Weights of the backbone, see `train`.  [default: default]",
+    ),
+]
+Short = Annotated[
+    int | None,
+    typer.Option(help="Short side of the network's input, in pixels.  [default: 384]"),
+]
 BatchSize = Annotated[int, typer.Option(help="Pictures per batch of the model.")]
 Workers = Annotated[
     int | None,

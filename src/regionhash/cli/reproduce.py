@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from regionhash.cli.options import Short, Weights
 from regionhash.experiments import EXPERIMENTS, find_experiment, preset_names
 
 _OF_ALL = ("preset", "data", "out", "assignments")  # parameters that are no settings
@@ -57,17 +58,8 @@ def reproduce(
     backbone: Annotated[
         str | None, typer.Option(help="See `regionhash models`.  [default: mobilenet_v2_fpn]")
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="default|none|FILE",
-            help="Weights of the backbone, see `train`.  [default: default]",
-        ),
-    ] = None,
-    short: Annotated[
-        int | None,
-        typer.Option(help="Short side of the network's input, in pixels.  [default: 384]"),
-    ] = None,
+    weights: Weights = None,
+    short: Short = None,
     detector: Annotated[
         Path | None,
         typer.Option(

@@ -72,9 +72,10 @@ class Snapshot:
         """Number of pictures that are not removed."""
         return len(self.rows) if self.alive is None else int(np.count_nonzero(self.alive))
 
-    def holds(self, row: int) -> bool:
-        """Whether a row of the database is in the arrays, removed or not."""
-        return bool(len(self.indices_of(np.array([row], np.int64))))
+    def index_of(self, row: int) -> int | None:
+        """Index in the arrays of a row of the database, removed or not; None if not there."""
+        indices = self.indices_of(np.array([row], np.int64))
+        return int(indices[0]) if len(indices) else None
 
     def indices_of(self, rows: Ints) -> Ints:
         """Indices in the arrays of rows of the database; rows not in the arrays are left out.

@@ -220,10 +220,9 @@ def _restorable(database: Database, snapshot: Snapshot) -> Iterator[Columns]:
     """Damaged rows as they were, if the content of the arrays gives the right checksum."""
     table = snapshot.table
     for damaged in database.damaged():
-        indices = snapshot.indices_of(np.array([damaged["row"]], np.int64))
-        if not len(indices):
+        n = snapshot.index_of(damaged["row"])
+        if n is None:
             continue
-        n = int(indices[0])
         taken = float(snapshot.taken[n])
         height, width = table.sizes[n].tolist()
         held = {

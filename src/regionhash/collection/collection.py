@@ -371,13 +371,13 @@ class Collection:
     def _stored(self, image_id: str, snapshot: Snapshot) -> tuple[Columns, EncodedImage]:
         """Columns and codes of a picture, which may be newer than the snapshot."""
         stored = columns_of(self._database, image_id)
-        if not snapshot.holds(stored["row"]):
+        if snapshot.index_of(stored["row"]) is None:
             with self._arrays.at_moment(self._database, self._snapshot) as snapshot:
                 stored = columns_of(self._database, image_id)
-        indices = snapshot.indices_of(np.array([stored["row"]], np.int64))
-        if not len(indices):
+        index = snapshot.index_of(stored["row"])
+        if index is None:
             raise KeyError(image_id)
-        return stored, snapshot.table.picture(int(indices[0]))
+        return stored, snapshot.table.picture(index)
 
     # Changing
 
@@ -619,7 +619,7 @@ def open_codes(path: str | Path) -> CodeSet:
     if not path.is_dir():
         return CodeSet.open(path)
     with Collection.open(path) as collection:
-        return collection.codes().compact()
+        return collection.code_file()
 
 
 def _copy_model(file: CodeSet, folder: Path) -> None:
