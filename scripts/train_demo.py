@@ -7,14 +7,14 @@ interrupted; the logs stay in FOLDER, by default runs/demo.
 import sys
 from pathlib import Path
 
-from regionhash.cli.output import progress
+from regionhash.cli.output import ConsoleReporter
 from regionhash.experiments.demo import METHODS, SHIPPED, train_models
 from regionhash.models.checkpoints import load_checkpoint, save_checkpoint
 
 
 def main() -> None:
     runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
-    train_models(runs, stage=progress)
+    train_models(runs, reporter=ConsoleReporter())
     for name in METHODS:
         model, checkpoint = load_checkpoint(runs / name)
         save_checkpoint(SHIPPED / name, model.half(), checkpoint)  # few bits change

@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow shared cores tenfold
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +118,5 @@ def category_collection(photos: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def collect(pictures: Path, model: Path, folder: Path) -> Path:
     """Makes a collection of the pictures in `folder`, with a model that is saved."""
-    stage = lambda _: nullcontext((lambda *_: None, lambda *_: None))  # noqa: E731
-    build_index([str(pictures)], folder, IndexSettings({}, model=model), stage=stage, workers=0)
+    build_index([str(pictures)], folder, IndexSettings({}, model=model), workers=0)
     return folder

@@ -20,6 +20,7 @@ from regionhash.data.images import file_version, read_image
 from regionhash.models import encoding
 from regionhash.models.encoding import encode_picture
 from regionhash.store import CodeFileWriter, rows_of
+from reporters import Recording
 
 
 @pytest.fixture
@@ -251,11 +252,11 @@ def test_only_a_file_that_the_disk_says_is_not_there_is_gone(
 
     with Collection.open(made) as collection:
         monkeypatch.setattr(os, "stat", failing)
-        told = []
-        reports = collection.refresh(workers=0, on_lost=told.append)
+        told = Recording()
+        reports = collection.refresh(workers=0, reporter=told)
         monkeypatch.undo()
         assert [(own.removed, own.kept) for own in reports] == [(0, 0), (0, 1)]
-        assert told == ["3.png: its file cannot be accessed; the picture is kept"]
+        assert told.notes == ["3.png: its file cannot be accessed; the picture is kept"]
         assert len(collection) == 7
 
 

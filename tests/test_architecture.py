@@ -12,7 +12,7 @@ import pytest
 import regionhash
 
 ROWS = (
-    ("files", "structures", "codes"),
+    ("files", "structures", "reporter", "codes"),
     ("data", "store", "parts"),
     ("models",),
     ("training",),

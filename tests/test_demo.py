@@ -2,7 +2,6 @@
 
 import io
 import shlex
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +14,7 @@ from regionhash.cli import app
 from regionhash.experiments import demo
 from regionhash.experiments.demo import METHODS, SHIPPED, run_demo
 from regionhash.models.checkpoints import load_checkpoint
+from regionhash.reporter import Reporter
 from regionhash.store import CodeFile
 
 GREEN = (26, 152, 80)  # of the frame around a right result
@@ -27,12 +27,14 @@ def run(folder, **options):
     said = io.StringIO()
     console = Console(file=said, width=100)
 
-    @contextmanager
-    def stage(what):
-        yield lambda done, total: None, lambda line: console.print(line, highlight=False)
+    class Printing(Reporter):
+        def note(self, line):
+            console.print(line, highlight=False)
 
     sizes = {"n_database": N_DATABASE, "n_queries": N_QUERIES}
-    return run_demo(folder, console=console, stage=stage, **sizes | options), said.getvalue()
+    return run_demo(
+        folder, console=console, reporter=Printing(), **sizes | options
+    ), said.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ def test_models_can_be_trained_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "METHODS", quick)
     _, text = run(tmp_path, train=True, n_database=4, n_queries=2)
     for name, method in quick.items():
-        assert f"{method.title}, epoch 1/1: " in text
+        assert f"training {method.title}\nepoch 1/1  " in text
         _, checkpoint = load_checkpoint(tmp_path / "models" / name)
         codes = CodeFile.open(tmp_path / f"{name}-queries.h5")
         assert codes.model_hash == checkpoint.model_hash

@@ -19,6 +19,7 @@ from regionhash.models.encoding import (
     pick_device,
 )
 from regionhash.store import CodeFile
+from reporters import Recording
 
 
 def encode(saved, path, inputs, **options):
@@ -136,19 +137,18 @@ def test_unreadable_pictures_are_skipped_with_name_and_reason(saved, tmp_path, p
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "broken.jpg").write_bytes(b"no picture at all")
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:3000])
-    said, progress = [], []
+    told = Recording()
     report = encode(
         saved,
         path,
         [str(folder)],
-        on_skip=lambda *what: said.append(what),
-        on_progress=lambda *numbers: progress.append(numbers),
+        reporter=told,
     )
     assert list(CodeFile.open(path).table.ids) == ["a.png", "z.png"]
     assert list(report.skipped) == ["broken.jpg", "cut.png", "empty.jpg"]
-    assert said == list(report.skipped.items())
+    assert told.skips == list(report.skipped.items())
     assert report.skipped["empty.jpg"] == f"{folder}/empty.jpg: the file is empty"
-    assert progress[-1] == (5, 5)
+    assert told.steps[-1] == (5, 5)
 
 
 def test_the_smallest_and_the_widest_picture_are_encoded(saved, tmp_path, path):

@@ -15,6 +15,8 @@ from regionhash.evaluation.papers import paper_figures
 from regionhash.experiments.dmih import PRESETS, TABLE_2, DMIHOptions
 from regionhash.experiments.dmih_report import DMIHReport, score_objects, write_report
 from regionhash.experiments.dmih_run import Method, rank_bags, reproduce, united_euclidean
+from regionhash.reporter import SILENT
+from reporters import Recording
 
 TINY = DMIHOptions(
     backbone="tiny_fpn", weights="none", short=64, epochs=1, views=1, channels=8, sift=False
@@ -35,8 +37,8 @@ def sival(tmp_path_factory):
 
 def test_a_preset_runs_from_pictures_to_the_report_and_resumes(sival, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "dmih/sival", replace(PRESETS["dmih/sival"], bits=(8, 16)))
-    said = []
-    page = reproduce("dmih/sival", sival, tmp_path, TINY, said.append)
+    told = Recording()
+    page = reproduce("dmih/sival", sival, tmp_path, TINY, told)
     text = page.read_text()
     for method in ("DMIH", "DMIH-ind", "l2-scan", "DSRH", "PmH+CNN"):
         assert f"\n| {method} |" in text
@@ -55,17 +57,17 @@ def test_a_preset_runs_from_pictures_to_the_report_and_resumes(sival, tmp_path, 
         assert float(mean) == pytest.approx(np.average(values, weights=weights), abs=1e-4)
     with PILImage.open(tmp_path / "precision-single.png") as image:
         assert image.size[0] > 300
-    said.clear()
+    told.notes.clear()
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors"))
-    reproduce("dmih/sival", sival, tmp_path, TINY, said.append)
-    assert not any("computing" in line for line in said)
+    reproduce("dmih/sival", sival, tmp_path, TINY, told)
+    assert not any("computing" in line for line in told.notes)
     after = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors"))
     assert before == after
 
 
 def test_missing_data_says_what_to_put_where(tmp_path):
     with pytest.raises(ValueError, match=r"this preset needs, below .*SIVAL with a folder"):
-        reproduce("dmih/sival", tmp_path, tmp_path, TINY, print)
+        reproduce("dmih/sival", tmp_path, tmp_path, TINY, SILENT)
 
 
 def test_presets_are_those_of_the_paper():
@@ -156,7 +158,7 @@ def test_sift_needs_opencv_and_says_so(monkeypatch):
 def test_that_opencv_is_missing_is_said_before_anything_is_trained(sival, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ValueError, match="SIFT needs OpenCV"):
-        reproduce("dmih/sival", sival, tmp_path, replace(TINY, sift=True), print)
+        reproduce("dmih/sival", sival, tmp_path, replace(TINY, sift=True), SILENT)
     assert not list(tmp_path.iterdir())
 
 

@@ -31,8 +31,10 @@ from regionhash.models.checkpoints import Checkpoint, save_checkpoint
 from regionhash.models.drh import fit_drh
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.windows import snap_boxes
+from regionhash.reporter import SILENT
 from regionhash.search.steps import Ranking
 from regionhash.structures import CodeTable
+from reporters import Recording
 
 PRESET = "drh/instances"
 OVERLAPS = (0.4, 0.6)
@@ -73,10 +75,10 @@ def options(flat, **changes):
 def test_a_preset_runs_from_pictures_to_the_report_and_reads_them_once(
     flat, small_preset, saved, tmp_path
 ):
-    said = []
+    told = Recording()
     torch.manual_seed(0)
     chosen = options(flat, detector=saved.folder)
-    page = reproduce(PRESET, flat, tmp_path, chosen, said.append)
+    page = reproduce(PRESET, flat, tmp_path, chosen, told)
     text = page.read_text()
     assert "Database: objects + more, 12 pictures, hash of ids" in text
     assert "1 could not be read" in text and "broken.png: the file is empty" in text
@@ -109,9 +111,9 @@ def test_a_preset_runs_from_pictures_to_the_report_and_reads_them_once(
     assert re.search(r"\| windows, overlap 0.6, \d+ boxes \| RPN, \d+ boxes \|", text)
     assert "| 128 max-pooled floats |" in text
     assert (tmp_path / "map.png").stat().st_size > 1000
-    said.clear()
-    again = reproduce(PRESET, flat, tmp_path, chosen, said.append)
-    assert not any("computing the features" in line for line in said)
+    told.notes.clear()
+    again = reproduce(PRESET, flat, tmp_path, chosen, told)
+    assert not any("computing the features" in line for line in told.notes)
     assert again.read_text().split("## Table 2")[0] == text.split("## Table 2")[0]
 
 
@@ -130,7 +132,7 @@ def test_codes_of_kept_features_are_those_of_the_model(flat, model, tmp_path):
         overlaps=OVERLAPS,
         detector=None,
         settings=(),
-        note=lambda _: None,
+        reporter=SILENT,
     )
     regions = features.database[windows_kind(0.6)]
     assert features.ids == search.database.ids
@@ -155,7 +157,9 @@ def test_features_of_proposals_are_the_maxima_in_the_boxes_of_the_detector(
     flat, model, saved, tmp_path
 ):
     search = read_instances(flat / "objects.csv", images_dir=flat / "images")
-    read = partial(instance_features, model, search, short=64, overlaps=(), settings=(), note=str)
+    read = partial(
+        instance_features, model, search, short=64, overlaps=(), settings=(), reporter=SILENT
+    )
     regions = read(tmp_path, detector=saved.folder).database["RPN"]
     for n, image in enumerate(search.database.images):
         tensor, _ = to_input(image, 64)
@@ -187,7 +191,7 @@ def test_only_a_detector_proposes(flat, model, tmp_path):
             overlaps=(),
             detector=tmp_path / "drh",
             settings=(),
-            note=str,
+            reporter=SILENT,
         )
 
 
@@ -322,7 +326,7 @@ def test_the_large_presets_add_the_pictures_of_flickr(preset, folder, n_pictures
 def test_missing_data_says_what_to_put_where(tmp_path):
     for name, what in ((PRESET, "objects.csv"), ("drh/paris106k", "flickr100k")):
         with pytest.raises(ValueError, match=rf"(?s)this preset needs, below .*{what}"):
-            reproduce(name, tmp_path, tmp_path / "out", DRHOptions(), print)
+            reproduce(name, tmp_path, tmp_path / "out", DRHOptions(), SILENT)
 
 
 def test_presets_are_those_of_the_paper():

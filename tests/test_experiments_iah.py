@@ -18,6 +18,7 @@ from regionhash.experiments.iah_report import (
     write_report,
 )
 from regionhash.experiments.iah_run import open_iah_sides, pooled_cells, reproduce
+from reporters import Recording
 
 DIGITS = IAHPreset(
     "voc2012", ("digits:train:40",), "nothing", bits=(16, 32), category_bits=(4,), k=10
@@ -51,8 +52,8 @@ def test_a_preset_runs_from_pictures_to_the_report(tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "iah/digits", DIGITS)
     detector = save_tiny(tmp_path / "detector", trained_stages=0)
     options = IAHOptions(short=64, detector=detector.folder, n_proposals=4, head_epochs=2)
-    said = []
-    page = reproduce("iah/digits", tmp_path, tmp_path / "out", options, said.append)
+    told = Recording()
+    page = reproduce("iah/digits", tmp_path, tmp_path / "out", options, told)
     text = page.read_text()
     for words in ("| IAH |", "| ITQ-CCA |", "Fig. 9 baseline", "IAH, sigmoids", "Unseen classes"):
         assert words in text
@@ -68,9 +69,9 @@ def test_a_preset_runs_from_pictures_to_the_report(tmp_path, monkeypatch):
         rows = list(csv.DictReader(file))
     assert len(rows) == 9 * 2 + 8
     assert all(0 <= float(row["MAP"]) <= 1 for row in rows)
-    said.clear()
-    reproduce("iah/digits", tmp_path, tmp_path / "out", options, said.append)
-    assert not any("computing the features" in line for line in said)
+    told.notes.clear()
+    reproduce("iah/digits", tmp_path, tmp_path / "out", options, told)
+    assert not any("computing the features" in line for line in told.notes)
 
 
 def test_the_report_has_the_paper_s_figures_and_the_differences(tmp_path):

@@ -19,7 +19,9 @@ from regionhash.experiments.region_dh_report import (
     write_report,
 )
 from regionhash.experiments.region_dh_run import _Trunk, first_proposals, reproduce, train_network
+from regionhash.reporter import SILENT
 from regionhash.training import TrainingConfig, TrainingError
+from reporters import Recording
 
 OBJECT = (
     "<object><name>{}</name><difficult>0</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin>"
@@ -66,9 +68,9 @@ TINY = {
 
 @pytest.mark.slow
 def test_a_preset_runs_from_pictures_to_the_report_and_resumes(voc, tmp_path):
-    said = []
+    told = Recording()
     options = RegionDHOptions(**TINY)
-    page = reproduce("region-dh/voc2012", voc, tmp_path, options, said.append)
+    page = reproduce("region-dh/voc2012", voc, tmp_path, options, told)
     text = page.read_text()
     assert "| Region-DH |" in text and "0.9041" in text  # measured, and the paper's beside it
     assert "Database and training: " in text and "12 pictures, hash of ids" in text
@@ -85,9 +87,9 @@ def test_a_preset_runs_from_pictures_to_the_report_and_resumes(voc, tmp_path):
     for plot in ("map.png", "acg.png", "precision.png", "precision_recall.png"):
         with PILImage.open(tmp_path / plot) as image:
             assert image.size[0] > 300
-    said.clear()
-    again = reproduce("region-dh/voc2012", voc, tmp_path, options, said.append)
-    assert not any("computing the features" in line for line in said)
+    told.notes.clear()
+    again = reproduce("region-dh/voc2012", voc, tmp_path, options, told)
+    assert not any("computing the features" in line for line in told.notes)
     assert _rows(again.read_text()) == _rows(text)
 
 
@@ -103,14 +105,14 @@ def test_a_failed_training_of_several_processes_is_reported_without_a_traceback(
     failed = subprocess.CompletedProcess([], 1)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     scenes, config = open_dataset("digits:train:4"), TrainingConfig()
-    several = {"spec": "digits:train:4", "processes": 2, "note": print}
+    several = {"spec": "digits:train:4", "processes": 2, "reporter": SILENT}
     with pytest.raises(TrainingError, match="failed, see above"):
         train_network("ssdh", {}, scenes, tmp_path / "run", config, **several)
 
 
 def test_missing_data_says_what_to_put_where(tmp_path):
     with pytest.raises(ValueError, match=r"this preset needs, below .*VOC2007 with JPEGImages"):
-        reproduce("region-dh/voc2007", tmp_path, tmp_path / "out", RegionDHOptions(), print)
+        reproduce("region-dh/voc2007", tmp_path, tmp_path / "out", RegionDHOptions(), SILENT)
 
 
 def test_pictures_on_both_sides_are_refused(tmp_path):
@@ -119,7 +121,7 @@ def test_pictures_on_both_sides_are_refused(tmp_path):
     main = root / "ImageSets" / "Main"
     (main / "val.txt").write_text((main / "train.txt").read_text())
     with pytest.raises(ValueError, match="3 pictures are queries and database at once: train0"):
-        reproduce("region-dh/voc2012", tmp_path, tmp_path / "out", RegionDHOptions(**TINY), print)
+        reproduce("region-dh/voc2012", tmp_path, tmp_path / "out", RegionDHOptions(**TINY), SILENT)
 
 
 def test_presets_are_those_of_the_paper():

@@ -123,8 +123,8 @@ def test_given_again_the_command_adds_new_pictures_to_the_same_model(photos, tmp
 def test_an_interrupted_index_goes_on_without_fitting_again(photos, tmp_path, monkeypatch):
     from regionhash.models import encoding
 
-    def interrupted(*_, on_progress, **__):
-        on_progress(0, 6)
+    def interrupted(*_, reporter, **__):
+        reporter.progress(0, 6)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

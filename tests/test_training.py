@@ -33,6 +33,7 @@ from regionhash.training import (
     loop,
     train,
 )
+from reporters import Recording
 
 TINY = TINY_BACKBONE | {"n_bits": 16}
 REGION = TINY | {"n_region_bits": 16, "n_hidden": 16, "fpn_channels": 16, "n_proposals": 8}
@@ -57,17 +58,17 @@ SCENES = open_dataset("digits:train:16")
 
 
 def test_a_run_leaves_a_checkpoint_a_log_and_its_provenance(tmp_path):
-    steps, reports = [], []
+    told = Recording()
     checkpoint = train(
         "region-dh",
         REGION,
         SCENES,
         tmp_path,
         _config(),
-        on_step=lambda done, total: steps.append((done, total)),
-        on_epoch=reports.append,
+        reporter=told,
     )
-    assert steps[-1] == (24, 24) and len(reports) == 2  # 12 of 16 pictures, two epochs
+    assert told.stages == ["training"]
+    assert told.steps[-1] == (24, 24) and len(told.epochs) == 2  # 12 of 16 pictures, two epochs
     model, stored = load_checkpoint(tmp_path)
     assert stored.model_hash == read_checkpoint(tmp_path / "model.json").model_hash
     assert checkpoint == stored and stored.classes == SCENES.classes
@@ -96,11 +97,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from regionhash.data import open_dataset
+from regionhash.reporter import Reporter
 from regionhash.training import TrainingConfig, train
+class Printing(Reporter):
+    def epoch(self, report, n_epochs):
+        print(report.epoch, flush=True)
 config = TrainingConfig(epochs=3, batch_size=4, short=64, workers=0, held_out=0.0, flip=False)
 arguments = {arguments}
 train("region-dh", arguments, open_dataset("digits:train:16"), Path(sys.argv[1]), config,
-      on_epoch=lambda report: print(report.epoch, flush=True))
+      reporter=Printing())
 """
 
 
@@ -126,9 +131,9 @@ def test_a_killed_run_ends_as_if_never_killed(tmp_path):
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
     train("ssdh", TINY, SCENES, tmp_path, _config())
-    first, reports = read_checkpoint(tmp_path), []
-    again = train("ssdh", TINY, SCENES, tmp_path, _config(), on_epoch=reports.append)
-    assert reports == [] and again == first
+    first, told = read_checkpoint(tmp_path), Recording()
+    again = train("ssdh", TINY, SCENES, tmp_path, _config(), reporter=told)
+    assert told.epochs == [] and again == first
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
@@ -140,9 +145,10 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
 
 
 def test_the_best_epoch_is_that_of_the_least_loss_on_held_out_pictures(tmp_path):
-    reports = []
+    told = Recording()
     config = _config(epochs=4, learning_rate=0.5, schedule="constant", held_out=0.5)
-    train("ssdh", TINY, SCENES, tmp_path, config, on_epoch=reports.append)
+    train("ssdh", TINY, SCENES, tmp_path, config, reporter=told)
+    reports = told.epochs
     losses = [report.held_out for report in reports]
     best = int(np.argmin(losses))
     assert reports[best].best and not any(report.best for report in reports[best + 1 :])

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from regionhash.collection import Collection, open_codes
     from regionhash.models.checkpoints import load_checkpoint as load_model
     from regionhash.models.encoding import encode
+    from regionhash.reporter import Reporter
     from regionhash.search.request import Filter, Query, Search
     from regionhash.search.run import find
     from regionhash.training import train
@@ -19,6 +20,7 @@ __all__ = [
     "Collection",
     "Filter",
     "Query",
+    "Reporter",
     "Search",
     "encode",
     "find",
@@ -31,6 +33,7 @@ _PLACES = {
     "Collection": "collection:Collection",
     "Filter": "search.request:Filter",
     "Query": "search.request:Query",
+    "Reporter": "reporter:Reporter",
     "Search": "search.request:Search",
     "encode": "models.encoding:encode",
     "find": "search.run:find",

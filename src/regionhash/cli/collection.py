@@ -19,12 +19,7 @@ from regionhash.cli.options import (
     Workers,
     n_workers,
 )
-from regionhash.cli.output import (
-    added_line,
-    added_record,
-    print_json,
-    progress,
-)
+from regionhash.cli.output import ConsoleReporter, added_line, added_record, print_json
 
 if TYPE_CHECKING:
     from regionhash.models.drh import FitReport
@@ -99,7 +94,7 @@ def index(
         images,
         output,
         settings,
-        stage=progress,
+        reporter=ConsoleReporter(),
         device=device,
         batch_size=batch_size,
         workers=n_workers(workers),
@@ -143,16 +138,12 @@ def add(
     """
     from regionhash.collection import Collection
 
-    with (
-        Collection.open(collection, device=device) as opened,
-        progress("encoding") as (on_progress, note),
-    ):
+    with Collection.open(collection, device=device) as opened:
         report = opened.add(
             images,
             batch_size=batch_size,
             workers=n_workers(workers),
-            on_skip=lambda _, reason: note(f"skipped: {reason}"),
-            on_progress=on_progress,
+            reporter=ConsoleReporter(),
         )
     if as_json:
         print_json({"collection": str(collection), **added_record(report)})
@@ -210,16 +201,9 @@ def refresh(
     """
     from regionhash.collection import Collection
 
-    with (
-        Collection.open(collection, device=device) as opened,
-        progress("encoding") as (on_progress, note),
-    ):
+    with Collection.open(collection, device=device) as opened:
         reports = opened.refresh(
-            batch_size=batch_size,
-            workers=n_workers(workers),
-            on_skip=lambda _, reason: note(f"skipped: {reason}"),
-            on_progress=on_progress,
-            on_lost=note,
+            batch_size=batch_size, workers=n_workers(workers), reporter=ConsoleReporter()
         )
     if as_json:
         print_json({"collection": str(collection), "added": [*map(added_record, reports)]})

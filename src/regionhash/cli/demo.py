@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from regionhash.cli.output import progress
+from regionhash.cli.output import ConsoleReporter
 
 
 def demo(
@@ -34,7 +34,7 @@ def demo(
     """
     from regionhash.experiments.demo import run_demo
 
-    run_demo(folder, train=train, console=Console(), stage=progress)
+    run_demo(folder, train=train, console=Console(), reporter=ConsoleReporter())
     if serve:
         from regionhash.experiments.demo import make_collection
         from regionhash.service import run_server

@@ -9,10 +9,10 @@ import typer
 
 from regionhash.cli.options import BatchSize, Device, Json, Strict, Workers, n_workers
 from regionhash.cli.output import (
+    ConsoleReporter,
     encoding_line,
     encoding_record,
     print_json,
-    progress,
 )
 
 
@@ -51,18 +51,16 @@ def encode(
     """
     from regionhash.models import encoding
 
-    with progress("encoding") as (on_progress, note):
-        report = encoding.encode(
-            checkpoint,
-            images,
-            output,
-            batch_size=batch_size,
-            workers=n_workers(workers),
-            precision=precision,
-            device=device,
-            on_skip=lambda _, reason: note(f"skipped: {reason}"),
-            on_progress=on_progress,
-        )
+    report = encoding.encode(
+        checkpoint,
+        images,
+        output,
+        batch_size=batch_size,
+        workers=n_workers(workers),
+        precision=precision,
+        device=device,
+        reporter=ConsoleReporter(),
+    )
     if as_json:
         print_json({"codes": str(output), **encoding_record(report)})
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from regionhash.reporter import Reporter
+
 if TYPE_CHECKING:
     from regionhash.collection.adding import AddReport
     from regionhash.models.encoding import EncodingReport
@@ -29,29 +31,49 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 160  # columns of a table written to a file or a pipe
 
 
-@contextmanager
-def progress(what: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
-    """Progress on stderr: gives a callback for a bar (done, total) and one for lines above it.
+class ConsoleReporter(Reporter):
+    """Shows a bar on stderr, and lines above it.
 
     If stderr is not a terminal, only lines are printed; of several processes only the first prints.
+    A stage inside a stage keeps the outer one's bar.
     """
-    console = Console(stderr=True, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
-    bar = Progress(
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    task = bar.add_task(what, total=None)
-    with bar:
-        yield (
-            lambda done, total: bar.update(task, completed=done, total=total),
-            lambda text: console.print(text, markup=False, highlight=False),
+
+    def __init__(self) -> None:
+        quiet = os.environ.get("RANK", "0") != "0"
+        self._console = Console(stderr=True, soft_wrap=True, quiet=quiet)
+        self._bar: Progress | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Shows a bar with this name."""
+        if self._bar is not None:
+            yield
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
         )
+        self._bar.add_task(name, total=None)
+        try:
+            with self._bar:
+                yield
+        finally:
+            self._bar = None
+
+    def progress(self, done: int, total: int) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+
+    def note(self, line: str) -> None:
+        """Prints the line."""
+        self._console.print(line, markup=False, highlight=False)
 
 
 def print_json(record: object) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from regionhash.cli.options import Short, Weights
+from regionhash.cli.output import ConsoleReporter
 from regionhash.experiments import EXPERIMENTS, find_experiment, preset_names
 
 _OF_ALL = ("preset", "data", "out", "assignments")  # parameters that are no settings
@@ -109,5 +110,5 @@ def reproduce(
     from regionhash.training.settings import options_from
 
     options = options_from(experiment.Options, assignments or (), flags)
-    page = experiment.run(preset, data, out, options, lambda line: typer.echo(line, err=True))
+    page = experiment.run(preset, data, out, options, ConsoleReporter())
     typer.echo(f"wrote {page}")

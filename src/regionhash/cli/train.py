@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from regionhash.cli.options import Json
-from regionhash.cli.output import (
-    print_json,
-    progress,
-)
+from regionhash.cli.output import ConsoleReporter, print_json
 
 if TYPE_CHECKING:
-    from regionhash.training import EpochReport
+    from regionhash.reporter import EpochReport
 
 DEFAULT_BITS = 64
 
@@ -111,23 +108,16 @@ def train(
     )
     image_set = open_dataset(data)
     start = load_checkpoint(Path(init))[0] if init not in (None, "coco") else None
-    reports: list[EpochReport] = []
-    with progress("training") as (on_progress, note):
-
-        def on_epoch(report: EpochReport) -> None:
-            reports.append(report)
-            note(_epoch_line(report, settings.epochs))
-
-        train_model(
-            model,
-            {"n_bits": DEFAULT_BITS} | arguments,
-            image_set,
-            output,
-            settings,
-            start=start,
-            on_step=on_progress,
-            on_epoch=on_epoch,
-        )
+    reporter = _TrainingReporter()
+    train_model(
+        model,
+        {"n_bits": DEFAULT_BITS} | arguments,
+        image_set,
+        output,
+        settings,
+        start=start,
+        reporter=reporter,
+    )
     checkpoint = read_checkpoint(output)
     if as_json:
         print_json(
@@ -135,7 +125,7 @@ def train(
                 "checkpoint": str(output),
                 "model": checkpoint.name,
                 "model_hash": checkpoint.model_hash,
-                "epochs": [report.row() for report in reports],
+                "epochs": [report.row() for report in reporter.epochs],
             }
         )
     else:
@@ -143,8 +133,14 @@ def train(
         typer.echo(f"next: regionhash encode {output} YOUR_PICTURES -o codes.h5")
 
 
-def _epoch_line(report: EpochReport, n_epochs: int) -> str:
-    terms = "  ".join(f"{name} {value:.4g}" for name, value in report.terms.items())
-    held_out = "" if report.held_out is None else f"  held-out {report.held_out:.4g}"
-    best = "  best" if report.best else ""
-    return f"epoch {report.epoch + 1}/{n_epochs}  {terms}{held_out}  {report.seconds:.0f} s{best}"
+class _TrainingReporter(ConsoleReporter):
+    """Also keeps the epochs of this run, for JSON."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epochs: list[EpochReport] = []
+
+    def epoch(self, report: EpochReport, n_epochs: int) -> None:
+        """Keeps and prints the epoch."""
+        self.epochs.append(report)
+        super().epoch(report, n_epochs)

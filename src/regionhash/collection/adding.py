@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, FileVersion, file_version
 from regionhash.files.names import condition_of
+from regionhash.reporter import SILENT, Reporter
 from regionhash.store import rows_of
 from regionhash.structures import EncodedImage
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 _COMMIT_SECONDS = 5.0
 _COMMIT_IMAGES = 64
 """Pictures per transaction: at most this many must be encoded again after a kill."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ def add_pictures(
     *,
     batch_size: int = 8,
     workers: int = 1,
-    on_skip: Callable[[str, str], None] | None = None,
-    on_progress: Progress | None = None,
+    reporter: Reporter = SILENT,
 ) -> AddReport:
     """Stores new and changed pictures.
 
@@ -73,8 +71,7 @@ def add_pictures(
         source: number of their source, see `Database.source`.
         batch_size: pictures that the model takes at a time.
         workers: processes that read pictures.
-        on_skip: called with id and reason of each picture that cannot be read.
-        on_progress: called with the number of pictures done, and of all to be done.
+        reporter: is told the pictures done and their total, and those that cannot be read.
 
     Raises:
         ValueError: see `encode_images`.
@@ -93,8 +90,7 @@ def add_pictures(
         batch_size=batch_size,
         workers=workers,
         precision=database.header["meta"]["precision"],
-        on_skip=on_skip,
-        on_progress=on_progress,
+        reporter=reporter,
         on_file=plan.note,
     )
     writer.commit()

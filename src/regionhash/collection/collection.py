@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +45,7 @@ from regionhash.collection.results import Results, results_of, rows_of_hits
 from regionhash.collection.transfer import import_code_file, write_code_file
 from regionhash.collection.uploads import remove_pictures, store_upload
 from regionhash.files.atomic import replacing
+from regionhash.reporter import SILENT, Reporter
 from regionhash.search.request import Filter, Query, Search
 from regionhash.search.run import Answer, QueryPicture, marked, read_query, run
 from regionhash.store import CodeSet, StoreError
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
     from regionhash.data.inputs import Source
     from regionhash.models import HashModel
     from regionhash.models.checkpoints import Checkpoint
-
-Progress = Callable[[int, int], None]
 
 
 class Collection:
@@ -381,16 +380,8 @@ class Collection:
 
     # Changing
 
-    def add(
-        self,
-        inputs: Sequence[str],
-        *,
-        batch_size: int = 8,
-        workers: int = 1,
-        on_skip: Callable[[str, str], None] | None = None,
-        on_progress: Progress | None = None,
-    ) -> AddReport:
-        """Adds new and changed pictures; see `add_pictures`.
+    def add(self, inputs: Sequence[str], **options: Any) -> AddReport:
+        """Adds new and changed pictures; for the options see `add_pictures`.
 
         Raises:
             ValueError: there is no picture, or one has classes that the model does not know.
@@ -399,15 +390,7 @@ class Collection:
         from regionhash.data.inputs import absolute_inputs, open_inputs
 
         image_set, place = open_inputs(inputs)
-        return self.add_set(
-            image_set,
-            absolute_inputs(inputs),
-            place,
-            batch_size=batch_size,
-            workers=workers,
-            on_skip=on_skip,
-            on_progress=on_progress,
-        )
+        return self.add_set(image_set, absolute_inputs(inputs), place, **options)
 
     def add_set(
         self, image_set: ImageSet, inputs: Sequence[str], place: Source, **options: Any
@@ -420,37 +403,33 @@ class Collection:
         self.sync()
         return report
 
-    def refresh(
-        self,
-        *,
-        on_lost: Callable[[str], None] | None = None,
-        **options: Any,
-    ) -> list[AddReport]:
+    def refresh(self, *, reporter: Reporter = SILENT, **options: Any) -> list[AddReport]:
         """Brings the collection up to date with its folders; returns a report per added source.
 
         New pictures are added, changed ones re-encoded, moved ones followed, and those whose file
         is gone removed. If a whole source is missing, like an unmounted disk, its pictures are
-        kept and `on_lost` is called with a line.
+        kept and the reporter is told.
 
         Args:
-            on_lost: called with a line about each source or picture that is kept.
+            reporter: is told about each source or picture that is kept, and as in `add`.
             options: of `add`.
         """
         from regionhash.collection.refreshing import encode_damaged_again, inputs_of, remove_gone
 
         reports: dict[int, AddReport] = {}
-        note = on_lost or (lambda _: None)
         for source, text in self._database.read("SELECT source, inputs FROM sources ORDER BY 1"):
             try:
-                reports[source] = self.add(inputs_of(text), **options)
+                reports[source] = self.add(inputs_of(text), reporter=reporter, **options)
             except StoreError:
                 raise
             except (ValueError, OSError) as error:
-                note(f"{error}; its pictures are kept")
+                reporter.note(f"{error}; its pictures are kept")
         # Only now: what has moved from one source to another was found there.
-        for source, (removed, kept) in remove_gone(self._database, reports, note).items():
+        for source, (removed, kept) in remove_gone(self._database, reports, reporter).items():
             reports[source] = replace(reports[source], removed=removed, kept=kept)
-        of_damaged = encode_damaged_again(self._database, self, reports, **options)
+        of_damaged = encode_damaged_again(
+            self._database, self, reports, reporter=reporter, **options
+        )
         self.sync()
         return [*reports.values(), *([] if of_damaged is None else [of_damaged])]
 

@@ -5,8 +5,8 @@ The result is one directory to copy: a collection (`regionhash.collection`) that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,7 @@ from regionhash.models.drh import DRH, FitReport, fit_drh
 from regionhash.models.encoding import Input, pick_device, read_inputs
 from regionhash.models.parameters import defaults_of
 from regionhash.models.region_dh import RegionDH
+from regionhash.reporter import SILENT, Reporter
 
 MAX_PICTURES = 2_000
 """Largest number of pictures to fit a model on, which takes minutes on a CPU."""
@@ -46,10 +47,6 @@ MAX_REGIONS = 40_000
 
 DEFAULT_SHORT = 384
 """Short side of the network's input, in pixels; docs/drh.md compares others."""
-
-Progress = Callable[[int, int], None]
-Stage = Callable[[str], AbstractContextManager[tuple[Progress, Callable[[str], None]]]]
-"""Opens the progress of a named stage; gives a callback for (done, total) and one for a line."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def build_index(
     output: Path,
     settings: IndexSettings,
     *,
-    stage: Stage,
+    reporter: Reporter = SILENT,
     device: str = "auto",
     batch_size: int = 8,
     workers: int = 1,
@@ -111,7 +108,7 @@ def build_index(
         inputs: see `open_inputs`. Labels are stored with the codes but not used.
         output: the directory.
         settings: see `IndexSettings`.
-        stage: opens the progress of the stages "fitting" and "encoding".
+        reporter: is told of the stages "fitting" and "encoding".
         device: see `pick_device`.
         batch_size: pictures per batch of the model.
         workers: processes that read pictures.
@@ -122,32 +119,28 @@ def build_index(
     """
     chosen_device = pick_device(device)
     image_set, source = open_inputs(inputs)
-    with stage("fitting") as (on_progress, note):
+    with reporter.stage("fitting"):
         fit = None
-        if not _take_up_model(output, settings, note):
+        if not _take_up_model(output, settings, reporter):
             output.mkdir(parents=True, exist_ok=True)
             try:
                 with locked_folder(output):  # two concurrent runs must not make two models
-                    if not _take_up_model(output, settings, note):
+                    if not _take_up_model(output, settings, reporter):
                         fit = _make_model(
-                            image_set, output, settings, chosen_device, workers, on_progress
+                            image_set, output, settings, chosen_device, workers, reporter
                         )
             except BaseException:
                 with suppress(OSError):  # not empty
                     output.rmdir()
                 raise
-    with (
-        Collection.create(output, device=device) as collection,
-        stage("encoding") as (on_progress, note),
-    ):
+    with Collection.create(output, device=device) as collection:
         added = collection.add_set(
             image_set,
             absolute_inputs(inputs),
             source,
             batch_size=batch_size,
             workers=workers,
-            on_skip=lambda _, reason: note(f"skipped: {reason}"),
-            on_progress=on_progress,
+            reporter=reporter,
         )
         checkpoint = collection.model[1]
     return IndexReport(checkpoint, fit, added)
@@ -192,7 +185,7 @@ def sample_features(
     short: int,
     seed: int,
     workers: int,
-    on_progress: Progress | None = None,
+    reporter: Reporter = SILENT,
 ) -> Tensor:
     """Features (N, D) of regions of some pictures, always including the whole picture.
 
@@ -215,8 +208,7 @@ def sample_features(
             found.append(regions.features[[0, *chosen.tolist()]].cpu())
         else:
             reason = item
-        if on_progress:
-            on_progress(n, len(rows))
+        reporter.progress(n, len(rows))
     if not found:
         raise ValueError(f"no picture of {image_set.name} can be read: {reason}")
     return torch.cat(found)
@@ -228,11 +220,11 @@ def _make_model(
     settings: IndexSettings,
     device: torch.device,
     workers: int,
-    on_progress: Progress,
+    reporter: Reporter,
 ) -> FitReport | None:
     """Writes a model to `output`: a copy of the given one, or a fitted one."""
     if settings.model is None:
-        return _fit(image_set, output, settings, device, workers, on_progress)
+        return _fit(image_set, output, settings, device, workers, reporter)
     load_checkpoint(settings.model)  # raises if it is unusable
     copy_checkpoint(settings.model, output)
     return None
@@ -244,7 +236,7 @@ def _fit(
     settings: IndexSettings,
     device: torch.device,
     workers: int,
-    on_progress: Progress,
+    reporter: Reporter,
 ) -> FitReport:
     """Fits a DRH on the pictures and writes it to `output`."""
     arguments = defaults_of(DRH) | settings.arguments
@@ -262,7 +254,7 @@ def _fit(
         short=short,
         seed=settings.seed,
         workers=workers,
-        on_progress=on_progress,
+        reporter=reporter,
     )
     report = fit_drh(model, features, seed=settings.seed)
     record = provenance() | {
@@ -277,7 +269,7 @@ def _fit(
     return report
 
 
-def _take_up_model(output: Path, settings: IndexSettings, note: Callable[[str], None]) -> bool:
+def _take_up_model(output: Path, settings: IndexSettings, reporter: Reporter) -> bool:
     """Whether `output` has the model of an earlier run with these settings.
 
     A damaged model is made again if it has no codes yet, else restored from `settings.model`.
@@ -293,10 +285,10 @@ def _take_up_model(output: Path, settings: IndexSettings, note: Callable[[str], 
         checkpoint = load_checkpoint(output)[1]
     except CheckpointError as error:
         if not has_codes:
-            note(f"{error}; making the model again")
+            reporter.note(f"{error}; making the model again")
             return False
         _restore(output, settings, error)
-        note(f"{error}; restored from {settings.model}")
+        reporter.note(f"{error}; restored from {settings.model}")
         return True
     _check_same(output, checkpoint, settings)
     return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from regionhash.collection.adding import AddReport, add_pictures
 from regionhash.collection.database import Database
 from regionhash.files.names import condition_of
+from regionhash.reporter import Reporter
 
 if TYPE_CHECKING:
     from regionhash.collection.collection import Collection
 
 
 def remove_gone(
-    database: Database, sources: Iterable[int], note: Callable[[str], None]
+    database: Database, sources: Iterable[int], reporter: Reporter
 ) -> dict[int, tuple[int, int]]:
     """Removes the pictures of some sources whose file is gone.
 
@@ -42,7 +43,7 @@ def remove_gone(
                 gone.append((row, path))
             elif condition == "unreadable":
                 kept += 1
-                note(f"{image_id}: its file cannot be accessed; the picture is kept")
+                reporter.note(f"{image_id}: its file cannot be accessed; the picture is kept")
         counts[source] = database.remove_gone(gone), kept
     return counts
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from regionhash.experiments import dmih, drh, iah, region_dh
+from regionhash.reporter import Reporter
 
-Run = Callable[[str, Path, Path, Any, Callable[[str], None]], Path]
+Run = Callable[[str, Path, Path, Any, Reporter], Path]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Experiment:
         presets: by name: which pictures are searched, and with which queries.
         Options: how a preset is run; a frozen dataclass.
         run: takes the name of a preset, the folder of its data, the folder for the report and all
-            that leads to it, options, and what is called with lines of progress; returns the
+            that leads to it, options, and the reporter; returns the
             report's path. What was done before in the same folder with the same options is not done
             again. Raises ValueError if data is missing (the message says what to put where), cannot
             be read, or is on both sides.

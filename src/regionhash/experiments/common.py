@@ -21,11 +21,9 @@ from regionhash.evaluation import error_reduction, paired_bootstrap
 from regionhash.files.atomic import replacing, write_text
 from regionhash.models import MODELS, HashModel, TrainedHashModel
 from regionhash.models.checkpoints import Checkpoint, Kind, build_model, load_checkpoint, provenance
+from regionhash.reporter import SILENT, Reporter
 from regionhash.training import Cache, TrainingConfig, train
 from regionhash.training.feature_cache import stored_features
-
-Note = Callable[[str], None]
-"""Called with lines of progress."""
 
 Labels = NDArray[np.uint8]
 Values = NDArray[np.floating[Any]]
@@ -107,12 +105,20 @@ def trained(
     *,
     start: HashModel | None = None,
     cache: Cache | None = None,
-    note: Note = lambda line: None,
+    reporter: Reporter = SILENT,
 ) -> tuple[Kind, float]:
     """A model trained in `folder`, unless it has been before, and the seconds that it took."""
-    note(f"training in {folder}")
-    name, progress = name_of(kind), lambda report: note(str(report))
-    train(name, arguments, pictures, folder, config, start=start, cache=cache, on_epoch=progress)
+    reporter.note(f"training in {folder}")
+    train(
+        name_of(kind),
+        arguments,
+        pictures,
+        folder,
+        config,
+        start=start,
+        cache=cache,
+        reporter=reporter,
+    )
     model, checkpoint = load_checkpoint(folder, kind)
     return model, training_seconds(checkpoint)
 
@@ -129,7 +135,7 @@ def kept_features(
     pictures: ImageSet,
     config: TrainingConfig,
     n_views: int,
-    note: Note,
+    reporter: Reporter,
 ) -> Cache:
     """What a network without its hash says of `n_views` views of each picture, made or kept.
 
@@ -137,7 +143,7 @@ def kept_features(
     their size or their number of views. The first view is the picture as it is.
     """
     key = f"{name}-{config.short}-{n_views}-{pictures.fingerprint()}.safetensors"
-    return stored_features(folder / key, build, pictures, config, n_views, note)
+    return stored_features(folder / key, build, pictures, config, n_views, reporter)
 
 
 # -- facts ----------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,22 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from regionhash.collection import Collection
-from regionhash.collection.indexing import Stage
 from regionhash.data import open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.inputs import Pictures, Source, open_inputs
 from regionhash.evaluation import SharedLabels, evaluate_ranking, per_query
 from regionhash.evaluation.code_files import LabelledCodes, labelled_codes
-from regionhash.experiments.common import Note
 from regionhash.files.atomic import replacing
 from regionhash.models import HashModel
 from regionhash.models.checkpoints import Checkpoint, load_checkpoint
 from regionhash.models.encoding import encode_set, pick_device
+from regionhash.reporter import SILENT, Reporter
 from regionhash.search.answer import write_answer
 from regionhash.search.request import Mode, Query, Search
 from regionhash.search.run import run
 from regionhash.store import CodeSet
 from regionhash.structures import Box
-from regionhash.training import EpochReport, TrainingConfig
+from regionhash.training import TrainingConfig
 from regionhash.training import train as train_model
 
 SHIPPED = Path(__file__).parents[1] / "demo_model"
@@ -125,10 +123,10 @@ had not learned anything. So the methods without boxes take over Region-DH's tra
 """
 
 
-def train_models(folder: Path, *, stage: Stage) -> None:
+def train_models(folder: Path, *, reporter: Reporter) -> None:
     """Trains the models of all methods into subfolders of `folder`.
 
-    A training that was interrupted resumes after its last whole epoch. For `stage` see `Stage`.
+    A training that was interrupted resumes after its last whole epoch.
 
     Raises:
         ValueError: `folder` holds trainings with other settings.
@@ -136,13 +134,8 @@ def train_models(folder: Path, *, stage: Stage) -> None:
     scenes = open_dataset(TRAINING_SCENES)
     for name, method in METHODS.items():
         start = load_checkpoint(folder / method.start)[0] if method.start else None
-        with stage(f"training {method.title}") as (show, note):
-
-            def on_epoch(report: EpochReport, method: Method = method, note: Note = note) -> None:
-                terms = "  ".join(f"{term} {value:.3g}" for term, value in report.terms.items())
-                epoch = f"epoch {report.epoch + 1}/{method.training.epochs}"
-                note(f"{method.title}, {epoch}: {terms}")
-
+        reporter.note(f"training {method.title}")
+        with reporter.stage(f"training {method.title}"):
             train_model(
                 name,
                 method.arguments,
@@ -150,8 +143,7 @@ def train_models(folder: Path, *, stage: Stage) -> None:
                 folder / name,
                 method.training,
                 start=start,
-                on_step=show,
-                on_epoch=on_epoch,
+                reporter=reporter,
             )
 
 
@@ -162,7 +154,7 @@ def run_demo(
     n_database: int = 2000,
     n_queries: int = 300,
     console: Console,
-    stage: Stage,
+    reporter: Reporter = SILENT,
 ) -> dict[str, Measures]:
     """Compares the methods, searches in each mode, and says what to type next.
 
@@ -174,7 +166,7 @@ def run_demo(
         n_database: scenes to search.
         n_queries: scenes to measure the methods with.
         console: where all this is printed, except the progress.
-        stage: progress, of each training and of the encoding of each set.
+        reporter: is told of each training and of the encoding of each set.
 
     Returns:
         MAP@1000 and ACG@1000 of each method, tie-aware, by its name in `MODELS`.
@@ -193,13 +185,13 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     models = folder / "models" if train else SHIPPED
     if train:
-        train_models(models, stage=stage)
+        train_models(models, reporter=reporter)
     results: dict[str, Measures] = {}
     for name, method in METHODS.items():
         files = {}
         for part, drawn in scenes.items():
-            with stage(f"{method.title}: {part}") as (show, _):
-                files[part] = _encode(models / name, drawn, folder / f"{name}-{part}.h5", show)
+            with reporter.stage(f"{method.title}: {part}"):
+                files[part] = _encode(models / name, drawn, folder / f"{name}-{part}.h5", reporter)
         codes = labelled_codes(files["queries"], files["database"])
         measures = evaluate_ranking(*codes, k=K)
         results[name] = {measure: measures[measure] for measure in MEASURES}
@@ -236,7 +228,7 @@ def _encode(
     checkpoint_folder: Path,
     scenes: tuple[ImageSet, Source],
     path: Path,
-    show: Callable[[int, int], None],
+    reporter: Reporter,
 ) -> CodeSet:
     """The code file `path` of `scenes`, in place of what an earlier demonstration left there."""
     for left in (path, path.with_name(f"{path.name}.part")):
@@ -251,7 +243,7 @@ def _encode(
         checkpoint_path=checkpoint_folder,
         source=source,
         workers=0,
-        on_progress=show,
+        reporter=reporter,
     )
     return CodeSet.open(path)
 

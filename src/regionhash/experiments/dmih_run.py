@@ -32,7 +32,6 @@ from regionhash.data.transforms import to_input
 from regionhash.evaluation import paper_figures
 from regionhash.evaluation.instance import dense_ranks
 from regionhash.experiments import common
-from regionhash.experiments.common import Note
 from regionhash.experiments.dmih import PRESETS, TABLE_2, DMIHOptions, DMIHPreset
 from regionhash.experiments.dmih_report import (
     DMIHReport,
@@ -54,6 +53,7 @@ from regionhash.parts.pooling import pool_top
 from regionhash.parts.regions import codes_of
 from regionhash.parts.sift import load_opencv, sift_features
 from regionhash.parts.windows import sliding_windows
+from regionhash.reporter import Reporter
 from regionhash.search import united_hamming
 from regionhash.store import CodeSet
 from regionhash.structures import Codes, CodeTable, Floats, Ints
@@ -92,12 +92,12 @@ class Method:
     seconds: float = 0.0
 
 
-def reproduce(name: str, root: Path, out: Path, options: DMIHOptions, note: Note) -> Path:
+def reproduce(name: str, root: Path, out: Path, options: DMIHOptions, reporter: Reporter) -> Path:
     """Runs a preset, see `Experiment.run`."""
     preset = PRESETS[name]
     if options.sift:
         load_opencv()  # raises now, not after hours of training
-    methods = DMIHMethods(preset, root, options, out, note)
+    methods = DMIHMethods(preset, root, options, out, reporter)
     singles, combined = methods.queries()
     results: list[ObjectResult] = []
     for method in methods.all():
@@ -144,11 +144,11 @@ class DMIHMethods:
     """
 
     def __init__(
-        self, preset: DMIHPreset, root: Path, options: DMIHOptions, out: Path, note: Note
+        self, preset: DMIHPreset, root: Path, options: DMIHOptions, out: Path, reporter: Reporter
     ) -> None:
         draw = partial(hold_out, per_class=preset.per_class, seed=options.seed)
         sides = common.open_sides(preset.pictures, preset.queries, preset.layout, root, draw)
-        self.preset, self.options, self.out, self.note = preset, options, out, note
+        self.preset, self.options, self.out, self.reporter = preset, options, out, reporter
         self.database = self._read(sides.database, options.views)
         self.asked = self._read(sides.queries, 1)
         self.labels = sides.database.labels()
@@ -172,7 +172,7 @@ class DMIHMethods:
             pictures,
             self._training(),
             n_views,
-            self.note,
+            self.reporter,
         )
         return _Side(pictures, _sizes(pictures), maps)
 
@@ -234,7 +234,7 @@ class DMIHMethods:
                     self.preset.cuts,
                     method.seconds,
                 )
-                self.note(
+                self.reporter.note(
                     f"{method.name}, {method.n_bits or 'floats'}, {kind}: "
                     f"MAP {result.map.mean():.4f}"
                 )
@@ -255,7 +255,7 @@ class DMIHMethods:
                 replace(self._training(), **_RAMP) if part == "joint" else self._training(),
                 start=start,
                 cache=self.database.maps,
-                note=self.note,
+                reporter=self.reporter,
             )
             self._trained[part, n_bits] = model, shared_seconds + seconds
         return self._trained[part, n_bits]
@@ -348,7 +348,7 @@ class DMIHMethods:
             folder,
             self._training(),
             cache=pooled,
-            note=self.note,
+            reporter=self.reporter,
         )
 
         @torch.no_grad()
@@ -394,7 +394,7 @@ class DMIHMethods:
             yield places, vectors.half().numpy()
 
     def _sift_descriptors(self, side: _Side) -> Iterator[_Described]:
-        self.note(f"{side.pictures.name}: SIFT")
+        self.reporter.note(f"{side.pictures.name}: SIFT")
         for image in side.pictures.images:
             points, descriptors = sift_features(image)
             height, width = image.shape[:2]
@@ -424,7 +424,7 @@ class DMIHMethods:
         model, checkpoint = load_checkpoint(folder, RegionDH)
         pictures = self.database.pictures
         path = self.out / f"region-dh-{checkpoint.model_hash}-{pictures.fingerprint()}.h5"
-        self.note(f"{pictures.name}: codes of Region-DH")
+        self.reporter.note(f"{pictures.name}: codes of Region-DH")
         encode_set(model, checkpoint, pictures, path, checkpoint_path=folder, precision=PRECISION)
         table: CodeTable = CodeSet.open(path).table
         row_of = {image_id: n for n, image_id in enumerate(table.ids)}

@@ -25,13 +25,14 @@ from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError
 from regionhash.data.instances import BoxQuerySet
 from regionhash.data.transforms import Frame, to_input
-from regionhash.experiments.common import Note, built, hash_ids
+from regionhash.experiments.common import built, hash_ids
 from regionhash.files.atomic import sync_directory
 from regionhash.models.checkpoints import read_checkpoint
 from regionhash.models.drh import DRH
 from regionhash.parts.backbones import stack_images
 from regionhash.parts.descriptors import crow, gem, mac, rmac_vectors, spoc
 from regionhash.parts.windows import max_pool_windows, sliding_windows, snap_boxes
+from regionhash.reporter import Reporter
 from regionhash.structures import Codes, Ints
 
 DESCRIPTORS = {"MAC": mac, "SPoC": spoc, "CroW": crow, "GeM": gem}
@@ -99,7 +100,7 @@ def instance_features(
     overlaps: Sequence[float],
     detector: Path | None,
     settings: Sequence[str],
-    note: Note,
+    reporter: Reporter,
 ) -> InstanceFeatures:
     """The features of database and queries, computed unless they are in `folder` already.
 
@@ -111,7 +112,7 @@ def instance_features(
         overlaps: of the windows.
         detector: folder of a Region-DH checkpoint whose RPN proposes regions, too.
         settings: what else the features depend on, such as the backbone and its weights.
-        note: progress, and the reason for each picture that is skipped.
+        reporter: is told the progress, and the reason for each picture that is skipped.
 
     Raises:
         ValueError: the picture of a query cannot be read, or the checkpoint cannot be used.
@@ -121,15 +122,15 @@ def instance_features(
     if detector:
         known.append(read_checkpoint(detector).model_hash)
     path = folder / hash_ids(known)
-    found = _stored(path, note)
+    found = _stored(path, reporter)
     if found is None:
         database = query_set.database
-        note(f"{database.name}: computing the features of {len(database)} pictures")
+        reporter.note(f"{database.name}: computing the features of {len(database)} pictures")
         fresh = path.with_suffix(".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         proposer = _proposer(detector) if detector else None
-        _compute(model, proposer, query_set, overlaps, short, fresh, note)
+        _compute(model, proposer, query_set, overlaps, short, fresh, reporter)
         _sync(fresh)
         fresh.replace(path)
         sync_directory(folder)
@@ -137,14 +138,14 @@ def instance_features(
     return found
 
 
-def _stored(path: Path, note: Note) -> InstanceFeatures | None:
+def _stored(path: Path, reporter: Reporter) -> InstanceFeatures | None:
     """The features in `path`; None if it is missing, or damaged and therefore removed."""
     if not path.exists():
         return None
     try:
         return _opened(path)
     except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
-        note(f"{path}: damaged ({error}); computed again")
+        reporter.note(f"{path}: damaged ({error}); computed again")
         shutil.rmtree(path)
         return None
 
@@ -194,7 +195,7 @@ def _compute(
     overlaps: Sequence[float],
     short: int,
     folder: Path,
-    note: Note,
+    reporter: Reporter,
 ) -> None:
     database, ids, skipped = _BagWriter(folder / "database"), [], {}
     for n, image_id in enumerate(query_set.database.ids):
@@ -202,7 +203,7 @@ def _compute(
             top, frame, tensor = _map_of(model, query_set.database.images[n], short)
         except ImageError as error:
             skipped[image_id] = str(error)
-            note(f"skipped: {error}")
+            reporter.skipped(image_id, str(error))
             continue
         size = (top.shape[2], top.shape[3])
         windows = {windows_kind(o): sliding_windows(*size, o) for o in overlaps}
@@ -216,7 +217,7 @@ def _compute(
         database.add(_whole(top) | maxima)
         ids.append(image_id)
         if len(ids) % 500 == 0:
-            note(f"{len(ids)} of {len(query_set.database)} pictures")
+            reporter.note(f"{len(ids)} of {len(query_set.database)} pictures")
     database.finish()
     queries, shown = _BagWriter(folder / "queries"), ""
     for query in query_set.queries:

@@ -27,7 +27,7 @@ from regionhash.evaluation import (
     paper_figures,
 )
 from regionhash.evaluation.levels import IntegerMatrix
-from regionhash.experiments.common import Note, built, command, described, facts_of_run, needed
+from regionhash.experiments.common import built, command, described, facts_of_run, needed
 from regionhash.experiments.drh import PRESETS, DRHOptions, DRHPreset
 from regionhash.experiments.drh_features import (
     DESCRIPTORS,
@@ -50,6 +50,7 @@ from regionhash.models.classical import RandomHyperplanes
 from regionhash.models.drh import DRH, FitReport, fit_drh
 from regionhash.parts.descriptors import aggregate
 from regionhash.parts.whitening import Whitening
+from regionhash.reporter import Reporter
 from regionhash.search import search_images, united_hamming
 from regionhash.search.steps import (
     CANDIDATES,
@@ -75,7 +76,7 @@ _TIMED_QUERIES = 64
 _REPEATS = 11
 
 
-def reproduce(name: str, root: Path, out: Path, options: DRHOptions, note: Note) -> Path:
+def reproduce(name: str, root: Path, out: Path, options: DRHOptions, reporter: Reporter) -> Path:
     """Runs a preset, see `Experiment.run`."""
     preset = PRESETS[name]
     query_set = open_queries(preset, root, options)
@@ -87,9 +88,9 @@ def reproduce(name: str, root: Path, out: Path, options: DRHOptions, note: Note)
         overlaps=preset.overlaps,
         detector=options.detector,
         settings=(options.backbone, options.weights),
-        note=note,
+        reporter=reporter,
     )
-    tables = DRHTables(preset, options, query_set, features, note)
+    tables = DRHTables(preset, options, query_set, features, reporter)
     results = [*tables.lengths(), *tables.windows(), *tables.steps(), *tables.descriptors()]
     report = DRHReport(
         title=f"{name}: DRH",
@@ -138,9 +139,9 @@ class DRHTables:
         options: DRHOptions,
         query_set: BoxQuerySet,
         features: InstanceFeatures,
-        note: Note,
+        reporter: Reporter,
     ) -> None:
-        self.preset, self.options, self.note = preset, options, note
+        self.preset, self.options, self.reporter = preset, options, reporter
         self.query_set, self.features = query_set, features
         self.relevance = InstanceRelevance.of_ids(
             features.ids,
@@ -155,7 +156,7 @@ class DRHTables:
         self.query_floats = features.queries["MAC"].map(whitening)  # (Q, P)
 
     def _fit(self, n_bits: int) -> DRH:
-        self.note(f"fitting {n_bits} bits")
+        self.reporter.note(f"fitting {n_bits} bits")
         torch.manual_seed(0)
         model = _model(self.options, n_bits)
         rows = np.arange(len(self.regions.values))
@@ -174,7 +175,7 @@ class DRHTables:
         remark: str = "",
     ) -> InstanceResult:
         result = score_instances(table, method, n_bits, distances, self.relevance, remark)
-        self.note(f"table {table}, {method}, {n_bits or 'floats'}: mAP {result.map:.4f}")
+        self.reporter.note(f"table {table}, {method}, {n_bits or 'floats'}: mAP {result.map:.4f}")
         return result
 
     def lengths(self) -> Iterator[InstanceResult]:

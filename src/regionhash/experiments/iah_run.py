@@ -23,7 +23,7 @@ from regionhash.data.image_set import ImageSet
 from regionhash.evaluation import paper_figures
 from regionhash.evaluation.categories import CategorySide, category_precision
 from regionhash.experiments import common
-from regionhash.experiments.common import Labels, Note, Sides
+from regionhash.experiments.common import Labels, Sides
 from regionhash.experiments.iah import PRESETS, IAHOptions, IAHPreset
 from regionhash.experiments.iah_report import (
     CURVE_BITS,
@@ -50,6 +50,7 @@ from regionhash.models.iah import IAH
 from regionhash.models.image_level import DSRH, CategoryBaseline, OneStage
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.regions import codes_of
+from regionhash.reporter import Reporter
 from regionhash.structures import Codes, Floats, Ints
 from regionhash.training import TrainingConfig, copy_weights
 from regionhash.training.feature_cache import head_training, stored_features
@@ -77,20 +78,20 @@ _CLASSICAL: dict[str, Callable[[int], Hasher]] = {
 _METHODS = (OURS, *_PEERS, *_CLASSICAL)
 
 
-def reproduce(name: str, root: Path, out: Path, options: IAHOptions, note: Note) -> Path:
+def reproduce(name: str, root: Path, out: Path, options: IAHOptions, reporter: Reporter) -> Path:
     """Runs a preset, see `Experiment.run`."""
     preset = PRESETS[name]
     sides = open_iah_sides(preset, root, options.seed)
     network = Network(options, len(sides.database.classes))
     database, queries = (
-        network.read(pictures, out / "features", note)
+        network.read(pictures, out / "features", reporter)
         for pictures in (sides.database, sides.queries)
     )
-    tables = IAHTables(preset, network, database, queries, out / "runs", note)
+    tables = IAHTables(preset, network, database, queries, out / "runs", reporter)
     semantic = tables.semantic()
     if network.detector is not None:
         regions = [
-            network.read_regions(side, out / "features", note) for side in (database, queries)
+            network.read_regions(side, out / "features", reporter) for side in (database, queries)
         ]
         semantic[len(preset.bits) : len(preset.bits)] = tables.region_dh(*regions)
         del regions
@@ -218,7 +219,7 @@ class Network:
             epochs=epochs, short=self.options.short, views=1, seed=self.options.seed, ramped=ramped
         )
 
-    def read(self, pictures: ImageSet, folder: Path, note: Note) -> _Side:
+    def read(self, pictures: ImageSet, folder: Path, reporter: Reporter) -> _Side:
         """What the network says of pictures, from the disk if it is there."""
         options = self.options
         source = f"search-{options.backbone}-{Path(options.weights).stem}"
@@ -226,17 +227,17 @@ class Network:
             source = read_checkpoint(self.detector).model_hash
         key = f"{source}-{options.n_proposals}-{options.short}-{pictures.fingerprint()}"
         path, config = folder / f"{key}-1.safetensors", self.training(1)
-        ((features, _),) = stored_features(path, lambda: self.model, pictures, config, 1, note)
+        ((features, _),) = stored_features(path, lambda: self.model, pictures, config, 1, reporter)
         features["pooled"] = pooled_cells(features["cells"], features["grid"])
         return _Side(pictures, features, pictures.labels())
 
-    def read_regions(self, side: _Side, folder: Path, note: Note) -> _Side:
+    def read_regions(self, side: _Side, folder: Path, reporter: Reporter) -> _Side:
         """The same pictures with what the heads of the detector's Region-DH read."""
         assert self.detector is not None
         model, checkpoint = load_checkpoint(self.detector, RegionDH)
         name, config = f"{checkpoint.name}-{checkpoint.model_hash}", self.training(1)
         ((features, _),) = common.kept_features(
-            folder, name, lambda: model, side.pictures, config, 1, note
+            folder, name, lambda: model, side.pictures, config, 1, reporter
         )
         return replace(side, features=features)
 
@@ -260,11 +261,11 @@ class IAHTables:
         database: _Side,
         queries: _Side,
         folder: Path,
-        note: Note,
+        reporter: Reporter,
     ) -> None:
         self.preset, self.network = preset, network
         self.database, self.queries = database, queries
-        self.folder, self.note = folder, note
+        self.folder, self.reporter = folder, reporter
         rng = np.random.default_rng(network.options.seed)
         n_classes = len(database.pictures.classes)
         self.unseen_classes = np.sort(rng.permutation(n_classes)[: n_classes // _SHARED_UNSEEN])
@@ -302,7 +303,9 @@ class IAHTables:
                 results += self._by_category(n_bits, words, forms[words], trunk)
             results.append(self._baseline(n_bits))
             for result in results[first:]:
-                self.note(f"{result.method}, {n_bits} bits: MAP {result.scores.mean():.4f}")
+                self.reporter.note(
+                    f"{result.method}, {n_bits} bits: MAP {result.scores.mean():.4f}"
+                )
         return results
 
     def _by_category(
@@ -389,7 +392,7 @@ class IAHTables:
         labels = (side.labels[:, classes] for side in (trunk.queries, trunk.database))
         sides = zip(codes, labels, strict=True)
         result = score_semantic(method, n_bits, *sides, k=self.preset.k, seconds=seconds)
-        self.note(f"{prefix}{method}, {n_bits} bits: MAP {result.mean('MAP'):.4f}")
+        self.reporter.note(f"{prefix}{method}, {n_bits} bits: MAP {result.mean('MAP'):.4f}")
         return result
 
     def _codes(
@@ -438,7 +441,7 @@ class IAHTables:
             start=self.network.model,
             config=self.network.training(max(epochs, 1)),
         )
-        self.note(f"{folder}: convolution and label branch trained in {seconds:.0f} s")
+        self.reporter.note(f"{folder}: convolution and label branch trained in {seconds:.0f} s")
         queries, database = (_after_convolution(model, side) for side in (queries, database))
         training = database if rows is None else database.subset(rows)
         return _Trunk(model, seconds, training, queries, database)

@@ -26,7 +26,6 @@ from regionhash.data.image_set import ImageSet
 from regionhash.evaluation import paper_figures
 from regionhash.evaluation.code_files import detections_of_file
 from regionhash.experiments import common
-from regionhash.experiments.common import Note
 from regionhash.experiments.region_dh import PRESETS, RegionDHOptions, RegionDHPreset
 from regionhash.experiments.region_dh_report import (
     RegionDHReport,
@@ -41,6 +40,7 @@ from regionhash.models.encoding import encode_set
 from regionhash.models.image_level import DLBHC, SSDH, Control
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.regions import codes_of
+from regionhash.reporter import Reporter
 from regionhash.store import CodeSet
 from regionhash.training import Cache, TrainingConfig, TrainingError, copy_weights, train
 from regionhash.training.feature_cache import PRECISION, head_training
@@ -98,10 +98,12 @@ _ABLATIONS = (
 )
 
 
-def reproduce(name: str, root: Path, out: Path, options: RegionDHOptions, note: Note) -> Path:
+def reproduce(
+    name: str, root: Path, out: Path, options: RegionDHOptions, reporter: Reporter
+) -> Path:
     """Runs a preset, see `Experiment.run`."""
     preset = PRESETS[name]
-    methods = RegionDHMethods(preset, root, out, options, note)
+    methods = RegionDHMethods(preset, root, out, options, reporter)
     frozen = methods.untrained()
     for variant in _ON_FROZEN:
         methods.compare(variant, frozen)
@@ -131,7 +133,7 @@ def reproduce(name: str, root: Path, out: Path, options: RegionDHOptions, note: 
             methods.ablate(_Variant(f"{n} proposals"), first_proposals(detector, n))
         del detector
         page = write_report(out, report, compared)
-        note(f"wrote {page}; what needs other features follows")
+        reporter.note(f"wrote {page}; what needs other features follows")
         on_detector = methods.untrained(start=methods.run_folder("detector"))
         methods.ablate(_Variant("the control, on the trained backbone", Control), on_detector)
         methods.ablate(
@@ -151,12 +153,17 @@ class RegionDHMethods:
     """
 
     def __init__(
-        self, preset: RegionDHPreset, root: Path, out: Path, options: RegionDHOptions, note: Note
+        self,
+        preset: RegionDHPreset,
+        root: Path,
+        out: Path,
+        options: RegionDHOptions,
+        reporter: Reporter,
     ) -> None:
         self.sides = common.open_sides([preset.database], preset.queries, preset.layout, root)
         self.labels = self.sides.queries.labels(), self.sides.database.labels()
         self.database_spec = preset.database.format(root=root)
-        self.preset, self.out, self.options, self.note = preset, out, options, note
+        self.preset, self.out, self.options, self.reporter = preset, out, options, reporter
         self.results: list[Result] = []
         self.ablations: list[Result] = []
         self.curves: dict[str, tuple[Any, ...]] = {}
@@ -198,7 +205,9 @@ class RegionDHMethods:
             k=k,
             seconds=trunk.seconds + seconds,
         )
-        self.note(f"{variant.label} {n_bits} bits, seed {seed}: MAP@{k} {result.mean('map'):.4f}")
+        self.reporter.note(
+            f"{variant.label} {n_bits} bits, seed {seed}: MAP@{k} {result.mean('map'):.4f}"
+        )
         return result
 
     # -- trunks -----------------------------------------------------------------------------------
@@ -217,7 +226,7 @@ class RegionDHMethods:
     def trained_trunk(self, kind: type[ImageHashModel], folder: str, stages: int) -> _Trunk:
         """What a network that is trained as a whole says of all pictures."""
         path = self.run_folder(folder)
-        self.note(f"training {common.name_of(kind)} in {path}")
+        self.reporter.note(f"training {common.name_of(kind)} in {path}")
         if kind is RegionDH:
             arguments, config = self._detector_arguments(), self._network_training()
         else:
@@ -231,7 +240,7 @@ class RegionDHMethods:
             config,
             spec=self.database_spec,
             processes=self.options.processes,
-            note=self.note,
+            reporter=self.reporter,
         )
         model, checkpoint = load_checkpoint(path, kind)
         trunk = self._features(model, f"{checkpoint.name}-{checkpoint.model_hash}")
@@ -241,7 +250,7 @@ class RegionDHMethods:
         def kept(pictures: ImageSet, n_views: int) -> Cache:
             folder, config = self.out / "features", self._head_training(RegionDH, 0)
             return common.kept_features(
-                folder, name, lambda: model, pictures, config, n_views, self.note
+                folder, name, lambda: model, pictures, config, n_views, self.reporter
             )
 
         database = kept(self.sides.database, self.options.views)
@@ -346,7 +355,7 @@ def train_network(
     *,
     spec: str,
     processes: int,
-    note: Note,
+    reporter: Reporter,
 ) -> None:
     """Trains a whole network; several processes are started by torchrun, as a user would.
 
@@ -354,14 +363,14 @@ def train_network(
         TrainingError: several processes failed.
     """
     if processes == 1:
-        train(name, arguments, pictures, folder, config, on_epoch=lambda report: note(str(report)))
+        train(name, arguments, pictures, folder, config, reporter=reporter)
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(processes), "-m", "regionhash"]
     command += ["train", name, spec, "-o", str(folder)]
     for setting, value in (arguments | asdict(config)).items():
         command += ["--set", f"{setting}={json.dumps(value)}"]  # JSON is TOML here
-    note(shlex.join(command))
+    reporter.note(shlex.join(command))
     if subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode:
         raise TrainingError(f"{folder}: the training failed, see above")
 

@@ -13,7 +13,7 @@ how the paper is read where it is ambiguous.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -32,6 +32,7 @@ from regionhash.parts.proposals import ScoredRPN, build_rpn
 from regionhash.parts.regions import codes_of, regions_of
 from regionhash.parts.whitening import Whitening
 from regionhash.parts.windows import max_pool_windows, sliding_windows, snap_boxes
+from regionhash.reporter import SILENT, Reporter
 from regionhash.structures import EncodedImage, Regions
 
 Proposals = Literal["windows", "rpn"]
@@ -253,7 +254,7 @@ def fit_drh(
     batch_size: int = 512,
     learning_rate: float = 0.01,
     seed: int = 0,
-    on_step: Callable[[int, int], None] | None = None,
+    reporter: Reporter = SILENT,
 ) -> FitReport:
     """Fits the whitening on features of regions, then trains the hash layer on them (eqs. 1 to 3).
 
@@ -269,7 +270,7 @@ def fit_drh(
         batch_size: features per step.
         learning_rate: of SGD with momentum 0.9 (the paper's rate).
         seed: random seed of the first directions and of the order.
-        on_step: called with the steps done and the total.
+        reporter: is told the steps done and the total.
 
     Raises:
         ValueError: see `Whitening.fit`.
@@ -302,8 +303,7 @@ def fit_drh(
         (loss / (1 + ALPHA)).backward()
         optimizer.step()
         losses.append(loss.item() / model.n_bits)
-        if on_step:
-            on_step(step, n_steps)
+        reporter.progress(step, n_steps)
     with torch.no_grad():
         after = bit_statistics(model(shown))
     tenths = np.array_split(losses, min(10, n_steps))

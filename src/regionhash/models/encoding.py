@@ -22,6 +22,7 @@ from regionhash.data.inputs import Source, class_indices, open_inputs
 from regionhash.data.transforms import Frame, to_input
 from regionhash.models import HashModel
 from regionhash.models.checkpoints import Checkpoint, load_checkpoint, provenance
+from regionhash.reporter import SILENT, Reporter
 from regionhash.store import CodeFileWriter, CodeSet
 from regionhash.structures import EncodedImage, Floats, Regions
 
@@ -85,8 +86,7 @@ def encode(
     workers: int = 1,
     precision: Precision = "32-true",
     device: str = "auto",
-    on_skip: Callable[[str, str], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    reporter: Reporter = SILENT,
 ) -> EncodingReport:
     """Hashes pictures into a code file, except those it already holds.
 
@@ -98,8 +98,7 @@ def encode(
         workers: processes that read pictures.
         precision: see `Precision`.
         device: see `pick_device`.
-        on_skip: called with the id of each picture that cannot be read, and the reason.
-        on_progress: called with the pictures done and their total.
+        reporter: is told the pictures done and their total, and those that cannot be read.
 
     Raises:
         ValueError: no model, no picture, or a file of another model or precision.
@@ -118,8 +117,7 @@ def encode(
         precision=precision,
         batch_size=batch_size,
         workers=workers,
-        on_skip=on_skip,
-        on_progress=on_progress,
+        reporter=reporter,
     )
 
 
@@ -184,8 +182,7 @@ def encode_images(
     batch_size: int = 8,
     workers: int = 1,
     precision: Precision = "32-true",
-    on_skip: Callable[[str, str], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    reporter: Reporter = SILENT,
     on_file: Callable[[str, FileVersion], None] | None = None,
 ) -> EncodingReport:
     """Encodes the pictures that `writer` does not hold yet, in their order.
@@ -205,8 +202,8 @@ def encode_images(
         batch_size: pictures that the model takes at a time, at most.
         workers: processes that read pictures; 0 reads them in this one.
         precision: see `Precision`.
-        on_skip: called with id and reason of each picture that cannot be read.
-        on_progress: called after each batch with the pictures done and their total.
+        reporter: is told after each batch the pictures done and their total, and each picture that
+            cannot be read.
         on_file: called before a picture is stored with its id and the version of the file it was
             decoded from; for sets of files.
 
@@ -237,30 +234,29 @@ def encode_images(
                 yield row, item._replace(image=item.image.to(device, copy=True))
                 continue
             skipped[image_set.ids[row]] = item
-            if on_skip:
-                on_skip(image_set.ids[row], item)
+            reporter.skipped(image_set.ids[row], item)
 
     pictures = readable()
-    while True:
-        encoded: dict[int, EncodedImage] = {}
-        window = islice(pictures, _WINDOW * batch_size)
-        for batch in batches_of_one_shape(window, _image_of, batch_size):
-            started = time.perf_counter()
-            with inference(device, precision):
-                results = model.encode([item.image for _, item in batch])
-            model_seconds += time.perf_counter() - started
-            for (row, item), result in zip(batch, results, strict=True):
-                encoded[row] = _in_original(result, item.frame)
-            if on_progress:
-                on_progress(n_encoded + len(encoded) + len(skipped), len(rows))
-        if not encoded:
-            break
-        for row in sorted(encoded):
-            labels = None
-            if image_set.classes:
-                labels = [label_of[label] for label in image_set.targets[row].all_labels()]
-            writer.add(image_set.ids[row], encoded[row], labels)
-        n_encoded += len(encoded)
+    with reporter.stage("encoding"):
+        while True:
+            encoded: dict[int, EncodedImage] = {}
+            window = islice(pictures, _WINDOW * batch_size)
+            for batch in batches_of_one_shape(window, _image_of, batch_size):
+                started = time.perf_counter()
+                with inference(device, precision):
+                    results = model.encode([item.image for _, item in batch])
+                model_seconds += time.perf_counter() - started
+                for (row, item), result in zip(batch, results, strict=True):
+                    encoded[row] = _in_original(result, item.frame)
+                reporter.progress(n_encoded + len(encoded) + len(skipped), len(rows))
+            if not encoded:
+                break
+            for row in sorted(encoded):
+                labels = None
+                if image_set.classes:
+                    labels = [label_of[label] for label in image_set.targets[row].all_labels()]
+                writer.add(image_set.ids[row], encoded[row], labels)
+            n_encoded += len(encoded)
     return EncodingReport(
         n_encoded,
         len(image_set) - len(rows),

@@ -1,6 +1,7 @@
 """Training: one plain loop for all models that learn from labels."""
 
-from regionhash.training.config import EpochReport, TrainingConfig, TrainingError
+from regionhash.reporter import EpochReport
+from regionhash.training.config import TrainingConfig, TrainingError
 from regionhash.training.feature_cache import cache_features
 from regionhash.training.loop import train
 from regionhash.training.reader import Cache

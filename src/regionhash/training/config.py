@@ -1,9 +1,9 @@
-"""How a model is trained, and what an epoch reports."""
+"""How a model is trained."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from regionhash.models.checkpoints import MAX_SHORT
@@ -100,19 +100,3 @@ class TrainingConfig:
             return 1.0
         width = self.ramp_end - self.ramp_start
         return max(progress - self.ramp_start, 0.0) / width if width > 0 else 0.0
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """Result of one epoch: the mean of each term, and the loss on held-out pictures if any."""
-
-    epoch: int
-    terms: dict[str, float]
-    held_out: float | None
-    best: bool
-    seconds: float
-
-    def row(self) -> dict[str, float | int | bool | None]:
-        """The epoch as one line of the log."""
-        values = asdict(self)
-        return {"epoch": values.pop("epoch"), **values.pop("terms"), **values}

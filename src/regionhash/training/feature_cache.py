@@ -15,6 +15,7 @@ from regionhash.data.image_set import ImageSet
 from regionhash.files.atomic import replacing
 from regionhash.models import TrainedHashModel
 from regionhash.models.encoding import Precision
+from regionhash.reporter import Reporter
 from regionhash.training.config import TrainingConfig
 from regionhash.training.reader import Cache, Reader, known_to
 
@@ -42,7 +43,7 @@ def stored_features(
     image_set: ImageSet,
     config: TrainingConfig,
     n_views: int,
-    note: Callable[[str], None],
+    reporter: Reporter,
 ) -> Cache:
     """The features of `n_views` views of all pictures, read from `path` or computed and kept there.
 
@@ -52,14 +53,14 @@ def stored_features(
         image_set: pictures.
         config: how views are made.
         n_views: views of every picture.
-        note: called with a line of progress.
+        reporter: is told what is computed, and that a file is damaged.
 
     Raises:
         ValueError: a picture cannot be read.
     """
-    found = _stored(path, n_views, note)
+    found = _stored(path, n_views, reporter)
     if found is None:
-        note(f"{image_set.name}: computing the features of {n_views} views")
+        reporter.note(f"{image_set.name}: computing the features of {n_views} views")
         found = cache_features(build(), image_set, config, n_views)
         if len(found[0][1]) != len(image_set):
             raise ValueError(f"{image_set.name}: some pictures cannot be read, see above")
@@ -69,14 +70,14 @@ def stored_features(
     return found
 
 
-def _stored(path: Path, n_views: int, note: Callable[[str], None]) -> Cache | None:
+def _stored(path: Path, n_views: int, reporter: Reporter) -> Cache | None:
     """The features in `path`; None if it is missing or damaged."""
     if not path.exists():
         return None
     try:
         return _nested(load_file(path), n_views)
     except (OSError, SafetensorError, LookupError) as error:
-        note(f"{path}: damaged ({str(error).splitlines()[0]}); computed again")
+        reporter.note(f"{path}: damaged ({str(error).splitlines()[0]}); computed again")
         return None
 
 

@@ -33,7 +33,8 @@ from regionhash.models.checkpoints import (
 )
 from regionhash.parts.losses import nan_term
 from regionhash.parts.proposals import pad_regions
-from regionhash.training.config import EpochReport, TrainingConfig, TrainingError
+from regionhash.reporter import SILENT, EpochReport, Reporter
+from regionhash.training.config import TrainingConfig, TrainingError
 from regionhash.training.reader import Cache, Features, Reader, image_of, known_to
 from regionhash.training.start import copy_weights
 
@@ -43,8 +44,6 @@ _SHOWN_SKIPPED = 1000  # pictures that a checkpoint names; with a million, its J
 
 Losses = dict[str, Tensor]
 Steps = Iterator[tuple[int, Callable[[], Losses]]]  # pictures in a batch, and their losses
-OnStep = Callable[[int, int], None]
-"""Called after each step with the pictures done and their total over all epochs."""
 
 
 def train(
@@ -56,8 +55,7 @@ def train(
     *,
     start: HashModel | None = None,
     cache: Cache | None = None,
-    on_step: OnStep | None = None,
-    on_epoch: Callable[[EpochReport], None] | None = None,
+    reporter: Reporter = SILENT,
 ) -> Checkpoint:
     """Trains a model and leaves its best epoch in `folder` (model.safetensors, model.json).
 
@@ -74,8 +72,8 @@ def train(
             copied (`copy_weights`); with `cached_views`, the source of all that is not retrained.
         cache: with `cached_views`, features of all pictures, computed by `cache_features` of a
             model that differs in the image hash alone; nothing is held out.
-        on_step: called after each step.
-        on_epoch: called after each epoch.
+        reporter: is told each step, with pictures done and their total over all epochs, and each
+            epoch.
 
     Raises:
         TrainingError: no readable or labelled picture, or a loss that is not finite.
@@ -103,9 +101,9 @@ def train(
         )
     if cache is not None and (config.held_out or len(cache) != config.cached_views):
         raise ValueError("a given cache needs held_out = 0 and as many cached_views as it holds")
-    return TrainingRun(fabric, model_name, built, model, image_set, folder, config, cache).train(
-        on_step or (lambda done, total: None), on_epoch or (lambda report: None)
-    )
+    run = TrainingRun(fabric, model_name, built, model, image_set, folder, config, cache, reporter)
+    with reporter.stage("training"):
+        return run.train()
 
 
 class TrainingRun:
@@ -121,6 +119,7 @@ class TrainingRun:
         folder: Path,
         config: TrainingConfig,
         cache: Cache | None,
+        reporter: Reporter,
     ) -> None:
         if config.cached_views and fabric.world_size > 1:
             raise ValueError("cached_views runs on one device; start a single process")
@@ -139,9 +138,10 @@ class TrainingRun:
         for method in ("losses", "frozen_features"):
             self.model.mark_forward_method(method)
         self.cache = cache
+        self.reporter = reporter
         self.reports: list[EpochReport] = []
 
-    def train(self, on_step: OnStep, on_epoch: Callable[[EpochReport], None]) -> Checkpoint:
+    def train(self) -> Checkpoint:
         """Trains all epochs that are left; returns the checkpoint of the best."""
         self._resume()
         if self.config.cached_views and self.cache is None:
@@ -152,7 +152,7 @@ class TrainingRun:
             began = time.perf_counter()
             # torchvision samples regions, and dropout units, from the global generator.
             torch.manual_seed(self.config.seed * 10_000 + epoch)
-            terms = self._train_epoch(epoch, steps(epoch), on_step)
+            terms = self._train_epoch(epoch, steps(epoch))
             held_out = self._held_out_loss() if len(self.held) else None
             known = [report.held_out for report in self.reports if report.held_out is not None]
             best = held_out is None or held_out < min(known, default=math.inf)
@@ -162,14 +162,14 @@ class TrainingRun:
                 self._save(best)
                 for name, value in terms.items():
                     writer.add_scalar(name, value, epoch)
-            on_epoch(report)
+            self.reporter.epoch(report, self.config.epochs)
         writer.close()
         self.fabric.barrier()  # the first process has written the best epoch
         return read_checkpoint(self.folder)
 
     # -- one epoch --------------------------------------------------------------------------------
 
-    def _train_epoch(self, epoch: int, steps: Steps, on_step: OnStep) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, steps: Steps) -> dict[str, float]:
         self.model.train()
         n_images = len(self.rest) // self.fabric.world_size
         total = self.config.epochs * n_images
@@ -197,7 +197,7 @@ class TrainingRun:
                 sums[name] = sums.get(name, 0.0) + value.item()
             n_steps += 1
             done += n_read
-            on_step(epoch * n_images + done, total)
+            self.reporter.progress(epoch * n_images + done, total)
         if not n_steps:
             raise TrainingError(f"{self.rest.name}: no picture could be read")
         return {name: value / n_steps for name, value in sums.items()}
