@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -485,10 +486,10 @@ def mutated_json(value: Any, rng: random.Random) -> bytes:
         holders: list[Any] = []
         waiting = [value]
         while waiting:
-            own = waiting.pop()
-            if isinstance(own, dict | list) and own:
-                holders.append(own)
-                waiting += own.values() if isinstance(own, dict) else own
+            inner = waiting.pop()
+            if isinstance(inner, dict | list) and inner:
+                holders.append(inner)
+                waiting += inner.values() if isinstance(inner, dict) else inner
         if not holders:
             break
         holder = rng.choice(holders)
@@ -501,7 +502,7 @@ def mutated_json(value: Any, rng: random.Random) -> bytes:
         elif change == 2:
             holder[key] = json.loads(json.dumps(rng.choice(holders)))
         else:
-            holder[key] = rng.choice(VALUES)
+            holder[key] = deepcopy(rng.choice(VALUES))  # else it might come to hold itself
     return json.dumps(value).encode()
 
 
