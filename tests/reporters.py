@@ -3,6 +3,13 @@
 from regionhash.reporter import Reporter
 
 
+def told(notices):
+    """The lines that notices tell."""
+    reporter = Recording()
+    notices.tell(reporter)
+    return reporter.notes
+
+
 class Recording(Reporter):
     """Lists of everything, in order."""
 

@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 from PIL import Image
 
 from regionhash.data.coco import read_coco
+from reporters import told
 
 DATA = Path(os.environ.get("REGIONHASH_DATA", Path(__file__).parents[2] / "shared/data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no photographs in {DATA}")
@@ -49,14 +49,14 @@ def test_objects_and_pictures_are_read(tmp_path, content):
     assert none.boxes.shape == (0, 4)
 
 
-def test_boxes_are_clipped_and_empty_ones_left_out_and_reported(tmp_path, content, caplog):
+def test_boxes_are_clipped_and_empty_ones_left_out_and_reported(tmp_path, content):
     content["annotations"][0]["bbox"] = [-1, 6, 4, 9]
     content["annotations"][1]["bbox"] = [3, 3, 0, 2]
-    with caplog.at_level(logging.WARNING):
-        image_set = read(tmp_path, content)
+    image_set = read(tmp_path, content)
     assert image_set.targets[0].boxes.tolist() == [[0, 6, 3, 8]]
-    (record,) = caplog.records
-    assert "instances.json: annotations[1]" in record.getMessage()
+    (line,) = told(image_set.notices)
+    assert "instances.json: annotations[1]" in line
+    assert image_set.notices.counts == {"boxes without area, left out": 1}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import logging
 import os
 from pathlib import Path
 
@@ -7,6 +6,7 @@ from PIL import Image
 
 from regionhash.data.csv_table import read_csv
 from regionhash.data.images import ImageError
+from reporters import told
 
 DATA = Path(os.environ.get("REGIONHASH_DATA", Path(__file__).parents[2] / "shared/data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no photographs in {DATA}")
@@ -56,12 +56,12 @@ def test_pictures_may_lie_elsewhere(table, tmp_path):
         read_csv(table).images[0]
 
 
-def test_boxes_are_clipped_and_empty_ones_left_out_and_reported(table, caplog):
+def test_boxes_are_clipped_and_empty_ones_left_out_and_reported(table):
     table.write_text(HEADER + "a.png,cup,-1,2,30,4\na.png,bed,10,2,30,4\na.png,bed,5,5,5,6\n")
-    with caplog.at_level(logging.WARNING):
-        (target,) = read_csv(table).targets
+    image_set = read_csv(table)
+    (target,) = image_set.targets
     assert target.boxes.tolist() == [[0, 2, 10, 4]]
-    assert [record.getMessage().split(": box")[0] for record in caplog.records] == [
+    assert [line.split(": box")[0] for line in told(image_set.notices)] == [
         f"{table}:3",
         f"{table}:4",
     ]
@@ -106,9 +106,9 @@ def test_a_table_without_rows_or_that_is_no_text_or_missing_is_an_error(table):
 
 @pytest.mark.data
 @needs_data
-def test_the_photographs_of_the_flat_are_read(caplog):
+def test_the_photographs_of_the_flat_are_read():
     image_set = read_csv(DATA / "indoor/objects.csv", images_dir=DATA / "indoor/images")
     assert len(image_set.classes) == 30
     assert sum(len(target.boxes) for target in image_set.targets) == 686
-    assert not caplog.records
+    assert image_set.notices.counts == {}
     assert image_set.images[0].shape[2] == 3

@@ -1,10 +1,9 @@
-import logging
-
 import pytest
 from PIL import Image
 
 from regionhash.data.images import ImageError
 from regionhash.data.oxford import read_oxford
+from reporters import told
 
 
 @pytest.fixture
@@ -66,11 +65,11 @@ def test_the_layout_of_paris_is_read_and_a_broken_picture_fails_only_when_read(t
         search.database.images[2]
 
 
-def test_positives_without_a_file_are_told_and_stay(oxford, caplog):
+def test_positives_without_a_file_are_told_and_stay(oxford):
     (oxford / "images/all_souls_000002.jpg").unlink()
-    with caplog.at_level(logging.WARNING):
-        search = read_oxford(oxford)
-    assert "1 positive pictures have no file, such as all_souls_000002" in caplog.text
+    search = read_oxford(oxford)
+    (line,) = told(search.database.notices)
+    assert line.endswith("all_souls_000002 has no file; it counts as never found")
     assert "all_souls_000002" in search.queries[0].positives
 
 

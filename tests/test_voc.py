@@ -1,4 +1,3 @@
-import logging
 import os
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from PIL import Image
 
 from regionhash.data.images import ImageError
 from regionhash.data.voc import VOC_CLASSES, read_voc
+from reporters import told
 
 DATA = Path(os.environ.get("REGIONHASH_DATA", Path(__file__).parents[2] / "shared/data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no photographs in {DATA}")
@@ -87,14 +87,13 @@ def test_a_box_that_leaves_the_picture_is_clipped(root):
 
 
 @pytest.mark.parametrize("box", [(11, 1, 20, 8), (5, 5, 4, 7), (3, 7, 9, 2), (-9, 1, 0, 8)])
-def test_a_box_without_area_in_the_picture_is_left_out_and_reported(root, caplog, box):
+def test_a_box_without_area_in_the_picture_is_left_out_and_reported(root, box):
     path = write_annotation(root, "a", voc_object("dog", box), voc_object("cat", (1, 1, 1, 1)))
-    with caplog.at_level(logging.WARNING):
-        (target,) = read_voc(root, "train").targets
+    image_set = read_voc(root, "train")
+    (target,) = image_set.targets
     assert target.boxes.tolist() == [[0, 0, 1, 1]]
-    (record,) = caplog.records
-    assert str(path) in record.getMessage()
-    assert "no area in a picture of 10 x 8 pixels" in record.getMessage()
+    (line,) = told(image_set.notices)
+    assert str(path) in line and "no area in a picture of 10 x 8 pixels" in line
 
 
 def test_own_classes_replace_the_twenty(root):
@@ -157,13 +156,13 @@ def test_a_missing_picture_shows_when_it_is_read(root):
 
 @pytest.mark.data
 @needs_data
-def test_the_photographs_of_voc2012_are_read(caplog):
+def test_the_photographs_of_voc2012_are_read():
     train = read_voc(DATA / "VOCdevkit/VOC2012", "train")
     val = read_voc(DATA / "VOCdevkit", "val", year=2012)
     assert (len(train), len(val)) == (2421, 569)
     assert not set(train.ids) & set(val.ids)
     assert sum(len(target.boxes) for target in train.targets + val.targets) == 5594
-    assert not caplog.records
+    assert train.notices.counts == val.notices.counts == {}
     for n in range(0, len(val), 100):
         height, width, _ = val.images[n].shape
         boxes = val.targets[n].boxes

@@ -101,6 +101,7 @@ def encoding_record(report: EncodingReport) -> dict[str, Any]:
         "encoded": report.n_encoded,
         "stored_before": report.n_stored_before,
         "skipped": report.skipped,
+        "noticed": report.noticed,
         "seconds": round(report.seconds, 3),
         "model_seconds": round(report.model_seconds, 3),
     }
@@ -108,9 +109,10 @@ def encoding_record(report: EncodingReport) -> dict[str, Any]:
 
 def encoding_line(output: Path, report: EncodingReport) -> str:
     """The result of encoding, as a line."""
+    noticed = "".join(f", {kind}: {count}" for kind, count in report.noticed.items())
     return (
         f"{output}: {report.n_encoded} encoded in {report.seconds:.1f} s, "
-        f"{report.n_stored_before} stored before, {len(report.skipped)} skipped"
+        f"{report.n_stored_before} stored before, {len(report.skipped)} skipped{noticed}"
     )
 
 

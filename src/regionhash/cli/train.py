@@ -126,10 +126,13 @@ def train(
                 "model": checkpoint.name,
                 "model_hash": checkpoint.model_hash,
                 "epochs": [report.row() for report in reporter.epochs],
+                "noticed": image_set.notices.counts,
             }
         )
     else:
         typer.echo(f"{output}: {checkpoint.name}, model {checkpoint.model_hash}")
+        if noticed := image_set.notices.summary():
+            typer.echo(f"noticed: {noticed}")
         typer.echo(f"next: regionhash encode {output} YOUR_PICTURES -o codes.h5")
 
 

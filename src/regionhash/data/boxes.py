@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+from regionhash.data.notices import Notices
 from regionhash.files.text import shown
 from regionhash.structures import Box, Target
-
-logger = logging.getLogger(__name__)
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -36,12 +34,13 @@ class LabelledBox(NamedTuple):
 def make_target(
     objects: Iterable[LabelledBox],
     size: tuple[int, int] | None,
+    notices: Notices,
     image_labels: Iterable[int] = (),
 ) -> Target:
     """The objects as a target, their boxes clipped to a picture of `size` (height, width).
 
-    Objects without remaining area are dropped with a logged warning. If `size` is None (the
-    picture cannot be read), boxes are only clipped to x0, y0 >= 0.
+    Objects without remaining area are left out with a notice. If `size` is None (the picture
+    cannot be read), boxes are only clipped to x0, y0 >= 0.
 
     Raises:
         ValueError: a coordinate is not finite or does not fit a float32.
@@ -59,7 +58,10 @@ def make_target(
             kept.append(item._replace(box=clipped))
         else:
             frame = f"a picture of {shown(width)} x {shown(height)} pixels"
-            logger.warning("%s: box %s has no area in %s; left out", item.source, item.box, frame)
+            notices.add(
+                "boxes without area, left out",
+                f"{item.source}: box {item.box} has no area in {frame}; left out",
+            )
     return Target(
         boxes=np.array([item.box for item in kept], np.float32).reshape(-1, 4),
         labels=np.array([item.label for item in kept], np.int64),

@@ -8,6 +8,7 @@ from typing import Any
 from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages
+from regionhash.data.notices import Notices
 from regionhash.files.strict_json import read_json
 from regionhash.files.text import shown
 
@@ -17,7 +18,7 @@ def read_coco(images_dir: str | Path, annotations_json: str | Path) -> ImageSet:
 
     Classes are the file's categories in the order of their ids, which need not be contiguous.
     Boxes (x, y, width, height) become xyxy, clipped to the picture; crowd regions are marked
-    difficult. Objects without remaining area are dropped and logged.
+    difficult. Objects without remaining area are left out with a notice.
 
     Raises:
         ValueError: the folder or the file is missing, is not JSON or lacks a field; an object names
@@ -65,14 +66,17 @@ def read_coco(images_dir: str | Path, annotations_json: str | Path) -> ImageSet:
                 difficult=bool(crowd),
             )
         )
+    notices = Notices()
     return ImageSet(
         name=path.stem,
         classes=tuple(category["name"] for category in categories),
         ids=tuple(image["file_name"] for image in images),
         images=FileImages([images_dir / image["file_name"] for image in images]),
         targets=tuple(
-            make_target(objects[image["id"]], (image["height"], image["width"])) for image in images
+            make_target(objects[image["id"]], (image["height"], image["width"]), notices)
+            for image in images
         ),
+        notices=notices,
     )
 
 

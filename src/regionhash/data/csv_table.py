@@ -13,6 +13,7 @@ from typing import NamedTuple
 from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, ImageError, read_size
+from regionhash.data.notices import Notices
 from regionhash.files.text import open_regular, reason_of, shown
 from regionhash.structures import Box, Target
 
@@ -41,7 +42,7 @@ def read_csv(path: str | Path, images_dir: str | Path | None = None) -> ImageSet
     labels in alphabetical order.
 
     Boxes are clipped to the pictures, of which only the headers are read; boxes in a picture that
-    cannot be read stay as they are. Objects without remaining area are dropped and logged.
+    cannot be read stay as they are. Objects without remaining area are left out with a notice.
 
     Args:
         path: the table, in UTF-8.
@@ -64,12 +65,16 @@ def read_csv(path: str | Path, images_dir: str | Path | None = None) -> ImageSet
     rows_of: dict[str, list[_Row]] = defaultdict(list)
     for row in rows:
         rows_of[row.image].append(row)
+    notices = Notices()
     return ImageSet(
         name=path.stem,
         classes=classes,
         ids=tuple(rows_of),
         images=FileImages([folder / image for image in rows_of]),
-        targets=tuple(_target(folder / image, group, indices) for image, group in rows_of.items()),
+        targets=tuple(
+            _target(folder / image, group, indices, notices) for image, group in rows_of.items()
+        ),
+        notices=notices,
     )
 
 
@@ -113,11 +118,11 @@ def _box(edges: list[str]) -> Box:
     return x0, y0, x1, y1
 
 
-def _target(path: Path, rows: list[_Row], indices: dict[str, int]) -> Target:
+def _target(path: Path, rows: list[_Row], indices: dict[str, int], notices: Notices) -> Target:
     objects = [LabelledBox(row.source, indices[row.label], row.box) for row in rows if row.box]
     size = None
     if objects:
         with suppress(ImageError):  # reading the picture will report it
             size = read_size(path)
     image_labels = [indices[row.label] for row in rows if row.label and not row.box]
-    return make_target(objects, size, image_labels)
+    return make_target(objects, size, notices, image_labels)

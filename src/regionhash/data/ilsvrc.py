@@ -8,6 +8,7 @@ from pathlib import Path
 from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, find_images
+from regionhash.data.notices import Notices
 from regionhash.data.xmlfile import read_xml
 from regionhash.files.text import refusing
 from regionhash.structures import Box, Target
@@ -39,16 +40,19 @@ def read_ilsvrc(root: str | Path, split: str) -> ImageSet:
     classes = tuple(sorted({item[0] for objects, _ in found for item in objects}))
     if not classes:
         raise ValueError(f"{annotations}: no picture of {pictures} has an object")
+    notices = Notices()
     targets = [
         make_target(
-            [LabelledBox(str(file), classes.index(synset), box) for synset, box in objects], size
+            [LabelledBox(str(file), classes.index(synset), box) for synset, box in objects],
+            size,
+            notices,
         )
         if objects
         else Target.empty()
         for file, (objects, size) in zip(files, found, strict=True)
     ]
     ids = tuple(Path(name).with_suffix("").as_posix() for name in names)
-    return ImageSet(f"ILSVRC2013:{split}", classes, ids, FileImages(paths), tuple(targets))
+    return ImageSet(f"ILSVRC2013:{split}", classes, ids, FileImages(paths), tuple(targets), notices)
 
 
 _Objects = list[tuple[str, Box]]

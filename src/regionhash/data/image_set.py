@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash.data.notices import Notices, merged
 from regionhash.structures import Target
 
 Image = NDArray[np.uint8]
@@ -27,6 +28,7 @@ class ImageSet:
         images: N pictures; `images[n]` reads or draws the n-th, or raises
             `regionhash.data.images.ImageError`.
         targets: N targets, in pixels of the pictures.
+        notices: what the reader put right or left out.
     """
 
     name: str
@@ -34,6 +36,7 @@ class ImageSet:
     ids: tuple[str, ...]
     images: Sequence[Image]
     targets: tuple[Target, ...]
+    notices: Notices = field(default_factory=Notices)
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.images) == len(self.targets):
@@ -109,6 +112,7 @@ def joined(name: str, image_sets: Sequence[ImageSet]) -> ImageSet:
         tuple(image_id for image_set in image_sets for image_id in image_set.ids),
         joined_images([image_set.images for image_set in image_sets]),
         tuple(target for image_set in image_sets for target in image_set.targets),
+        merged(image_set.notices for image_set in image_sets),
     )
 
 

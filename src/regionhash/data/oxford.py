@@ -6,7 +6,6 @@ Philbin et al., "Object retrieval with large vocabularies and fast spatial match
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from regionhash.data.images import FileImages, find_images
 from regionhash.data.instances import BoxQuerySet, InstanceQuery
 from regionhash.files.text import one_line, read_text, shown
 from regionhash.structures import Box, Target
-
-logger = logging.getLogger(__name__)
 
 _QUERY = "_query.txt"
 _PREFIX = "oxc1_"  # of picture names in Oxford's query files, and nowhere else
@@ -32,7 +29,7 @@ def read_oxford(root: str | Path) -> BoxQuerySet:
     counts, as in the official evaluation.
 
     Pictures are not opened: some of Paris are broken, which shows when they are read. Positives
-    without a file are logged; they count as never found.
+    without a file are noticed; they count as never found.
 
     Args:
         root: the folder.
@@ -62,12 +59,11 @@ def read_oxford(root: str | Path) -> BoxQuerySet:
             picture = one_line(query.image_id)
             raise ValueError(f"{path}: the picture {picture} of query {query.name} is missing")
     missing = {image_id for query in queries for image_id in query.positives} - known
-    if missing:
-        logger.warning(
-            "%s: %d positive pictures have no file, such as %s; they count as never found",
-            root,
-            len(missing),
-            min(missing),
+    for image_id in sorted(missing):
+        database.notices.add(
+            "positive pictures without a file",
+            f"{root}: the positive picture {one_line(image_id)} has no file; it counts as never "
+            "found",
         )
     return BoxQuerySet(database.name, database, queries)
 

@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 from regionhash.data.boxes import LabelledBox, make_target
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages
+from regionhash.data.notices import Notices
 from regionhash.data.xmlfile import read_xml
 from regionhash.files.text import one_line, read_text, refusing, shown
 from regionhash.structures import Target
@@ -48,7 +49,7 @@ def read_voc(
 
     VOC counts pixels from 1 and its boxes include the last one: (xmin, ymin, xmax, ymax) becomes
     the box (xmin - 1, ymin - 1, xmax, ymax), clipped to the size given in the XML file. Objects
-    without remaining area are dropped and logged.
+    without remaining area are left out with a notice.
 
     Args:
         root: the folder with `JPEGImages`, `Annotations` and `ImageSets`; with `year`, the
@@ -72,15 +73,17 @@ def read_voc(
     ids = _listed(listing)
     names = tuple(VOC_CLASSES if classes is None else classes)
     indices = {name: index for index, name in enumerate(names)}
+    notices = Notices()
     return ImageSet(
         name=f"{folder.name}:{split}",
         classes=names,
         ids=ids,
         images=FileImages([folder / "JPEGImages" / f"{image_id}.jpg" for image_id in ids]),
         targets=tuple(
-            _read_annotation(folder / "Annotations" / f"{image_id}.xml", indices, listing)
+            _read_annotation(folder / "Annotations" / f"{image_id}.xml", indices, listing, notices)
             for image_id in ids
         ),
+        notices=notices,
     )
 
 
@@ -103,7 +106,9 @@ def _listed(path: Path) -> tuple[str, ...]:
     return tuple(rows)
 
 
-def _read_annotation(path: Path, indices: dict[str, int], listing: Path) -> Target:
+def _read_annotation(
+    path: Path, indices: dict[str, int], listing: Path, notices: Notices
+) -> Target:
     try:
         root = read_xml(path)
     except ValueError as error:
@@ -118,7 +123,7 @@ def _read_annotation(path: Path, indices: dict[str, int], listing: Path) -> Targ
         if min(size) < 1:
             raise ValueError(f"height and width must be positive, got {size}")
         objects = [_read_object(path, item, indices) for item in root.iterfind("object")]
-    return make_target(objects, size)
+    return make_target(objects, size, notices)
 
 
 def _read_object(path: Path, item: Element, indices: dict[str, int]) -> LabelledBox:

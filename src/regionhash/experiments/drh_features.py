@@ -197,6 +197,7 @@ def _compute(
     folder: Path,
     reporter: Reporter,
 ) -> None:
+    query_set.database.notices.tell(reporter)
     database, ids, skipped = _BagWriter(folder / "database"), [], {}
     for n, image_id in enumerate(query_set.database.ids):
         try:

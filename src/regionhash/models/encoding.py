@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -54,6 +54,7 @@ class EncodingReport:
         n_stored_before: pictures that the code file already had.
         skipped: id and reason of each picture that could not be read.
         seconds: wall time; model_seconds: the part spent in the model.
+        noticed: what was put right or left out, counted by kind.
     """
 
     n_encoded: int
@@ -61,6 +62,7 @@ class EncodingReport:
     skipped: dict[str, str]
     seconds: float
     model_seconds: float
+    noticed: dict[str, int] = field(default_factory=dict)
 
 
 def pick_device(name: str) -> torch.device:
@@ -220,6 +222,7 @@ def encode_images(
     device = device_of(model)
     label_of = class_indices(image_set, checkpoint.classes)
     rows = [row for row, image_id in enumerate(image_set.ids) if image_id not in writer.done]
+    image_set.notices.tell(reporter)
     skipped: dict[str, str] = {}
     n_encoded, model_seconds = 0, 0.0
 
@@ -263,6 +266,7 @@ def encode_images(
         skipped,
         time.perf_counter() - began,
         model_seconds,
+        image_set.notices.counts,
     )
 
 

@@ -90,6 +90,7 @@ def train(
     model = build_model(model_name, built)
     if not learns_from_labels(model):
         raise TrainingError(f"{model_name} learns without labels; `regionhash index` fits it")
+    image_set.notices.tell(reporter)
     image_set = known_to(model, image_set)
     if start is not None:
         copy_weights(model, start)
@@ -254,6 +255,7 @@ class TrainingRun:
     def _provenance(self) -> dict[str, Any]:
         return provenance() | {
             "data": {"name": self.rest.name, "hash": self.data_hash, "pictures": len(self.rest)},
+            "noticed": self.rest.notices.counts,
             "training": asdict(self.config),
             "epochs": [report.row() for report in self.reports],
             "skipped": sorted(self.reader.skipped)[:_SHOWN_SKIPPED],

@@ -1,0 +1,65 @@
+"""What a reader of pictures or labels came across that people should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from regionhash.reporter import Reporter
+
+_EXAMPLES = 3  # of each kind; a set of a million pictures may have a million of them
+
+
+class Notices:
+    """Lines about single files, counted by kind. A few of each kind are kept as examples."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, list[str]] = {}
+        self._told: dict[str, int] = {}
+
+    def add(self, kind: str, line: str) -> None:
+        """Adds a line.
+
+        Args:
+            kind: what is counted, in words that a number can follow: "boxes without area, left
+                out".
+            line: names the file, and the line or field if known, and says what was done.
+        """
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        examples = self._examples.setdefault(kind, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(line)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of lines of each kind."""
+        return dict(self._counts)
+
+    def summary(self) -> str:
+        """All counts in one line; empty if there are none."""
+        return "; ".join(f"{kind}: {count}" for kind, count in self._counts.items())
+
+    def tell(self, reporter: Reporter) -> None:
+        """Tells what was not told before: some lines of each kind, and how many more there are."""
+        for kind, count in self._counts.items():
+            told = self._told.get(kind, 0)
+            if told == count:
+                continue
+            examples = self._examples[kind][told:]
+            for line in examples:
+                reporter.note(line)
+            more = count - told - len(examples)
+            if more:
+                reporter.note(f"... and {more:,} more: {kind}")
+            self._told[kind] = count
+
+
+def merged(several: Iterable[Notices]) -> Notices:
+    """The notices of several sets."""
+    result = Notices()
+    for notices in several:
+        for kind, count in notices._counts.items():
+            result._counts[kind] = result._counts.get(kind, 0) + count
+            examples = result._examples.setdefault(kind, [])
+            examples += notices._examples[kind][: _EXAMPLES - len(examples)]
+    return result
