@@ -6,6 +6,7 @@ from pathlib import Path
 
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, find_images
+from regionhash.data.notices import Notices
 from regionhash.structures import Target
 
 
@@ -24,7 +25,8 @@ def read_folder(folder: str | Path, *, labelled: bool = False) -> ImageSet:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing: it must be a folder of pictures")
-    ids, paths = zip(*find_images([folder]), strict=True)
+    notices = Notices()
+    ids, paths = zip(*find_images([folder], notices), strict=True)
     classes: tuple[str, ...] = ()
     targets = [Target.empty() for _ in ids]
     if labelled:
@@ -34,4 +36,4 @@ def read_folder(folder: str | Path, *, labelled: bool = False) -> ImageSet:
         labels = [path.relative_to(folder).parts[0] for path in paths]
         classes = tuple(sorted(set(labels)))
         targets = [Target.empty([classes.index(label)]) for label in labels]
-    return ImageSet(folder.resolve().name, classes, ids, FileImages(paths), tuple(targets))
+    return ImageSet(folder.resolve().name, classes, ids, FileImages(paths), tuple(targets), notices)

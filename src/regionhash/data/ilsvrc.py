@@ -34,13 +34,13 @@ def read_ilsvrc(root: str | Path, split: str) -> ImageSet:
                 f"{folder} is missing: {root} must hold ILSVRC2013_DET_{split} with pictures and "
                 f"ILSVRC2013_DET_bbox_{split} with an XML file of the same name for each"
             )
-    names, paths = zip(*find_images([pictures]), strict=True)
+    notices = Notices()
+    names, paths = zip(*find_images([pictures], notices), strict=True)
     files = [annotations / Path(name).with_suffix(".xml") for name in names]
     found = [_read_objects(file) for file in files]
     classes = tuple(sorted({item[0] for objects, _ in found for item in objects}))
     if not classes:
         raise ValueError(f"{annotations}: no picture of {pictures} has an object")
-    notices = Notices()
     targets = [
         make_target(
             [LabelledBox(str(file), classes.index(synset), box) for synset, box in objects],

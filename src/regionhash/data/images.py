@@ -21,6 +21,8 @@ from PIL.ImageFile import ImageFile
 
 from regionhash.data.headers import check_structure
 from regionhash.data.image_set import Image
+from regionhash.data.notices import Notices
+from regionhash.data.walking import files_below
 from regionhash.files.names import shown_name
 from regionhash.files.text import NOT_REGULAR, open_regular, read_text, reason_of
 
@@ -304,7 +306,9 @@ class FileImages(Sequence[Image]):
         return read_image(self.paths[index])
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
+def find_images(
+    inputs: Sequence[str | Path], notices: Notices | None = None
+) -> list[tuple[str, Path]]:
     """Ids and paths of the image files named by `inputs`.
 
     An input is one of:
@@ -315,18 +319,26 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
     - a list, `@list` or any `*.txt` file: one path per line, relative to the list's folder, in the
       list's order. Missing files are noticed when they are read.
 
-    Hidden files and folders are left out unless named, links to folders are not followed, and a
-    path that occurs twice is taken once. For a single folder or list, ids are relative to it;
-    otherwise they are the paths as given. Ids are unique and valid UTF-8.
+    Hidden files and folders, and those of `walking.NOT_THE_USERS`, are left out unless named, links
+    to folders are not followed, and a path that occurs twice is taken once. For a single folder or
+    list, ids are relative to it; otherwise they are the paths as given. Ids are unique and valid
+    UTF-8.
+
+    Args:
+        inputs: see above.
+        notices: is told what was left out, see `walking.files_below`.
 
     Raises:
         ValueError: there is no such file or folder, or it holds no picture.
     """
+    notices = Notices() if notices is None else notices
     found: dict[str, Path] = {}
     for given in map(str, inputs):
-        files = list(_expanded(given))
+        files = list(_expanded(given, notices))
         if not files:
-            raise ValueError(f"{given}: no picture ({' '.join(sorted(SUFFIXES))}) found")
+            known = " ".join(sorted(SUFFIXES))
+            noticed = f"; {notices.summary()}" if notices.counts else ""
+            raise ValueError(f"{given}: no picture ({known}) found{noticed}")
         for path, base in files:
             shown = path.relative_to(base) if base and len(inputs) == 1 else path
             # File names need not be UTF-8, but ids are stored and printed.
@@ -334,13 +346,13 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
     return list(found.items())
 
 
-def _expanded(given: str) -> Iterator[tuple[Path, Path | None]]:
+def _expanded(given: str, notices: Notices) -> Iterator[tuple[Path, Path | None]]:
     """Each file named by one input, with the folder that short ids are relative to."""
     path = Path(given)
     if given.startswith("@"):
         yield from _listed(Path(given[1:]))
     elif path.is_dir():
-        for file in _below(path, "**/*"):
+        for file in files_below(path, "**/*", SUFFIXES, notices):
             yield file, path
     elif path.is_file() and path.suffix.lower() == ".txt":
         yield from _listed(path)
@@ -350,7 +362,8 @@ def _expanded(given: str) -> Iterator[tuple[Path, Path | None]]:
         raise ValueError(f"{given}: {NOT_REGULAR}")
     elif any(map(_is_pattern, path.parts)):
         fixed = [_is_pattern(part) for part in path.parts].index(True)
-        for file in _below(Path(*path.parts[:fixed]), str(Path(*path.parts[fixed:]))):
+        pattern = str(Path(*path.parts[fixed:]))
+        for file in files_below(Path(*path.parts[:fixed]), pattern, SUFFIXES, notices):
             yield file, None
     else:
         raise ValueError(f"{given}: no such file or folder")
@@ -358,13 +371,6 @@ def _expanded(given: str) -> Iterator[tuple[Path, Path | None]]:
 
 def _is_pattern(part: str) -> bool:
     return any(char in part for char in "*?[")
-
-
-def _below(folder: Path, pattern: str) -> Iterator[Path]:
-    for path in sorted(folder.glob(pattern), key=Path.as_posix):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-            yield path
 
 
 def _listed(path: Path) -> Iterator[tuple[Path, Path | None]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from regionhash.data import LAYOUTS, open_dataset
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, ImageError, find_images, read_image
+from regionhash.data.notices import Notices
 from regionhash.files.names import absolute, path_of, shown_name
 from regionhash.structures import Target
 
@@ -28,10 +29,11 @@ def open_inputs(inputs: Sequence[str]) -> tuple[ImageSet, Source]:
     """
     data_sets = [given for given in inputs if _names_data_set(given)]
     if not data_sets:
-        ids, paths = zip(*find_images(inputs), strict=True)
+        notices = Notices()
+        ids, paths = zip(*find_images(inputs, notices), strict=True)
         # All pictures without labels share one target: a million cost no more than their names.
         image_set = ImageSet(
-            " ".join(inputs), (), ids, FileImages(paths), (Target.empty(),) * len(ids)
+            " ".join(inputs), (), ids, FileImages(paths), (Target.empty(),) * len(ids), notices
         )
     elif len(inputs) == 1:
         image_set = open_dataset(inputs[0])

@@ -25,10 +25,15 @@ class Notices:
                 out".
             line: names the file, and the line or field if known, and says what was done.
         """
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        examples = self._examples.setdefault(kind, [])
+        self.count(kind)
+        examples = self._examples[kind]
         if len(examples) < _EXAMPLES:
             examples.append(line)
+
+    def count(self, kind: str, n: int = 1) -> None:
+        """Counts something that needs no line; it is told as the kind and its number."""
+        self._counts[kind] = self._counts.get(kind, 0) + n
+        self._examples.setdefault(kind, [])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -50,7 +55,7 @@ class Notices:
                 reporter.note(line)
             more = count - told - len(examples)
             if more:
-                reporter.note(f"... and {more:,} more: {kind}")
+                reporter.note(f"... and {more:,} more: {kind}" if examples else f"{kind}: {more:,}")
             self._told[kind] = count
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, find_images
 from regionhash.data.instances import BoxQuerySet, InstanceQuery
+from regionhash.data.notices import Notices
 from regionhash.files.text import one_line, read_text, shown
 from regionhash.structures import Box, Target
 
@@ -44,13 +45,14 @@ def read_oxford(root: str | Path) -> BoxQuerySet:
     files = sorted(root.rglob(f"*{_QUERY}"))
     if not files:
         raise ValueError(f"{root}: no *{_QUERY} below it; {_layout()}")
+    notices = Notices()
     try:
-        paths = [path for _, path in find_images([root])]
+        paths = [path for _, path in find_images([root], notices)]
     except ValueError as error:
         raise ValueError(f"{error}; {_layout()}") from error
     ids = tuple(path.stem for path in paths)
     database = ImageSet(
-        root.resolve().name, (), ids, FileImages(paths), (Target.empty(),) * len(ids)
+        root.resolve().name, (), ids, FileImages(paths), (Target.empty(),) * len(ids), notices
     )
     queries = tuple(_read_query(path) for path in files)
     known = set(ids)
@@ -60,7 +62,7 @@ def read_oxford(root: str | Path) -> BoxQuerySet:
             raise ValueError(f"{path}: the picture {picture} of query {query.name} is missing")
     missing = {image_id for query in queries for image_id in query.positives} - known
     for image_id in sorted(missing):
-        database.notices.add(
+        notices.add(
             "positive pictures without a file",
             f"{root}: the positive picture {one_line(image_id)} has no file; it counts as never "
             "found",
