@@ -12,6 +12,8 @@ from regionhash.collection import refreshing
 from regionhash.collection.database import Database, FileState
 from regionhash.collection.refreshing import encode_damaged_again, remove_gone
 from regionhash.files.names import condition_of
+from regionhash.reporter import SILENT
+from reporters import Recording
 
 
 @pytest.fixture
@@ -39,21 +41,21 @@ def rows(database):
 
 
 def test_pictures_of_the_given_sources_alone_are_removed_when_their_file_is_gone(database, sources):
-    assert remove_gone(database, sources[:1], pytest.fail) == {sources[0]: (1, 0)}
+    assert remove_gone(database, sources[:1], SILENT) == {sources[0]: (1, 0)}
     assert rows(database) == [1, 2, 4, 5]
-    assert remove_gone(database, sources, pytest.fail) == {sources[0]: (0, 0), sources[1]: (1, 0)}
+    assert remove_gone(database, sources, SILENT) == {sources[0]: (0, 0), sources[1]: (1, 0)}
     assert rows(database) == [1, 2, 5]
 
 
 def test_a_picture_whose_file_cannot_be_accessed_is_kept_counted_and_named(
     database, sources, monkeypatch
 ):
-    notes = []
+    told = Recording()
     monkeypatch.setattr(refreshing, "condition_of", lambda _: "unreadable")
-    assert remove_gone(database, sources, notes.append) == dict.fromkeys(sources, (0, 2))
+    assert remove_gone(database, sources, told) == dict.fromkeys(sources, (0, 2))
     assert rows(database) == [1, 2, 3, 4, 5]
-    assert notes[0] == "0.jpg: its file cannot be accessed; the picture is kept"
-    assert len(notes) == 4
+    assert told.notes[0] == "0.jpg: its file cannot be accessed; the picture is kept"
+    assert len(told.notes) == 4
 
 
 def test_damaged_rows_of_other_sources_are_encoded_again_under_their_ids(

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from history import Log
 from PIL import Image
-from verify import hamming, look, look_at_snapshot, read_rows
+from verify import hamming, left_out, look, look_at_snapshot, read_rows
 from world import BROKEN, GONE, N_SHARED, N_UPLOADS, Board, World
 
 from regionhash.data.images import read_image_bytes
@@ -189,12 +189,14 @@ class Writer(Actor):
             [found[k] for k in self.rng.choice(len(found), count, replace=False)] if count else []
         )
 
-    def tell_board(self, below: Path | None) -> None:
-        """After an acknowledged add of a folder, or (None) a refresh."""
+    def tell_board(self, below: Path | None, out: frozenset[bytes] = frozenset()) -> None:
+        """After an acknowledged add of a folder, or (None) a refresh that may leave some out."""
         for path, number in self.files.items():
             cell = self.world.cell[path]
             if below is not None and not Path(path).is_relative_to(below):
                 continue
+            if number >= 0 and self.world.digest_of[number] in out:
+                continue  # whether it stays out depends on its copies, which others change
             state = self.board.state(cell)
             if number >= 0 and state != Board.SURE + number:
                 self.board.say(cell, Board.SURE + number)
@@ -206,7 +208,7 @@ class Writer(Actor):
 
     def add_folder(self, folder: Path) -> None:
         size = int(self.rng.choice([1, 3, 8]))
-        call = lambda c: c.add([str(folder)], workers=0, batch_size=size)  # noqa: E731
+        call = lambda c: c.add([str(folder)], again=True, workers=0, batch_size=size)  # noqa: E731
         if self.do("add", str(folder), call)[0]:
             self.tell_board(folder)
 
@@ -295,8 +297,9 @@ class Writer(Actor):
         self.refresh_all()
 
     def refresh_all(self) -> None:
+        before = left_out(self.world.folder)
         if self.do("refresh", "", lambda c: c.refresh(workers=0))[0]:
-            self.tell_board(None)
+            self.tell_board(None, before | left_out(self.world.folder))
 
     def import_codes(self) -> None:
         """Pictures without files, from a code file; the first writer removes them as well."""

@@ -57,6 +57,14 @@ def read_rows(folder: Path) -> list[Row]:
         ]
 
 
+def left_out(folder: Path) -> frozenset[bytes]:
+    """Hashes of pictures that were removed while their file was there."""
+    with closing(sqlite3.connect(folder / "collection.db", timeout=60)) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'left_out'").fetchone():
+            return frozenset()
+        return frozenset(digest for (digest,) in connection.execute("SELECT hash FROM left_out"))
+
+
 def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of each code of `a` to each of `b`, by unpacked bits."""
     return (np.unpackbits(a, axis=1)[:, None] != np.unpackbits(b, axis=1)[None]).sum(axis=2)

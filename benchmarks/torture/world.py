@@ -150,6 +150,7 @@ class World:
         self.pictures = self._make_pictures(np.random.default_rng(seed))
         self.by_key = {own.key: own.number for own in self.pictures}
         self.by_digest = {hashlib.sha256(own.content).digest(): own.number for own in self.pictures}
+        self.digest_of = {number: digest for digest, number in self.by_digest.items()}
         self.folders = [[base / f"w{n}" / part for part in "AB"] for n in range(n_writers)]
         self.all_folders = [own for pair in self.folders for own in pair]
         self.keeps = [own / f"keep-{_own(own / 'name')}.png" for own in self.all_folders]

@@ -120,6 +120,9 @@ def index(
 def add(
     collection: Folder,
     images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="See `regionhash encode`.")],
+    again: Annotated[
+        bool, typer.Option("--again", help="Also add pictures that were removed before.")
+    ] = False,
     strict: Strict = False,
     batch_size: BatchSize = 8,
     workers: Workers = None,
@@ -130,7 +133,7 @@ def add(
 
     Pictures are identified by the content of their files: a moved file is not encoded again, a
     changed one is. Run the command again to resume it. Files that cannot be read are reported and
-    skipped.
+    skipped. Pictures that were removed before stay out, unless their file itself is named.
 
     \b
     Example:
@@ -141,6 +144,7 @@ def add(
     with Collection.open(collection, device=device) as opened:
         report = opened.add(
             images,
+            again=again,
             batch_size=batch_size,
             workers=n_workers(workers),
             reporter=ConsoleReporter(),
@@ -165,7 +169,8 @@ def remove(
 ) -> None:
     """Remove pictures from a collection; their files stay.
 
-    They disappear from search results at once. If any name is unknown, nothing is removed.
+    They disappear from search results at once, and stay out until `regionhash add` names their file
+    or is run with --again. If any name is unknown, nothing is removed.
 
     \b
     Example:
@@ -183,6 +188,12 @@ def remove(
 
 def refresh(
     collection: Folder,
+    remove_empty: Annotated[
+        bool,
+        typer.Option(
+            "--remove-empty", help="Also remove the pictures of folders that are empty now."
+        ),
+    ] = False,
     strict: Strict = False,
     batch_size: BatchSize = 8,
     workers: Workers = None,
@@ -192,8 +203,8 @@ def refresh(
     """Bring a collection up to date with its folders.
 
     Goes through everything that `index` and `add` were given: adds new pictures, re-encodes changed
-    ones, follows moved files, and removes pictures whose file is gone. If a whole folder is missing
-    or empty, like an unmounted disk, its pictures are kept.
+    ones, follows moved files, and removes pictures whose file is gone. If a folder is empty or
+    cannot be read, or a whole source is missing, like an unmounted disk, its pictures are kept.
 
     \b
     Example:
@@ -203,7 +214,10 @@ def refresh(
 
     with Collection.open(collection, device=device) as opened:
         reports = opened.refresh(
-            batch_size=batch_size, workers=n_workers(workers), reporter=ConsoleReporter()
+            remove_empty=remove_empty,
+            batch_size=batch_size,
+            workers=n_workers(workers),
+            reporter=ConsoleReporter(),
         )
     if as_json:
         print_json({"collection": str(collection), "added": [*map(added_record, reports)]})

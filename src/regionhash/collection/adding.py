@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regionhash.collection.database import Database, FileState, NewImage
+from regionhash.collection.removals import Key, Removals, forget, was_removed
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, FileVersion, file_version
 from regionhash.files.names import condition_of
@@ -53,6 +54,7 @@ def add_pictures(
     image_set: ImageSet,
     source: int | None,
     *,
+    again: Container[Key] = (),
     batch_size: int = 8,
     workers: int = 1,
     reporter: Reporter = SILENT,
@@ -69,6 +71,8 @@ def add_pictures(
         checkpoint: the checkpoint of the model.
         image_set: the pictures.
         source: number of their source, see `Database.source`.
+        again: files, as `Database.path_of` gives them, and names of pictures without files that are
+            stored although they were removed before.
         batch_size: pictures that the model takes at a time.
         workers: processes that read pictures.
         reporter: is told the pictures done and their total, and those that cannot be read.
@@ -78,7 +82,9 @@ def add_pictures(
         StoreError: writing fails, or another writer holds the database; what was stored before
             stays.
     """
-    plan = _Plan(database, image_set, source)
+    plan = _Plan(database, image_set, source, again)
+    if plan.left_out:
+        image_set.notices.count("removed before, left out", len(plan.left_out))
     writer = _Writer(database, source, plan)
     from regionhash.models.encoding import encode_images
 
@@ -94,7 +100,19 @@ def add_pictures(
         on_file=plan.note,
     )
     writer.commit()
+    stored_before = encoding.n_stored_before - len(plan.left_out)
+    encoding = replace(encoding, n_stored_before=stored_before)
     return AddReport(encoding, plan.moved, plan.copied)
+
+
+def keys_of(database: Database, image_set: ImageSet, files: Container[Path] | None) -> set[Key]:
+    """What names some files of a set, or all its pictures, among the removed ones."""
+    if isinstance(image_set.images, FileImages):
+        paths = image_set.images.paths
+        return {
+            database.path_of(path) for path in paths if files is None or path.absolute() in files
+        }
+    return set(image_set.ids) if files is None else set()
 
 
 class _Plan:
@@ -102,14 +120,20 @@ class _Plan:
 
     Attributes:
         done: ids in the set of pictures that are stored in their current state.
+        left_out: ids of pictures that were removed before.
         files: state of the files that were read, by id.
         moved: number of files that have moved; copied: of further files of the same
             bytes.
     """
 
-    def __init__(self, database: Database, image_set: ImageSet, source: int | None) -> None:
+    def __init__(
+        self, database: Database, image_set: ImageSet, source: int | None, again: Container[Key]
+    ) -> None:
         self._database = database
         self._source = source
+        self._removals = Removals(database)
+        self._again = again
+        self.left_out: set[str] = set()
         self._paths: dict[str, Path] = {}
         self.files: dict[str, FileState] = {}
         self.moved = self.copied = 0
@@ -129,11 +153,15 @@ class _Plan:
     def _is_stored(self, image_id: str) -> bool:
         """Whether a picture of a data set without files is stored."""
         where = "name = ? AND path IS NULL AND source NOT NULL"
-        return self._database.intact(where, image_id) is not None
+        found = self._database.one(where, image_id)
+        if found is None and self._removals.has_name(image_id):
+            self._leave_out(image_id)
+        return found is not None and found[1]
 
     def _is_done(self, image_id: str, path: Path) -> bool:
         """Whether the picture in a file is stored, or could be without encoding it."""
-        known = self._database.intact("path = ?", self._database.path_of(path))
+        found = self._database.one("path = ?", self._database.path_of(path))
+        known = found[0] if found and found[1] else None
         try:
             state = path.stat()
             if known and (known["n_bytes"], known["mtime_ns"]) == (
@@ -146,7 +174,22 @@ class _Plan:
             return False  # reading it will report the reason
         if known:
             return self._database.set_file(file, self._source)
-        return self._has_codes_of(image_id, file)
+        if found is None and self._removals.has_file(file) and self._leave_out(image_id, file):
+            return False
+        if self._has_codes_of(image_id, file):
+            return True
+        if found is None and self._removals.has_bytes(file):
+            self._leave_out(image_id, file)
+        return False
+
+    def _leave_out(self, image_id: str, file: FileState | None = None) -> bool:
+        """Leaves a removed picture out, unless it is asked for again."""
+        key = image_id if file is None or file.path is None else file.path
+        if key in self._again:
+            forget(self._database, key, None if file is None else file.hash)
+            return False
+        self.left_out.add(image_id)
+        return True
 
     def _has_codes_of(self, image_id: str, file: FileState) -> bool:
         """Reuses the codes of a file of the same bytes, if there is one."""
@@ -169,7 +212,7 @@ class _Writer:
     """Where `encode_images` writes: collects pictures and stores them in batches."""
 
     def __init__(self, database: Database, source: int | None, plan: _Plan) -> None:
-        self.done = plan.done
+        self.done = plan.done | plan.left_out
         self._database = database
         self._source = source
         self._files = plan.files
@@ -195,7 +238,7 @@ class _Writer:
         self._committed = time.monotonic()
 
     def _is_outdated(self, image: NewImage) -> bool:
-        """Whether the file was deleted since it was read, or another writer has stored it as it is.
+        """Whether the file was deleted or removed since it was read, or stored by another writer.
 
         A writer that has read a file before it changed must not replace what a quicker one has
         stored since. The file is read again only if somebody else has stored other bytes of it and
@@ -208,7 +251,9 @@ class _Writer:
         if condition_of(place) == "gone":
             return True
         stored = self._database.read("SELECT hash FROM images WHERE path = ?", file.path)
-        if not stored or stored[0][0] in (None, file.hash):
+        if not stored:
+            return was_removed(self._database, file.path, file.hash)
+        if stored[0][0] in (None, file.hash):
             return False
         try:
             state = Path(place).stat()

@@ -380,17 +380,27 @@ class Collection:
 
     # Changing
 
-    def add(self, inputs: Sequence[str], **options: Any) -> AddReport:
-        """Adds new and changed pictures; for the options see `add_pictures`.
+    def add(self, inputs: Sequence[str], *, again: bool = False, **options: Any) -> AddReport:
+        """Adds new and changed pictures.
+
+        Pictures that were removed before are left out, except files that are named themselves.
+
+        Args:
+            inputs: see `regionhash.data.inputs.open_inputs`.
+            again: adds all pictures that were removed before.
+            options: see `add_pictures`.
 
         Raises:
             ValueError: there is no picture, or one has classes that the model does not know.
             StoreError: writing fails; what was stored before stays.
         """
+        from regionhash.collection.adding import keys_of
         from regionhash.data.inputs import absolute_inputs, open_inputs
 
         image_set, place = open_inputs(inputs)
-        return self.add_set(image_set, absolute_inputs(inputs), place, **options)
+        named = None if again else {Path(given).absolute() for given in inputs}
+        wanted = keys_of(self._database, image_set, named)
+        return self.add_set(image_set, absolute_inputs(inputs), place, again=wanted, **options)
 
     def add_set(
         self, image_set: ImageSet, inputs: Sequence[str], place: Source, **options: Any
@@ -403,29 +413,47 @@ class Collection:
         self.sync()
         return report
 
-    def refresh(self, *, reporter: Reporter = SILENT, **options: Any) -> list[AddReport]:
+    def refresh(
+        self, *, reporter: Reporter = SILENT, remove_empty: bool = False, **options: Any
+    ) -> list[AddReport]:
         """Brings the collection up to date with its folders; returns a report per added source.
 
         New pictures are added, changed ones re-encoded, moved ones followed, and those whose file
-        is gone removed. If a whole source is missing, like an unmounted disk, its pictures are
-        kept and the reporter is told.
+        is gone removed. If a whole source is missing, or a folder is empty now or cannot be read,
+        as with an unmounted disk, its pictures are kept and the reporter is told.
 
         Args:
             reporter: is told about each source or picture that is kept, and as in `add`.
-            options: of `add`.
+            remove_empty: also removes the pictures of folders that are empty now.
+            options: see `add_pictures`.
         """
-        from regionhash.collection.refreshing import encode_damaged_again, inputs_of, remove_gone
+        from regionhash.collection.adding import AddReport
+        from regionhash.collection.refreshing import (
+            encode_damaged_again,
+            inputs_of,
+            is_empty,
+            remove_gone,
+        )
+        from regionhash.data.inputs import open_inputs
+        from regionhash.models.encoding import EncodingReport
 
         reports: dict[int, AddReport] = {}
         for source, text in self._database.read("SELECT source, inputs FROM sources ORDER BY 1"):
             try:
-                reports[source] = self.add(inputs_of(text), reporter=reporter, **options)
+                image_set, place = open_inputs(inputs := inputs_of(text))
+                reports[source] = self.add_set(
+                    image_set, inputs, place, reporter=reporter, **options
+                )
             except StoreError:
                 raise
             except (ValueError, OSError) as error:
+                if remove_empty and is_empty(inputs_of(text)):
+                    reports[source] = AddReport(EncodingReport(0, 0, {}, 0.0, 0.0))
+                    continue
                 reporter.note(f"{error}; its pictures are kept")
         # Only now: what has moved from one source to another was found there.
-        for source, (removed, kept) in remove_gone(self._database, reports, reporter).items():
+        gone = remove_gone(self._database, reports, reporter, remove_empty=remove_empty)
+        for source, (removed, kept) in gone.items():
             reports[source] = replace(reports[source], removed=removed, kept=kept)
         of_damaged = encode_damaged_again(
             self._database, self, reports, reporter=reporter, **options

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import repeat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionhash.collection.adding import AddReport, add_pictures
 from regionhash.collection.database import Database
-from regionhash.files.names import condition_of
+from regionhash.files.names import condition_of, shown_name
 from regionhash.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -19,9 +21,16 @@ if TYPE_CHECKING:
 
 
 def remove_gone(
-    database: Database, sources: Iterable[int], reporter: Reporter
+    database: Database, sources: Iterable[int], reporter: Reporter, *, remove_empty: bool = False
 ) -> dict[int, tuple[int, int]]:
     """Removes the pictures of some sources whose file is gone.
+
+    Args:
+        database: the collection's database.
+        sources: their numbers.
+        reporter: is told what is kept.
+        remove_empty: whether to remove pictures of folders that are empty now. They may be the
+            place of a disk that is not mounted, so they are kept otherwise.
 
     Returns:
         For each source, how many were removed, and how many were kept because their file cannot
@@ -35,17 +44,49 @@ def remove_gone(
             if columns["source"] in files:
                 files[columns["source"]].append((row, columns["path"], columns["id"]))
     counts = {}
+    empty_folder = cache(_empty_folder)
+    kept_below: dict[bytes, int] = {}
     for source, known in files.items():
         gone, kept = [], 0
         for row, path, image_id in known:
-            condition = condition_of(database.place_of(path))
-            if condition == "gone":
+            place = database.place_of(path)
+            condition = condition_of(place)
+            empty = None
+            if condition == "gone" and not remove_empty:
+                empty = empty_folder(os.path.dirname(place))  # noqa: PTH120 (bytes)
+            if empty is not None:
+                kept += 1
+                kept_below[empty] = kept_below.get(empty, 0) + 1
+            elif condition == "gone":
                 gone.append((row, path))
             elif condition == "unreadable":
                 kept += 1
                 reporter.note(f"{image_id}: its file cannot be accessed; the picture is kept")
         counts[source] = database.remove_gone(gone), kept
+    for folder, n_kept in kept_below.items():
+        reporter.note(
+            f"{shown_name(folder)}: is empty now, or cannot be read; {n_kept} pictures below it "
+            "are kept (refresh --remove-empty removes them)"
+        )
     return counts
+
+
+def _empty_folder(folder: bytes) -> bytes | None:
+    """The nearest folder above a missing file that is there, if it is empty or unreadable."""
+    while condition_of(folder) == "gone" and folder not in (b"/", b""):
+        folder = os.path.dirname(folder)  # noqa: PTH120 (bytes)
+    try:
+        with os.scandir(folder) as entries:
+            return None if any(entries) else folder
+    except NotADirectoryError:
+        return None
+    except OSError:
+        return folder
+
+
+def is_empty(inputs: Sequence[str]) -> bool:
+    """Whether all inputs of a source are folders with nothing in them."""
+    return all(Path(given).is_dir() and not any(Path(given).iterdir()) for given in inputs)
 
 
 def encode_damaged_again(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regionhash.collection.database import UPLOADS_FOLDER, Database, FileState, NewImage
+from regionhash.collection.removals import remember
 from regionhash.files.atomic import replacing
 from regionhash.files.names import as_shown
 from regionhash.store import rows_of
@@ -64,11 +65,14 @@ def rows_named(database: Database, names: Sequence[str]) -> set[int]:
 def remove_pictures(database: Database, rows: Iterable[int], names: Sequence[str] = ()) -> int:
     """Removes pictures by row or name, and files of uploads; returns how many there were.
 
+    They stay out, see `regionhash.collection.removals`.
+
     Raises:
         ValueError: an unknown name; then nothing is removed.
     """
-    with database.transaction():
+    with database.transaction() as connection:
         chosen = {*rows, *rows_named(database, names)}
+        remember(database, connection, chosen)
         files = _files_of_uploads(database, chosen)
         removed = database.delete(chosen)
     _remove_files(database, files)
