@@ -11,10 +11,7 @@ import typer
 from rich.table import Table
 
 from regionhash.cli.options import Device, Json
-from regionhash.cli.output import (
-    print_json,
-    print_table,
-)
+from regionhash.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from regionhash.search.request import Query
@@ -34,13 +31,7 @@ _FLAGS = {
 
 
 def search(
-    codes: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CODES",
-            help="A code file or a collection.",
-        ),
-    ],
+    codes: Annotated[Path, typer.Argument(metavar="CODES", help="A code file or a collection.")],
     query: Annotated[
         list[str],
         typer.Option(
@@ -140,8 +131,7 @@ def search(
         typer.Option(help="Pictures that the first of several steps passes on.  [default: 400]"),
     ] = None,
     expand: Annotated[
-        int | None,
-        typer.Option(help="Results that an expansion uses as queries.  [default: 6]"),
+        int | None, typer.Option(help="Results that an expansion uses as queries.  [default: 6]")
     ] = None,
     model: Annotated[
         Path | None,
@@ -155,8 +145,7 @@ def search(
         typer.Option(help="Also write the results as a contact sheet, a .png or .html file."),
     ] = None,
     images_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where the pictures are, if they have moved; for --sheet."),
+        Path | None, typer.Option(help="Where the pictures are, if they have moved; for --sheet.")
     ] = None,
     label: Annotated[
         list[str] | None,

@@ -366,12 +366,7 @@ def _discounted_gains(levels: _Levels, discount: Values) -> Values:
 
 
 def _average_precisions(
-    levels: _Levels,
-    k: int,
-    denominator: Denominator,
-    *,
-    harmonic: Values,
-    log_factorial: Values,
+    levels: _Levels, k: int, denominator: Denominator, *, harmonic: Values, log_factorial: Values
 ) -> Values:
     """Expected AP and weighted AP of the top k, (2, q).
 

@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from regionhash.search.duplicates import fold_duplicates
-from regionhash.search.exact import (
-    search_categories,
-    search_images,
-    search_objects,
-)
+from regionhash.search.exact import search_categories, search_images, search_objects
 from regionhash.search.request import Filter, Mode, Query, RequestError, Search
 from regionhash.search.steps import CANDIDATES, EXPANSION, default_steps, search_in_steps
 from regionhash.store import CodeSet
@@ -421,8 +417,7 @@ def _page(
         if search.group_within is not None:
             folded = [
                 replace(
-                    ranking,
-                    hits=tuple(fold_duplicates(ranking.hits, table, search.group_within)),
+                    ranking, hits=tuple(fold_duplicates(ranking.hits, table, search.group_within))
                 )
                 for ranking in found
             ]
