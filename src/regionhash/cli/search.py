@@ -176,11 +176,9 @@ def search(
     """
     from regionhash.collection import Collection, Filter, Search, is_collection
     from regionhash.data.inputs import Pictures
-    from regionhash.models.checkpoints import load_checkpoint, model_folder
-    from regionhash.models.encoding import pick_device
     from regionhash.search.answer import write_answer
     from regionhash.search.request import RequestError
-    from regionhash.search.run import run
+    from regionhash.search.run import load_model_of, run
     from regionhash.store import CodeSet
 
     chosen = Filter(tuple(only or ()), min_score, folder, _seconds(after), _seconds(before))
@@ -216,15 +214,11 @@ def search(
     except RequestError as error:
         flag = _FLAGS.get(error.field, f"--{error.field}")
         raise ValueError(f"{flag} {error.reason}") from error
-    origin = model or model_folder(file)
-    if not origin.exists():
-        raise ValueError(f"{origin}: model not found; pass it with --model")
-    network, checkpoint = load_checkpoint(origin)
-    network.to(pick_device(device))
+    loaded = load_model_of(file, model, device, advice="; pass it with --model")
     if collection is None:
-        answer = run(network, checkpoint, file, request)
+        answer = run(*loaded, file, request)
     else:
-        collection.model = network, checkpoint
+        collection.model = loaded
         answer = collection.find(request)
     if sheet:
         find_picture = Pictures(file.recorded("sources"), images_dir).__getitem__
