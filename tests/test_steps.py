@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regionhash.search import search_regions
-from regionhash.search import steps as reranking
 from regionhash.search.steps import (
     check_steps,
     default_steps,
@@ -239,7 +238,7 @@ def test_distances_beyond_16_bits_are_sorted_as_well():
 def test_the_exact_search_is_the_default_while_it_is_quick(monkeypatch):
     table = table_of(np.random.default_rng(0))
     assert default_steps(table, shared_code_space=True) == ("exact",)
-    monkeypatch.setattr(reranking, "EXACT_SECONDS", 1e-9)
+    monkeypatch.setattr("regionhash.search.steps.EXACT_SECONDS", 1e-9)
     assert default_steps(table, shared_code_space=True) == ("global", "local")
     assert default_steps(table, shared_code_space=False) == ("exact",)
     bare = CodeTable(ids=["a"], sizes=np.ones((1, 2), np.int32))
