@@ -19,10 +19,9 @@ from regionhash.data import open_dataset
 from regionhash.data.image_set import ImageSet, joined
 from regionhash.evaluation import error_reduction, paired_bootstrap
 from regionhash.files.atomic import replacing, write_text
-from regionhash.models import MODELS, HashModel, TrainedHashModel
+from regionhash.models import MODELS, HashModel
 from regionhash.models.checkpoints import Checkpoint, Kind, build_model, load_checkpoint, provenance
 from regionhash.training import Cache, TrainingConfig, train
-from regionhash.training.feature_cache import stored_features
 
 Note = Callable[[str], None]
 """Called with lines of progress."""
@@ -120,24 +119,6 @@ def trained(
 def training_seconds(checkpoint: Checkpoint) -> float:
     """How long the training of a model took."""
     return float(sum(row["seconds"] for row in checkpoint.provenance["epochs"]))
-
-
-def kept_features(
-    folder: Path,
-    name: str,
-    build: Callable[[], TrainedHashModel],
-    pictures: ImageSet,
-    config: TrainingConfig,
-    n_views: int,
-    note: Note,
-) -> Cache:
-    """What a network without its hash says of `n_views` views of each picture, made or kept.
-
-    The file's name has all that the features depend on: `name` what is not a matter of pictures,
-    their size or their number of views. The first view is the picture as it is.
-    """
-    key = f"{name}-{config.short}-{n_views}-{pictures.fingerprint()}.safetensors"
-    return stored_features(folder / key, build, pictures, config, n_views, note)
 
 
 # -- facts ----------------------------------------------------------------------------------------

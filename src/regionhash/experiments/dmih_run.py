@@ -58,7 +58,7 @@ from regionhash.search import united_hamming
 from regionhash.store import CodeSet
 from regionhash.structures import Codes, CodeTable, Floats, Ints
 from regionhash.training import Cache, TrainingConfig
-from regionhash.training.feature_cache import PRECISION, head_training
+from regionhash.training.feature_cache import PRECISION, head_training, kept_features
 
 Vectors = Codes | Floats  # (n, B) uint8 codes, or (n, D) floats
 Ask = Callable[[QueryBox], Vectors]
@@ -165,7 +165,7 @@ class DMIHMethods:
         options = self.options
         network = f"{options.backbone}-{Path(options.weights).stem}"
         arguments = self._arguments(8) | {"n_classes": max(len(pictures.classes), 1)}
-        maps = common.kept_features(
+        maps = kept_features(
             self.out / "features",
             f"maps-{network}",
             lambda: common.built(DMIH, arguments),

@@ -36,7 +36,7 @@ from regionhash.experiments.iah_report import (
     write_report,
 )
 from regionhash.experiments.region_dh_run import HEAD_ARGUMENTS
-from regionhash.models import HashModel, ImageHashModel
+from regionhash.models import HashModel, ImageHashModel, TrainedHashModel
 from regionhash.models.checkpoints import Kind, load_checkpoint, read_checkpoint
 from regionhash.models.classical import (
     ITQ,
@@ -52,7 +52,7 @@ from regionhash.models.region_dh import RegionDH
 from regionhash.parts.regions import codes_of
 from regionhash.structures import Codes, Floats, Ints
 from regionhash.training import TrainingConfig, copy_weights
-from regionhash.training.feature_cache import head_training, stored_features
+from regionhash.training.feature_cache import head_training, kept_features
 
 _TRUNK_BITS, _TRUNK_CATEGORY_BITS = 48, 12  # at which what all lengths of IAH share is trained
 _OTHER_FORM = {"softmax": {", sigmoids": "bce"}, "bce": {", softmax": "softmax"}}
@@ -224,9 +224,8 @@ class Network:
         source = f"search-{options.backbone}-{Path(options.weights).stem}"
         if self.detector is not None:
             source = read_checkpoint(self.detector).model_hash
-        key = f"{source}-{options.n_proposals}-{options.short}-{pictures.fingerprint()}"
-        path, config = folder / f"{key}-1.safetensors", self.training(1)
-        ((features, _),) = stored_features(path, lambda: self.model, pictures, config, 1, note)
+        name = f"{source}-{options.n_proposals}"
+        features = self._features(name, self.model, pictures, folder, note)
         features["pooled"] = pooled_cells(features["cells"], features["grid"])
         return _Side(pictures, features, pictures.labels())
 
@@ -234,11 +233,15 @@ class Network:
         """The same pictures with what the heads of the detector's Region-DH read."""
         assert self.detector is not None
         model, checkpoint = load_checkpoint(self.detector, RegionDH)
-        name, config = f"{checkpoint.name}-{checkpoint.model_hash}", self.training(1)
-        ((features, _),) = common.kept_features(
-            folder, name, lambda: model, side.pictures, config, 1, note
-        )
-        return replace(side, features=features)
+        name = f"{checkpoint.name}-{checkpoint.model_hash}"
+        return replace(side, features=self._features(name, model, side.pictures, folder, note))
+
+    def _features(
+        self, name: str, model: TrainedHashModel, pictures: ImageSet, folder: Path, note: Note
+    ) -> dict[str, Tensor]:
+        config = self.training(1)
+        ((features, _),) = kept_features(folder, name, lambda: model, pictures, config, 1, note)
+        return features
 
 
 def pooled_cells(cells: Tensor, grid: Tensor) -> Tensor:

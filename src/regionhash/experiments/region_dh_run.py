@@ -43,7 +43,7 @@ from regionhash.models.region_dh import RegionDH
 from regionhash.parts.regions import codes_of
 from regionhash.store import CodeSet
 from regionhash.training import Cache, TrainingConfig, TrainingError, copy_weights, train
-from regionhash.training.feature_cache import PRECISION, head_training
+from regionhash.training.feature_cache import PRECISION, head_training, kept_features
 
 _TRUNK_BITS = 48  # at which what all lengths share is trained
 _ABLATION_BITS = 48
@@ -240,9 +240,7 @@ class RegionDHMethods:
     def _features(self, model: ImageHashModel, name: str) -> _Trunk:
         def kept(pictures: ImageSet, n_views: int) -> Cache:
             folder, config = self.out / "features", self._head_training(RegionDH, 0)
-            return common.kept_features(
-                folder, name, lambda: model, pictures, config, n_views, self.note
-            )
+            return kept_features(folder, name, lambda: model, pictures, config, n_views, self.note)
 
         database = kept(self.sides.database, self.options.views)
         return _Trunk(model, database, kept(self.sides.queries, 1))
