@@ -31,11 +31,11 @@ from regionhash.experiments.iah_report import (
     REGION_DH,
     CategoryResult,
     IAHReport,
-    SemanticResult,
     score_semantic,
     write_report,
 )
 from regionhash.experiments.region_dh_run import HEAD_ARGUMENTS
+from regionhash.experiments.results import Result, Results
 from regionhash.models import HashModel, ImageHashModel, TrainedHashModel
 from regionhash.models.checkpoints import Kind, load_checkpoint, read_checkpoint
 from regionhash.models.classical import (
@@ -101,7 +101,7 @@ def reproduce(name: str, root: Path, out: Path, options: IAHOptions, note: Note)
         k=preset.k,
         semantic=semantic,
         categories=tables.categories(),
-        unseen=tables.unseen() if options.unseen else [],
+        unseen=tables.unseen() if options.unseen else Results(),
         unseen_words=tables.unseen_words(),
         published=paper_figures("iah", preset.dataset),
     )
@@ -273,20 +273,20 @@ class IAHTables:
         self.unseen_classes = np.sort(rng.permutation(n_classes)[: n_classes // _SHARED_UNSEEN])
         self.trunk = self._trunk_of(database, queries, preset.multi_label, "trunk")
 
-    def semantic(self) -> list[SemanticResult]:
+    def semantic(self) -> Results:
         """Table II: every method at every length."""
-        return [
+        return Results(
             self._scored(method, n_bits, self.trunk)
             for method in _METHODS
             for n_bits in self.preset.bits
-        ]
+        )
 
-    def region_dh(self, database: _Side, queries: _Side) -> list[SemanticResult]:
+    def region_dh(self, database: _Side, queries: _Side) -> Results:
         """Region-DH at every length, of what its heads read."""
         assert self.network.detector is not None
         detector, _ = load_checkpoint(self.network.detector, RegionDH)
         trunk = _Trunk(detector, 0.0, database, queries, database)
-        return [self._scored(REGION_DH, n_bits, trunk) for n_bits in self.preset.bits]
+        return Results(self._scored(REGION_DH, n_bits, trunk) for n_bits in self.preset.bits)
 
     def categories(self) -> list[CategoryResult]:
         """Fig. 8, and what of it the tables alone and the codes alone do."""
@@ -357,19 +357,19 @@ class IAHTables:
         ]
         return CategoryResult("Fig. 9 baseline", n_bits, category_precision(*sides), seconds)
 
-    def unseen(self) -> list[SemanticResult]:
+    def unseen(self) -> Results:
         """Queries with classes that training left out, in the whole database."""
         seen = np.flatnonzero(~self.database.labels[:, self.unseen_classes].any(1))
         asking = np.flatnonzero(self.queries.labels[:, self.unseen_classes].any(1))
         if not len(seen) or not len(asking):
-            return []
+            return Results()
         queries = self.queries.subset(asking)
         form = self.preset.multi_label
         trunk = self._trunk_of(self.database, queries, form, "unseen-trunk", rows=seen)
-        return [
+        return Results(
             self._scored(method, CURVE_BITS, trunk, "unseen-", self.unseen_classes)
             for method in _METHODS
-        ]
+        )
 
     def unseen_words(self) -> str:
         """What the report says of this protocol."""
@@ -386,7 +386,7 @@ class IAHTables:
 
     def _scored(
         self, method: str, n_bits: int, trunk: _Trunk, prefix: str = "", classes: Any = slice(None)
-    ) -> SemanticResult:
+    ) -> Result:
         """A method at one length, trained on the trunk's pictures; `classes` are the labels."""
         codes, seconds = self._codes(method, n_bits, trunk, prefix + method)
         labels = (side.labels[:, classes] for side in (trunk.queries, trunk.database))

@@ -30,11 +30,11 @@ from regionhash.experiments.common import Note
 from regionhash.experiments.region_dh import PRESETS, RegionDHOptions, RegionDHPreset
 from regionhash.experiments.region_dh_report import (
     RegionDHReport,
-    Result,
     best_acg,
     score,
     write_report,
 )
+from regionhash.experiments.results import Result, Results
 from regionhash.models import ImageHashModel
 from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
 from regionhash.models.encoding import encode_set
@@ -157,8 +157,7 @@ class RegionDHMethods:
         self.labels = self.sides.queries.labels(), self.sides.database.labels()
         self.database_spec = preset.database.format(root=root)
         self.preset, self.out, self.options, self.note = preset, out, options, note
-        self.results: list[Result] = []
-        self.ablations: list[Result] = []
+        self.results, self.ablations = Results(), Results()
         self.curves: dict[str, tuple[Any, ...]] = {}
 
     def compare(self, variant: _Variant, trunk: _Trunk) -> None:
