@@ -21,7 +21,10 @@ from regionhash.evaluation import error_reduction, paired_bootstrap
 from regionhash.files.atomic import replacing, write_text
 from regionhash.models import MODELS, HashModel
 from regionhash.models.checkpoints import Checkpoint, Kind, build_model, load_checkpoint, provenance
+from regionhash.models.encoding import encode_set
+from regionhash.store import CodeSet
 from regionhash.training import Cache, TrainingConfig, train
+from regionhash.training.feature_cache import PRECISION
 
 Note = Callable[[str], None]
 """Called with lines of progress."""
@@ -92,6 +95,11 @@ def name_of(kind: type[HashModel]) -> str:
     return next(name for name, known in MODELS.items() if known is kind)
 
 
+def body(options: Any) -> dict[str, Any]:
+    """Arguments of any model that reads the backbone of these options."""
+    return {"backbone": options.backbone, "weights": options.weights}
+
+
 def built(kind: type[Kind], arguments: dict[str, Any]) -> Kind:
     """A model as `build_model` makes it."""
     return cast(Kind, build_model(name_of(kind), arguments))
@@ -119,6 +127,14 @@ def trained(
 def training_seconds(checkpoint: Checkpoint) -> float:
     """How long the training of a model took."""
     return float(sum(row["seconds"] for row in checkpoint.provenance["epochs"]))
+
+
+def encoded(
+    model: HashModel, checkpoint: Checkpoint, folder: Path, pictures: ImageSet, path: Path
+) -> CodeSet:
+    """The codes of pictures by a model in `folder`, in the file `path`, made or kept."""
+    encode_set(model, checkpoint, pictures, path, checkpoint_path=folder, precision=PRECISION)
+    return CodeSet.open(path)
 
 
 # -- facts ----------------------------------------------------------------------------------------

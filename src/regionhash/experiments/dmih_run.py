@@ -46,7 +46,7 @@ from regionhash.experiments.dmih_report import (
 from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
 from regionhash.models.classical import PartitionMinHash, VisualWords
 from regionhash.models.dmih import DMIH, THETA
-from regionhash.models.encoding import encode_boxes, encode_set
+from regionhash.models.encoding import encode_boxes
 from regionhash.models.image_level import DSRH
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.multiscale import window_boxes
@@ -55,8 +55,7 @@ from regionhash.parts.regions import codes_of
 from regionhash.parts.sift import load_opencv, sift_features
 from regionhash.parts.windows import sliding_windows
 from regionhash.search import united_hamming
-from regionhash.store import CodeSet
-from regionhash.structures import Codes, CodeTable, Floats, Ints
+from regionhash.structures import Codes, Floats, Ints
 from regionhash.training import Cache, TrainingConfig
 from regionhash.training.feature_cache import PRECISION, head_training, kept_features
 
@@ -262,10 +261,8 @@ class DMIHMethods:
 
     def _arguments(self, n_bits: int) -> dict[str, Any]:
         """Arguments of DMIH."""
-        return {
+        return common.body(self.options) | {
             "n_bits": n_bits,
-            "backbone": self.options.backbone,
-            "weights": self.options.weights,
             "n_channels": self.options.channels,
             "n_features": self.options.channels,
             "margin": self.options.margin,
@@ -329,12 +326,7 @@ class DMIHMethods:
 
     def _dsrh(self, n_bits: int) -> Method:
         """DSRH, trained on whole pictures, of sliding windows."""
-        arguments = {
-            "n_bits": n_bits,
-            "backbone": self.options.backbone,
-            "weights": self.options.weights,
-            "trained_stages": 0,
-        }
+        arguments = common.body(self.options) | {"n_bits": n_bits, "trained_stages": 0}
         database, asked = self.database, list(self.asked.cells())
         pooled: Cache = [
             ({"pooled": torch.stack([_pooled(cells) for cells in database.cells(view)])}, labels)
@@ -425,8 +417,7 @@ class DMIHMethods:
         pictures = self.database.pictures
         path = self.out / f"region-dh-{checkpoint.model_hash}-{pictures.fingerprint()}.h5"
         self.note(f"{pictures.name}: codes of Region-DH")
-        encode_set(model, checkpoint, pictures, path, checkpoint_path=folder, precision=PRECISION)
-        table: CodeTable = CodeSet.open(path).table
+        table = common.encoded(model, checkpoint, folder, pictures, path).table
         row_of = {image_id: n for n, image_id in enumerate(table.ids)}
         bags = []
         for image_id in pictures.ids:

@@ -198,7 +198,7 @@ class Network:
         self.body: dict[str, Any] = {"trained_stages": 0}
         self.arguments: dict[str, Any] = {"n_proposals": options.n_proposals}
         if self.detector is None:
-            self.body |= {"backbone": options.backbone, "weights": options.weights}
+            self.body |= common.body(options)
             self.arguments |= {"proposals": "selective-search"}
         else:
             # The detector's weights follow.

@@ -37,11 +37,9 @@ from regionhash.experiments.region_dh_report import (
 from regionhash.experiments.results import Result, Results
 from regionhash.models import ImageHashModel
 from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
-from regionhash.models.encoding import encode_set
 from regionhash.models.image_level import DLBHC, SSDH, Control
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.regions import codes_of
-from regionhash.store import CodeSet
 from regionhash.training import Cache, TrainingConfig, TrainingError, copy_weights, train
 from regionhash.training.feature_cache import PRECISION, head_training, kept_features
 
@@ -255,10 +253,8 @@ class RegionDHMethods:
 
     def _detector_arguments(self) -> dict[str, Any]:
         """Arguments of the Region-DH whose modules 1 and 2 all lengths share."""
-        return {
+        return common.body(self.options) | {
             "n_bits": _TRUNK_BITS,
-            "backbone": self.options.backbone,
-            "weights": self.options.weights,
             "trained_stages": self.options.trained_stages,
             "fpn_channels": 128,
             "n_proposals": 48,
@@ -268,11 +264,7 @@ class RegionDHMethods:
     def _head_arguments(self, kind: type[ImageHashModel], n_bits: int) -> dict[str, Any]:
         if kind is RegionDH:
             return self._detector_arguments() | {"n_bits": n_bits} | HEAD_ARGUMENTS
-        arguments = {
-            "n_bits": n_bits,
-            "backbone": self.options.backbone,
-            "weights": self.options.weights,
-        }
+        arguments = common.body(self.options) | {"n_bits": n_bits}
         return arguments if kind is Control else arguments | {"trained_stages": 0}
 
     def _network_training(self) -> TrainingConfig:
@@ -313,8 +305,8 @@ class RegionDHMethods:
         model, checkpoint = load_checkpoint(folder)
         path = self.out / f"detections-{checkpoint.model_hash}.h5"
         queries = self.sides.queries
-        encode_set(model, checkpoint, queries, path, checkpoint_path=folder, precision=PRECISION)
-        found, _ = detections_of_file(CodeSet.open(path), queries)
+        codes = common.encoded(model, checkpoint, folder, queries, path)
+        found, _ = detections_of_file(codes, queries)
         return {f"Region-DH, {_ABLATION_BITS} bits": float(found["map"])}
 
     def facts(self, command: str) -> list[str]:
