@@ -32,7 +32,7 @@ def png_of_chunks(*chunks):
     """A PNG of 8 x 8 pixels with chunks, each of kind and content, before its pixels."""
     content = saved(Image.new("RGB", (8, 8)), "PNG")
     at = content.index(b"IDAT") - 4
-    return content[:at] + b"".join(chunk(*own) for own in chunks) + content[at:]
+    return content[:at] + b"".join(chunk(*parts) for parts in chunks) + content[at:]
 
 
 def chunk(kind, content):
@@ -56,7 +56,7 @@ def gif_of_a_long_comment(n_bytes):
 
 def tiff(width, height, tags, content=b"", at=None):
     """A little-endian TIFF of 8 bits grey with further tags: number, type, count, value."""
-    own = {
+    fields = {
         256: (4, 1, width),
         257: (4, 1, height),
         258: (3, 1, 8),
@@ -64,10 +64,10 @@ def tiff(width, height, tags, content=b"", at=None):
         262: (3, 1, 1),
         277: (3, 1, 1),
     }
-    own |= {tag: (kind, count, value) for tag, kind, count, value in tags}
+    fields |= {tag: (kind, count, value) for tag, kind, count, value in tags}
     head = b"II*\0" + struct.pack("<I", 8 + len(content))
-    entries = b"".join(struct.pack("<HHII", tag, *own[tag]) for tag in sorted(own))
-    return head + content + struct.pack("<H", len(own)) + entries + bytes(4)
+    entries = b"".join(struct.pack("<HHII", tag, *fields[tag]) for tag in sorted(fields))
+    return head + content + struct.pack("<H", len(fields)) + entries + bytes(4)
 
 
 def tiff_of_tiny_tiles(count, width=4096):

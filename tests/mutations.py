@@ -37,17 +37,17 @@ def changed(record: Any, rng: random.Random) -> Any:
     record = copy.deepcopy(record)
     places = list(_places(record))
     if rng.random() < 0.5:  # the values at the top are the ones that are read most
-        places = [(own, key) for own, key in places if own is record] or places
-    own, key = rng.choice(places)
+        places = [(holder, key) for holder, key in places if holder is record] or places
+    holder, key = rng.choice(places)
     kind = rng.choice(["replace", "replace", "replace", "delete", "add"])
     if kind == "replace":
-        own[key] = copy.deepcopy(rng.choice(ODD))
+        holder[key] = copy.deepcopy(rng.choice(ODD))
     elif kind == "delete":
-        del own[key]
-    elif isinstance(own, dict):
-        own["odd"] = copy.deepcopy(rng.choice(ODD))
+        del holder[key]
+    elif isinstance(holder, dict):
+        holder["odd"] = copy.deepcopy(rng.choice(ODD))
     else:
-        own.append(copy.deepcopy(rng.choice(ODD)))
+        holder.append(copy.deepcopy(rng.choice(ODD)))
     return record
 
 

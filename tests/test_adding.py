@@ -219,13 +219,13 @@ def test_what_cannot_be_looked_at_is_kept(saved, made, folders):
     (folders / "a" / "4.png").unlink()
     result = run("refresh", made, "--workers", 0, "--json")
     reports = json.loads(result.stdout)["added"]
-    assert [(own["removed"], own["kept"]) for own in reports] == [(0, 0), (1, 1)]
+    assert [(report["removed"], report["kept"]) for report in reports] == [(0, 0), (1, 1)]
     assert "sub/5.png: its file cannot be accessed; the picture is kept" in result.stderr
     assert json.loads(run("check", made, "--json").stdout)["unreadable"] == ["sub/5.png"]
     (folders / "a" / "sub").unlink()
     shutil.move(folders / "away", folders / "a" / "sub")
     reports = added("refresh", made)["added"]
-    assert [(own["encoded"], own["removed"]) for own in reports] == [(0, 0), (0, 0)]
+    assert [(report["encoded"], report["removed"]) for report in reports] == [(0, 0), (0, 0)]
     assert_holds(saved, made, folders / "seed", folders / "a")
 
 
@@ -255,7 +255,7 @@ def test_only_a_file_that_the_disk_says_is_not_there_is_gone(
         told = Recording()
         reports = collection.refresh(workers=0, reporter=told)
         monkeypatch.undo()
-        assert [(own.removed, own.kept) for own in reports] == [(0, 0), (0, 1)]
+        assert [(report.removed, report.kept) for report in reports] == [(0, 0), (0, 1)]
         assert told.notes == ["3.png: its file cannot be accessed; the picture is kept"]
         assert len(collection) == 7
 
@@ -266,8 +266,8 @@ def test_a_picture_that_moves_between_two_sources_is_not_encoded_again(saved, ma
     shutil.move(folders / "a" / "2.png", folders / "b" / "from-a.png")
     shutil.move(folders / "b" / "3.png", folders / "seed" / "from-b.png")
     reports = added("refresh", made)["added"]
-    assert [own["encoded"] for own in reports] == [0, 0, 0]
-    assert sum(own["moved"] for own in reports) == 2
+    assert [report["encoded"] for report in reports] == [0, 0, 0]
+    assert sum(report["moved"] for report in reports) == 2
     assert_holds(saved, made, folders / "seed", folders / "a", folders / "b")
 
 
@@ -282,7 +282,7 @@ def test_a_damaged_row_is_encoded_again_by_refresh(saved, made, folders):
     assert len(open_codes(made).compact().table) == 5
     assert "2 problems" in run("check", made, code=1).stdout
     reports = added("refresh", made)["added"]
-    assert sum(own["encoded"] for own in reports) == 2
+    assert sum(report["encoded"] for report in reports) == 2
     assert_holds(saved, made, folders / "seed", folders / "a")
 
 

@@ -54,9 +54,9 @@ def _clusters(n_classes=4, n=60, dims=16, seed=0):
     """Features around one centre per class, and labels."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((n_classes, dims)) * 3
-    own = np.arange(n) % n_classes
-    x = (centres[own] + rng.standard_normal((n, dims)) * 0.3 + 5).astype(np.float32)
-    return x, np.eye(n_classes, dtype=np.uint8)[own]
+    classes = np.arange(n) % n_classes
+    x = (centres[classes] + rng.standard_normal((n, dims)) * 0.3 + 5).astype(np.float32)
+    return x, np.eye(n_classes, dtype=np.uint8)[classes]
 
 
 HASHERS = [ITQ, ITQCCA, SpectralHashing, ThresholdedClasses, RandomHyperplanes]
@@ -130,8 +130,8 @@ def test_itq_cca_has_the_canonical_directions_each_as_long_as_its_correlation(n_
     xx, xy, yy = both[:16, :16], both[:16, 16:], both[16:, 16:]
     squares, directions = eigh(xy @ np.linalg.solve(yy, xy.T), xx)
     assert 0 < squares[-n_classes] < squares[-1] / 2
-    own = slice(-min(8, n_classes), None)
-    expected = (directions[:, own] * squares[own]) @ directions[:, own].T
+    largest = slice(-min(8, n_classes), None)
+    expected = (directions[:, largest] * squares[largest]) @ directions[:, largest].T
     turned = hasher._projection @ hasher._projection.T
     np.testing.assert_allclose(turned, expected, atol=1e-2 * np.abs(expected).max())
 
@@ -185,8 +185,8 @@ def test_each_partition_is_hashed_by_the_words_in_it_and_an_empty_one_not_at_all
 def test_words_are_the_clusters_of_descriptors():
     rng = np.random.default_rng(0)
     centres = np.eye(2, 12) * 10
-    own = rng.integers(2, size=100)
-    words = VisualWords(2, n_dims=8).fit(centres[own] + 0.1 * rng.standard_normal((100, 12)))
+    clusters = rng.integers(2, size=100)
+    words = VisualWords(2, n_dims=8).fit(centres[clusters] + 0.1 * rng.standard_normal((100, 12)))
     assert sorted(words.assign(centres).tolist()) == [0, 1]
     assert words.assign(np.zeros((0, 12))).shape == (0,)
     few = VisualWords(50).fit(centres)

@@ -362,13 +362,13 @@ def test_boxes_of_several_pictures_are_objects_that_are_all_wanted(photos, codes
 
 def test_a_picture_without_a_box_stands_for_its_best_detections(photos, codes):
     table = CodeFile.open(codes).table
-    own = table.regions(2)
+    shown = table.regions(2)
     command = ["search", codes, "--query", photos / "2.png", "--json", "--mode"]
     region = json.loads(run(*command, "region").stdout)
-    np.testing.assert_allclose(region["queries"][0]["boxes"], own.boxes[:1], atol=1e-3)
+    np.testing.assert_allclose(region["queries"][0]["boxes"], shown.boxes[:1], atol=1e-3)
     objects = json.loads(run(*command, "objects").stdout)
-    rows = [int(np.flatnonzero(own.labels == label)[0]) for label in dict.fromkeys(own.labels)]
-    np.testing.assert_allclose(objects["queries"][0]["boxes"], own.boxes[rows], atol=1e-3)
+    rows = [int(np.flatnonzero(shown.labels == label)[0]) for label in dict.fromkeys(shown.labels)]
+    np.testing.assert_allclose(objects["queries"][0]["boxes"], shown.boxes[rows], atol=1e-3)
     assert objects["hits"][0]["distance"] == 0
 
 
@@ -378,14 +378,14 @@ def test_pictures_with_an_unwanted_object_are_left_out(photos, codes):
     command += ["--without", photos / "4.png"]
     record = json.loads(run(*command, "--without-distance", 0).stdout)
     assert record["mode"] == "objects"
-    ((unwanted,),) = (own["boxes"] for own in record["without"])
+    ((unwanted,),) = (entry["boxes"] for entry in record["without"])
     table = CodeFile.open(codes).table
-    own = table.regions(4)  # the best detection stands for the picture
-    np.testing.assert_allclose(unwanted, own.boxes[0], atol=1e-3)
+    unwanted_regions = table.regions(4)  # the best detection stands for the picture
+    np.testing.assert_allclose(unwanted, unwanted_regions.boxes[0], atol=1e-3)
     has = [
         table.ids[n]
         for n in range(len(table))
-        if (table.regions(n).codes == own.codes[0]).all(axis=1).any()
+        if (table.regions(n).codes == unwanted_regions.codes[0]).all(axis=1).any()
     ]
     assert "4.png" in has
     expected = [hit["picture"] for hit in every if hit["picture"] not in has]
@@ -403,7 +403,7 @@ def test_what_must_not_be_there_is_refused_where_whole_pictures_are_compared(pho
 def test_of_several_queries_the_one_that_cannot_be_read_is_named(photos, codes, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     queries = [photos / "0.png", photos / "1.png", tmp_path / "broken.png", photos / "2.png"]
-    said = error_of("search", codes, *(part for own in queries for part in ("--query", own)))
+    said = error_of("search", codes, *(part for query in queries for part in ("--query", query)))
     assert "broken.png: not a picture of a known format" in said
 
 
@@ -620,7 +620,9 @@ def test_detections_and_curves_stand_beside_the_ranking(labelled, tmp_path):
     result = run(*command, "digits:test:14", "--curves", tmp_path / "curves", "--json")
     detection = json.loads(result.stdout)["detection"]
     table, scenes = CodeFile.open(labelled).table, open_dataset("digits:test:14")
-    found = [(own.boxes, own.scores, own.labels) for own in map(table.regions, range(12))]
+    found = [
+        (regions.boxes, regions.scores, regions.labels) for regions in map(table.regions, range(12))
+    ]
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
     expected = detection_map([*found, nothing, nothing], scenes.targets, 10)["map"]
     assert detection["map"] == expected > 0

@@ -192,7 +192,7 @@ def test_a_process_killed_while_it_appends_leaves_arrays_that_go_on(database, tm
 def test_two_writers_at_once_lose_nothing_and_count_nothing_twice(database, tmp_path):
     with child(STORE, tmp_path, 0, 60) as one, child(STORE, tmp_path, 30, 90) as other:
         said = [process.communicate() for process in (one, other)]
-    assert [own[1] for own in said] == ["", ""]
+    assert [line[1] for line in said] == ["", ""]
     with Collection(tmp_path) as collection:
         stored = [image.id for image in collection.images()]
     assert sorted(stored) == sorted(f"{n}.jpg" for n in range(90))
@@ -322,7 +322,7 @@ def test_export_and_import_give_the_same_codes(made, tmp_path, saved):
     run("export", made, "-o", tmp_path / "codes.h5")
     again = tmp_path / "again"
     run("import", again, tmp_path / "codes.h5")
-    tables = [open_codes(own).compact().table for own in (made, again, tmp_path / "codes.h5")]
+    tables = [open_codes(path).compact().table for path in (made, again, tmp_path / "codes.h5")]
     for name in ("image_codes", "region_codes", "boxes", "labels", "scores", "offsets", "sizes"):
         for other in tables[1:]:
             np.testing.assert_array_equal(getattr(tables[0], name), getattr(other, name))
@@ -431,8 +431,8 @@ def test_filters_let_through_what_they_name(made, pictures, photos, tmp_path):
     for label, least in (("3", 0.0), ("3", 0.2), ("7", 0.15)):
         wanted = set()
         for n, image_id in enumerate(table.ids):
-            own = table.regions(n)
-            if any(own.labels[own.scores >= least] == int(label)):
+            regions = table.regions(n)
+            if any(regions.labels[regions.scores >= least] == int(label)):
                 wanted.add(image_id)
         assert found(labels=(label,), min_score=least) == wanted
     assert found(min_score=1.0) == set()
@@ -517,20 +517,20 @@ def test_categories_are_searched_page_by_page_among_what_is_left(category_collec
         names = collection.classes
     table = open_codes(folder).compact().table
     wanted = search_categories(query.categories, table)
-    assert len(wanted) > 1 and max(len(own.hits) for own in wanted) == 5
+    assert len(wanted) > 1 and max(len(group.hits) for group in wanted) == 5
     assert whole.hits == () and whole.mode == "category"
     assert [
-        (own.category, own.prob, [(hit.id, hit.distance) for hit in own.hits])
-        for own in whole.groups
+        (group.category, group.prob, [(hit.id, hit.distance) for hit in group.hits])
+        for group in whole.groups
     ] == [
-        (names[own.category], own.prob, [(hit.image_id, hit.distance) for hit in own.hits])
-        for own in wanted
+        (names[group.category], group.prob, [(hit.image_id, hit.distance) for hit in group.hits])
+        for group in wanted
     ]
-    for own, *parts in zip(whole.groups, *(page.groups for page in pages), strict=True):
-        assert own.hits == sum((part.hits for part in parts), ())
+    for group, *parts in zip(whole.groups, *(page.groups for page in pages), strict=True):
+        assert group.hits == sum((part.hits for part in parts), ())
     assert [page.more for page in pages] == [True, True, False]
-    assert all(own.hits == () for own in nothing.groups)
-    assert [len(own.hits) for own in near.groups] == [1] * len(near.groups)
+    assert all(group.hits == () for group in nothing.groups)
+    assert [len(group.hits) for group in near.groups] == [1] * len(near.groups)
     assert len(near.groups[0].hits[0].duplicates) == len(wanted[0].hits) - 1
     assert late.searched < 5
 
@@ -564,10 +564,11 @@ def test_collections_are_searched_by_category_and_without_objects_from_the_comma
     with Collection.open(category_collection) as collection:
         found = collection.search(photos / "3.png", mode="category", limit=2, offset=1)
     assert [
-        (own["category"], [(hit["rank"], hit["picture"]) for hit in own["hits"]])
-        for own in record["groups"]
+        (group["category"], [(hit["rank"], hit["picture"]) for hit in group["hits"]])
+        for group in record["groups"]
     ] == [
-        (own.category, [(n, hit.id) for n, hit in enumerate(own.hits, 2)]) for own in found.groups
+        (group.category, [(n, hit.id) for n, hit in enumerate(group.hits, 2)])
+        for group in found.groups
     ]
     assert sheet.stat().st_size > 0
     said = run(*command, "--folder", "nowhere").stdout
@@ -592,9 +593,9 @@ def test_near_duplicates_stand_together(made, pictures):
         hits = collection.search(image_id="1.png", group_within=1, limit=1)
         assert hits.more
         (first,) = hits.hits
-        assert {first.id, *(own.id for own in first.duplicates)} == {"1.png", "8.png", "9.png"}
+        assert {first.id, *(copy.id for copy in first.duplicates)} == {"1.png", "8.png", "9.png"}
         everything = collection.search(image_id="1.png", group_within=1)
-        shown = [own for hit in everything.hits for own in (hit, *hit.duplicates)]
+        shown = [result for hit in everything.hits for result in (hit, *hit.duplicates)]
         assert len(shown) == 5 and len(everything.hits) == 3
 
 

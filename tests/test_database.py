@@ -54,7 +54,7 @@ def places_of_alive(snapshot):
 def stored(database):
     """Ids of the pictures by what is in them."""
     codes = {encoded(n).image_code.tobytes(): n for n in range(100)}
-    return {own["id"]: codes[own["image_codes"]] for _, own in database.rows()}
+    return {columns["id"]: codes[columns["image_codes"]] for _, columns in database.rows()}
 
 
 # What a picture is
@@ -231,7 +231,7 @@ def test_a_picture_that_is_replaced_all_the_time_is_there_once_at_every_moment(d
                 snapshot = collection.snapshot
                 ids = [snapshot.table.ids[place] for place in places_of_alive(snapshot)]
                 assert ids.count("x.jpg") == 1
-                assert {f"{KEPT + own}.jpg" for own in range(3)} <= set(ids)
+                assert {f"{KEPT + kept}.jpg" for kept in range(3)} <= set(ids)
                 assert 4 <= len(ids) <= 5
                 seen.add(snapshot.version)
                 if n % 10 == 0:
@@ -317,7 +317,7 @@ def damage(folder, statement, *values):
 
 
 @pytest.mark.parametrize("value", ["text", b"\xff\x00", -7, 2.5, None], ids=str)
-@pytest.mark.parametrize("column", [own for own in COLUMNS if own not in ("row", *BLOBS[3:7])])
+@pytest.mark.parametrize("column", [name for name in COLUMNS if name not in ("row", *BLOBS[3:7])])
 def test_a_damaged_row_is_left_out_and_named(database, tmp_path, column, value):
     database.store(new_image(n) for n in range(4))
     if database.intact("row = 2")[column] == value:
@@ -496,7 +496,7 @@ def test_damaged_bytes_are_reported_and_never_a_traceback(tmp_path_factory, plac
         report = check_folder(folder)
         with Collection.open(folder) as collection:
             table = collection.code_file().table
-            found = [own.tobytes() for own in table.image_codes] if len(table) else []
+            found = [code.tobytes() for code in table.image_codes] if len(table) else []
             collection.images(limit=100)
             collection.info()
     except (StoreError, ValueError) as error:
@@ -536,7 +536,7 @@ def test_a_database_of_version_1_is_brought_to_this_one(database, tmp_path):
     damage(tmp_path, "UPDATE images SET boxes = x'00' WHERE row = 2")  # never fitted
     with Database(tmp_path / "collection.db") as database:
         assert database.header == header
-        assert [own and own["id"] for _, own in database.rows()] == ["0.jpg", None, "2.jpg"]
+        assert [row and row["id"] for _, row in database.rows()] == ["0.jpg", None, "2.jpg"]
         assert database.store([new_image(1), new_image(2)]) == 1
     holds(tmp_path, [0, 2, 1])
 

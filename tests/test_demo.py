@@ -122,8 +122,8 @@ def test_models_can_be_trained_anew(tmp_path, monkeypatch):
         load_checkpoint(tmp_path / "models" / name)[0].backbone.stages.state_dict()
         for name in ("region-dh", "control")
     )
-    own, control = backbones
-    assert all((own[key] == control[key]).all() for key in own)
+    trained, control = backbones
+    assert all((trained[key] == control[key]).all() for key in trained)
 
 
 @pytest.mark.parametrize("numbers", [{"n_database": 0}, {"n_queries": 0}])

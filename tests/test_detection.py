@@ -47,16 +47,16 @@ def development_kit_ap(
     detections = [
         (float(score), image, box.tolist())
         for image, (boxes, scores, labels) in enumerate(predictions)
-        for box, score, own in zip(boxes, scores, labels, strict=True)
-        if own == label
+        for box, score, found_label in zip(boxes, scores, labels, strict=True)
+        if found_label == label
     ]
     detections.sort(key=lambda detection: -detection[0])
     detected: set[tuple[int, int]] = set()
     right, wrong = [0] * len(detections), [0] * len(detections)
     for d, (_, image, box) in enumerate(detections):
         most, best = -np.inf, -1
-        for j, own in enumerate(targets[image].labels):
-            if own == label and iou_of(box, targets[image].boxes[j].tolist()) > most:
+        for j, true_label in enumerate(targets[image].labels):
+            if true_label == label and iou_of(box, targets[image].boxes[j].tolist()) > most:
                 most, best = iou_of(box, targets[image].boxes[j].tolist()), j
         if most >= iou:
             if not targets[image].difficult[best]:

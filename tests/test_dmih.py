@@ -37,13 +37,13 @@ def _labels(n):
 def test_the_losses_are_those_of_the_most_probable_proposals():
     model, labels = _model(), _labels(3)
     images = noise((64, 96), (64, 96), (96, 64))
-    losses = model.losses(images, [{"image_labels": own} for own in labels])
+    losses = model.losses(images, [{"image_labels": row} for row in labels])
     bags = model.describe(model._base(images))
     expected = mil_loss(*bag_log_probs(bags.logits, bags.present, "max"), labels)
     torch.testing.assert_close(losses["mil"], expected)
     objects = [
-        (n, c, model.hash(bags.x[n, own][bags.logits[n, own, c].argmax()]))
-        for n, own in enumerate(bags.present)
+        (n, c, model.hash(bags.x[n, present][bags.logits[n, present, c].argmax()]))
+        for n, present in enumerate(bags.present)
         for c in labels[n].nonzero()[:, 0].tolist()
     ]
     total = 0.0
@@ -79,10 +79,10 @@ def _guarded(n):
     scenes = open_dataset(f"digits:train:{n}")
     targets = []
     for target in scenes.targets:
-        own = object.__new__(_Guarded)
+        guarded = object.__new__(_Guarded)
         for name in ("boxes", "labels", "difficult", "image_labels"):
-            object.__setattr__(own, name, getattr(target, name))
-        targets.append(own)
+            object.__setattr__(guarded, name, getattr(target, name))
+        targets.append(guarded)
     return ImageSet(scenes.name, scenes.classes, scenes.ids, scenes.images, tuple(targets))
 
 
@@ -103,18 +103,18 @@ def test_a_crop_is_never_made_since_boxes_alone_would_tell_what_it_cuts_off():
 
 
 def test_only_the_layers_of_a_part_are_trained():
-    images, targets = noise((64, 64), (64, 64)), [{"image_labels": own} for own in _labels(2)]
+    images, targets = noise((64, 64), (64, 64)), [{"image_labels": row} for row in _labels(2)]
     terms = {"joint": {"mil", "pair"}, "mil": {"mil"}, "hash": {"pair"}}
     for part, names in terms.items():
         model = _model(part=part, margin=50.0).train()
         losses = model.losses(images, targets)
         assert set(losses) == names
         sum(losses.values()).backward()
-        own = {id(weight) for weight in model.head_parameters()}
+        trained = {id(weight) for weight in model.head_parameters()}
         for name, weight in model.named_parameters():
             if name != "maps.windows.0.weight" and not name.startswith("maps"):
-                assert (weight.grad is not None) == (id(weight) in own), (part, name)
-            elif id(weight) not in own:
+                assert (weight.grad is not None) == (id(weight) in trained), (part, name)
+            elif id(weight) not in trained:
                 assert weight.grad is None
 
 
@@ -162,19 +162,21 @@ def test_a_box_stands_for_the_proposal_that_fits_it():
     first, second = model.encode_boxes(noise((64, 96), (64, 96)), boxes)
     assert first.codes.shape == (2, 2) and second.codes.shape == (0, 2)
     assert (first.codes[0] != first.codes[1]).any()
-    own = window_boxes(4, 6, 3) * 16
-    centres = (own[:, :2] + own[:, 2:]) / 2
-    logits = torch.zeros(len(own), 4)
+    windows = window_boxes(4, 6, 3) * 16
+    centres = (windows[:, :2] + windows[:, 2:]) / 2
+    logits = torch.zeros(len(windows), 4)
     logits[9, 2], logits[20, 1] = 1, 9
     around = torch.cat([centres[9] - 10, centres[9] + 10])[None]
     assert not ((centres[20] > around[0, :2]) & (centres[20] < around[0, 2:])).all()
-    assert model.match_boxes(around, own, logits).tolist() == [9]  # 20 is outside
+    assert model.match_boxes(around, windows, logits).tolist() == [9]  # 20 is outside
     everything = torch.tensor([[0.0, 0.0, 96.0, 64.0]])
-    assert model.match_boxes(everything, own, logits).tolist() == [20]
+    assert model.match_boxes(everything, windows, logits).tolist() == [20]
     corner = torch.tensor([[0.0, 0.0, 2.0, 2.0]])  # of no centre
-    best = int((((own[:, 2:] - own[:, :2]).prod(1)) + 1e6 * (own[:, :2] > 0).any(1)).argmin())
-    assert model.match_boxes(corner, own, logits).tolist() == [best]
-    assert model.match_boxes(own[:0], own, logits).shape == (0,)
+    best = int(
+        (((windows[:, 2:] - windows[:, :2]).prod(1)) + 1e6 * (windows[:, :2] > 0).any(1)).argmin()
+    )
+    assert model.match_boxes(corner, windows, logits).tolist() == [best]
+    assert model.match_boxes(windows[:0], windows, logits).shape == (0,)
 
 
 def test_a_batch_of_one_gives_what_a_batch_of_three_gives():

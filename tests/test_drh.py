@@ -47,8 +47,8 @@ def test_the_regions_are_the_windows_and_the_first_is_the_picture():
 def test_features_are_the_maxima_of_the_map_of_unit_length():
     model, images = build(), noise((64, 96))
     top = model.backbone.top(images[0][None].float() / 255)
-    (own,) = model.region_features(images)
-    for box, feature in zip(own.boxes.int().tolist(), own.features, strict=True):
+    (regions,) = model.region_features(images)
+    for box, feature in zip(regions.boxes.int().tolist(), regions.features, strict=True):
         x0, y0, x1, y1 = (edge // 16 for edge in box)
         wanted = top[0, :, y0:y1, x0:x1].amax((1, 2))
         torch.testing.assert_close(feature, wanted / wanted.norm())
@@ -73,9 +73,9 @@ def test_a_box_of_few_pixels_or_at_the_edge_has_a_code():
 def test_pictures_of_several_shapes_in_one_batch_have_the_windows_of_their_own():
     model, images = build(), noise((64, 96), (96, 64), (96, 128))
     together = model.encode(images)
-    for image, own in zip(images, together, strict=True):
+    for image, encoded in zip(images, together, strict=True):
         (alone,) = model.encode([image])
-        np.testing.assert_array_equal(own.regions.boxes, alone.regions.boxes)
+        np.testing.assert_array_equal(encoded.regions.boxes, alone.regions.boxes)
     same = model.encode([images[0], images[0]])
     np.testing.assert_array_equal(same[0].regions.codes, same[1].regions.codes)
 

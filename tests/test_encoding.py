@@ -95,7 +95,9 @@ def test_the_model_gets_a_box_in_pixels_of_its_own_input(saved, monkeypatch):
     seen = []
 
     def watched(images, boxes, _original=saved.model.encode_boxes):
-        seen.extend((*images[0].shape[1:], *own.flatten().tolist()) for own in boxes)
+        seen.extend(
+            (*images[0].shape[1:], *boxes_of_image.flatten().tolist()) for boxes_of_image in boxes
+        )
         return _original(images, boxes)
 
     monkeypatch.setattr(saved.model, "encode_boxes", watched)

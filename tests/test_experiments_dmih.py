@@ -52,8 +52,10 @@ def test_a_preset_runs_from_pictures_to_the_report_and_resumes(sival, tmp_path, 
     shown = re.findall(r"^\| (\S+) \| (\d+|floats) \| ([\d.]+) \|", single, re.MULTILINE)
     assert len(shown) == 4 * 2 + 1
     for method, bits, mean in shown:
-        own = [row for row in rows if (row["method"], row["bits"] or "floats") == (method, bits)]
-        values, weights = ([float(row[name]) for row in own] for name in ("map", "queries"))
+        measured = [
+            row for row in rows if (row["method"], row["bits"] or "floats") == (method, bits)
+        ]
+        values, weights = ([float(row[name]) for row in measured] for name in ("map", "queries"))
         assert float(mean) == pytest.approx(np.average(values, weights=weights), abs=1e-4)
     with PILImage.open(tmp_path / "precision-single.png") as image:
         assert image.size[0] > 300
@@ -99,7 +101,7 @@ def test_united_distances_are_those_of_loops():
 
 
 def _queries(*labels):
-    return [ObjectQuery(own, (QueryBox(0, None),)) for own in labels]
+    return [ObjectQuery(combination, (QueryBox(0, None),)) for combination in labels]
 
 
 def test_relevant_is_what_shows_all_objects():
@@ -122,9 +124,9 @@ def test_a_report_names_combinations_that_are_too_rare_and_the_papers_figures(tm
     wanted = {"single": [(1,)] * 5, "combined": [(0, 1)] * 4 + [(2, 3)] * 3}
     results = []
     for method, n_bits in (("DMIH", 64), ("DSRH", 64), ("l2-scan", None)):
-        for kind, own in wanted.items():
-            distances = rng.integers(0, 20, (len(own), 50))
-            queries = _queries(*own)
+        for kind, combinations in wanted.items():
+            distances = rng.integers(0, 20, (len(combinations), 50))
+            queries = _queries(*combinations)
             results.append(
                 score_objects(kind, method, n_bits, distances, queries, labels, (5,), 1.0)
             )

@@ -90,7 +90,7 @@ def test_a_preset_runs_from_pictures_to_the_report_and_reads_them_once(
         rows = list(csv.DictReader(file))
     assert all(0 < float(row["map"]) <= 1 for row in rows)
     per_table = [[row["method"] for row in rows if row["table"] == n] for n in "1234"]
-    assert [len(own) for own in per_table] == [2 * 3 + 1, 3 * 2 * 4, 2 + 4 * 4 + 4, 2 * 5 + 8]
+    assert [len(table) for table in per_table] == [2 * 3 + 1, 3 * 2 * 4, 2 + 4 * 4 + 4, 2 * 5 + 8]
     by_method = {(row["table"], row["method"], row["bits"]): row["map"] for row in rows}
     # what must be equal: the same method in two tables, and M beyond the whole database
     assert by_method["1", "gDRH", "1024"] == by_method["3", "gDRH", "1024"]
@@ -142,14 +142,14 @@ def test_codes_of_kept_features_are_those_of_the_model(flat, model, tmp_path):
     kept, asked = unpack_bits(regions.map(codes)), unpack_bits(features.queries["MAC"].map(codes))
     for n, image in enumerate(search.database.images):
         (encoded,) = model.encode([to_input(image, 64)[0]])
-        own = kept[regions.offsets[n] : regions.offsets[n + 1]]
+        kept_bits = kept[regions.offsets[n] : regions.offsets[n + 1]]
         # half precision may turn a bit whose activation is almost zero
-        assert (own != unpack_bits(encoded.regions.codes)).mean() < 0.01
+        assert (kept_bits != unpack_bits(encoded.regions.codes)).mean() < 0.01
     for bits, query in zip(asked, search.queries, strict=True):
         image = search.database.images[search.database.ids.index(query.image_id)]
         tensor, frame = to_input(image, 64)
-        (own,) = model.encode_boxes([tensor], [frame.to_input(torch.tensor([query.box]))])
-        assert (bits != unpack_bits(own.codes)[0]).mean() < 0.05
+        (encoded,) = model.encode_boxes([tensor], [frame.to_input(torch.tensor([query.box]))])
+        assert (bits != unpack_bits(encoded.codes)[0]).mean() < 0.05
     assert len(np.unique(asked, axis=0)) > 10
 
 
@@ -169,11 +169,11 @@ def test_features_of_proposals_are_the_maxima_in_the_boxes_of_the_detector(
             (boxes,), _, _ = saved.model.rpn(ImageList(batch, sizes), maps)
             top = model.backbone.top(batch)[0]
         stride = sizes[0][1] / top.shape[2]
-        own = regions.values[regions.offsets[n] : regions.offsets[n + 1]].astype(np.float32)
-        assert len(own) > 1 + len(boxes) > 1  # this detector keeps 8 proposals, the preset 300
+        bag = regions.values[regions.offsets[n] : regions.offsets[n + 1]].astype(np.float32)
+        assert len(bag) > 1 + len(boxes) > 1  # this detector keeps 8 proposals, the preset 300
         whole = boxes.new_tensor([[0, 0, sizes[0][1], sizes[0][0]]])
         cells = snap_boxes(torch.cat([whole, boxes]), stride, *top.shape[1:])
-        for got, (x0, y0, x1, y1) in zip(own[: len(cells)], cells, strict=True):
+        for got, (x0, y0, x1, y1) in zip(bag[: len(cells)], cells, strict=True):
             expected = top[:, y0:y1, x0:x1].amax((1, 2))
             np.testing.assert_allclose(got, expected / expected.norm(), atol=1e-3)
 
@@ -221,8 +221,8 @@ def slow_levels(query, table, m, q, steps):
     order = sorted(keys, key=lambda n: (keys[n], n))
     first = order[:m]
 
-    def near(own, n):
-        return int(hamming_distances(np.stack(own), codes[n]).min())
+    def near(asked, n):
+        return int(hamming_distances(np.stack(asked), codes[n]).min())
 
     for step in steps:
         if step == "gQE":
@@ -312,10 +312,10 @@ def test_all_regions_are_compared_by_cosine_across_blocks():
     ],
 )
 def test_the_large_presets_add_the_pictures_of_flickr(preset, folder, n_pictures, tmp_path):
-    for own, names in ((folder, ("sight_1", "sight_2")), ("flickr100k", "abc")):
-        (tmp_path / own).mkdir()
+    for name_of_folder, names in ((folder, ("sight_1", "sight_2")), ("flickr100k", "abc")):
+        (tmp_path / name_of_folder).mkdir()
         for name in names:
-            Image.new("RGB", (20, 10)).save(tmp_path / own / f"{name}.jpg")
+            Image.new("RGB", (20, 10)).save(tmp_path / name_of_folder / f"{name}.jpg")
     for kind, text in (("query", "sight_1 0 0 9 9"), ("good", "sight_2"), ("ok", ""), ("junk", "")):
         (tmp_path / folder / f"sight_1_{kind}.txt").write_text(text)
     search = open_queries(PRESETS[preset], tmp_path, DRHOptions())

@@ -47,9 +47,9 @@ def report():
 def test_each_table_has_the_measured_figures_with_the_papers_beside(report, tmp_path):
     text = write_report(tmp_path / "new", report).read_text()
     lines = text.splitlines()
-    own = next(line for line in lines if line.startswith("| 1024 | 0.5500 | 0.5000 |"))
-    assert "| +0.0500 [+0.0500, +0.0500] |" in own and own.endswith("| 0.748 | 0.773 |")
-    assert "| -0.0500 [-0.0500, -0.0500] |" in own  # less the floats
+    row = next(line for line in lines if line.startswith("| 1024 | 0.5500 | 0.5000 |"))
+    assert "| +0.0500 [+0.0500, +0.0500] |" in row and row.endswith("| 0.748 | 0.773 |")
+    assert "| -0.0500 [-0.0500, -0.0500] |" in row  # less the floats
     floats = next(line for line in lines if line.startswith("| max-pooled floats, 512-d |"))
     assert "| 0.6000 |" in floats and floats.endswith("| 0.797 | 0.824 |")
     second = text.split("## Table 2")[1].split("## Table 3")[0].splitlines()

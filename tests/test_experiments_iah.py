@@ -14,10 +14,12 @@ from regionhash.experiments.iah import PRESETS, IAHOptions, IAHPreset
 from regionhash.experiments.iah_report import (
     CategoryResult,
     IAHReport,
+    curve,
     score_semantic,
     write_report,
 )
 from regionhash.experiments.iah_run import open_iah_sides, pooled_cells, reproduce
+from regionhash.experiments.results import Results
 from reporters import Recording
 
 DIGITS = IAHPreset(
@@ -79,14 +81,14 @@ def test_the_report_has_the_paper_s_figures_and_the_differences(tmp_path):
     labels = np.eye(20, dtype=np.uint8)[rng.integers(4, size=50)]
     good = np.packbits(np.repeat(labels[:, :4].astype(bool), 8, axis=1), axis=1)
     bad = rng.integers(256, size=good.shape, dtype=np.uint8)
-    results = [
+    results = Results(
         score_semantic(
             method, 32, (codes[:10], labels[:10]), (codes[10:], labels[10:]), k=20, seconds=3
         )
         for method, codes in (("IAH", good), ("One-Stage", bad))
-    ]
+    )
     assert results[0].mean("MAP") == 1 and results[0].mean("NDCG@20") == 1
-    assert set(results[0].curves["acg"]) == set(range(2, 21, 2))
+    assert list(curve(results[0], "ACG")) == list(range(2, 21, 2))
     found = labels.astype(bool)
     side = CategorySide(np.zeros((50, 20, 1), np.uint8), found, labels)
     scores = category_precision(side, side)

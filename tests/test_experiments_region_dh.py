@@ -13,12 +13,12 @@ from regionhash.data.voc import VOC_CLASSES
 from regionhash.experiments.region_dh import PRESETS, RegionDHOptions
 from regionhash.experiments.region_dh_report import (
     RegionDHReport,
-    Result,
     best_acg,
     score,
     write_report,
 )
 from regionhash.experiments.region_dh_run import _Trunk, first_proposals, reproduce, train_network
+from regionhash.experiments.results import Results
 from regionhash.reporter import SILENT
 from regionhash.training import TrainingConfig, TrainingError
 from reporters import Recording
@@ -155,7 +155,7 @@ def test_a_report_states_the_difference_from_the_strongest_other(tmp_path):
     good = np.packbits(np.repeat(labels.astype(bool), 4, axis=1), axis=1)
     bad = rng.integers(256, size=good.shape, dtype=np.uint8)
     half = np.where(np.arange(40)[:, None] % 2, good, bad)
-    results: list[Result] = []
+    results = Results()
     curves = {}
     for method, codes in (("random", bad), ("half", half), ("ours", good)):
         side = (codes[:10], labels[:10]), (codes[10:], labels[10:])
@@ -165,7 +165,7 @@ def test_a_report_states_the_difference_from_the_strongest_other(tmp_path):
         "test", ["a fact"], results, "ours", 20, best_acg(labels[:10], labels[10:], 20), []
     )
     assert report.strongest_other(16, "map") == "half"
-    assert report.mean("ours", 16, "map") == 1.0
+    assert results.means("map")["ours"] == {16: 1.0}
     text = write_report(tmp_path, report, curves).read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("| 16 | MAP |"))
     assert "| half |" in line and "100.0%" in line

@@ -11,7 +11,7 @@ import torch
 from regionhash.data import open_dataset
 from regionhash.experiments.drh_features import _BagWriter, _stored
 from regionhash.training import Cache, TrainingConfig, feature_cache
-from regionhash.training.feature_cache import stored_features
+from regionhash.training.feature_cache import kept_features
 
 SCENES = open_dataset("digits:train:3")
 
@@ -29,33 +29,34 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def features(path: Path, lines: list[str]) -> Cache:
-    return stored_features(path, lambda: None, SCENES, TrainingConfig(), 2, lines.append)
+def features(folder: Path, told: Recording, n_views: int = 2) -> Cache:
+    return kept_features(folder, "x", lambda: None, SCENES, TrainingConfig(), n_views, told)
 
 
 def test_features_are_computed_once(tmp_path, computed):
-    path, lines = tmp_path / "new" / "features.safetensors", []
-    first, again = features(path, lines), features(path, lines)
-    assert computed == [2] and len(lines) == 1
+    folder, told = tmp_path / "new", Recording()
+    first, again = features(folder, told), features(folder, told)
+    assert computed == [2] and len(told.notes) == 1
     assert torch.equal(first[1][0]["pooled"], again[1][0]["pooled"])
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert len(list(folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "one view"])
 def test_damaged_features_are_computed_again_with_a_line(tmp_path, computed, damage):
-    path, lines = tmp_path / "features.safetensors", []
-    features(path, lines)
+    told = Recording()
+    features(tmp_path, told)
+    (path,) = tmp_path.iterdir()
     content = path.read_bytes()
     if damage == "cut":
         path.write_bytes(content[:-9])
     elif damage == "garbage":
         path.write_bytes(b"\xff" * 40)
     else:
-        stored_features(tmp_path / "b", lambda: None, SCENES, TrainingConfig(), 1, lines.append)
-        shutil.copy(tmp_path / "b", path)
-    found = features(path, lines)
+        features(tmp_path / "b", told, n_views=1)
+        shutil.copy(next((tmp_path / "b").iterdir()), path)
+    found = features(tmp_path, told)
     assert len(found) == 2 and computed[-1] == 2
-    assert f"{path}: damaged (" in lines[-2] and lines[-2].endswith("; computed again")
+    assert f"{path}: damaged (" in told.notes[-2] and told.notes[-2].endswith("; computed again")
     assert path.read_bytes() == content
 
 
@@ -85,13 +86,14 @@ def bags(path: Path) -> None:
     ],
 )
 def test_a_damaged_folder_of_features_is_removed_with_a_line(tmp_path, name, content):
-    path, lines = tmp_path / "features", []
+    path, told = tmp_path / "features", Recording()
     bags(path)
-    assert len(_stored(path, lines.append).database["MAC"].values) == 6 and not lines
+    assert len(_stored(path, told).database["MAC"].values) == 6 and not told.notes
     if content is None:
         (path / name).unlink()
     else:
         (path / name).write_bytes(content)
-    assert _stored(path, lines.append) is None
-    assert len(lines) == 1 and lines[0].startswith(f"{path}: damaged (")
+    assert _stored(path, told) is None
+    (line,) = told.notes
+    assert line.startswith(f"{path}: damaged (")
     assert not path.exists()

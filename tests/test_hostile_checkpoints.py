@@ -325,13 +325,13 @@ def killed_at(step: int, origin: Path, folder: Path) -> bool:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     calls = 0
 
-    def counted(own: Any) -> Any:
+    def counted(function: Any) -> Any:
         def call(*arguments: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == step:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return own(*arguments)
+            return function(*arguments)
 
         return call
 

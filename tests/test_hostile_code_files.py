@@ -73,7 +73,7 @@ def use(path: Path) -> None:
             table.regions(n)
     if "checkpoint" in file.meta:
         model_folder(file)
-    if "sources" in file.meta and not any("data" in own for own in file.meta["sources"]):
+    if "sources" in file.meta and not any("data" in source for source in file.meta["sources"]):
         for name in ids[:2]:
             with pytest.raises(ImageError):
                 Pictures(file.meta["sources"])[name]
@@ -325,7 +325,7 @@ def records_of(journal: Path) -> list[bytes]:
 
 def write_records(journal: Path, records: list[bytes]) -> None:
     """A journal whose checksums are right."""
-    parts = [struct.pack("<II", len(own), zlib.crc32(own)) + own for own in records]
+    parts = [struct.pack("<II", len(record), zlib.crc32(record)) + record for record in records]
     journal.write_bytes(b"RHJOURN1" + b"".join(parts))
 
 

@@ -396,12 +396,12 @@ def test_settings_on_the_command_line_follow_the_rule_too():
 
 def test_every_default_is_a_setting_that_a_file_can_give():
     for name, model in MODELS.items():
-        for own, value in defaults_of(model).items():
-            if value is not None and own != "n_classes":
-                arguments, _ = training_settings(name, flags={own: value})
-                assert arguments == {own: value}
-    for own in TrainingConfig.__dataclass_fields__:
-        training_settings("ssdh", flags={own: getattr(TrainingConfig(), own)})
+        for field, value in defaults_of(model).items():
+            if value is not None and field != "n_classes":
+                arguments, _ = training_settings(name, flags={field: value})
+                assert arguments == {field: value}
+    for field in TrainingConfig.__dataclass_fields__:
+        training_settings("ssdh", flags={field: getattr(TrainingConfig(), field)})
 
 
 def test_json_is_read_or_refused_in_one_line(tmp_path):

@@ -38,7 +38,7 @@ def test_the_model_is_equations_1_to_6_spelled_out():
     m = [model.label(d) for d in regions]
     probs = [row.exp() / row.exp().sum() for row in m]  # eq. 5
     h = [model.describe(d) for d in regions]
-    f = [sum(p[c] * own for p, own in zip(probs, h, strict=True)) / 2 for c in range(4)]  # eq. 6
+    f = [sum(p[c] * h_n for p, h_n in zip(probs, h, strict=True)) / 2 for c in range(4)]  # eq. 6
     largest = torch.stack(m).amax(0)  # eq. 1
     expected = model.semantic(torch.cat(f))
     torch.testing.assert_close(model.hash_features(features)[0], expected + 0.5)
@@ -163,8 +163,8 @@ def test_a_detector_gives_its_backbone_and_rpn():
     model = _model()
     left = copy_weights(model, detector)
     assert not any(name.startswith(("backbone.", "rpn.")) for name in left)
-    for own, theirs in zip(model.rpn.parameters(), detector.rpn.parameters(), strict=True):
-        assert torch.equal(own, theirs)
+    for weight, theirs in zip(model.rpn.parameters(), detector.rpn.parameters(), strict=True):
+        assert torch.equal(weight, theirs)
 
 
 def test_a_longer_code_takes_over_what_is_not_of_the_hash():

@@ -17,7 +17,7 @@ def _write(root, name, *objects):
     annotation = root / "ILSVRC2013_DET_bbox_train" / f"{name}.xml"
     annotation.parent.mkdir(parents=True, exist_ok=True)
     if objects:
-        body = "".join(OBJECT.format(*own) for own in objects)
+        body = "".join(OBJECT.format(*marked) for marked in objects)
         size = "<size><width>60</width><height>40</height><depth>3</depth></size>"
         annotation.write_text(f"<annotation>{size}{body}</annotation>")
     return annotation

@@ -23,7 +23,7 @@ def _model(name="ssdh", **changes):
 
 def _targets(n):
     labels = torch.eye(4)[torch.arange(n) % 4]
-    return [{"image_labels": own} for own in labels]
+    return [{"image_labels": row} for row in labels]
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_features_are_average_and_maximum_over_the_picture_without_padding():
     top = model.backbone.top(small[None].float() / 255)[0]
     torch.testing.assert_close(alone, torch.cat([top.mean((1, 2)), top.amax((1, 2))]))
     padded = model.frozen_features([small, large])["pooled"][0]
-    own = model.backbone.top(stack_images([small, large])[0])[0][:, :4, :4]  # stride 16
-    torch.testing.assert_close(padded, torch.cat([own.mean((1, 2)), own.amax((1, 2))]))
+    cells = model.backbone.top(stack_images([small, large])[0])[0][:, :4, :4]  # stride 16
+    torch.testing.assert_close(padded, torch.cat([cells.mean((1, 2)), cells.amax((1, 2))]))
 
 
 def test_the_one_region_is_the_whole_picture():
@@ -105,7 +105,7 @@ def test_triplet_hashes_have_the_weighted_triplet_loss_of_their_activations(name
         assert losses["balance"].item() == pytest.approx(0.1 * balance)
     encoded = model.encode(images)
     expected = np.packbits((a >= 0).numpy(), axis=1)
-    np.testing.assert_array_equal([own.image_code for own in encoded], expected)
+    np.testing.assert_array_equal([image.image_code for image in encoded], expected)
     assert encoded[0].regions.boxes.tolist() == [[0, 0, 64, 64]]
 
 

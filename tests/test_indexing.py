@@ -98,11 +98,13 @@ def test_the_codes_are_those_of_the_model_that_lies_beside_them(made, photos):
     model, checkpoint = load_checkpoint(folder)
     table = open_codes(folder).compact().table
     for n in range(6):
-        own = table.regions(n)
-        again = encode_boxes(model, checkpoint, read_image(photos / table.ids[n]), own.boxes.copy())
-        differing = np.unpackbits(again.codes ^ own.codes, axis=1)
+        regions = table.regions(n)
+        again = encode_boxes(
+            model, checkpoint, read_image(photos / table.ids[n]), regions.boxes.copy()
+        )
+        differing = np.unpackbits(again.codes ^ regions.codes, axis=1)
         assert differing.mean() < 0.01  # boxes go through pixels of the picture and back
-        np.testing.assert_array_equal(table.image_codes[n], own.codes[0])
+        np.testing.assert_array_equal(table.image_codes[n], regions.codes[0])
 
 
 def test_given_again_the_command_adds_new_pictures_to_the_same_model(photos, tmp_path):
@@ -246,14 +248,14 @@ def test_the_proposals_are_those_of_the_given_detector(saved, photos, tmp_path):
     model, _ = load_checkpoint(tmp_path)
     assert model.rpn is not None
     image = torch.from_numpy(read_image(photos / "0.png")[:64, :96]).permute(2, 0, 1)
-    (own,) = model.region_features([image])
+    (regions,) = model.region_features([image])
     with torch.no_grad():
         batch, sizes = stack_images([image])
         maps, _ = saved.model.backbone(batch)
         (boxes,), (scores,), _ = saved.model.rpn(ImageList(batch, sizes), maps)
     # The detector keeps 8 proposals and the index 300; the best are the same.
-    torch.testing.assert_close(own.boxes[1 : 1 + len(boxes)], boxes, atol=1e-2, rtol=0)
-    torch.testing.assert_close(own.scores[1 : 1 + len(scores)], scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(regions.boxes[1 : 1 + len(boxes)], boxes, atol=1e-2, rtol=0)
+    torch.testing.assert_close(regions.scores[1 : 1 + len(scores)], scores, atol=1e-4, rtol=0)
     assert record_of(run("info", tmp_path, "--json"))["bits"] == 64
 
 
@@ -286,8 +288,8 @@ def test_a_search_by_box_answers_with_boxes(made, photos):
     table = open_codes(folder).compact().table
     for hit in record["hits"]:
         (match,) = hit["matches"]
-        own = table.regions(list(table.ids).index(hit["picture"]))
-        assert match["box"] in own.boxes.tolist()
+        regions = table.regions(list(table.ids).index(hit["picture"]))
+        assert match["box"] in regions.boxes.tolist()
         assert match["class"] is None
 
 

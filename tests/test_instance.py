@@ -104,7 +104,7 @@ def problems(max_items: int) -> st.SearchStrategy[list[list[str]]]:
 def as_query(levels: list[list[str]]) -> tuple[list[int], InstanceRelevance, str]:
     kinds = "".join(chain.from_iterable(levels))
     distances = [3 * level for level, items in enumerate(levels) for _ in items]
-    rows = {kind: [n for n, own in enumerate(kinds) if own == kind] for kind in "pij"}
+    rows = {kind: [n for n, known in enumerate(kinds) if known == kind] for kind in "pij"}
     return distances, relevance_of(len(kinds), rows["p"], rows["j"]), kinds
 
 
@@ -134,7 +134,7 @@ def test_the_stable_order_is_the_official_code_on_the_sorted_list(
     rng = np.random.default_rng(len(kinds))
     shuffled = rng.permutation(distances)
     ranked = [str(row) for row in np.argsort(shuffled, kind="stable")]
-    rows = {kind: [str(n) for n, own in enumerate(kinds) if own == kind] for kind in "pj"}
+    rows = {kind: [str(n) for n, known in enumerate(kinds) if known == kind] for kind in "pj"}
     oracle = ORACLES[form](rows["p"], rows["j"], ranked) if rows["p"] else 0.0
     got = ap(shuffled.tolist(), relevance, form=form, ties="stable")
     assert got == pytest.approx(oracle)

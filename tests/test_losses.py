@@ -139,11 +139,11 @@ def _bags(n_images=3, n_instances=4, n_classes=2):
 def test_the_probability_of_a_bag_is_that_of_the_papers_pooling():
     logits, present = _bags()
     for n, c in ((0, 0), (1, 1), (2, 0)):
-        own = logits[n, present[n], c]
-        sharp = (5 * own).exp().mean().log() / 5
+        of_class = logits[n, present[n], c]
+        sharp = (5 * of_class).exp().mean().log() / 5
         expected = {
-            "max": own.sigmoid().max(),
-            "mean": own.sigmoid().mean(),
+            "max": of_class.sigmoid().max(),
+            "mean": of_class.sigmoid().mean(),
             "log-sum-exp": sharp.sigmoid(),
         }
         for pooling, p in expected.items():
@@ -216,7 +216,7 @@ def test_gradients_of_the_dmih_losses_are_right():
     labels = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
     for pooling in ("max", "mean", "log-sum-exp"):
         assert gradcheck(
-            lambda x, own=pooling: mil_loss(*bag_log_probs(x, present, own), labels),
+            lambda x, form=pooling: mil_loss(*bag_log_probs(x, present, form), labels),
             logits.requires_grad_(),
         )
     images, classes = labels.nonzero(as_tuple=True)

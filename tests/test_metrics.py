@@ -27,7 +27,6 @@ from regionhash.evaluation.metrics import (
     Denominator,
     HammingMatrix,
     SharedLabels,
-    class_means,
     evaluate_ranking,
     per_query,
     ranking_curves,
@@ -299,13 +298,6 @@ def test_cuts_beyond_the_database_fall_together_with_it() -> None:
     assert curves.ks.tolist() == [1, 2]
 
 
-def test_class_means_are_over_the_queries_of_the_class() -> None:
-    labels = np.array([[1, 0, 0], [1, 1, 0]])
-    assert class_means(np.array([0.2, 0.6]), labels) == pytest.approx(
-        [0.4, 0.6, np.nan], nan_ok=True
-    )
-
-
 def test_contained_labels_ask_for_all_labels_of_the_query() -> None:
     queries = np.array([[1, 1, 0], [0, 0, 1], [0, 0, 0]])
     database = np.array([[1, 1, 1], [1, 0, 1]])
@@ -387,5 +379,3 @@ def test_distances_that_are_no_ranks_are_refused() -> None:
         per_query(np.zeros((0, 3), int), np.zeros((0, 3), int))
     with pytest.raises(ValueError, match="ks must hold at least one cut"):
         ranking_curves(np.array([[0]]), np.array([[1]]), ks=[])
-    with pytest.raises(ValueError, match=r"values must be \(2,\), got \(3,\)"):
-        class_means(np.zeros(3), np.ones((2, 1), int))

@@ -10,13 +10,13 @@ from regionhash.structures import Target
 def _set(*labels):
     """Pictures with one box, 10 pixels wide or more, for each label."""
     targets = []
-    for own in labels:
-        boxes = [[0, 0, 10 + n, 10] for n in range(len(own))]
+    for row in labels:
+        boxes = [[0, 0, 10 + n, 10] for n in range(len(row))]
         targets.append(
             Target(
                 np.array(boxes, np.float32).reshape(-1, 4),
-                np.array(own, np.int64),
-                np.zeros(len(own), bool),
+                np.array(row, np.int64),
+                np.zeros(len(row), bool),
             )
         )
     ids = tuple(f"{n}" for n in range(len(labels)))
@@ -32,12 +32,12 @@ def test_a_marked_object_is_the_largest_of_its_class_in_a_picture_of_its_own():
     for query in draw_queries(image_set, (0, 1), 8, marked=True, seed=0):
         assert query.labels == (0, 1) and len(query.objects) == 2
         labels = [
-            image_set.targets[own.row]
-            .labels[(image_set.targets[own.row].boxes == own.box).all(axis=1)]
+            image_set.targets[box.row]
+            .labels[(image_set.targets[box.row].boxes == box.box).all(axis=1)]
             .tolist()
-            for own in query.objects
+            for box in query.objects
         ]
-        assert sorted(label for own in labels for label in own) == [0, 1]
+        assert sorted(label for row in labels for label in row) == [0, 1]
 
 
 def test_unmarked_pictures_show_the_whole_combination_and_nothing_else():
@@ -46,9 +46,9 @@ def test_unmarked_pictures_show_the_whole_combination_and_nothing_else():
     queries = draw_queries(image_set, (0, 1), 30, marked=False, seed=0)
     assert len(queries) == 30
     for query in queries:
-        shown = table[[own.row for own in query.objects]]
+        shown = table[[box.row for box in query.objects]]
         assert shown.any(axis=0).tolist() == [True, True, False]
-        assert all(own.box is None for own in query.objects)
+        assert all(box.box is None for box in query.objects)
     assert {len(query.objects) for query in queries} == {1, 2}
 
 
@@ -57,7 +57,7 @@ def test_the_draw_of_a_combination_depends_on_the_seed_alone():
 
     def draw(seed):
         queries = draw_queries(image_set, (1, 3), 6, marked=True, seed=seed)
-        return [[own.row for own in query.objects] for query in queries]
+        return [[box.row for box in query.objects] for query in queries]
 
     assert draw(0) == draw(0) != draw(1)
 

@@ -43,7 +43,7 @@ def test_pyramid_pooling_is_the_maximum_of_the_bins():
     assert pooled.shape == (2, 2 * 30)
     whole, part = maps[0], maps[0, :, 4:8, 2:6]
     quarters = [whole[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2] for i in range(4) for j in range(4)]
-    expected = torch.stack([own.amax((1, 2)) for own in quarters], 1).flatten()
+    expected = torch.stack([quarter.amax((1, 2)) for quarter in quarters], 1).flatten()
     torch.testing.assert_close(pooled[0, :32], expected)
     torch.testing.assert_close(pooled[:, -2:], torch.stack([whole.amax((1, 2)), part.amax((1, 2))]))
     torch.testing.assert_close(pooled[1, :32], part.flatten(1).flatten())  # a cell in each bin

@@ -79,9 +79,9 @@ def test_the_hashing_terms_are_the_published_sums():
         losses = model.head_losses(features, labels)
         found = model._describe(features)
         h2 = model.hash_features(features)
-    own = [a[o > 0] for a, o in zip(found.activations, features["objectness"], strict=True)]
-    e1 = sum(push_from_half(a).sum() for a in own) / 2
-    e2 = sum(balance_bits(a).sum() for a in own) / 2
+    of_objects = [a[o > 0] for a, o in zip(found.activations, features["objectness"], strict=True)]
+    e1 = sum(push_from_half(a).sum() for a in of_objects) / 2
+    e2 = sum(balance_bits(a).sum() for a in of_objects) / 2
     torch.testing.assert_close(losses["h1_e1"], 0.05 * e1)
     torch.testing.assert_close(losses["h1_e2"], 0.05 * e2)
     torch.testing.assert_close(losses["h2_e1"], 10 * push_from_half(h2).sum() / 2)
@@ -95,10 +95,10 @@ def test_known_objects_stand_behind_the_proposals_without_objectness():
     alone = model.frozen_features(images)
     for n, target in enumerate(targets):
         n_proposals = int((alone["objectness"][n] > 0).sum())
-        own = slice(n_proposals, n_proposals + len(target["labels"]))
-        assert features["region_labels"][n, own].tolist() == (target["labels"] + 1).tolist()
-        assert (features["objectness"][n, own] == 0).all()
-        assert features["present"][n].sum() == own.stop
+        of_objects = slice(n_proposals, n_proposals + len(target["labels"]))
+        assert features["region_labels"][n, of_objects].tolist() == (target["labels"] + 1).tolist()
+        assert (features["objectness"][n, of_objects] == 0).all()
+        assert features["present"][n].sum() == of_objects.stop
     torch.testing.assert_close(model.hash_features(features), model.hash_features(alone))
 
 

@@ -100,10 +100,10 @@ def test_objects_are_ranked_by_distance_then_row_with_the_first_best_region(draw
         (n, f"image{n}", united[n]) for n in rows
     ]
     for hit in hits:
-        own = range(table.offsets[hit.index], table.offsets[hit.index + 1])
+        region_rows = range(table.offsets[hit.index], table.offsets[hit.index + 1])
         assert len(hit.matches) == len(queries)
         for query, match in zip(queries, hit.matches, strict=True):
-            best = min(own, key=lambda m: (slow_distance(query, codes[m]), m))
+            best = min(region_rows, key=lambda m: (slow_distance(query, codes[m]), m))
             assert match.distance == slow_distance(query, codes[best])
             assert match.box == tuple(table.boxes[best])
             assert (match.label, match.score) == (best, table.scores[best])
@@ -232,12 +232,12 @@ def test_pictures_are_ranked_as_the_bits_of_their_regions_rank_them(drawn, n_que
 def test_pictures_of_a_category_are_ranked_as_its_bits_rank_them(drawn, seed, min_prob):
     queries, codes, offsets, among, top = drawn
     rng = np.random.default_rng(seed)
-    own = [np.sort(rng.permutation(9)[:size]) for size in np.diff(offsets)]  # 9 at most in a bag
-    categories = np.concatenate([*own, np.zeros(0, np.int64)]).astype(np.int64)
+    bags = [np.sort(rng.permutation(9)[:size]) for size in np.diff(offsets)]  # 9 at most in a bag
+    categories = np.concatenate([*bags, np.zeros(0, np.int64)]).astype(np.int64)
     probs = rng.random(len(categories), np.float32)
     table = CodeTable(
-        ids=[f"image{n}" for n in range(len(own))],
-        sizes=np.full((len(own), 2), 100, np.int32),
+        ids=[f"image{n}" for n in range(len(bags))],
+        sizes=np.full((len(bags), 2), 100, np.int32),
         category_offsets=offsets,
         categories=categories,
         category_probs=probs,
@@ -269,11 +269,11 @@ def test_a_large_table_gives_all_that_match_where_more_are_asked_for(top):
     each = np.insert(np.unpackbits(codes ^ codes[0], axis=1).sum(axis=1, dtype=np.int64), 3, 99)
     half = np.arange(len(sizes)) < 10_000
     for among in (None, half, half & (sizes > 1), half | True):
-        own = np.flatnonzero((sizes > 0) & (True if among is None else among))
-        own = own[np.lexsort([own, each[own]])][:top]
+        expected = np.flatnonzero((sizes > 0) & (True if among is None else among))
+        expected = expected[np.lexsort([expected, each[expected]])][:top]
         bags, distances = nearest_bags(codes[0], codes, offsets, top=top, among=among)
-        np.testing.assert_array_equal(bags, own)
-        np.testing.assert_array_equal(distances, each[own])
+        np.testing.assert_array_equal(bags, expected)
+        np.testing.assert_array_equal(distances, each[expected])
 
 
 @pytest.mark.timeout(60)

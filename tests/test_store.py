@@ -35,10 +35,10 @@ def check_holds_first(path, count):
         regions = table.regions(n)
         for name in ("boxes", "scores", "labels", "codes"):
             np.testing.assert_array_equal(getattr(regions, name), getattr(wanted.regions, name))
-        own = slice(table.category_offsets[n], table.category_offsets[n + 1])
-        np.testing.assert_array_equal(table.categories[own], wanted.categories.categories)
-        np.testing.assert_array_equal(table.category_probs[own], wanted.categories.probs)
-        np.testing.assert_array_equal(table.category_codes[own], wanted.categories.codes)
+        rows = slice(table.category_offsets[n], table.category_offsets[n + 1])
+        np.testing.assert_array_equal(table.categories[rows], wanted.categories.categories)
+        np.testing.assert_array_equal(table.category_probs[rows], wanted.categories.probs)
+        np.testing.assert_array_equal(table.category_codes[rows], wanted.categories.codes)
 
 
 def files_beside(path):

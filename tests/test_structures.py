@@ -24,15 +24,15 @@ def regions(n=2, n_bytes=8):
 
 def table(**changes):
     """Three pictures with two, no and one region."""
-    own = regions(3)
+    chosen = regions(3)
     fields = {
         "ids": ["a", "b", "c"],
         "sizes": np.ones((3, 2), np.int32),
         "offsets": np.array([0, 2, 2, 3]),
-        "boxes": own.boxes,
-        "scores": own.scores,
-        "labels": own.labels,
-        "region_codes": own.codes,
+        "boxes": chosen.boxes,
+        "scores": chosen.scores,
+        "labels": chosen.labels,
+        "region_codes": chosen.codes,
     }
     return CodeTable(**(fields | changes))
 

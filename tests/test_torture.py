@@ -149,6 +149,8 @@ def test_notes_of_a_killed_process_end_when_the_next_one_starts(history):
     ]
     add, refresh = history.operations_of(notes)
     assert (add.end, add.done, refresh.end, refresh.done) == (9, False, 11, True)
-    assert [own.number for own in history.contents_of("/w/a.png", 4, notes) if own.end == inf] == [
-        5
-    ]
+    assert [
+        content.number
+        for content in history.contents_of("/w/a.png", 4, notes)
+        if content.end == inf
+    ] == [5]

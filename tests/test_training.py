@@ -240,9 +240,9 @@ def test_an_rpn_that_nobody_trains_gives_a_warning(tmp_path, caplog):
     start = build_model("region-dh", REGION | {"n_classes": 10})
     arguments = {name: REGION[name] for name in ("n_bits", "backbone", "weights", "fpn_channels")}
     config = _config(epochs=1, held_out=0.0)
-    for own, told in ((None, True), (start, False)):
+    for given, told in ((None, True), (start, False)):
         caplog.clear()
-        train("iah", arguments, SCENES, tmp_path / str(told), config, start=own)
+        train("iah", arguments, SCENES, tmp_path / str(told), config, start=given)
         assert ("its proposals are random" in caplog.text) == told
 
 

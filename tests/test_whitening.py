@@ -45,8 +45,8 @@ def test_directions_come_in_the_order_of_their_variance():
     whitening = Whitening(8, 3).fit([x])
     centred = x.double().numpy() - x.double().numpy().mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    own = torch.nn.functional.normalize(whitening.projection, dim=0).numpy()
-    np.testing.assert_allclose(np.abs(axes[:3] @ own), np.eye(3), atol=1e-3)
+    directions = torch.nn.functional.normalize(whitening.projection, dim=0).numpy()
+    np.testing.assert_allclose(np.abs(axes[:3] @ directions), np.eye(3), atol=1e-3)
 
 
 def test_the_result_is_of_unit_length_before_its_mean_is_taken_away():

@@ -35,7 +35,11 @@ def test_windows_lie_in_the_map_cover_it_and_come_once(height, width, overlap):
 
 def test_halves_at_an_overlap_of_a_half_lie_a_quarter_apart():
     windows = sliding_windows(8, 16, 0.5)
-    halves = [own for own in windows.tolist() if own[2] - own[0] == 8 and own[3] - own[1] == 8]
+    halves = [
+        window
+        for window in windows.tolist()
+        if window[2] - window[0] == 8 and window[3] - window[1] == 8
+    ]
     assert halves == [[0, 0, 8, 8], [4, 0, 12, 8], [8, 0, 16, 8]]
 
 
@@ -99,12 +103,12 @@ def test_a_window_that_is_empty_or_leaves_the_map_is_refused(window):
     ],
 )
 def test_boxes_take_the_cells_that_they_touch(box, cells):
-    own = snap_boxes(torch.tensor([box], dtype=torch.float32), 32, 3, 4)
-    assert own.dtype == np.int64
-    assert own.tolist() == [cells]
+    cells_of_boxes = snap_boxes(torch.tensor([box], dtype=torch.float32), 32, 3, 4)
+    assert cells_of_boxes.dtype == np.int64
+    assert cells_of_boxes.tolist() == [cells]
 
 
 def test_no_box_covers_no_cell():
-    own = snap_boxes(torch.zeros(0, 4), 16, 3, 4)
-    assert own.shape == (0, 4)
-    assert max_pool_windows(torch.zeros(1, 2, 3, 4), own).shape == (1, 0, 2)
+    cells_of_boxes = snap_boxes(torch.zeros(0, 4), 16, 3, 4)
+    assert cells_of_boxes.shape == (0, 4)
+    assert max_pool_windows(torch.zeros(1, 2, 3, 4), cells_of_boxes).shape == (1, 0, 2)

@@ -9,10 +9,7 @@ import typer
 from rich.table import Table
 
 from regionhash.cli.options import Json
-from regionhash.cli.output import (
-    print_json,
-    print_table,
-)
+from regionhash.cli.output import print_json, print_table
 
 
 def evaluate(
@@ -49,8 +46,7 @@ def evaluate(
         ),
     ] = None,
     curves: Annotated[
-        Path | None,
-        typer.Option(help="Folder for curves over k: curves.csv and three plots."),
+        Path | None, typer.Option(help="Folder for curves over k: curves.csv and three plots.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -67,12 +63,7 @@ def evaluate(
     """
     from regionhash.collection import open_codes
     from regionhash.data import open_dataset
-    from regionhash.evaluation import (
-        HammingMatrix,
-        SharedLabels,
-        evaluate_ranking,
-        ranking_curves,
-    )
+    from regionhash.evaluation import HammingMatrix, SharedLabels, evaluate_ranking, ranking_curves
     from regionhash.evaluation.code_files import detections_of_file, labelled_codes, write_curves
 
     asked, searched = open_codes(queries), open_codes(database)

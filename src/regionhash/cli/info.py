@@ -10,11 +10,7 @@ import typer
 from rich.table import Table
 
 from regionhash.cli.options import Json
-from regionhash.cli.output import (
-    print_json,
-    print_lines,
-    print_table,
-)
+from regionhash.cli.output import print_json, print_lines, print_table
 
 
 def info(

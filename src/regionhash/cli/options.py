@@ -28,8 +28,7 @@ Weights = Annotated[
     ),
 ]
 Short = Annotated[
-    int | None,
-    typer.Option(help="Short side of the network's input, in pixels.  [default: 384]"),
+    int | None, typer.Option(help="Short side of the network's input, in pixels.  [default: 384]")
 ]
 BatchSize = Annotated[int, typer.Option(help="Pictures per batch of the model.")]
 Workers = Annotated[

@@ -11,10 +11,7 @@ import typer
 from rich.table import Table
 
 from regionhash.cli.options import Device, Json
-from regionhash.cli.output import (
-    print_json,
-    print_table,
-)
+from regionhash.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from regionhash.search.request import Query
@@ -34,13 +31,7 @@ _FLAGS = {
 
 
 def search(
-    codes: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CODES",
-            help="A code file or a collection.",
-        ),
-    ],
+    codes: Annotated[Path, typer.Argument(metavar="CODES", help="A code file or a collection.")],
     query: Annotated[
         list[str],
         typer.Option(
@@ -140,8 +131,7 @@ def search(
         typer.Option(help="Pictures that the first of several steps passes on.  [default: 400]"),
     ] = None,
     expand: Annotated[
-        int | None,
-        typer.Option(help="Results that an expansion uses as queries.  [default: 6]"),
+        int | None, typer.Option(help="Results that an expansion uses as queries.  [default: 6]")
     ] = None,
     model: Annotated[
         Path | None,
@@ -155,8 +145,7 @@ def search(
         typer.Option(help="Also write the results as a contact sheet, a .png or .html file."),
     ] = None,
     images_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where the pictures are, if they have moved; for --sheet."),
+        Path | None, typer.Option(help="Where the pictures are, if they have moved; for --sheet.")
     ] = None,
     label: Annotated[
         list[str] | None,
@@ -187,11 +176,9 @@ def search(
     """
     from regionhash.collection import Collection, Filter, Search, is_collection
     from regionhash.data.inputs import Pictures
-    from regionhash.models.checkpoints import load_checkpoint, model_folder
-    from regionhash.models.encoding import pick_device
     from regionhash.search.answer import write_answer
     from regionhash.search.request import RequestError
-    from regionhash.search.run import run
+    from regionhash.search.run import load_model_of, run
     from regionhash.store import CodeSet
 
     chosen = Filter(tuple(only or ()), min_score, folder, _seconds(after), _seconds(before))
@@ -227,15 +214,11 @@ def search(
     except RequestError as error:
         flag = _FLAGS.get(error.field, f"--{error.field}")
         raise ValueError(f"{flag} {error.reason}") from error
-    origin = model or model_folder(file)
-    if not origin.exists():
-        raise ValueError(f"{origin}: model not found; pass it with --model")
-    network, checkpoint = load_checkpoint(origin)
-    network.to(pick_device(device))
+    loaded = load_model_of(file, model, device, advice="; pass it with --model")
     if collection is None:
-        answer = run(network, checkpoint, file, request)
+        answer = run(*loaded, file, request)
     else:
-        collection.model = network, checkpoint
+        collection.model = loaded
         answer = collection.find(request)
     if sheet:
         find_picture = Pictures(file.recorded("sources"), images_dir).__getitem__

@@ -1,6 +1,5 @@
 """Collections: pictures are added and removed while they are searched."""
 
-from regionhash.collection.checking import CheckReport
 from regionhash.collection.collection import (
     Collection,
     check_folder,
@@ -8,17 +7,11 @@ from regionhash.collection.collection import (
     model_hash_of,
     open_codes,
 )
-from regionhash.collection.database import (
-    DATABASE_FILE,
-    CollectionMissingError,
-    CollectionReplacedError,
-)
+from regionhash.collection.database import CollectionMissingError, CollectionReplacedError
 from regionhash.collection.results import Result, ResultGroup, Results
 from regionhash.search.request import Filter, Query, Search
 
 __all__ = [
-    "DATABASE_FILE",
-    "CheckReport",
     "Collection",
     "CollectionMissingError",
     "CollectionReplacedError",

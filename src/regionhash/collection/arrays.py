@@ -98,11 +98,7 @@ class Arrays:
 
     @contextmanager
     def at_moment(
-        self,
-        database: Database,
-        before: Snapshot | None = None,
-        *,
-        rebuild: bool = False,
+        self, database: Database, before: Snapshot | None = None, *, rebuild: bool = False
     ) -> Iterator[Snapshot]:
         """The current snapshot; inside the context, the database is read at that moment.
 
@@ -159,10 +155,7 @@ class Arrays:
         raise StoreError(f"{self.folder}: is deleted or changed as fast as it is rebuilt")
 
     def _built_anew(
-        self,
-        database: Database,
-        version: tuple[int, int],
-        masked: Snapshot | None,
+        self, database: Database, version: tuple[int, int], masked: Snapshot | None
     ) -> Snapshot | None:
         """The snapshot of new arrays; if the disk is full, that of the masked arrays."""
         try:

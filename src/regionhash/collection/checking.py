@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 
 from regionhash.collection.arrays import Arrays, Snapshot
-from regionhash.collection.database import (
-    BLOBS,
-    UPLOADS_FOLDER,
-    Columns,
-    Database,
-    checksum,
-)
+from regionhash.collection.database import BLOBS, UPLOADS_FOLDER, Columns, Database, checksum
 from regionhash.files.atomic import leftovers, remove_leftovers
 from regionhash.store import LAYOUT, StoreError
 from regionhash.structures import CodeTable

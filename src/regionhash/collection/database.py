@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.files.names import absolute, shown_name
-from regionhash.store import LAYOUT, StoreError, dtype_of
+from regionhash.store import LAYOUT, StoreError, dtype_of, row_shapes_of
 
 DATABASE_FILE = "collection.db"
 UPLOADS_FOLDER = "uploads"
@@ -807,19 +807,13 @@ def _with_parts(header: dict[str, Any], columns: Columns) -> dict[str, Any]:
     """Completes a header without parts, from an intact row."""
     n_categories = len(columns["categories"] or b"") // row_width("categories", ())
     category_width = len(columns["category_codes"] or b"") // max(1, n_categories)
-    shapes = {
-        "image_codes": [header["n_bits"] // 8],
-        "class_probs": [len(header["classes"])],
-        "boxes": [4],
-        "region_codes": [header["n_region_bits"] // 8],
-        "category_codes": [category_width],
-    }
     known = header.get("rows")
     if known is None or known.get("category_codes") == [0]:  # of a picture without categories
-        known = {"id_bytes": [], "sizes": [2]} | {
-            name: shapes.get(name, [])
-            for name in BLOBS
-            if columns[name] is not None and name != "image_labels"
+        known = {
+            name: [category_width if n is None else n for n in shape]
+            for name, shape in row_shapes_of(header).items()
+            if name in ("id_bytes", "sizes")  # each picture has them
+            or (name != "image_labels" and columns[name] is not None)
         }
     labelled = header.get("labelled") or columns["image_labels"] is not None
     return header | {"rows": known} | ({"labelled": True} if labelled else {})

@@ -1,11 +1,6 @@
 """Measures of retrieval and detection, their uncertainty, and the papers' figures."""
 
-from regionhash.evaluation.bootstrap import (
-    BootstrapResult,
-    ErrorReduction,
-    error_reduction,
-    paired_bootstrap,
-)
+from regionhash.evaluation.bootstrap import error_reduction, paired_bootstrap
 from regionhash.evaluation.detection import detection_map
 from regionhash.evaluation.instance import (
     CosineRanks,
@@ -14,30 +9,19 @@ from regionhash.evaluation.instance import (
     instance_average_precision,
 )
 from regionhash.evaluation.metrics import (
-    METRICS,
-    ContainedLabels,
     HammingMatrix,
-    RankingCurves,
     SharedLabels,
-    class_means,
     evaluate_ranking,
     per_query,
     ranking_curves,
 )
-from regionhash.evaluation.papers import PaperFigure, paper_figures
+from regionhash.evaluation.papers import paper_figures
 
 __all__ = [
-    "METRICS",
-    "BootstrapResult",
-    "ContainedLabels",
     "CosineRanks",
-    "ErrorReduction",
     "HammingMatrix",
     "InstanceRelevance",
-    "PaperFigure",
-    "RankingCurves",
     "SharedLabels",
-    "class_means",
     "dense_ranks",
     "detection_map",
     "error_reduction",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+N_RESAMPLES = 10_000
 _CHUNK_ITEMS = 1 << 21  # drawn queries in memory at a time
 
 
@@ -50,7 +51,7 @@ def paired_bootstrap(
     a: NDArray[np.floating[Any]],
     b: NDArray[np.floating[Any]],
     *,
-    n_resamples: int = 10_000,
+    n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> BootstrapResult:
     """The difference between a measure (Q,) of two methods on the same queries.
@@ -62,7 +63,9 @@ def paired_bootstrap(
     Raises:
         ValueError: `a` and `b` are not (Q,) of one length >= 1, or `n_resamples` is not positive.
     """
-    pairs = _checked_pairs(a, b, n_resamples)
+    pairs = _checked_pairs(a, b)
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
     differences = pairs[:, :1] - pairs[:, 1:]  # (Q, 1)
     means = _resampled_means(differences, n_resamples, seed)[:, 0]
     one_sided = (1 + min((means <= 0).sum(), (means >= 0).sum())) / (n_resamples + 1)
@@ -70,25 +73,19 @@ def paired_bootstrap(
     return BootstrapResult(float(differences.mean()), low, high, float(min(1.0, 2 * one_sided)))
 
 
-def error_reduction(
-    a: NDArray[np.floating[Any]],
-    b: NDArray[np.floating[Any]],
-    *,
-    n_resamples: int = 10_000,
-    seed: int = 0,
-) -> ErrorReduction:
+def error_reduction(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> ErrorReduction:
     """The share of b's error that a avoids, for a measure (Q,) in [0, 1] on the same queries.
 
     Raises:
         ValueError: see `paired_bootstrap`; a value is outside [0, 1]; or the mean of `b` is 1, so
             there is no error to reduce.
     """
-    pairs = _checked_pairs(a, b, n_resamples)
+    pairs = _checked_pairs(a, b)
     if pairs.min() < 0 or pairs.max() > 1:
         raise ValueError(f"a and b must be in [0, 1], got {pairs.min()} to {pairs.max()}")
     if (pairs[:, 1] == 1).all():
         raise ValueError("b must have a mean below 1, got 1: there is no error to reduce")
-    errors = 1 - np.vstack([pairs.mean(0), _resampled_means(pairs, n_resamples, seed)])
+    errors = 1 - np.vstack([pairs.mean(0), _resampled_means(pairs, N_RESAMPLES, seed=0)])
     # if b has no error in a resample, the ratio is minus infinity, or 0 if a has none either
     ratios = np.where(errors[:, 0] > 0, -np.inf, 0.0)
     np.divide(errors[:, 0], errors[:, 1], out=ratios, where=errors[:, 1] > 0)
@@ -98,7 +95,7 @@ def error_reduction(
 
 
 def _checked_pairs(
-    a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]], n_resamples: int
+    a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]
 ) -> NDArray[np.float64]:
     """The two measures as (Q, 2)."""
     if np.ndim(a) != 1 or np.shape(a) != np.shape(b) or not len(a):
@@ -109,8 +106,6 @@ def _checked_pairs(
     pairs = np.stack([a, b], axis=1).astype(np.float64)
     if not np.isfinite(pairs).all():
         raise ValueError("a and b must be finite, got NaN or infinity")
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
     return pairs
 
 

@@ -68,10 +68,7 @@ class InstanceRelevance:
 
     @classmethod
     def of_ids(
-        cls,
-        ids: Sequence[str],
-        positives: Iterable[Iterable[str]],
-        junk: Iterable[Iterable[str]],
+        cls, ids: Sequence[str], positives: Iterable[Iterable[str]], junk: Iterable[Iterable[str]]
     ) -> InstanceRelevance:
         """The same from image ids: of the database, and of each query's positives and junk.
 

@@ -283,24 +283,6 @@ def ranking_curves(
     return RankingCurves(cuts, precision, recall, acg)
 
 
-def class_means(values: Values, query_labels: Integers) -> Values:
-    """Means (C,) of a measure (Q,) over the queries of each class; NaN if it has none.
-
-    For the "map" of `per_query`, this is the MAP per class.
-
-    Raises:
-        ValueError: `values` is not (Q,), or `query_labels` not a (Q, C) table of 0 and 1.
-    """
-    labels = _checked_labels("query_labels", query_labels)
-    if np.shape(values) != (len(labels),):
-        raise ValueError(f"values must be ({len(labels)},), got {np.shape(values)}")
-    n_queries = labels.sum(0, dtype=np.int64)
-    sums = values @ labels.astype(np.float64)
-    means = np.full(len(sums), np.nan)
-    np.divide(sums, n_queries, out=means, where=n_queries > 0)
-    return means
-
-
 class _Levels:
     """A block of q queries as L levels of equally ranked items, nearest first.
 
@@ -384,12 +366,7 @@ def _discounted_gains(levels: _Levels, discount: Values) -> Values:
 
 
 def _average_precisions(
-    levels: _Levels,
-    k: int,
-    denominator: Denominator,
-    *,
-    harmonic: Values,
-    log_factorial: Values,
+    levels: _Levels, k: int, denominator: Denominator, *, harmonic: Values, log_factorial: Values
 ) -> Values:
     """Expected AP and weighted AP of the top k, (2, q).
 

@@ -19,11 +19,13 @@ from regionhash.data import open_dataset
 from regionhash.data.image_set import ImageSet, joined
 from regionhash.evaluation import error_reduction, paired_bootstrap
 from regionhash.files.atomic import replacing, write_text
-from regionhash.models import MODELS, HashModel, TrainedHashModel
+from regionhash.models import MODELS, HashModel
 from regionhash.models.checkpoints import Checkpoint, Kind, build_model, load_checkpoint, provenance
+from regionhash.models.encoding import encode_set
 from regionhash.reporter import SILENT, Reporter
+from regionhash.store import CodeSet
 from regionhash.training import Cache, TrainingConfig, train
-from regionhash.training.feature_cache import stored_features
+from regionhash.training.feature_cache import PRECISION
 
 Labels = NDArray[np.uint8]
 Values = NDArray[np.floating[Any]]
@@ -91,6 +93,11 @@ def name_of(kind: type[HashModel]) -> str:
     return next(name for name, known in MODELS.items() if known is kind)
 
 
+def body(options: Any) -> dict[str, Any]:
+    """Arguments of any model that reads the backbone of these options."""
+    return {"backbone": options.backbone, "weights": options.weights}
+
+
 def built(kind: type[Kind], arguments: dict[str, Any]) -> Kind:
     """A model as `build_model` makes it."""
     return cast(Kind, build_model(name_of(kind), arguments))
@@ -128,22 +135,12 @@ def training_seconds(checkpoint: Checkpoint) -> float:
     return float(sum(row["seconds"] for row in checkpoint.provenance["epochs"]))
 
 
-def kept_features(
-    folder: Path,
-    name: str,
-    build: Callable[[], TrainedHashModel],
-    pictures: ImageSet,
-    config: TrainingConfig,
-    n_views: int,
-    reporter: Reporter,
-) -> Cache:
-    """What a network without its hash says of `n_views` views of each picture, made or kept.
-
-    The file's name has all that the features depend on: `name` what is not a matter of pictures,
-    their size or their number of views. The first view is the picture as it is.
-    """
-    key = f"{name}-{config.short}-{n_views}-{pictures.fingerprint()}.safetensors"
-    return stored_features(folder / key, build, pictures, config, n_views, reporter)
+def encoded(
+    model: HashModel, checkpoint: Checkpoint, folder: Path, pictures: ImageSet, path: Path
+) -> CodeSet:
+    """The codes of pictures by a model in `folder`, in the file `path`, made or kept."""
+    encode_set(model, checkpoint, pictures, path, checkpoint_path=folder, precision=PRECISION)
+    return CodeSet.open(path)
 
 
 # -- facts ----------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from regionhash.experiments.dmih_report import (
 from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
 from regionhash.models.classical import PartitionMinHash, VisualWords
 from regionhash.models.dmih import DMIH, THETA
-from regionhash.models.encoding import encode_boxes, encode_set
+from regionhash.models.encoding import encode_boxes
 from regionhash.models.image_level import DSRH
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.multiscale import window_boxes
@@ -55,10 +55,9 @@ from regionhash.parts.sift import load_opencv, sift_features
 from regionhash.parts.windows import sliding_windows
 from regionhash.reporter import Reporter
 from regionhash.search import united_hamming
-from regionhash.store import CodeSet
-from regionhash.structures import Codes, CodeTable, Floats, Ints
+from regionhash.structures import Codes, Floats, Ints
 from regionhash.training import Cache, TrainingConfig
-from regionhash.training.feature_cache import PRECISION, head_training
+from regionhash.training.feature_cache import PRECISION, head_training, kept_features
 
 Vectors = Codes | Floats  # (n, B) uint8 codes, or (n, D) floats
 Ask = Callable[[QueryBox], Vectors]
@@ -165,7 +164,7 @@ class DMIHMethods:
         options = self.options
         network = f"{options.backbone}-{Path(options.weights).stem}"
         arguments = self._arguments(8) | {"n_classes": max(len(pictures.classes), 1)}
-        maps = common.kept_features(
+        maps = kept_features(
             self.out / "features",
             f"maps-{network}",
             lambda: common.built(DMIH, arguments),
@@ -262,10 +261,8 @@ class DMIHMethods:
 
     def _arguments(self, n_bits: int) -> dict[str, Any]:
         """Arguments of DMIH."""
-        return {
+        return common.body(self.options) | {
             "n_bits": n_bits,
-            "backbone": self.options.backbone,
-            "weights": self.options.weights,
             "n_channels": self.options.channels,
             "n_features": self.options.channels,
             "margin": self.options.margin,
@@ -329,12 +326,7 @@ class DMIHMethods:
 
     def _dsrh(self, n_bits: int) -> Method:
         """DSRH, trained on whole pictures, of sliding windows."""
-        arguments = {
-            "n_bits": n_bits,
-            "backbone": self.options.backbone,
-            "weights": self.options.weights,
-            "trained_stages": 0,
-        }
+        arguments = common.body(self.options) | {"n_bits": n_bits, "trained_stages": 0}
         database, asked = self.database, list(self.asked.cells())
         pooled: Cache = [
             ({"pooled": torch.stack([_pooled(cells) for cells in database.cells(view)])}, labels)
@@ -425,8 +417,7 @@ class DMIHMethods:
         pictures = self.database.pictures
         path = self.out / f"region-dh-{checkpoint.model_hash}-{pictures.fingerprint()}.h5"
         self.reporter.note(f"{pictures.name}: codes of Region-DH")
-        encode_set(model, checkpoint, pictures, path, checkpoint_path=folder, precision=PRECISION)
-        table: CodeTable = CodeSet.open(path).table
+        table = common.encoded(model, checkpoint, folder, pictures, path).table
         row_of = {image_id: n for n, image_id in enumerate(table.ids)}
         bags = []
         for image_id in pictures.ids:

@@ -216,35 +216,29 @@ def _place_in_table_2(method: str) -> tuple[str, str]:
 
 
 def _table_3(report: DRHReport) -> list[str]:
-    datasets = _papers(report, "3")
-    results = report.of("3")
-    base = results[0]
-    header = ["steps", "mAP", f"less {base.method}", "p"]
-    rows = [
-        [r.method, f"{r.map:.4f}"]
-        + (_difference(r, base) if r is not base else ["-", "-"])
-        + [report.paper("3", r.method, r.n_bits, dataset) for dataset in datasets]
-        for r in results
-    ]
-    return markdown_table([*header, *_headers(datasets)], rows)
+    return _compared(report, "3", report.of("3")[0], ["steps"])
 
 
 def _table_4(report: DRHReport) -> list[str]:
-    datasets = _papers(report, "4")
-    results = report.of("4")
-    base = next(result for result in results if result.method == "DRH")
-    header = ["method", "a picture takes", "mAP", "less DRH", "p"]
+    base = next(result for result in report.of("4") if result.method == "DRH")
+    return _compared(report, "4", base, ["method", "a picture takes"])
+
+
+def _compared(report: DRHReport, table: str, base: InstanceResult, columns: list[str]) -> list[str]:
+    """Rows: methods; columns: method, remark if there is a second one, mAP, what it is ahead."""
+    datasets = _papers(report, table)
     rows = [
-        [r.method, r.remark, f"{r.map:.4f}"]
+        [*(r.method, r.remark)[: len(columns)], f"{r.map:.4f}"]
         + (_difference(r, base) if r is not base else ["-", "-"])
-        + [report.paper("4", _paper_name(r.method), r.n_bits, dataset) for dataset in datasets]
-        for r in results
+        + [report.paper(table, _paper_name(r.method), r.n_bits, d) for d in datasets]
+        for r in report.of(table)
     ]
-    return markdown_table([*header, *_headers(datasets)], rows)
+    header = [*columns, "mAP", f"less {base.method}", "p", *_headers(datasets)]
+    return markdown_table(header, rows)
 
 
 def _paper_name(method: str) -> str:
-    """Which row of the paper's Table 4 has the same descriptor, on another network."""
+    """Which row of the paper's tables has the same method; descriptors are of another network."""
     names = {
         "SPoC": "Babenko et al. 2015",
         "R-MAC": "Tolias et al. 2015",

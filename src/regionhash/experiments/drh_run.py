@@ -27,7 +27,14 @@ from regionhash.evaluation import (
     paper_figures,
 )
 from regionhash.evaluation.levels import IntegerMatrix
-from regionhash.experiments.common import built, command, described, facts_of_run, needed
+from regionhash.experiments.common import (
+    body,
+    built,
+    command,
+    described,
+    facts_of_run,
+    needed,
+)
 from regionhash.experiments.drh import PRESETS, DRHOptions, DRHPreset
 from regionhash.experiments.drh_features import (
     DESCRIPTORS,
@@ -116,8 +123,7 @@ def open_queries(preset: DRHPreset, root: Path, options: DRHOptions) -> BoxQuery
 
 
 def _model(options: DRHOptions, n_bits: int) -> DRH:
-    arguments = {"n_bits": n_bits, "backbone": options.backbone, "weights": options.weights}
-    return built(DRH, arguments | {"n_classes": 0}).eval()
+    return built(DRH, body(options) | {"n_bits": n_bits, "n_classes": 0}).eval()
 
 
 # -- methods --------------------------------------------------------------------------------------
@@ -129,6 +135,7 @@ class DRHTables:
     Attributes:
         models: DRH of each length of code; fitted: how it was fitted.
         regions: features of the windows of the default overlap.
+        first, whole: (N,), where the whole picture stands among them, and its features.
         floats: (M, P), of these whitened; query_floats: (Q, P). Whitening does not depend on the
             length.
     """
@@ -150,6 +157,8 @@ class DRHTables:
         )
         self.fitted: dict[int, FitReport] = {}
         self.regions = features.database[windows_kind(DEFAULT_OVERLAP)]
+        self.first = self.regions.offsets[:-1]
+        self.whole = Bags(self.regions.values[self.first], np.arange(len(self.first) + 1))
         self.models = {n_bits: self._fit(n_bits) for n_bits in preset.bits}
         whitening = self.models[DEFAULT_BITS].whitening
         self.floats = self.regions.map(whitening)  # (M, P)
@@ -180,15 +189,13 @@ class DRHTables:
 
     def lengths(self) -> Iterator[InstanceResult]:
         """Table 1: whole pictures, by codes of several lengths and by the floats before them."""
-        first = self.regions.offsets[:-1]  # the whole map is the first region
-        whole = Bags(self.regions.values[first], np.arange(len(first) + 1))
         queries = self.features.queries["MAC"]
         score = partial(self._score, "1")
         for n_bits in self.preset.bits:
             for hashed_by, codes in self._hashers(n_bits):
-                distances = HammingMatrix(queries.map(codes), whole.map(codes))
+                distances = HammingMatrix(queries.map(codes), self.whole.map(codes))
                 yield score(f"gDRH{hashed_by}", n_bits, distances)
-        ranks = CosineRanks(_unit(self.query_floats), _unit(self.floats[first]))
+        ranks = CosineRanks(_unit(self.query_floats), _unit(self.floats[self.first]))
         yield score(MAX_POOLED, None, ranks, f"{self.floats.shape[1]}-d, whitened")
 
     def windows(self) -> Iterator[InstanceResult]:
@@ -264,26 +271,25 @@ class DRHTables:
             faiss.omp_set_num_threads(threads)
 
     def _times(self) -> list[ScanTime]:
-        first, top = self.regions.offsets[:-1], min(CANDIDATES, len(self.regions.offsets) - 1)
+        top = min(CANDIDATES, len(self.first))
         raw = self.features.queries["MAC"].map(_same)[:_TIMED_QUERIES]
         peer = "Tolias et al. 2015 (512-d floats)"
         times = []
         for queries, database, what, published in (
-            (raw, self.regions.values[first].astype(np.float32), MAX_POOLED, peer),
-            (self.query_floats[:_TIMED_QUERIES], self.floats[first], "whitened floats", ""),
+            (raw, self.whole.values.astype(np.float32), MAX_POOLED, peer),
+            (self.query_floats[:_TIMED_QUERIES], self.floats[self.first], "whitened floats", ""),
         ):
             index = faiss.IndexFlatIP(database.shape[1])
             index.add(np.ascontiguousarray(database))
             single = _milliseconds(partial(index.search, queries[:1], top))
             batch = _milliseconds(partial(index.search, queries, top)) / len(queries)
             times.append(ScanTime(f"{database.shape[1]} {what}", single, batch, published, None))
-        whole = Bags(self.regions.values[first], np.arange(len(first) + 1))
         for n_bits in sorted({*_TIMED_BITS} & {*self.preset.bits}):
             for hashed_by, codes in self._hashers(n_bits):
                 table = CodeTable(
                     ids=self.features.ids,
-                    sizes=np.zeros((len(first), 2), np.int32),
-                    image_codes=whole.map(codes),
+                    sizes=np.zeros((len(self.first), 2), np.int32),
+                    image_codes=self.whole.map(codes),
                 )
                 asked = self.features.queries["MAC"].map(codes)[:_TIMED_QUERIES]
                 single = _milliseconds(partial(_search_all, asked[:1], table, top))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from regionhash.evaluation.bootstrap import paired_bootstrap
 from regionhash.evaluation.categories import CategoryScores
 from regionhash.evaluation.metrics import HammingMatrix, SharedLabels, per_query
 from regionhash.evaluation.papers import PaperFigure
-from regionhash.evaluation.plots import plot_against_bits, plot_against_m
+from regionhash.evaluation.plots import plot_against_m
 from regionhash.experiments.common import (
     Labels,
     bootstrap_cells,
@@ -22,36 +21,12 @@ from regionhash.experiments.common import (
     write_csv,
     write_page,
 )
+from regionhash.experiments.results import Result, Results
 from regionhash.structures import Codes
 
 OURS = "IAH"
 REGION_DH = "Region-DH"
 CURVE_BITS = 32  # of Figs. 6 and 7
-
-Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class SemanticResult:
-    """One method with one length of code.
-
-    Attributes:
-        method: as the paper calls it.
-        n_bits: of the code.
-        scores: by name of the metric, per query (Q,), tie-aware.
-        curves: NDCG and ACG at several m, by name of the metric and m; of few results.
-        seconds: of training.
-    """
-
-    method: str
-    n_bits: int
-    scores: dict[str, Values]
-    curves: dict[str, dict[int, float]]
-    seconds: float
-
-    def mean(self, metric: str) -> float:
-        """The mean of a metric over the queries."""
-        return float(self.scores[metric].mean())
 
 
 @dataclass(frozen=True)
@@ -83,28 +58,15 @@ class IAHReport:
     facts: list[str]
     classes: Sequence[str]
     k: int
-    semantic: list[SemanticResult]
+    semantic: Results
     categories: list[CategoryResult]
-    unseen: list[SemanticResult] = field(default_factory=list)
+    unseen: Results = field(default_factory=Results)
     unseen_words: str = ""
     published: Sequence[PaperFigure] = ()
 
     def metrics(self) -> list[str]:
         """As the paper names them."""
         return [f"NDCG@{self.k}", f"ACG@{self.k}", "MAP", "WMAP"]
-
-    def bits(self) -> list[int]:
-        """All lengths, ascending."""
-        return sorted({result.n_bits for result in self.semantic})
-
-    def methods(self) -> list[str]:
-        """In the order of their first result."""
-        return list(dict.fromkeys(result.method for result in self.semantic))
-
-    def of(self, method: str, n_bits: int) -> SemanticResult | None:
-        """The result, if there is one."""
-        found = (r for r in self.semantic if (r.method, r.n_bits) == (method, n_bits))
-        return next(found, None)
 
 
 def score_semantic(
@@ -115,25 +77,30 @@ def score_semantic(
     *,
     k: int,
     seconds: float = 0.0,
-) -> SemanticResult:
-    """NDCG@k, ACG@k, and MAP and WMAP of the whole ranking, each codes (N, B), labels (N, C)."""
+) -> Result:
+    """The result of ranking `database` for `queries`, each codes (N, B) and labels (N, C).
+
+    Its scores are MAP and WMAP of the whole ranking and NDCG@k and ACG@k, tie-aware; at CURVE_BITS
+    also NDCG@m and ACG@m for ten m up to k.
+    """
     distances = HammingMatrix(queries[0], database[0])
     shared = SharedLabels(queries[1], database[1])
-    top = per_query(distances, shared, k=k)
     whole = per_query(distances, shared, k=len(database[0]), denominator="total")
-    scores = {
-        f"NDCG@{k}": top["ndcg"],
-        f"ACG@{k}": top["acg"],
-        "MAP": whole["map"],
-        "WMAP": whole["wmap"],
-    }
-    curves: dict[str, dict[int, float]] = {}
-    if n_bits == CURVE_BITS:
-        for m in range(k // 10, k + 1, k // 10) if k >= 10 else (k,):
-            at_m = per_query(distances, shared, k=m)
-            for name in ("ndcg", "acg"):
-                curves.setdefault(name, {})[m] = float(at_m[name].mean())
-    return SemanticResult(method, n_bits, scores, curves, seconds)
+    scores = {"MAP": whole["map"], "WMAP": whole["wmap"]}
+    cuts = {k}
+    if n_bits == CURVE_BITS and k >= 10:
+        cuts |= set(range(k // 10, k + 1, k // 10))
+    for m in cuts:
+        top = per_query(distances, shared, k=m)
+        scores |= {f"NDCG@{m}": top["ndcg"], f"ACG@{m}": top["acg"]}
+    return Result(method, n_bits, scores, seconds)
+
+
+def curve(result: Result, metric: str) -> dict[int, float]:
+    """The mean of NDCG or ACG at every m that was measured."""
+    parts = (name.partition("@") for name in result.scores)
+    cuts = sorted(int(m) for known, _, m in parts if known == metric)
+    return {m: result.mean(f"{metric}@{m}") for m in cuts}
 
 
 def write_report(folder: Path, report: IAHReport) -> Path:
@@ -142,7 +109,7 @@ def write_report(folder: Path, report: IAHReport) -> Path:
     _write_csv(folder, report)
     parts = []
     for metric in report.metrics():
-        parts += [f"## {metric}", "", *_table(report, metric), ""]
+        parts += [f"## {metric}", "", *report.semantic.table(metric, report.published, metric), ""]
     parts += ["## Differences", "", *_differences(report), ""]
     if report.categories:
         parts += ["## Category-aware codes", "", *_categories(report), ""]
@@ -152,39 +119,20 @@ def write_report(folder: Path, report: IAHReport) -> Path:
     return write_page(folder, report.title, report.facts, parts)
 
 
-def _published(report: IAHReport) -> dict[tuple[str, str, int | None], float]:
-    return {(f.method.lower(), f.metric, f.bits): f.value for f in report.published}
-
-
-def _table(report: IAHReport, metric: str) -> list[str]:
-    bits, published = report.bits(), _published(report)
-    header = ["method", *(f"{b} bits" for b in bits), *(f"paper, {b}" for b in bits), "training"]
-    rows = []
-    for method in report.methods():
-        ours = [report.of(method, b) for b in bits]
-        measured = ["-" if r is None else f"{r.mean(metric):.4f}" for r in ours]
-        theirs = [published.get((method.lower(), metric, b)) for b in bits]
-        seconds = np.mean([r.seconds for r in ours if r is not None])
-        paper = ["-" if x is None else f"{x:.4f}" for x in theirs]
-        rows.append([method, *measured, *paper, f"{seconds:.0f} s"])
-    return markdown_table(header, rows)
-
-
 def _differences(report: IAHReport) -> list[str]:
     """MAP of IAH against every other method at every length, with the paper's error cut beside."""
-    published = _published(report)
+    results = report.semantic
+    published = {(f.method.lower(), f.bits): f.value for f in report.published if f.metric == "MAP"}
     rows = []
-    for b in report.bits():
-        ours = report.of(OURS, b)
-        for method in report.methods():
-            other = report.of(method, b)
-            if ours is None or other is None or method == OURS:
+    for b in results.bits():
+        for method in results.methods():
+            if method == OURS or not (results.of(OURS, b) and results.of(method, b)):
                 continue
-            values = ours.scores["MAP"], other.scores["MAP"]
-            pair = [published.get((m.lower(), "MAP", b)) for m in (OURS, method)]
+            values = [results.scores(m, b, "MAP") for m in (OURS, method)]
+            ours, other = (published.get((m.lower(), b)) for m in (OURS, method))
             paper = "-"
-            if pair[0] is not None and pair[1] is not None:
-                paper = f"{1 - (1 - pair[0]) / (1 - pair[1]):.1%}"
+            if ours is not None and other is not None:
+                paper = f"{1 - (1 - ours) / (1 - other):.1%}"
             rows.append([str(b), method, *bootstrap_cells(*values), error_cut(*values), paper])
     words = (
         f"MAP of {OURS} against each other method, paired bootstrap over queries, 10,000 "
@@ -258,20 +206,14 @@ def _plots(folder: Path, report: IAHReport) -> list[str]:
     lines = []
     for metric in report.metrics():
         name = f"{metric.partition('@')[0].lower()}.png"
-        measured: dict[str, dict[int, float]] = {}
-        for r in report.semantic:
-            measured.setdefault(r.method, {})[r.n_bits] = r.mean(metric)
-        published = [figure for figure in report.published if figure.metric == metric]
-        plot_against_bits(folder / name, measured, metric=metric, published=published)
+        report.semantic.plot(folder / name, metric, report.published, metric)
         lines.append(f"![{metric} against bits]({name})")
-    for metric in ("ndcg", "acg"):
-        curves: Mapping[str, Mapping[int, float]] = {
-            r.method: r.curves[metric] for r in report.semantic if metric in r.curves
-        }
+    for metric in ("NDCG", "ACG"):
+        curves = {r.method: curve(r, metric) for r in report.semantic if r.n_bits == CURVE_BITS}
         if curves:
-            name = f"{metric}_at_m.png"
-            plot_against_m(folder / name, curves, metric=f"{metric.upper()}@m, {CURVE_BITS} bits")
-            lines.append(f"![{metric.upper()} of the top m]({name})")
+            name = f"{metric.lower()}_at_m.png"
+            plot_against_m(folder / name, curves, metric=f"{metric}@m, {CURVE_BITS} bits")
+            lines.append(f"![{metric} of the top m]({name})")
     return lines
 
 

@@ -31,12 +31,12 @@ from regionhash.experiments.iah_report import (
     REGION_DH,
     CategoryResult,
     IAHReport,
-    SemanticResult,
     score_semantic,
     write_report,
 )
 from regionhash.experiments.region_dh_run import HEAD_ARGUMENTS
-from regionhash.models import HashModel, ImageHashModel
+from regionhash.experiments.results import Result, Results
+from regionhash.models import HashModel, ImageHashModel, TrainedHashModel
 from regionhash.models.checkpoints import Kind, load_checkpoint, read_checkpoint
 from regionhash.models.classical import (
     ITQ,
@@ -53,7 +53,7 @@ from regionhash.parts.regions import codes_of
 from regionhash.reporter import Reporter
 from regionhash.structures import Codes, Floats, Ints
 from regionhash.training import TrainingConfig, copy_weights
-from regionhash.training.feature_cache import head_training, stored_features
+from regionhash.training.feature_cache import head_training, kept_features
 
 _TRUNK_BITS, _TRUNK_CATEGORY_BITS = 48, 12  # at which what all lengths of IAH share is trained
 _OTHER_FORM = {"softmax": {", sigmoids": "bce"}, "bce": {", softmax": "softmax"}}
@@ -102,7 +102,7 @@ def reproduce(name: str, root: Path, out: Path, options: IAHOptions, reporter: R
         k=preset.k,
         semantic=semantic,
         categories=tables.categories(),
-        unseen=tables.unseen() if options.unseen else [],
+        unseen=tables.unseen() if options.unseen else Results(),
         unseen_words=tables.unseen_words(),
         published=paper_figures("iah", preset.dataset),
     )
@@ -199,7 +199,7 @@ class Network:
         self.body: dict[str, Any] = {"trained_stages": 0}
         self.arguments: dict[str, Any] = {"n_proposals": options.n_proposals}
         if self.detector is None:
-            self.body |= {"backbone": options.backbone, "weights": options.weights}
+            self.body |= common.body(options)
             self.arguments |= {"proposals": "selective-search"}
         else:
             # The detector's weights follow.
@@ -225,9 +225,8 @@ class Network:
         source = f"search-{options.backbone}-{Path(options.weights).stem}"
         if self.detector is not None:
             source = read_checkpoint(self.detector).model_hash
-        key = f"{source}-{options.n_proposals}-{options.short}-{pictures.fingerprint()}"
-        path, config = folder / f"{key}-1.safetensors", self.training(1)
-        ((features, _),) = stored_features(path, lambda: self.model, pictures, config, 1, reporter)
+        name = f"{source}-{options.n_proposals}"
+        features = self._features(name, self.model, pictures, folder, reporter)
         features["pooled"] = pooled_cells(features["cells"], features["grid"])
         return _Side(pictures, features, pictures.labels())
 
@@ -235,11 +234,20 @@ class Network:
         """The same pictures with what the heads of the detector's Region-DH read."""
         assert self.detector is not None
         model, checkpoint = load_checkpoint(self.detector, RegionDH)
-        name, config = f"{checkpoint.name}-{checkpoint.model_hash}", self.training(1)
-        ((features, _),) = common.kept_features(
-            folder, name, lambda: model, side.pictures, config, 1, reporter
-        )
-        return replace(side, features=features)
+        name = f"{checkpoint.name}-{checkpoint.model_hash}"
+        return replace(side, features=self._features(name, model, side.pictures, folder, reporter))
+
+    def _features(
+        self,
+        name: str,
+        model: TrainedHashModel,
+        pictures: ImageSet,
+        folder: Path,
+        reporter: Reporter,
+    ) -> dict[str, Tensor]:
+        config = self.training(1)
+        ((features, _),) = kept_features(folder, name, lambda: model, pictures, config, 1, reporter)
+        return features
 
 
 def pooled_cells(cells: Tensor, grid: Tensor) -> Tensor:
@@ -271,20 +279,20 @@ class IAHTables:
         self.unseen_classes = np.sort(rng.permutation(n_classes)[: n_classes // _SHARED_UNSEEN])
         self.trunk = self._trunk_of(database, queries, preset.multi_label, "trunk")
 
-    def semantic(self) -> list[SemanticResult]:
+    def semantic(self) -> Results:
         """Table II: every method at every length."""
-        return [
+        return Results(
             self._scored(method, n_bits, self.trunk)
             for method in _METHODS
             for n_bits in self.preset.bits
-        ]
+        )
 
-    def region_dh(self, database: _Side, queries: _Side) -> list[SemanticResult]:
+    def region_dh(self, database: _Side, queries: _Side) -> Results:
         """Region-DH at every length, of what its heads read."""
         assert self.network.detector is not None
         detector, _ = load_checkpoint(self.network.detector, RegionDH)
         trunk = _Trunk(detector, 0.0, database, queries, database)
-        return [self._scored(REGION_DH, n_bits, trunk) for n_bits in self.preset.bits]
+        return Results(self._scored(REGION_DH, n_bits, trunk) for n_bits in self.preset.bits)
 
     def categories(self) -> list[CategoryResult]:
         """Fig. 8, and what of it the tables alone and the codes alone do."""
@@ -357,19 +365,19 @@ class IAHTables:
         ]
         return CategoryResult("Fig. 9 baseline", n_bits, category_precision(*sides), seconds)
 
-    def unseen(self) -> list[SemanticResult]:
+    def unseen(self) -> Results:
         """Queries with classes that training left out, in the whole database."""
         seen = np.flatnonzero(~self.database.labels[:, self.unseen_classes].any(1))
         asking = np.flatnonzero(self.queries.labels[:, self.unseen_classes].any(1))
         if not len(seen) or not len(asking):
-            return []
+            return Results()
         queries = self.queries.subset(asking)
         form = self.preset.multi_label
         trunk = self._trunk_of(self.database, queries, form, "unseen-trunk", rows=seen)
-        return [
+        return Results(
             self._scored(method, CURVE_BITS, trunk, "unseen-", self.unseen_classes)
             for method in _METHODS
-        ]
+        )
 
     def unseen_words(self) -> str:
         """What the report says of this protocol."""
@@ -386,7 +394,7 @@ class IAHTables:
 
     def _scored(
         self, method: str, n_bits: int, trunk: _Trunk, prefix: str = "", classes: Any = slice(None)
-    ) -> SemanticResult:
+    ) -> Result:
         """A method at one length, trained on the trunk's pictures; `classes` are the labels."""
         codes, seconds = self._codes(method, n_bits, trunk, prefix + method)
         labels = (side.labels[:, classes] for side in (trunk.queries, trunk.database))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from regionhash.evaluation.metrics import (
     METRICS,
@@ -18,7 +17,7 @@ from regionhash.evaluation.metrics import (
     ranking_curves,
 )
 from regionhash.evaluation.papers import PaperFigure
-from regionhash.evaluation.plots import plot_against_bits, plot_at_k, plot_precision_recall
+from regionhash.evaluation.plots import plot_at_k, plot_precision_recall
 from regionhash.experiments.common import (
     Labels,
     bootstrap_cells,
@@ -27,31 +26,10 @@ from regionhash.experiments.common import (
     write_csv,
     write_page,
 )
+from regionhash.experiments.results import Result, Results, mean_cell
 from regionhash.structures import Codes
 
-
-@dataclass(frozen=True)
-class Result:
-    """One method with one length of code and one seed.
-
-    Attributes:
-        method: as the paper calls it.
-        n_bits, seed: of the run.
-        scores: each of METRICS per query, tie-aware, (Q,).
-        stable_map: mean of the map in the stable order, as the papers' code sorts.
-        seconds: of training; what several lengths share is counted in each.
-    """
-
-    method: str
-    n_bits: int
-    seed: int
-    scores: dict[str, NDArray[np.float64]]
-    stable_map: float
-    seconds: float
-
-    def mean(self, metric: str) -> float:
-        """The mean of a metric over the queries."""
-        return float(self.scores[metric].mean())
+STABLE_MAP = "stable_map"  # as the papers' code sorts ties
 
 
 def score(
@@ -64,13 +42,16 @@ def score(
     k: int,
     seconds: float,
 ) -> Result:
-    """The result of ranking `database` for `queries`, each codes (N, B) and labels (N, C)."""
+    """The result of ranking `database` for `queries`, each codes (N, B) and labels (N, C).
+
+    Its scores are each of METRICS, tie-aware, and the map in the stable order.
+    """
     distances = HammingMatrix(queries[0], database[0])
     shared = SharedLabels(queries[1], database[1])
     expected = per_query(distances, shared, k=k)
     stable = per_query(distances, shared, k=k, ties="stable")
-    scores = {name: expected[name] for name in METRICS}
-    return Result(method, n_bits, seed, scores, float(stable["map"].mean()), seconds)
+    scores = {name: expected[name] for name in METRICS} | {STABLE_MAP: stable["map"]}
+    return Result(method, n_bits, scores, seconds, seed)
 
 
 @dataclass
@@ -90,34 +71,19 @@ class RegionDHReport:
 
     title: str
     facts: list[str]
-    results: list[Result]
+    results: Results
     ours: str
     k: int
     ceiling_acg: float
     published: Sequence[PaperFigure]
-    ablations: list[Result] = field(default_factory=list)
+    ablations: Results = field(default_factory=Results)
     detection: dict[str, float] = field(default_factory=dict)
-
-    def methods(self) -> list[str]:
-        """In the order of their first result."""
-        return list(dict.fromkeys(result.method for result in self.results))
-
-    def bits(self) -> list[int]:
-        """All lengths, ascending."""
-        return sorted({result.n_bits for result in self.results})
-
-    def of(self, method: str, n_bits: int) -> list[Result]:
-        """The results of all seeds."""
-        return [r for r in self.results if r.method == method and r.n_bits == n_bits]
-
-    def mean(self, method: str, n_bits: int, metric: str) -> float:
-        """The mean over seeds and queries."""
-        return float(np.mean([result.mean(metric) for result in self.of(method, n_bits)]))
 
     def strongest_other(self, n_bits: int, metric: str) -> str:
         """The other method with the best mean."""
-        others = [method for method in self.methods() if method != self.ours]
-        return max(others, key=lambda method: self.mean(method, n_bits, metric))
+        means = self.results.means(metric)
+        others = [method for method in means if method != self.ours]
+        return max(others, key=lambda method: means[method][n_bits])
 
 
 def best_acg(query_labels: Labels, database_labels: Labels, k: int) -> float:
@@ -159,52 +125,28 @@ def write_report(
 
 
 def _main_table(report: RegionDHReport, metric: str, name: str) -> list[str]:
-    bits = report.bits()
-    header = ["method", *(f"{b} bits" for b in bits), *(f"paper, {b}" for b in bits), "training"]
-    published = {
-        (figure.method.lower(), figure.bits): f"{figure.value:.4f}"
-        for figure in report.published
-        if figure.metric == name
-    }
-    rows = []
-    for method in report.methods():
-        row = [method, *(_mean_cell(report.of(method, b), metric) for b in bits)]
-        row += [published.get((method.lower(), b), "-") for b in bits]
-        seconds = np.mean([r.seconds for b in bits for r in report.of(method, b)])
-        rows.append([*row, _duration(float(seconds))])
-    lines = markdown_table(header, rows)
+    lines = report.results.table(metric, report.published, name)
     if metric == "acg":
-        lines += ["", f"The best possible ranking has {report.ceiling_acg:.4f}."]
-    else:
-        lines += ["", "In the stable order, as the papers' code sorts ties:", ""]
-        stable = [
-            [m, *(f"{np.mean([r.stable_map for r in report.of(m, b)]):.4f}" for b in bits)]
-            for m in report.methods()
-        ]
-        lines += markdown_table(["method", *(f"{b} bits" for b in bits)], stable)
-    return lines
-
-
-def _mean_cell(results: Sequence[Result], metric: str) -> str:
-    """The mean over seeds, and its spread if there are several."""
-    values = [result.mean(metric) for result in results]
-    spread = f" ± {np.std(values):.4f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.4f}{spread}"
+        return [*lines, "", f"The best possible ranking has {report.ceiling_acg:.4f}."]
+    stable = [
+        [method, *(f"{mean:.4f}" for mean in means.values())]
+        for method, means in report.results.means(STABLE_MAP).items()
+    ]
+    header = ["method", *(f"{b} bits" for b in report.results.bits())]
+    lines += ["", "In the stable order, as the papers' code sorts ties:", ""]
+    return lines + markdown_table(header, stable)
 
 
 def _differences(report: RegionDHReport) -> list[str]:
     """Paired bootstrap over queries against the strongest other method, at every length."""
     header = ["bits", "measure", "against", "difference", "95 % interval", "p", "error cut"]
     rows = []
-    for b in report.bits():
+    for b in report.results.bits():
         for metric in ("map", "acg"):
             other = report.strongest_other(b, metric)
-            a, o = (
-                np.mean([r.scores[metric] for r in report.of(m, b)], axis=0)
-                for m in (report.ours, other)
-            )
-            share = report.mean(report.ours, b, "acg") / report.ceiling_acg
-            cut = error_cut(a, o) if metric == "map" else f"{share:.1%} of best"
+            a, o = (report.results.scores(m, b, metric) for m in (report.ours, other))
+            best = f"{a.mean() / report.ceiling_acg:.1%} of best"
+            cut = error_cut(a, o) if metric == "map" else best
             rows.append([str(b), metric.upper(), other, *bootstrap_cells(a, o), cut])
     words = (
         f"{report.ours} against the strongest other method, means over seeds, paired bootstrap "
@@ -215,31 +157,23 @@ def _differences(report: RegionDHReport) -> list[str]:
 
 
 def _ablation_table(report: RegionDHReport) -> list[str]:
-    by_name: dict[str, list[Result]] = {}
-    for result in report.ablations:
-        by_name.setdefault(result.method, []).append(result)
+    (n_bits,) = report.ablations.bits()
     rows = [
-        [name, *(_mean_cell(results, metric) for metric in ("map", "acg"))]
-        for name, results in by_name.items()
+        [name, *(mean_cell(report.ablations.of(name, n_bits), metric) for metric in ("map", "acg"))]
+        for name in report.ablations.methods()
     ]
-    n_bits = report.ablations[0].n_bits
     header = [f"{report.ours}, {n_bits} bits", f"MAP@{report.k}", f"ACG@{report.k}"]
     return markdown_table(header, rows)
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"
-
-
 def _write_csv(path: Path, report: RegionDHReport) -> None:
-    header = ["group", "method", "bits", "seed", *METRICS, "stable_map", "seconds"]
+    metrics = [*METRICS, STABLE_MAP]
     rows = []
     for group, results in (("main", report.results), ("ablation", report.ablations)):
         for r in results:
-            means = [f"{r.mean(metric):.6f}" for metric in METRICS]
-            measured = [*means, f"{r.stable_map:.6f}", f"{r.seconds:.1f}"]
-            rows.append([group, r.method, r.n_bits, r.seed, *measured])
-    write_csv(path, header, rows)
+            means = [f"{r.mean(metric):.6f}" for metric in metrics]
+            rows.append([group, r.method, r.n_bits, r.seed, *means, f"{r.seconds:.1f}"])
+    write_csv(path, ["group", "method", "bits", "seed", *metrics, "seconds"], rows)
 
 
 def _write_plots(
@@ -247,12 +181,7 @@ def _write_plots(
 ) -> None:
     for metric in ("map", "acg"):
         name = f"{metric.upper()}@{report.k}"
-        measured = {
-            method: {b: report.mean(method, b, metric) for b in report.bits()}
-            for method in report.methods()
-        }
-        published = [figure for figure in report.published if figure.metric == name]
-        plot_against_bits(folder / f"{metric}.png", measured, metric=name, published=published)
+        report.results.plot(folder / f"{metric}.png", metric, report.published, name)
     ranked = {
         method: ranking_curves(HammingMatrix(q, db), SharedLabels(q_labels, db_labels))
         for method, (q, db, q_labels, db_labels) in curves.items()

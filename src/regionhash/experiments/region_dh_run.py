@@ -29,21 +29,19 @@ from regionhash.experiments import common
 from regionhash.experiments.region_dh import PRESETS, RegionDHOptions, RegionDHPreset
 from regionhash.experiments.region_dh_report import (
     RegionDHReport,
-    Result,
     best_acg,
     score,
     write_report,
 )
+from regionhash.experiments.results import Result, Results
 from regionhash.models import ImageHashModel
 from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
-from regionhash.models.encoding import encode_set
 from regionhash.models.image_level import DLBHC, SSDH, Control
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.regions import codes_of
 from regionhash.reporter import Reporter
-from regionhash.store import CodeSet
 from regionhash.training import Cache, TrainingConfig, TrainingError, copy_weights, train
-from regionhash.training.feature_cache import PRECISION, head_training
+from regionhash.training.feature_cache import PRECISION, head_training, kept_features
 
 _TRUNK_BITS = 48  # at which what all lengths share is trained
 _ABLATION_BITS = 48
@@ -164,8 +162,7 @@ class RegionDHMethods:
         self.labels = self.sides.queries.labels(), self.sides.database.labels()
         self.database_spec = preset.database.format(root=root)
         self.preset, self.out, self.options, self.reporter = preset, out, options, reporter
-        self.results: list[Result] = []
-        self.ablations: list[Result] = []
+        self.results, self.ablations = Results(), Results()
         self.curves: dict[str, tuple[Any, ...]] = {}
 
     def compare(self, variant: _Variant, trunk: _Trunk) -> None:
@@ -249,7 +246,7 @@ class RegionDHMethods:
     def _features(self, model: ImageHashModel, name: str) -> _Trunk:
         def kept(pictures: ImageSet, n_views: int) -> Cache:
             folder, config = self.out / "features", self._head_training(RegionDH, 0)
-            return common.kept_features(
+            return kept_features(
                 folder, name, lambda: model, pictures, config, n_views, self.reporter
             )
 
@@ -267,10 +264,8 @@ class RegionDHMethods:
 
     def _detector_arguments(self) -> dict[str, Any]:
         """Arguments of the Region-DH whose modules 1 and 2 all lengths share."""
-        return {
+        return common.body(self.options) | {
             "n_bits": _TRUNK_BITS,
-            "backbone": self.options.backbone,
-            "weights": self.options.weights,
             "trained_stages": self.options.trained_stages,
             "fpn_channels": 128,
             "n_proposals": 48,
@@ -280,11 +275,7 @@ class RegionDHMethods:
     def _head_arguments(self, kind: type[ImageHashModel], n_bits: int) -> dict[str, Any]:
         if kind is RegionDH:
             return self._detector_arguments() | {"n_bits": n_bits} | HEAD_ARGUMENTS
-        arguments = {
-            "n_bits": n_bits,
-            "backbone": self.options.backbone,
-            "weights": self.options.weights,
-        }
+        arguments = common.body(self.options) | {"n_bits": n_bits}
         return arguments if kind is Control else arguments | {"trained_stages": 0}
 
     def _network_training(self) -> TrainingConfig:
@@ -325,8 +316,8 @@ class RegionDHMethods:
         model, checkpoint = load_checkpoint(folder)
         path = self.out / f"detections-{checkpoint.model_hash}.h5"
         queries = self.sides.queries
-        encode_set(model, checkpoint, queries, path, checkpoint_path=folder, precision=PRECISION)
-        found, _ = detections_of_file(CodeSet.open(path), queries)
+        codes = common.encoded(model, checkpoint, folder, queries, path)
+        found, _ = detections_of_file(codes, queries)
         return {f"Region-DH, {_ABLATION_BITS} bits": float(found["map"])}
 
     def facts(self, command: str) -> list[str]:

@@ -242,13 +242,11 @@ class VisualWords:
     Args:
         n_words: size of the vocabulary, at most the number of descriptors.
         n_dims: principal components, at most the dimensions of the descriptors.
-        seed: random seed of the first centres.
     """
 
-    def __init__(self, n_words: int = 500, *, n_dims: int = 64, seed: int = 0) -> None:
+    def __init__(self, n_words: int = 500, *, n_dims: int = 64) -> None:
         self.n_words = n_words
         self.n_dims = n_dims
-        self.seed = seed
         self._project: Any = None
         self._index: Any = None
 
@@ -261,9 +259,7 @@ class VisualWords:
         self._project.train(x)
         x = self._project.apply_py(x)
         self.n_words = min(self.n_words, len(x))
-        means = faiss.Kmeans(
-            n_dims, self.n_words, niter=10, seed=self.seed, min_points_per_centroid=1
-        )
+        means = faiss.Kmeans(n_dims, self.n_words, niter=10, seed=0, min_points_per_centroid=1)
         means.train(x)
         self._index = faiss.IndexFlatL2(n_dims)
         self._index.add(means.centroids)

@@ -40,6 +40,7 @@ Proposals = Literal["windows", "rpn"]
 ALPHA, BETA, ETA = 100.0, 0.001, 0.001  # "Network Training"
 MAX_OVERLAP = 0.95  # 2,500 windows of a picture; their number grows with 1 / (1 - overlap)^2
 _GAIN = 0.3  # initial spread of activations, where tanh is nearly linear: bits can still change
+_BATCH = 512  # regions of a step of the hash's training
 _STATISTICS = 4096  # regions from which the statistics of the bits are computed
 
 
@@ -251,7 +252,6 @@ def fit_drh(
     features: Tensor,
     *,
     n_steps: int = 200,
-    batch_size: int = 512,
     learning_rate: float = 0.01,
     seed: int = 0,
     reporter: Reporter = SILENT,
@@ -267,7 +267,6 @@ def fit_drh(
         model: a `DRH`, changed in place.
         features: (N, D), N at least 1, as `DRH.region_features` gives them.
         n_steps: training steps, independent of the size of the collection.
-        batch_size: features per step.
         learning_rate: of SGD with momentum 0.9 (the paper's rate).
         seed: random seed of the first directions and of the order.
         reporter: is told the steps done and the total.
@@ -289,7 +288,7 @@ def fit_drh(
         before = bit_statistics(model(shown))
     optimizer = torch.optim.SGD(model.hash.parameters(), lr=learning_rate, momentum=0.9)
     losses = []
-    for step, rows in enumerate(islice(_batches(len(x), batch_size, generator), n_steps), 1):
+    for step, rows in enumerate(islice(_batches(len(x), generator), n_steps), 1):
         terms = drh_losses(
             model(x[rows.to(device)]),
             model.hash.weight,
@@ -310,7 +309,7 @@ def fit_drh(
     return FitReport(tuple(float(tenth.mean()) for tenth in tenths), before, after)
 
 
-def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _batches(n: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Batches of row numbers below `n` in random order, endlessly."""
     while True:
-        yield from torch.randperm(n, generator=generator).split(size)
+        yield from torch.randperm(n, generator=generator).split(_BATCH)

@@ -133,9 +133,7 @@ class RegionDH(nn.Module):
             raise ValueError(f"init must be imagenet or coco, got {init!r}")
         n_region_bits = n_region_bits or n_bits
         body = build_backbone(
-            backbone,
-            weights=weights if init == "imagenet" else "none",
-            fpn_channels=fpn_channels,
+            backbone, weights=weights if init == "imagenet" else "none", fpn_channels=fpn_channels
         )
         self.backbone = body
         self.rpn = build_rpn(

@@ -83,9 +83,9 @@ def gem(maps: Tensor, p: float = 3.0) -> Tensor:
     return F.normalize(largest * (shares**p).mean((2, 3)) ** (1 / p), dim=1)
 
 
-def rmac(maps: Tensor, levels: int = 3) -> Tensor:
+def rmac(maps: Tensor) -> Tensor:
     """R-MAC without whitening: the sum of the vectors of `rmac_vectors`."""
-    return aggregate(rmac_vectors(maps, levels))
+    return aggregate(rmac_vectors(maps))
 
 
 def rmac_vectors(maps: Tensor, levels: int = 3) -> Tensor:

@@ -46,8 +46,5 @@ def regions_of(boxes: Tensor, scores: Tensor, labels: Tensor | None, codes: Code
     """
     known = np.full(len(boxes), -1) if labels is None else labels.cpu().numpy()
     return Regions(
-        boxes.float().cpu().numpy(),
-        scores.float().cpu().numpy(),
-        known.astype(np.int64),
-        codes,
+        boxes.float().cpu().numpy(), scores.float().cpu().numpy(), known.astype(np.int64), codes
     )

@@ -9,6 +9,8 @@ import numpy as np
 from regionhash.data.image_set import Image
 from regionhash.structures import Floats
 
+_MOST = 500  # features of a picture
+
 
 def load_opencv() -> Any:
     """The module `cv2`.
@@ -23,22 +25,21 @@ def load_opencv() -> Any:
     return cv2
 
 
-def sift_features(image: Image, *, most: int = 500) -> tuple[Floats, Floats]:
+def sift_features(image: Image) -> tuple[Floats, Floats]:
     """Positions (P, 2), x and y in pixels, and RootSIFT descriptors (P, 128) of a picture.
 
     Lowe, IJCV 2004; the square root is Arandjelovic and Zisserman's (CVPR 2012). A picture without
-    corners has none.
+    corners has none; of one with many, the strongest are kept.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        most: greatest number of features; the strongest are kept.
 
     Raises:
         ValueError: OpenCV is not installed.
     """
     cv2 = load_opencv()
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    keys, descriptors = cv2.SIFT_create(most).detectAndCompute(grey, None)
+    keys, descriptors = cv2.SIFT_create(_MOST).detectAndCompute(grey, None)
     if descriptors is None:
         return np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32)
     places = np.array([key.pt for key in keys], np.float32)

@@ -1,9 +1,7 @@
 """Search by codes, exactly or in steps."""
 
 from regionhash.search.exact import (
-    default_max_distance,
     nearest_bags,
-    nearest_codes,
     search_categories,
     search_images,
     search_objects,
@@ -12,9 +10,7 @@ from regionhash.search.exact import (
 )
 
 __all__ = [
-    "default_max_distance",
     "nearest_bags",
-    "nearest_codes",
     "search_categories",
     "search_images",
     "search_objects",

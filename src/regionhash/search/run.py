@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from regionhash.search.duplicates import fold_duplicates
-from regionhash.search.exact import (
-    search_categories,
-    search_images,
-    search_objects,
-)
+from regionhash.search.exact import search_categories, search_images, search_objects
 from regionhash.search.request import Filter, Mode, Query, RequestError, Search
 from regionhash.search.steps import CANDIDATES, EXPANSION, default_steps, search_in_steps
 from regionhash.store import CodeSet
@@ -187,16 +183,27 @@ def find(
     Raises:
         ValueError: the model is missing or another one, a filter is given, or see `run`.
     """
+    if search.filter != Filter():
+        raise RequestError("filter", "needs a collection")
+    return run(*load_model_of(codes, model, device), codes, search)
+
+
+def load_model_of(
+    codes: CodeSet, folder: Path | None, device: str, *, advice: str = ""
+) -> tuple[HashModel, Checkpoint]:
+    """The model that made the codes, on its device, and its checkpoint; see `find`.
+
+    Raises:
+        ValueError: it is missing, which is said with `advice`, or damaged.
+    """
     from regionhash.models.checkpoints import load_checkpoint, model_folder
     from regionhash.models.encoding import pick_device
 
-    if search.filter != Filter():
-        raise RequestError("filter", "needs a collection")
-    folder = model or model_folder(codes)
+    folder = folder or model_folder(codes)
     if not folder.exists():
-        raise ValueError(f"{folder}: model not found")
-    network, checkpoint = load_checkpoint(folder)
-    return run(network.to(pick_device(device)), checkpoint, codes, search)
+        raise ValueError(f"{folder}: model not found{advice}")
+    model, checkpoint = load_checkpoint(folder)
+    return model.to(pick_device(device)), checkpoint
 
 
 def read_query(query: Query) -> QueryPicture:
@@ -421,8 +428,7 @@ def _page(
         if search.group_within is not None:
             folded = [
                 replace(
-                    ranking,
-                    hits=tuple(fold_duplicates(ranking.hits, table, search.group_within)),
+                    ranking, hits=tuple(fold_duplicates(ranking.hits, table, search.group_within))
                 )
                 for ranking in found
             ]

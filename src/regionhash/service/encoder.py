@@ -5,14 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regionhash.structures import EncodedImage, Regions
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from regionhash.models import HashModel
     from regionhash.models.encoding import Precision
@@ -60,13 +60,8 @@ class BatchedModel:
         self._thread.start()
 
     def __getattr__(self, name: str) -> Any:
-        """An attribute of the model: n_bits, n_region_bits, shared_code_space."""
+        """What else is asked of the model: n_bits, parameters, ..."""
         return getattr(self._model, name)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the model."""
-        parameters: Iterator[nn.Parameter] = self._model.parameters()
-        return parameters
 
     def encode(self, images: list[Tensor]) -> list[EncodedImage]:
         """As `HashModel.encode`."""

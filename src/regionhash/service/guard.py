@@ -7,9 +7,10 @@ from time import perf_counter
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from regionhash.service.problems import problem_body
+from regionhash.service.problems import problem
 
 _JSON_ROOM = 256 * 1024  # the largest valid search has less than a tenth of it
 _MULTIPART_ROOM = 64 * 1024  # boundaries and headers around an upload
@@ -71,10 +72,7 @@ class RequestGuard:
 
         refused = self._refusal(scope, headers)
         try:
-            if refused:
-                await _answer(with_headers, *refused)
-            else:
-                await self._app(scope, counted, with_headers)
+            await (refused or self._app)(scope, counted, with_headers)
         finally:
             route: Any = scope.get("route")
             path = getattr(route, "path", "none")
@@ -87,20 +85,20 @@ class RequestGuard:
             return self._upload_bytes + _MULTIPART_ROOM
         return _JSON_ROOM
 
-    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Response | None:
         host = headers.get(b"host", b"").decode("latin-1")
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         if self._hosts is not None and name.strip("[]").lower() not in self._hosts:
-            return 421, f"unknown host {host!r}"
+            return problem(421, f"unknown host {host!r}")
         if scope["method"] not in _SAFE and _is_of_another_site(scope["scheme"], headers):
-            return 403, "the request comes from a page of another site"
+            return problem(403, "the request comes from a page of another site")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
-            return 400, "Content-Length must be a number"
+            return problem(400, "Content-Length must be a number")
         if int(length) > self._room(headers):
-            return 413, _too_large(self._room(headers))
+            return problem(413, _too_large(self._room(headers)))
         if self._lacks_token(scope):
-            return 401, "the token is missing or wrong"
+            return problem(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
         return None
 
 
@@ -129,14 +127,3 @@ _HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-
-
-async def _answer(send: Send, status: int, detail: str) -> None:
-    body = problem_body(status, detail)
-    headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", str(len(body)).encode()),
-        *([(b"www-authenticate", b"Bearer")] if status == 401 else ()),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sqlite3
+from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,12 @@ _STATUSES: dict[type[Exception], int] = {
 _log = logging.getLogger("regionhash.service")
 
 
-def problem_body(status: int, detail: str) -> bytes:
-    """The JSON of an error."""
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer that states an error."""
     title = HTTPStatus(status).phrase
     record = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    return json.dumps(record).encode()
+    body = json.dumps(record).encode()
+    return Response(body, status, headers, media_type="application/problem+json")
 
 
 def answer_errors(app: FastAPI) -> None:
@@ -62,14 +64,8 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _failed)
 
 
-def _problem(status: int, detail: str, headers: Any = None) -> Response:
-    return Response(
-        problem_body(status, detail), status, headers, media_type="application/problem+json"
-    )
-
-
 async def _http_problem(_: Request, error: HTTPException) -> Response:
-    return _problem(error.status_code, str(error.detail), error.headers)
+    return problem(error.status_code, str(error.detail), error.headers)
 
 
 async def _invalid(_: Request, error: RequestValidationError) -> Response:
@@ -77,7 +73,7 @@ async def _invalid(_: Request, error: RequestValidationError) -> Response:
         f"{'.'.join(map(str, invalid['loc']))}: {invalid['msg']}"
         for invalid in error.errors()[:_SHOWN_ERRORS]
     ]
-    return _problem(422, "; ".join(reasons))
+    return problem(422, "; ".join(reasons))
 
 
 def _problem_of(status: int) -> Any:
@@ -86,7 +82,7 @@ def _problem_of(status: int) -> Any:
         if _may_hold_path(detail, request):
             _log.warning("%s %s: %s", request.method, request.url.path, error)
             detail = "the request failed; the log of the service states why"
-        return _problem(status, detail)
+        return problem(status, detail)
 
     return answer
 
@@ -98,8 +94,8 @@ def _may_hold_path(detail: str, request: Request) -> bool:
 
 
 async def _busy(_: Request, error: BusyError) -> Response:
-    return _problem(503, str(error), {"Retry-After": _RETRY_SECONDS})
+    return problem(503, str(error), {"Retry-After": _RETRY_SECONDS})
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    return _problem(500, "internal error; details are in the log of the service")
+    return problem(500, "internal error; details are in the log of the service")

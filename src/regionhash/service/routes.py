@@ -167,10 +167,7 @@ async def info(request: Request, state: State, opened: Used) -> InfoOut:
 
 @reading.get("/api/images")
 async def images(
-    state: State,
-    opened: Used,
-    after: RowIn = 0,
-    limit: Annotated[int, Query(ge=1, le=200)] = 24,
+    state: State, opened: Used, after: RowIn = 0, limit: Annotated[int, Query(ge=1, le=200)] = 24
 ) -> ListOut:
     """Lists the pictures of the collection in the order of their rows."""
     found = await state.read(
@@ -253,11 +250,7 @@ async def search(wanted: SearchIn, state: State, opened: Used) -> SearchOut:
     queries = [await _query(query, state, opened, until) for query in wanted.queries]
     without = [await _query(query, state, opened, until) for query in wanted.without]
     request = wanted.to_search(queries, without)
-    found = await state.scan(
-        opened,
-        lambda: opened.collection.results(request),
-        until,
-    )
+    found = await state.scan(opened, lambda: opened.collection.results(request), until)
     return SearchOut.of(found, opened.collection.classes, perf_counter() - started)
 
 

@@ -179,10 +179,7 @@ def check_ranges(rows: Mapping[str, NDArray[Any]], n_classes: int) -> None:
 
 
 def rows_of(
-    image_id: str,
-    encoded: EncodedImage,
-    labels: Sequence[int] | None,
-    model: Mapping[str, Any],
+    image_id: str, encoded: EncodedImage, labels: Sequence[int] | None, model: Mapping[str, Any]
 ) -> dict[str, NDArray[Any]]:
     """What one image adds to each dataset, checked, in the order and types of `LAYOUT`.
 

@@ -37,19 +37,21 @@ def cache_features(
     return reader.views(ready, known_to(model, image_set), n_views)
 
 
-def stored_features(
-    path: Path,
+def kept_features(
+    folder: Path,
+    name: str,
     build: Callable[[], TrainedHashModel],
     image_set: ImageSet,
     config: TrainingConfig,
     n_views: int,
     reporter: Reporter,
 ) -> Cache:
-    """The features of `n_views` views of all pictures, read from `path` or computed and kept there.
+    """The features of `n_views` views of all pictures, made or kept, see `cache_features`.
 
     Args:
-        path: a safetensors file; its name must say everything the features depend on.
-        build: makes the network, see `cache_features`; called only if the file is unusable.
+        folder: where they are kept, in a file whose name has all that they depend on.
+        name: of that file what is not a matter of pictures, their size or their number of views.
+        build: makes the network; called only if the file is unusable.
         image_set: pictures.
         config: how views are made.
         n_views: views of every picture.
@@ -58,13 +60,14 @@ def stored_features(
     Raises:
         ValueError: a picture cannot be read.
     """
+    path = folder / f"{name}-{config.short}-{n_views}-{image_set.fingerprint()}.safetensors"
     found = _stored(path, n_views, reporter)
     if found is None:
         reporter.note(f"{image_set.name}: computing the features of {n_views} views")
         found = cache_features(build(), image_set, config, n_views)
         if len(found[0][1]) != len(image_set):
             raise ValueError(f"{image_set.name}: some pictures cannot be read, see above")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as new:
             save_file(_flat(found), new)
     return found

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regionhash.search import search_regions
-from regionhash.search import steps as reranking
 from regionhash.search.steps import (
     check_steps,
     default_steps,
@@ -49,7 +48,7 @@ class Slow:
     def images(self, query):
         codes = self.table.image_codes
         found = [(row, bits_between(query, codes[row]), None) for row in range(len(codes))]
-        return sorted(found, key=lambda own: own[1])
+        return sorted(found, key=lambda entry: entry[1])
 
     def images_expanded(self, ranking, q):
         codes = self.table.image_codes
@@ -58,7 +57,7 @@ class Slow:
             (row, min(bits_between(query, codes[row]) for query in queries), None)
             for row, _, _ in ranking
         ]
-        return sorted(found, key=lambda own: own[1])
+        return sorted(found, key=lambda entry: entry[1])
 
     def regions(self, queries, rows):
         found = []
@@ -67,7 +66,7 @@ class Slow:
             if len(codes):
                 each = [min(bits_between(query, code) for query in queries) for code in codes]
                 found.append((row, min(each), each.index(min(each))))
-        return sorted(found, key=lambda own: own[1])
+        return sorted(found, key=lambda entry: entry[1])
 
     def regions_expanded(self, ranking, q):
         queries = [self.table.regions(row).codes[region] for row, _, region in ranking[:q]]
@@ -75,17 +74,17 @@ class Slow:
 
 
 def check(hits, wanted, table):
-    assert [(hit.index, hit.distance) for hit in hits] == [own[:2] for own in wanted]
+    assert [(hit.index, hit.distance) for hit in hits] == [entry[:2] for entry in wanted]
     for hit, (row, distance, region) in zip(hits, wanted, strict=True):
         assert hit.image_id == f"p{row}"
         if region is None:
             assert hit.matches == ()
         else:
             (match,) = hit.matches
-            own = table.regions(row)
-            assert list(match.box) == own.boxes[region].tolist()
-            assert (match.distance, match.label) == (distance, own.labels[region])
-            assert match.score == own.scores[region]
+            regions = table.regions(row)
+            assert list(match.box) == regions.boxes[region].tolist()
+            assert (match.distance, match.label) == (distance, regions.labels[region])
+            assert match.score == regions.scores[region]
 
 
 seeds = st.integers(0, 10_000)
@@ -141,7 +140,7 @@ def test_candidates_are_the_first_of_the_pictures_that_are_searched(seed, m, top
     table = table_of(rng)
     query, among = rng.integers(0, 8, 2, np.uint8), rng.random(len(table)) < 0.6
     slow = Slow(table)
-    wanted = [own for own in slow.images(query) if among[own[0]]]
+    wanted = [entry for entry in slow.images(query) if among[entry[0]]]
     hits = search_in_steps(table, ["global"], image_query=query, top=top, among=among)
     check(hits, wanted[:top], table)
     wanted = slow.regions([query], [row for row, _, _ in wanted[:m]])
@@ -193,7 +192,7 @@ def test_steps_in_any_order_rank_as_the_paper_tells_whatever_is_asked(
     among = None if share is None else rng.random(n) < share
     slow = Slow(table)
     wanted = slow.images(query) if steps[0] == "global" else slow.regions([query], range(n))
-    wanted = [own for own in wanted if among is None or among[own[0]]]
+    wanted = [entry for entry in wanted if among is None or among[entry[0]]]
     wanted = wanted[: top if len(steps) == 1 else m]
     for step in steps[1:]:
         if step == "local":
@@ -239,7 +238,7 @@ def test_distances_beyond_16_bits_are_sorted_as_well():
 def test_the_exact_search_is_the_default_while_it_is_quick(monkeypatch):
     table = table_of(np.random.default_rng(0))
     assert default_steps(table, shared_code_space=True) == ("exact",)
-    monkeypatch.setattr(reranking, "EXACT_SECONDS", 1e-9)
+    monkeypatch.setattr("regionhash.search.steps.EXACT_SECONDS", 1e-9)
     assert default_steps(table, shared_code_space=True) == ("global", "local")
     assert default_steps(table, shared_code_space=False) == ("exact",)
     bare = CodeTable(ids=["a"], sizes=np.ones((1, 2), np.int32))
