@@ -164,6 +164,27 @@ def test_a_file_that_is_broken_but_not_cut_off_is_refused():
             read_bytes_with_note(bytes(content), "broken")
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF", "HEIF"])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_formats_that_are_read_as_a_whole_say_that_they_are_cut_off(kind, kept):
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    content = costly.saved(Image.fromarray(PHOTO), kind)
+    assert read_bytes_with_note(content, "whole").note is None
+    with pytest.raises(ImageError, match=r"^cut: .*copy or download the file again$"):
+        read_bytes_with_note(content[: int(kept * len(content))], "cut")
+
+
+def test_a_png_that_is_cut_off_and_broken_is_refused_or_read():
+    for place in range(200, 3000, 97):
+        content = bytearray(costly.saved(Image.fromarray(PHOTO // 64 * 64), "PNG")[:4000])
+        content[place] ^= 255
+        try:
+            assert read_bytes_with_note(bytes(content), "a").note
+        except ImageError as error:
+            assert "a: the file is cut off" in str(error)
+
+
 def test_a_cut_file_costs_no_more_than_its_pixels():
     """What follows the pixels in the stream is not unpacked."""
     head = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)

@@ -250,6 +250,34 @@ def test_the_pixels_of_heic_are_limited_before_they_are_decoded(monkeypatch):
         read_image_bytes(content, "a", max_pixels=6143)
 
 
+def test_heic_whose_pixels_are_not_of_the_size_it_says_is_refused():
+    content = saved(cells().resize((30, 20)), "HEIF")
+    outside = bytearray(content)
+    outside[content.index(b"clap") + 6] = 1  # cuts out 286 x 20 pixels of 64 x 64
+    with pytest.raises(ImageError, match="a: its header says 286 x 20 pixels"):
+        read_image_bytes(outside, "a")
+    small = bytearray(content)
+    at = content.index(b"ispe") + 8
+    small[at : at + 8] = (32).to_bytes(4) * 2
+    with pytest.raises(ImageError, match=r"a: .*size"):
+        read_image_bytes(small, "a")
+
+
+def test_what_is_logged_about_a_tiff_without_its_name_is_not_printed():
+    content = bytearray(saved(cells(), "TIFF"))
+    at = content.index(struct.pack("<HHL", 277, 3, 1))
+    content[at + 8 : at + 10] = b"\xff\xff"  # samples per pixel
+    code = """if True:
+        import sys
+        from regionhash.data.images import ImageError, read_image_bytes
+        try:
+            read_image_bytes(sys.stdin.buffer.read(), "a")
+        except ImageError as error:
+            print(error)"""
+    ran = subprocess.run([sys.executable, "-c", code], input=bytes(content), capture_output=True)
+    assert ran.stdout.startswith(b"a: ") and ran.stderr == b""
+
+
 def test_libtiff_writes_nothing_to_stderr(tmp_path, capfd):
     content = bytearray(saved(cells(), "LZW"))
     content[8:200] = bytes(192)

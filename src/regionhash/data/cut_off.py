@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,10 @@ from regionhash.data.pieces import Given, chunks
 MOST_MISSING = 0.5
 """Share of a picture that may be missing. An object in the half that is there can be found."""
 
-_ADVICE = "copy or download the file again"
+ADVICE = "copy or download the file again"
 _BLOCK = 1 << 20  # bytes
 _ROWS = 64
+_MOST_BOXES = 1000  # of ISO/IEC 14496-12; pictures have about four
 _STRIPS, _TILES, _SIZES_OF = 273, 324, {273: 279, 324: 325}  # tags of a TIFF
 _COMPRESSION, _PLANES = 259, 284
 _ADAM7 = (  # first row and column, and the steps of both
@@ -65,12 +66,34 @@ def load_what_is_there(image: ImageFile, given: Given) -> str | None:
         there = _rows_not_grey(image) / image.height
     if there < MOST_MISSING:
         raise ValueError(
-            f"the file is cut off, and only {int(100 * there)} % of the picture is there; {_ADVICE}"
+            f"the file is cut off, and only {int(100 * there)} % of the picture is there; {ADVICE}"
         )
     if there == 1:
-        return f"the end of the file is missing, and perhaps some detail with it; {_ADVICE}"
+        return f"the end of the file is missing, and perhaps some detail with it; {ADVICE}"
     missing = max(1, round(100 * (1 - there)))
-    return f"the end of the file is missing, and {missing} % of the picture with it; {_ADVICE}"
+    return f"the end of the file is missing, and {missing} % of the picture with it; {ADVICE}"
+
+
+def ends_early(file: BinaryIO) -> bool:
+    """Whether a WebP, AVIF or HEIC, which is then not read, is shorter than it says."""
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    start = file.read(12)
+    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+        return 8 + int.from_bytes(start[4:8], "little") > length
+    end = 0
+    for _ in range(_MOST_BOXES if start[4:8] == b"ftyp" else 0):
+        file.seek(end)
+        head = file.read(16)
+        size = int.from_bytes(head[:4])
+        if size == 1:
+            size = int.from_bytes(head[8:])
+        if size < 8:  # 0: to the end of the file
+            return False
+        end += size
+        if end >= length:
+            return end > length
+    return False
 
 
 def _share_there(image: ImageFile, given: Given, tiles: list[Any], error: str) -> float | None:
@@ -133,9 +156,12 @@ def _png_share(image: ImageFile, given: Given) -> float:
             if not packed:
                 break
             start += len(packed)
-            while packed and unpacked < whole:
-                unpacked += len(unpacking.decompress(packed, _BLOCK))
-                packed = unpacking.unconsumed_tail
+            try:
+                while packed and unpacked < whole:
+                    unpacked += len(unpacking.decompress(packed, _BLOCK))
+                    packed = unpacking.unconsumed_tail
+            except zlib.error:  # it is broken as well: Pillow came no further either
+                return unpacked / whole
     return min(1.0, unpacked / whole)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import io
+import logging
 import os
 import time
 import warnings
@@ -22,7 +23,7 @@ from PIL import UnidentifiedImageError, _imaging, features
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from regionhash.data.cut_off import load_what_is_there
+from regionhash.data.cut_off import ADVICE, ends_early, load_what_is_there
 from regionhash.data.headers import check_structure
 from regionhash.data.image_set import Image
 from regionhash.data.pieces import Given, given_to_decoder
@@ -200,12 +201,18 @@ def _opened(file: BinaryIO, max_pixels: int | None = None) -> Iterator[_Opened]:
     check_structure(file)
     formats = _formats_of(file)
     given = given_to_decoder(file)
-    with PILImage.open(given.file, formats=formats) as image:
-        if image.width * image.height > max_pixels:
-            raise ValueError(
-                f"{image.width} x {image.height} pixels are more than the limit of {max_pixels:,}"
-            )
-        yield _Opened(image, given)
+    try:
+        with PILImage.open(given.file, formats=formats) as image:
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels are more than the limit of "
+                    f"{max_pixels:,}"
+                )
+            yield _Opened(image, given)
+    except Exception as error:  # what each decoder says of it differs, and helps nobody
+        if ends_early(file):
+            raise ValueError(f"the file is cut off; {ADVICE}") from error
+        raise
 
 
 def _formats_of(file: BinaryIO) -> tuple[str, ...]:
@@ -213,7 +220,7 @@ def _formats_of(file: BinaryIO) -> tuple[str, ...]:
     file.seek(0)
     start = file.read(12)
     if start[:2] in (b"II", b"MM"):
-        _silence_libtiff()
+        _silence_tiff()
     if start[4:8] != b"ftyp":
         return _FORMATS
     brand = start[8:]
@@ -242,11 +249,13 @@ def _prepare_heif() -> bool:
 
 
 @cache
-def _silence_libtiff() -> None:
-    """Keeps libtiff from writing to stderr, where its lines name no file; errors stay errors.
+def _silence_tiff() -> None:
+    """Keeps libtiff and Pillow from writing to stderr about a TIFF: such lines name no file.
 
-    Pillow has no setting for it. Where its library is linked in another way, the lines remain.
+    Errors stay errors. Pillow has no setting for libtiff; where the library is linked in another
+    way, its lines remain. What Pillow logs still reaches handlers that the program has set.
     """
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(_imaging.__file__)
         library.TIFFSetErrorHandler(None)
@@ -282,7 +291,10 @@ def _read(opened: _Opened) -> ReadImage:
         raise ValueError("floating-point pixels have no defined white")
     # Pillow itself turns a TIFF when it is loaded, and pillow-heif takes the orientation out.
     orientation = None if image.format == "TIFF" else _orientation(image)
+    size = image.size
     decoded, note = _decoded(opened)
+    if image.format == "HEIF" and decoded.size != size:
+        raise ValueError(f"its header says {size[0]} x {size[1]} pixels, and its content does not")
     white = _white(image)
     height, width = decoded.height, decoded.width
     sideways = orientation in _SIDEWAYS
