@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def processes(decoders):
 
 def test_pictures_come_as_they_are_read_here(decoders, photos):
     content = (photos / "2.png").read_bytes()
-    image, kind = decoders.decode(content, "upload", soon())
-    assert kind == "PNG" and image.flags.writeable
+    image, kind, note = decoders.decode(content, "upload", soon())
+    assert kind == "PNG" and image.flags.writeable and note is None
     np.testing.assert_array_equal(image, read_image_bytes(content, "upload"))
     np.testing.assert_array_equal(
         decoders.read(photos / "1.png", "picture 2", soon()), read_image(photos / "1.png")
@@ -50,6 +51,27 @@ def test_pictures_come_as_they_are_read_here(decoders, photos):
     small = decoders.thumbnail(photos / "1.png", "picture 2", 64, soon())
     assert small.startswith(b"\xff\xd8") and len(small) < 20_000
     assert len(processes(decoders)) == 1  # the second was not needed
+
+
+def test_a_file_that_is_cut_off_comes_with_a_note(decoders):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = costly.saved(Image.fromarray(noise), "PNG")
+    image, _, note = decoders.decode(content[: len(content) * 3 // 4], "upload", soon())
+    np.testing.assert_array_equal(image[:40], noise[:40])
+    assert re.search("missing, and 2[567] % of the picture", note)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 2000)])
+def test_heic_is_decoded_within_the_memory_of_a_process(size):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    content = costly.saved(Image.new("RGB", size, (200, 100, 50)), "HEIF", quality=50)
+    decoders = Decoders(1, size[0] * size[1])
+    try:
+        image, kind, _ = decoders.decode(content, "upload", soon())
+    finally:
+        decoders.close()
+    assert kind == "HEIF" and image.shape == (size[1], size[0], 3)
+    assert np.abs(image.astype(int) - [200, 100, 50]).max() <= 4
 
 
 def test_a_process_imports_neither_torch_nor_the_service(decoders):

@@ -12,6 +12,7 @@ from regionhash.data import open_dataset
 from regionhash.experiments.drh_features import _BagWriter, _stored
 from regionhash.training import Cache, TrainingConfig, feature_cache
 from regionhash.training.feature_cache import kept_features
+from reporters import Recording
 
 SCENES = open_dataset("digits:train:3")
 

@@ -38,7 +38,7 @@ def test_a_picture_outside_the_subfolders_has_no_label(folder):
 
 
 def test_an_empty_or_missing_folder_is_an_error_that_names_it(folder):
-    with pytest.raises(ValueError, match=r"none: no picture \(\.avif .*\) found"):
+    with pytest.raises(ValueError, match=r"none: no picture \(\.apng .*\) found"):
         read_folder(folder / "none")
     with pytest.raises(ValueError, match="gone is missing"):
         read_folder(folder / "gone")

@@ -40,10 +40,14 @@ def test_a_structure_that_would_take_long_is_refused_at_once(tmp_path, content, 
     assert time.process_time() - started < 0.5
 
 
-def test_a_text_chunk_bomb_is_refused():
-    text = b"a\0\0" + zlib.compress(bytes(1 << 20))
-    with pytest.raises(ImageError, match="text"):
-        read_image_bytes(costly.png_of_chunks(*[(b"zTXt", text)] * 70), "a")
+def test_a_bomb_in_metadata_is_not_unpacked():
+    bomb = zlib.compress(bytes(64 << 20))
+    made = [(b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"iCCP", b"a\0\0")]
+    made += [(b"zTXt", b"Raw profile type exif\0\0"), (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0")]
+    content = costly.png_of_chunks(*[(kind, start + bomb) for kind, start in made] * 70)
+    started = time.process_time()
+    assert read_image_bytes(content, "a").shape == (8, 8, 3)
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -75,7 +79,7 @@ def test_scans_are_counted_wherever_blocks_end(monkeypatch, block):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     content = costly.saved(Image.fromarray(noise), "JPEG", progressive=True)
     monkeypatch.setattr(headers, "_BLOCK", block)
-    found = list(headers._markers(io.BytesIO(content)))
+    found = [marker for marker, _ in headers.markers(io.BytesIO(content))]
     # The slow way: what begins a scan is never part of one, as 0xff is stuffed there.
     assert found.count(0xDA) == content.count(b"\xff\xda") == 10
     assert found[-1] == 0xD9

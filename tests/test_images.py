@@ -1,16 +1,20 @@
 import io
 import os
 import socket
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from regionhash.data import images
 from regionhash.data.images import (
+    SUFFIXES,
     FileImages,
     ImageError,
     file_version,
@@ -73,14 +77,218 @@ UPRIGHT = {
 }
 
 
+SAVED = {
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+    "TIFF": {},
+    "LZW": {"format": "TIFF", "compression": "tiff_lzw"},
+    "pages": {"format": "TIFF", "save_all": True},
+    "MPO": {"save_all": True, "quality": 95},
+    "HEIF": {"quality": 95, "chroma": 444},
+}
+
+
+def saved(picture, kind, **options):
+    """The content of a file that Pillow writes, one of `SAVED`."""
+    options = {"format": kind} | SAVED[kind] | options
+    if "save_all" in options:
+        options["append_images"] = [Image.new("RGB", (5, 5))]
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    stream = io.BytesIO()
+    picture.save(stream, **options)
+    return stream.getvalue()
+
+
+def cells():
+    """A picture of 64 x 96 pixels of which lossy formats keep every part apart."""
+    values = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
+    grey = np.kron(values, np.ones((16, 16), np.uint8))
+    return Image.fromarray(np.stack([grey, 255 - grey, grey[::-1, ::-1]], 2))
+
+
+@pytest.mark.parametrize("kind", SAVED)
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, picture, orientation):
+def test_exif_orientation_is_applied_once_to_pixels_and_size(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture.save(tmp_path / "a.png", exif=exif)
-    expected = UPRIGHT[orientation](np.asarray(picture))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
-    assert read_size(tmp_path / "a.png") == expected.shape[:2]
+    (tmp_path / "a").write_bytes(saved(cells(), kind, exif=exif.tobytes()))
+    expected = UPRIGHT[orientation](np.asarray(cells()))
+    read = read_image(tmp_path / "a")
+    assert read_size(tmp_path / "a") == read.shape[:2] == expected.shape[:2]
+    assert np.abs(read.astype(int) - expected).mean() < (3 if "quality" in SAVED[kind] else 1e-9)
+    np.testing.assert_array_equal(read_image_bytes((tmp_path / "a").read_bytes(), "a"), read)
+
+
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
+ xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""
+ xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "LZW", "PNG", "WEBP"])
+def test_size_and_pixels_agree_on_an_orientation_in_xmp_alone(tmp_path, kind):
+    more = {"xmp": XMP}
+    if kind == "PNG":
+        more = {"pnginfo": PngInfo()}
+        more["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())
+    elif kind in ("TIFF", "LZW"):
+        more = {"tiffinfo": {700: XMP}}
+    (tmp_path / "a").write_bytes(saved(cells(), kind, **more))
+    read = read_image(tmp_path / "a")
+    assert read_size(tmp_path / "a") == read.shape[:2] == (96, 64)
+    expected = UPRIGHT[6](np.asarray(cells()))
+    assert np.abs(read.astype(int) - expected).mean() < (3 if kind == "JPEG" else 1e-9)
+
+
+def grey_tiff(values, bits, photometric, order="<", compress=False):
+    """A TIFF of one strip of grey values (H, W), packed here."""
+    height, width = values.shape
+    if bits == 16:
+        packed = values.astype(f"{order}u2").tobytes()
+    else:
+        split = np.unpackbits(values.astype(">u2").view("u1").reshape(height, width, 2), axis=2)
+        packed = np.packbits(split[..., 16 - bits :].reshape(height, -1), axis=1).tobytes()
+    packed = zlib.compress(packed) if compress else packed
+    tags = {
+        **{256: (4, width), 257: (4, height), 258: (3, bits), 259: (3, 8 if compress else 1)},
+        **{262: (3, photometric), 273: (4, 8), 277: (3, 1), 278: (4, height)},
+        279: (4, len(packed)),
+    }
+    entries = b""
+    for tag, (kind, value) in sorted(tags.items()):
+        entries += struct.pack(f"{order}HHL", tag, kind, 1)
+        entries += struct.pack(f"{order}{'L' if kind == 4 else 'Hxx'}", value)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HL", 42, 8 + len(packed))
+    return head + packed + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+def test_a_tiff_whose_zero_is_white_is_read_as_its_twin(bits, order, compress):
+    if (bits, order) == (12, ">"):
+        pytest.skip("Pillow does not read 12 bits in this order")
+    most = 2**bits - 1
+    values = np.random.default_rng(bits).integers(0, most + 1, (6, 8))
+    values[0, :2] = 0, most
+    expected = np.round(values / most * 255).astype(int)
+    for photometric, stored in ((1, values), (0, most - values)):
+        read = read_image_bytes(grey_tiff(stored, bits, photometric, order, compress), "a")
+        assert np.abs(read[..., 0] - expected).max() <= (bits > 8), photometric
+        assert read[0, :2, 0].tolist() == [0, 255]
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(tmp_path, monkeypatch, picture):
+    content = saved(picture, "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    chunk = b"eXIf" + exif.tobytes()[6:]
+    chunk = (len(chunk) - 4).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "late.png").write_bytes(content[:-12] + chunk + content[-12:])
+    assert read_image(tmp_path / "late.png").shape == (6, 4, 3)
+    monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    assert read_size(tmp_path / "a.png") == (4, 6)
+    assert read_size(tmp_path / "late.png") == (6, 4)
+
+
+def test_metadata_that_cannot_be_read_refuses_no_jpeg(picture):
+    sound = saved(picture, "JPEG")
+    expected = read_image_bytes(sound, "a")
+    for marker, content in [
+        (0xE1, b"Exif\0\0no tiff"),
+        (0xE1, b"Exif\0\0II*\0\xff\xff\xff\xff"),
+        (0xE1, b'http://ns.adobe.com/xap/1.0/\0\xff\xfe tiff:Orientation="9'),
+        (0xE2, b"MPF\0II*\0\x08\0\0\0\x01\0"),
+        (0xE2, b"MPF\0no tiff"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xED, b"Photoshop 3.0\x008BIM"),
+    ]:
+        segment = bytes([255, marker]) + (len(content) + 2).to_bytes(2) + content
+        made = sound[:2] + segment + sound[2:]
+        np.testing.assert_array_equal(read_image_bytes(made, "a"), expected, str(content))
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_the_content_decides_and_not_the_ending(tmp_path, picture, suffix, kind):
+    (tmp_path / f"a{suffix}").write_bytes(saved(picture, kind))
+    ((_, path),) = find_images([tmp_path])
+    np.testing.assert_array_equal(read_image(path), np.asarray(picture))
+
+
+def test_every_ending_that_pillow_knows_for_these_formats_is_looked_for():
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.init()
+    own = {"JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "HEIF"}
+    known = {ending for ending, kind in Image.registered_extensions().items() if kind in own}
+    # A floating-point map, sequences of pictures, and a header without a picture.
+    assert known - SUFFIXES <= {".pfm", ".avifs", ".heics", ".heifs"}
+
+
+def test_a_bitmap_without_the_header_of_its_file_is_read(picture):
+    content = encoded(picture, "DIB")
+    np.testing.assert_array_equal(read_image_bytes(content, "a"), np.asarray(picture))
+
+
+def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.heic").write_bytes(saved(cells(), "HEIF"))
+    assert read_image(tmp_path / "a.heic").shape == (64, 96, 3)
+    monkeypatch.setattr(images, "_prepare_heif", lambda: False)
+    for read in (read_image, read_size):
+        with pytest.raises(ImageError, match=r'a\.heic: HEIC needs pip install "regionhash\[heic'):
+            read(tmp_path / "a.heic")
+
+
+def test_the_pixels_of_heic_are_limited_before_they_are_decoded(monkeypatch):
+    content = saved(cells(), "HEIF")
+    heif = pytest.importorskip("pillow_heif")
+    monkeypatch.setattr(heif.HeifImage, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(ImageError, match="a: 96 x 64 pixels are more than the limit of 6,143"):
+        read_image_bytes(content, "a", max_pixels=6143)
+
+
+def test_heic_whose_pixels_are_not_of_the_size_it_says_is_refused():
+    content = saved(cells().resize((30, 20)), "HEIF")
+    outside = bytearray(content)
+    outside[content.index(b"clap") + 6] = 1  # cuts out 286 x 20 pixels of 64 x 64
+    with pytest.raises(ImageError, match="a: its header says 286 x 20 pixels"):
+        read_image_bytes(outside, "a")
+    small = bytearray(content)
+    at = content.index(b"ispe") + 8
+    small[at : at + 8] = (32).to_bytes(4) * 2
+    with pytest.raises(ImageError, match=r"a: .*size"):
+        read_image_bytes(small, "a")
+
+
+def test_what_is_logged_about_a_tiff_without_its_name_is_not_printed():
+    content = bytearray(saved(cells(), "TIFF"))
+    at = content.index(struct.pack("<HHL", 277, 3, 1))
+    content[at + 8 : at + 10] = b"\xff\xff"  # samples per pixel
+    code = """if True:
+        import sys
+        from regionhash.data.images import ImageError, read_image_bytes
+        try:
+            read_image_bytes(sys.stdin.buffer.read(), "a")
+        except ImageError as error:
+            print(error)"""
+    ran = subprocess.run([sys.executable, "-c", code], input=bytes(content), capture_output=True)
+    assert ran.stdout.startswith(b"a: ") and ran.stderr == b""
+
+
+def test_libtiff_writes_nothing_to_stderr(tmp_path, capfd):
+    content = bytearray(saved(cells(), "LZW"))
+    content[8:200] = bytes(192)
+    (tmp_path / "broken").write_bytes(content)
+    for read in (
+        lambda: read_image(tmp_path / "broken"),
+        lambda: read_image_bytes(content, "broken"),
+    ):
+        with pytest.raises(ImageError, match="broken: "):
+            read()
+    assert capfd.readouterr().err == ""
 
 
 def test_grey_becomes_three_equal_channels(tmp_path, picture):
@@ -234,8 +442,13 @@ def encoded(image: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+CUT_EARLY = [(kind, 0.1) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [*CUT_EARLY, *((kind, kept) for kind in ("WEBP", "AVIF") for kept in (0.5, 0.9))],
+)
 def test_a_truncated_file_is_an_image_error_that_names_it(tmp_path, kind, kept):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     content = encoded(Image.fromarray(noise), kind)

@@ -2,7 +2,9 @@
 
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from chromium import CHROMIUM, launched, served
 from regionhash.collection import Collection
@@ -148,6 +150,44 @@ def test_a_drawn_box_is_searched_and_the_answer_is_drawn_where_the_codes_say(
     on_screen = [left + scale * box[0], upper + scale * box[1]]
     on_screen += [left + scale * box[2], upper + scale * box[3]]
     assert edges == pytest.approx(on_screen, abs=2.5)
+
+
+# Browsers ignore an orientation that is in XMP alone, and Chromium does not show HEIC.
+@pytest.mark.parametrize("kind", ["JPEG", "HEIF"])
+def test_boxes_lie_on_the_picture_as_the_service_read_it(page, tmp_path, kind):
+    stored = np.full((320, 640, 3), (0, 0, 255), np.uint8)
+    stored[:, :320] = 255, 0, 0
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        turned = {"exif": exif.tobytes()}
+    else:
+        turned = {"xmp": b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'}
+    Image.fromarray(stored).save(tmp_path / "a", kind, **turned)
+    upload(page, tmp_path / "a")
+    image = page.locator(".query img")
+    image.evaluate("image => image.decode()")
+    assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [320, 640]
+    assert page.get_attribute(".query .canvas svg", "viewBox") == "0 0 320 640"
+    colours = image.evaluate(
+        """image => {
+          const canvas = document.createElement("canvas");
+          Object.assign(canvas, { width: 320, height: 640 });
+          const context = canvas.getContext("2d", { willReadFrequently: true });
+          context.drawImage(image, 0, 0);
+          return [100, 500].map(y => [...context.getImageData(160, y, 1, 1).data.slice(0, 3)]);
+        }"""
+    )
+    np.testing.assert_allclose(colours, [[255, 0, 0], [0, 0, 255]], atol=20)
+
+
+def test_a_picture_that_is_cut_off_is_searched_with_a_note(page, photos, tmp_path):
+    content = (photos / "2.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) * 4 // 5])
+    upload(page, tmp_path / "cut.png")
+    assert "the end of the file is missing" in page.inner_text(".query")
+    assert len(shown(page)) == 6
 
 
 def test_a_detected_object_is_outlined_clicked_and_left_out_again(page, photos):

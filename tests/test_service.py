@@ -760,6 +760,35 @@ def test_what_is_no_picture_is_refused_whatever_it_calls_itself(client, content,
     assert reason in problem(client.post("/api/uploads", files={"file": file}), 415)
 
 
+def test_a_file_that_is_cut_off_is_taken_with_a_note(changeable, photos):
+    _, client = changeable
+    content = (photos / "0.png").read_bytes()
+    whole = client.post("/api/uploads", files={"file": content}).json()
+    assert whole["note"] is None
+    cut = content[: len(content) * 4 // 5]
+    sent = client.post("/api/uploads", files={"file": cut})
+    assert sent.status_code == 201 and "% of the picture" in sent.json()["note"]
+    added = client.post("/api/images", files={"file": cut}, headers=TOKEN)
+    assert added.json()["note"] == sent.json()["note"]
+
+
+def test_an_uploaded_picture_is_given_back_as_it_was_decoded(client):
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, :40] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "TIFF", exif=exif)
+    sent = client.post("/api/uploads", files={"file": stream.getvalue()}).json()
+    answer = client.get(f"/api/uploads/{sent['upload']}/picture?size=16")
+    assert answer.headers["content-type"] == "image/jpeg"
+    shown = Image.open(io.BytesIO(answer.content))
+    assert shown.size == (sent["width"], sent["height"]) == (40, 80)
+    assert shown.getpixel((20, 10))[0] > 200 and shown.getpixel((20, 70))[0] < 50
+    problem(client.get("/api/uploads/unknown/picture"), 404)
+    problem(client.get(f"/api/uploads/{sent['upload']}/picture?size=1"), 422)
+
+
 def test_a_forged_type_does_not_matter(client, photos):
     file = ("x.exe", (photos / "0.png").read_bytes(), "text/html")
     assert client.post("/api/uploads", files={"file": file}).status_code == 201
@@ -888,6 +917,7 @@ ROUTES = [
     ("POST", "/api/session", {}),
     ("POST", "/api/uploads", {"files": {"file": png()}}),
     ("POST", "/api/uploads", {"files": {"file": png()[:99]}}),
+    ("GET", "/api/uploads/a/picture", {}),
     ("POST", "/api/search", {"json": {"queries": [{"image": 1}]}}),
     ("POST", "/api/search", {"json": {"queries": [{"image": 1, "boxes": [[1, 1, 9, 9]]}]}}),
     ("POST", "/api/search", {"json": {"queries": [{"image": 1, "regions": [99]}]}}),

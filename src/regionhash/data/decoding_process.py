@@ -6,7 +6,7 @@ starts in a fraction of a second.
 A request is a line of JSON on standard input. If it has `bytes`, the file's content of that length
 follows; otherwise `path` is read. An answer is a line of JSON on standard output, with `error` or
 with `bytes`, the length of what follows: a JPEG if the request has a `size`, otherwise the pixels,
-of height and width `shape`.
+of height and width `shape`, with the `kind` of file and a `note`; see `ReadImage`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 from regionhash.data.images import (
     ImageError,
-    read_image,
-    read_image_bytes,
+    read_bytes_with_note,
     read_kind,
+    read_with_note,
     thumbnail,
 )
 
@@ -55,9 +55,9 @@ def _answer(request: dict[str, Any], content: bytes | None) -> tuple[dict[str, A
     name = request["name"]
     try:
         if content is None:
-            image, kind = read_image(request["path"], name=name), ""
+            (image, note), kind = read_with_note(request["path"], name=name), ""
         else:
-            image = read_image_bytes(content, name, max_pixels=request["max_pixels"])
+            image, note = read_bytes_with_note(content, name, max_pixels=request["max_pixels"])
             kind = read_kind(content, name)
         if request["size"] is not None:
             return {}, thumbnail(image, request["size"])
@@ -65,7 +65,7 @@ def _answer(request: dict[str, Any], content: bytes | None) -> tuple[dict[str, A
         return {"error": str(error)}, b""
     except MemoryError:
         return {"error": f"{name}: it takes more memory than is available"}, b""
-    return {"shape": image.shape[:2], "kind": kind}, image.data
+    return {"shape": image.shape[:2], "kind": kind, "note": note}, image.data
 
 
 if __name__ == "__main__":

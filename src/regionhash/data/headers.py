@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 MAX_SCANS = 100
 """In a JPEG. Progressive files from cameras and programs have about ten."""
@@ -43,7 +43,7 @@ def check_structure(file: BinaryIO) -> None:
     elif start == b"\x89PNG\r\n\x1a\n":
         _check_png(file)
     elif start[:2] in (b"II", b"MM"):
-        _check_tiff(file, "<" if start[:2] == b"II" else ">")
+        _check_tiff(file)
     elif start[:1] == b"P" and start[1:2] in (b"1", b"2", b"3"):
         raise ValueError("plain (text) PBM, PGM and PPM are not supported; save it as P4, P5 or P6")
     file.seek(0)
@@ -51,7 +51,7 @@ def check_structure(file: BinaryIO) -> None:
 
 def _check_jpeg(file: BinaryIO) -> None:
     scans = 0
-    for parts, marker in enumerate(_markers(file), 1):
+    for parts, (marker, _) in enumerate(markers(file), 1):
         scans += marker == _START_OF_SCAN
         if scans > MAX_SCANS:
             raise ValueError(f"a JPEG of more than {MAX_SCANS} scans")
@@ -59,8 +59,8 @@ def _check_jpeg(file: BinaryIO) -> None:
             raise ValueError(f"a JPEG of more than {MAX_PARTS:,} segments")
 
 
-def _markers(file: BinaryIO) -> Iterator[int]:
-    """The markers of the first picture in a JPEG file, as libjpeg meets them.
+def markers(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """The markers of the first picture in a JPEG file, as libjpeg meets them, and where each ends.
 
     The content of segments, such as the preview in EXIF, is skipped.
     """
@@ -80,7 +80,7 @@ def _markers(file: BinaryIO) -> Iterator[int]:
             continue
         marker = block[skipped + 1]
         position += 2
-        yield marker
+        yield marker, position
         if marker == _END_OF_IMAGE:
             return
         if marker >= 0xC0:  # lower ones have no content
@@ -98,24 +98,57 @@ def _check_png(file: BinaryIO) -> None:
         file.seek(int.from_bytes(head[:4]) + 4, 1)  # content and checksum
 
 
-def _check_tiff(file: BinaryIO, order: str) -> None:
-    """Checks the first picture, the one that is read."""
-    file.seek(2)
+class Tag(NamedTuple):
+    """An entry in the directory of a TIFF.
+
+    Attributes:
+        number: what it says.
+        kind: the number of its type.
+        n_values: how many values it has.
+        position: where the values are in the file, if they fit into the entry; otherwise, where
+            their offset is.
+    """
+
+    number: int
+    kind: int
+    n_values: int
+    position: int
+
+
+def tiff_tags(file: BinaryIO) -> tuple[str, list[Tag]]:
+    """Byte order, as `struct` writes it, and tags of the first picture, the one that is read.
+
+    A truncated directory has the tags that are there.
+
+    Raises:
+        ValueError: more tags than any camera or program writes.
+    """
+    file.seek(0)
+    order = "<" if file.read(2) == b"II" else ">"
     big = file.read(2) == struct.pack(f"{order}H", 43)
-    offset, entry, number = ("Q", "HHQ8x", "Q") if big else ("L", "HHL4x", "H")
+    offset, entry, counter = ("Q", "HHQ", "Q") if big else ("L", "HHL", "H")
+    tags: list[Tag] = []
 
     def read(layout: str) -> tuple[int, ...]:
         return struct.unpack(order + layout, file.read(struct.calcsize(order + layout)))
 
     try:
         file.seek(8 if big else 4)
-        file.seek(*read(offset))
-        (parts,) = read(number)
-        if parts > MAX_PARTS:
+        position = file.seek(*read(offset)) + struct.calcsize(order + counter)
+        (count,) = read(counter)
+        if count > MAX_PARTS:
             raise ValueError(f"a TIFF of more than {MAX_PARTS:,} tags")
-        for _ in range(parts):
-            tag, _, count = read(entry)
-            if tag in (_STRIPS, _TILES) and count > MAX_TILES:
-                raise ValueError(f"a TIFF of more than {MAX_TILES:,} strips or tiles")
+        for _ in range(count):
+            file.seek(position)
+            number, kind, n_values = read(entry)
+            tags.append(Tag(number, kind, n_values, file.tell()))
+            position += 20 if big else 12
     except (struct.error, OverflowError):
-        return  # truncated: the decoder reports it
+        pass  # truncated: the decoder reports it
+    return order, tags
+
+
+def _check_tiff(file: BinaryIO) -> None:
+    for tag in tiff_tags(file)[1]:
+        if tag.number in (_STRIPS, _TILES) and tag.n_values > MAX_TILES:
+            raise ValueError(f"a TIFF of more than {MAX_TILES:,} strips or tiles")

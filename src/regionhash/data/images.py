@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
+import logging
 import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
+from PIL import UnidentifiedImageError, _imaging, features
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
+from regionhash.data.cut_off import ADVICE, ends_early, load_what_is_there
 from regionhash.data.headers import check_structure
 from regionhash.data.image_set import Image
 from regionhash.data.notices import Notices
+from regionhash.data.pieces import Given, given_to_decoder
 from regionhash.data.walking import files_below
 from regionhash.files.names import shown_name
 from regionhash.files.text import NOT_REGULAR, open_regular, read_text, reason_of
 
 SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
+        *(".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
+        *(".pbm", ".pgm", ".pnm", ".ppm", ".avif", ".heic", ".heif", ".hif"),
+    )
 )
-"""File endings that `find_images` takes from folders and patterns, in lower case."""
+"""File endings that `find_images` takes from folders and patterns, in lower case. What format a
+file has is decided by its content."""
 
 # Only formats of photographs: Pillow's decoders for others are little tested, and for EPS it starts
-# Ghostscript. The JPEG reader also opens the MPO files of phones.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+# Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
+
+# ISO/IEC 23008-12: brands of HEIF files; the last two are also those of AVIF files.
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
+_HEIF_BRANDS = (*_HEIC_BRANDS, b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
 
 MAX_PIXELS = 150_000_000
 """Larger pictures are refused before they are decoded: 0.45 GB as RGB, one and a half times the
 largest camera sensors (100 Mpx), and below the 179 Mpx at which Pillow itself refuses."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_WIDTH, _HEIGHT, _BITS = 256, 257, 258  # tags of a TIFF
 _EXIF_IFD, _TAKEN = 0x8769, 0x9003  # the tags of the EXIF block and of DateTimeOriginal in it
 _SIDEWAYS = frozenset((5, 6, 7, 8))  # orientations that swap height and width
 _BLOCK = 1 << 18  # pixels converted at a time
@@ -51,24 +68,46 @@ class ImageError(ValueError):
     """A picture that cannot be read: the message names the file and the reason."""
 
 
+class ReadImage(NamedTuple):
+    """A picture, and what of its file could not be read.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        note: in plain words, that a part of the file is missing, and how much; None if it is whole.
+    """
+
+    image: Image
+    note: str | None = None
+
+
 def read_image(path: str | Path, *, name: str | None = None) -> Image:
     """The picture in a file as (H, W, 3) uint8 RGB, writable, as shown.
 
-    EXIF orientation is applied, transparent parts are put on white, 16 bits per channel are scaled
-    to 8, and only the first frame of an animation is read. Pillow reads every format: torchvision's
-    JPEG reader gives the same pixels a fifth faster, but is deprecated and will be removed.
+    Orientation is applied, transparent parts are put on white, 12 and 16 bits per channel are
+    scaled to 8, and only the first frame of an animation is read: its still picture, if there is
+    one. Metadata that cannot be read is ignored. If the end of the file is missing, at least half
+    of the picture must be there; the rest is then grey, black or white.
+
+    Pillow reads every format: torchvision's JPEG reader gives the same pixels a fifth faster, but
+    is deprecated and will be removed.
 
     Args:
         path: the file.
         name: for messages; the path by default.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, broken, not a regular file, not a
-            picture, larger than `MAX_PIXELS`, refused by `check_structure`, or has pixels without
-            a defined white (32-bit floats).
+        ImageError: the file is missing, empty, broken, cut off before half of the picture, not a
+            regular file, not a picture, larger than `MAX_PIXELS`, refused by `check_structure`, in
+            a format that needs another package, or has pixels without a defined white (32-bit
+            floats).
     """
-    with _named(name or path), open_regular(path) as file, _opened(file) as image:
-        return _rgb(image)
+    return read_with_note(path, name=name).image
+
+
+def read_with_note(path: str | Path, *, name: str | None = None) -> ReadImage:
+    """As `read_image`, and whether a part of the file is missing."""
+    with _named(name or path), open_regular(path) as file, _opened(file) as opened:
+        return _read(opened)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -77,9 +116,12 @@ def read_size(path: str | Path) -> tuple[int, int]:
     Raises:
         ImageError: see `read_image`, as far as the header shows.
     """
-    with _named(path), open_regular(path) as file, _opened(file) as image:
-        sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-        return (image.width, image.height) if sideways else (image.height, image.width)
+    with _named(path), open_regular(path) as file, _opened(file) as opened:
+        image = opened.image
+        width, height = image.size
+        if isinstance(image, TiffImageFile):  # some versions of Pillow have turned it already
+            width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
+        return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
 
 
 def read_image_bytes(content: bytes, name: str, *, max_pixels: int | None = None) -> Image:
@@ -93,8 +135,13 @@ def read_image_bytes(content: bytes, name: str, *, max_pixels: int | None = None
     Raises:
         ImageError: see `read_image`.
     """
-    with _named(name), io.BytesIO(content) as file, _opened(file, max_pixels) as image:
-        return _rgb(image)
+    return read_bytes_with_note(content, name, max_pixels=max_pixels).image
+
+
+def read_bytes_with_note(content: bytes, name: str, *, max_pixels: int | None = None) -> ReadImage:
+    """As `read_image_bytes`, and whether a part of the content is missing."""
+    with _named(name), io.BytesIO(content) as file, _opened(file, max_pixels) as opened:
+        return _read(opened)
 
 
 def read_kind(content: bytes, name: str) -> str:
@@ -103,8 +150,8 @@ def read_kind(content: bytes, name: str) -> str:
     Raises:
         ImageError: see `read_image`, as far as the header shows.
     """
-    with _named(name), io.BytesIO(content) as file, _opened(file) as image:
-        return image.format or ""
+    with _named(name), io.BytesIO(content) as file, _opened(file) as opened:
+        return opened.image.format or ""
 
 
 def thumbnail(image: Image, size: int) -> bytes:
@@ -124,8 +171,8 @@ def _noted_time(file: BinaryIO) -> datetime | None:
     Raises:
         ImageError: see `read_size`.
     """
-    with _named("the file"), _opened(file) as image:
-        noted = image.getexif().get_ifd(_EXIF_IFD).get(_TAKEN)
+    with _named("the file"), _opened(file) as opened:
+        noted = _exif(opened.image).get_ifd(_EXIF_IFD).get(_TAKEN)
     try:
         return datetime.strptime(str(noted), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
     except ValueError:
@@ -142,31 +189,115 @@ def _named(name: str | Path) -> Iterator[None]:
         raise ImageError(f"{name}: {_reason(error)}") from error
 
 
-def _opened(file: BinaryIO, max_pixels: int | None = None) -> ImageFile:
+class _Opened(NamedTuple):
+    image: ImageFile
+    given: Given
+
+
+@contextmanager
+def _opened(file: BinaryIO, max_pixels: int | None = None) -> Iterator[_Opened]:
     """The file with its header read."""
     max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     if not file.read(1):
         raise ValueError("the file is empty")
     check_structure(file)
-    image = PILImage.open(file, formats=_FORMATS)
-    if image.width * image.height > max_pixels:
-        image.close()
-        raise ValueError(
-            f"{image.width} x {image.height} pixels are more than the limit of {max_pixels:,}"
-        )
-    return image
+    formats = _formats_of(file)
+    given = given_to_decoder(file)
+    try:
+        with PILImage.open(given.file, formats=formats) as image:
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels are more than the limit of "
+                    f"{max_pixels:,}"
+                )
+            yield _Opened(image, given)
+    except Exception as error:  # what each decoder says of it differs, and helps nobody
+        if ends_early(file):
+            raise ValueError(f"the file is cut off; {ADVICE}") from error
+        raise
 
 
-def _rgb(image: ImageFile) -> Image:
+def _formats_of(file: BinaryIO) -> tuple[str, ...]:
+    """The formats that a file may have. Some need preparation, or another package."""
+    file.seek(0)
+    start = file.read(12)
+    if start[:2] in (b"II", b"MM"):
+        _silence_tiff()
+    if start[4:8] != b"ftyp":
+        return _FORMATS
+    brand = start[8:]
+    if brand in _AVIF_BRANDS and not features.check("avif"):
+        raise ValueError("AVIF needs pip install --upgrade pillow")
+    if brand in _HEIF_BRANDS:
+        if _prepare_heif():
+            return (*_FORMATS, "HEIF")
+        if brand in _HEIC_BRANDS:
+            raise ValueError('HEIC needs pip install "regionhash[heic]"')
+    return _FORMATS
+
+
+@cache
+def _prepare_heif() -> bool:
+    """Whether Pillow can read HEIF, now that it has been told how."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    # Threads would each take address space, which the service limits.
+    pillow_heif.register_heif_opener(
+        decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
+    )
+    return True
+
+
+@cache
+def _silence_tiff() -> None:
+    """Keeps libtiff and Pillow from writing to stderr about a TIFF: such lines name no file.
+
+    Errors stay errors. Pillow has no setting for libtiff; where the library is linked in another
+    way, its lines remain. What Pillow logs still reaches handlers that the program has set.
+    """
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(_imaging.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
+
+
+def _exif(image: ImageFile) -> PILImage.Exif:
+    """EXIF as the header has it.
+
+    For a PNG, Pillow's own method decodes all pixels to look for it after them, where
+    `given_to_decoder` leaves none.
+    """
+    return PILImage.Image.getexif(image)
+
+
+def _orientation(image: ImageFile) -> int | None:
+    """The orientation in EXIF or XMP (EXIF 4.6.4 A), if there is one that can be read."""
+    try:
+        found = _exif(image).get(_ORIENTATION)
+    except Exception:  # whatever is wrong with metadata, viewers show the picture
+        return None
+    return found if isinstance(found, int) else None
+
+
+def _read(opened: _Opened) -> ReadImage:
     """The pixels as `read_image` gives them.
 
     They are converted block by block, so only the result takes memory besides the decoder's pixels
     (4 bytes each in Pillow, but 1 for grey and palettes and 2 for 16 bits).
     """
+    image = opened.image
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined white")
-    orientation = image.getexif().get(_ORIENTATION)
-    decoded = _decoded(image)
+    # Pillow itself turns a TIFF when it is loaded, and pillow-heif takes the orientation out.
+    orientation = None if image.format == "TIFF" else _orientation(image)
+    size = image.size
+    decoded, note = _decoded(opened)
+    if image.format == "HEIF" and decoded.size != size:
+        raise ValueError(f"its header says {size[0]} x {size[1]} pixels, and its content does not")
+    white = _white(image)
     height, width = decoded.height, decoded.width
     sideways = orientation in _SIDEWAYS
     shown: Image = np.empty((width, height, 3) if sideways else (height, width, 3), np.uint8)
@@ -176,16 +307,26 @@ def _rgb(image: ImageFile) -> Image:
     for y in range(0, height, rows):
         for x in range(0, width, columns):
             block = decoded.crop((x, y, min(x + columns, width), min(y + rows, height)))
-            stored[y : y + rows, x : x + columns] = _block_rgb(block)
-    return shown
+            stored[y : y + rows, x : x + columns] = _block_rgb(block, white)
+    if opened.given.is_negative:
+        np.subtract(255, shown, out=shown)
+    return ReadImage(shown, note)
 
 
-def _decoded(image: ImageFile) -> PILImage.Image:
-    """The picture with its pixels.
+def _white(image: ImageFile) -> int:
+    """The grey value that is white, if it takes more than 8 bits."""
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_BITS) == (12,):
+        return 4095
+    return 65535
+
+
+def _decoded(opened: _Opened) -> tuple[PILImage.Image, str | None]:
+    """The picture with its pixels, and a note if some are missing.
 
     PGM and PPM whose white is neither 255 nor 65535 are decoded here: Pillow loops over them in
     Python, at a microsecond per value. The values are the same.
     """
+    image = opened.image
     if image.tile and image.tile[0].codec_name == "ppm":
         white = int(tuple(image.tile[0].args or ())[-1])
         most, kind = (65535, np.uint16) if image.mode == "I" else (255, np.uint8)
@@ -200,9 +341,8 @@ def _decoded(image: ImageFile) -> PILImage.Image:
             row[:] = table[
                 np.frombuffer(content, "u1" if white < 256 else ">u2").reshape(row.shape)
             ]
-        return PILImage.fromarray(pixels)
-    image.load()
-    return image
+        return PILImage.fromarray(pixels), None
+    return image, load_what_is_there(image, opened.given)
 
 
 def _as_stored(shown: Image, orientation: int | None) -> Image:
@@ -219,17 +359,18 @@ def _as_stored(shown: Image, orientation: int | None) -> Image:
     }.get(orientation or 1, shown)
 
 
-def _block_rgb(block: PILImage.Image) -> NDArray[np.uint8]:
+def _block_rgb(block: PILImage.Image, white: int) -> NDArray[np.uint8]:
     """A part of a picture as RGB (h, w, 3), or as grey (h, w, 1)."""
     if block.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
         values = np.asarray(block)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("grey values must be within 16 bits")
-        grey: NDArray[np.uint8] = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        scaled = (values.astype(np.uint32) * 255 + white // 2) // white
+        grey: NDArray[np.uint8] = np.minimum(scaled, 255).astype(np.uint8)
         return grey[..., None]
     if block.has_transparency_data:
-        white = PILImage.new("RGBA", block.size, "white")
-        block = PILImage.alpha_composite(white, block.convert("RGBA"))
+        paper = PILImage.new("RGBA", block.size, "white")
+        block = PILImage.alpha_composite(paper, block.convert("RGBA"))
     return np.asarray(block.convert("RGB"))
 
 
@@ -264,15 +405,24 @@ def file_version(path: str | Path) -> FileVersion:
     return _read_version(path)[1]
 
 
-def read_image_version(path: str | Path) -> tuple[Image, FileVersion]:
-    """The picture in a file, and the version of the very bytes it was decoded from.
+class ReadVersion(NamedTuple):
+    """A picture with its `note`, as `ReadImage`, and the version of the bytes it was read from."""
+
+    image: Image
+    version: FileVersion
+    note: str | None = None
+
+
+def read_image_version(path: str | Path) -> ReadVersion:
+    """The picture in a file, with its version.
 
     Raises:
         ImageError: see `read_image`.
     """
     with _named(path):
         content, version = _read_version(path)
-    return read_image_bytes(content, str(path)), version
+    image, note = read_bytes_with_note(content, str(path))
+    return ReadVersion(image, version, note)
 
 
 def _read_version(path: str | Path) -> tuple[bytes, FileVersion]:

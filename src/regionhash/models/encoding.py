@@ -17,7 +17,13 @@ from torchvision.ops import clip_boxes_to_image
 
 from regionhash.data.batches import batches_of_one_shape
 from regionhash.data.image_set import Image, ImageSet
-from regionhash.data.images import FileImages, FileVersion, ImageError, read_image_version
+from regionhash.data.images import (
+    FileImages,
+    FileVersion,
+    ImageError,
+    read_image_version,
+    read_with_note,
+)
 from regionhash.data.inputs import Source, class_indices, open_inputs
 from regionhash.data.transforms import Frame, to_input
 from regionhash.models import HashModel
@@ -350,11 +356,19 @@ def _in_original(encoded: EncodedImage, frame: Frame) -> EncodedImage:
 
 
 class Input(NamedTuple):
-    """A picture as the network takes it: (3, h, w) uint8, the frame of its boxes, its file."""
+    """A picture as the network takes it.
+
+    Attributes:
+        image: (3, h, w) uint8.
+        frame: where its boxes are in the picture.
+        version: of its file, if asked for.
+        note: what of its file could not be read; see `ReadImage`.
+    """
 
     image: Tensor
     frame: Frame
     version: FileVersion | None = None
+    note: str | None = None
 
 
 def _image_of(item: tuple[int, Input]) -> Tensor:
@@ -370,15 +384,17 @@ class _Inputs(Dataset["Input | str"]):
         self.versions = versions
 
     def __getitem__(self, row: int) -> Input | str:
-        version = None
+        version = note = None
         try:
-            if self.versions and isinstance(self.images, FileImages):
-                image, version = read_image_version(self.images.paths[row])
-            else:
+            if not isinstance(self.images, FileImages):
                 image = self.images[row]
+            elif self.versions:
+                image, version, note = read_image_version(self.images.paths[row])
+            else:
+                image, note = read_with_note(self.images.paths[row])
         except ImageError as error:
             return str(error)
-        return Input(*to_input(image, self.short), version)
+        return Input(*to_input(image, self.short), version, note)
 
 
 def read_inputs(
@@ -386,7 +402,8 @@ def read_inputs(
 ) -> Iterator[tuple[int, Input | str]]:
     """Row and input of each picture of `rows`, in order, or the reason why it cannot be read.
 
-    With `versions`, inputs of files carry the version that was read.
+    With `versions`, inputs of files carry the version that was read. Those of files whose end is
+    missing carry a note.
     """
     picture_bytes = 3 * short * (3 * short // 2)
     ahead = max(2, _AHEAD_BYTES // picture_bytes)

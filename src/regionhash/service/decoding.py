@@ -32,10 +32,11 @@ _LONGEST_LINE = 1 << 16
 
 
 class Decoded(NamedTuple):
-    """The pixels of a picture, and the name Pillow gives its format."""
+    """The pixels of a picture, the name Pillow gives its format, and the note of a `ReadImage`."""
 
     image: Image
     kind: str
+    note: str | None
 
 
 class Decoders:
@@ -89,7 +90,7 @@ class Decoders:
         with self._taken(until) as process:
             head, body = process.ask(request | {"max_pixels": self._max_pixels}, content, until)
         height, width = head["shape"]
-        return Decoded(body.reshape(height, width, 3), head["kind"])
+        return Decoded(body.reshape(height, width, 3), head["kind"], head["note"])
 
     @contextmanager
     def _taken(self, until: float) -> Iterator[_Process]:

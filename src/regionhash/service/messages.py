@@ -267,6 +267,11 @@ class RegionOut(BaseModel):
         ]
 
 
+Note = Annotated[
+    str | None, Field(description="That the end of the file is missing, and how much of it.")
+]
+
+
 class UploadOut(BaseModel):
     """An uploaded picture and the regions detected in it."""
 
@@ -274,6 +279,7 @@ class UploadOut(BaseModel):
     height: int
     width: int
     regions: list[RegionOut]
+    note: Note = None
 
 
 class ImageOut(BaseModel):
@@ -307,6 +313,7 @@ class AddedOut(BaseModel):
 
     row: int
     id: str
+    note: Note = None
 
 
 class InfoOut(BaseModel):

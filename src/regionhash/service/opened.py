@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 from regionhash.collection import Collection
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError, thumbnail
-from regionhash.service.decoding import Decoders
+from regionhash.service.decoding import Decoded, Decoders
 from regionhash.service.encoder import BatchedModel
 from regionhash.service.lru import LruBytes
 from regionhash.structures import EncodedImage
@@ -21,7 +21,7 @@ _KEPT_UPLOADS_BYTES = 256 << 20
 _KEPT_THUMBNAILS_BYTES = 64 << 20
 _SECONDS_TO_END = 1.0  # for the last batch
 
-_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "HEIF": ".heic"}
 
 
 class Thumbnail(NamedTuple):
@@ -127,17 +127,28 @@ class Opened:
 
     # Pictures
 
-    def take_upload(self, content: bytes, until: float) -> tuple[str, Image, EncodedImage]:
-        """Encodes an uploaded picture and keeps it for later searches.
+    def take_upload(self, content: bytes, until: float) -> tuple[str, Decoded, EncodedImage]:
+        """Encodes an uploaded picture and keeps it for later searches, under the name returned.
 
         Raises:
             ImageError, BusyError, TimeoutError: see `Decoders.decode`.
         """
-        image = self._decoders.decode(content, "upload", until).image
-        encoded = self._encoded(image)
+        decoded = self._decoders.decode(content, "upload", until)
+        encoded = self._encoded(decoded.image)
         name = secrets.token_urlsafe(16)
-        self.uploads.put(name, (image, encoded), image.nbytes)
-        return name, image, encoded
+        self.uploads.put(name, (decoded.image, encoded), decoded.image.nbytes)
+        return name, decoded, encoded
+
+    def upload_thumbnail(self, name: str, size: int) -> bytes:
+        """An uploaded picture as JPEG, its longer side at most `size` pixels.
+
+        Raises:
+            KeyError: it is no longer kept.
+        """
+        kept = self.uploads.get(name)
+        if kept is None:
+            raise KeyError(name)
+        return thumbnail(kept[0], size)
 
     def regions(self, row: int) -> tuple[str, EncodedImage]:
         """Id and codes of the picture of a row. Raises KeyError."""
@@ -204,16 +215,19 @@ class Opened:
 
     # Changing
 
-    def add(self, content: bytes, name: str, until: float) -> tuple[int, str]:
-        """Stores an uploaded picture in the collection; returns its row and id.
+    def add(self, content: bytes, name: str, until: float) -> tuple[int, str, str | None]:
+        """Stores an uploaded picture in the collection; returns its row, id and note.
 
         Raises:
             ImageError, BusyError, TimeoutError: see `Decoders.decode`.
             StoreError: the disk refuses.
         """
-        image, kind = self._decoders.decode(content, "upload", until)
+        image, kind, note = self._decoders.decode(content, "upload", until)
         suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
-        return self.collection.add_upload(content, _plain(name), suffix, self._encoded(image))
+        row, image_id = self.collection.add_upload(
+            content, _plain(name), suffix, self._encoded(image)
+        )
+        return row, image_id, note
 
     def remove(self, row: int) -> bool:
         """Removes a picture at once, and its file if it was uploaded."""

@@ -66,6 +66,7 @@ async def _opened(state: State) -> AsyncIterator[Opened]:
 
 Used = Annotated[Opened, Depends(_opened)]
 RowIn = Annotated[int, Query(ge=0, le=MAX_ROW)]
+Size = Annotated[int, Query(ge=16, le=2048)]
 
 
 # -- the page -------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ async def picture(
     request: Request,
     state: State,
     opened: Used,
-    size: Annotated[int, Query(ge=16, le=2048)] = 320,
+    size: Size = 320,
 ) -> Response:
     """Returns the picture as JPEG, never enlarged.
 
@@ -235,12 +236,32 @@ async def upload(file: Annotated[UploadFile, File()], state: State, opened: Used
     """Keeps a picture to search by for a while, and returns the regions detected in it."""
     content = await _content(file, state)
     until = state.due()
-    name, pixels, encoded = await state.decode(
+    name, decoded, encoded = await state.decode(
         opened, lambda: opened.take_upload(content, until), until
     )
-    height, width = pixels.shape[:2]
+    height, width = decoded.image.shape[:2]
     regions = RegionOut.list_of(encoded, opened.collection.classes)
-    return UploadOut(upload=name, height=height, width=width, regions=regions)
+    return UploadOut(upload=name, height=height, width=width, regions=regions, note=decoded.note)
+
+
+@reading.get("/api/uploads/{upload}/picture", responses={200: {"content": {"image/jpeg": {}}}})
+async def uploaded_picture(upload: str, state: State, opened: Used, size: Size = 320) -> Response:
+    """Returns an uploaded picture as JPEG, as it was decoded: what boxes and regions refer to.
+
+    Its size is as that of a picture of the collection.
+    """
+    taken = next(offered for offered in _THUMBNAIL_SIZES if offered >= size)
+    try:
+        content = await state.read(
+            opened, lambda: opened.upload_thumbnail(upload, taken), state.due()
+        )
+    except KeyError:
+        raise _expired() from None
+    return Response(content, media_type="image/jpeg")
+
+
+def _expired() -> HTTPException:
+    return HTTPException(404, "this upload has expired; upload the picture again")
 
 
 @reading.post("/api/search")
@@ -271,7 +292,7 @@ async def _query(
         return CollectionQuery(pixels, boxes=query.boxes, name=f"picture {row}")
     kept = opened.uploads.get(query.upload)
     if kept is None:
-        raise HTTPException(404, "this upload has expired; upload the picture again")
+        raise _expired()
     pixels, encoded = kept
     return CollectionQuery(pixels, boxes=query.boxes, regions=query.regions, encoded=encoded)
 
@@ -284,8 +305,10 @@ async def add(file: Annotated[UploadFile, File()], state: State, opened: Used) -
     """Adds a picture to the collection, unless one with the same content is in it."""
     content = await _content(file, state)
     name, until = file.filename or "", state.due()
-    row, image_id = await state.decode(opened, lambda: opened.add(content, name, until), until)
-    return AddedOut(row=row, id=json_id(image_id))
+    row, image_id, note = await state.decode(
+        opened, lambda: opened.add(content, name, until), until
+    )
+    return AddedOut(row=row, id=json_id(image_id), note=note)
 
 
 @changing.delete("/api/images/{row}", status_code=204)

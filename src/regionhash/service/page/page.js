@@ -29,7 +29,7 @@ async function call(path, options = {}) {
     throw new Refused("The service is not responding. Is it still running?");
   }
   if (answer.status === 401 && await askToken()) return call(path, options);
-  if (answer.ok) return answer.status === 204 ? null : answer.json();
+  if (answer.ok) return answer.status === 204 ? null : answer.headers.get("content-type").startsWith("image/") ? answer.blob() : answer.json();
   let detail = `The service answered ${answer.status}.`;
   try { detail = (await answer.json()).detail || detail; } catch { /* no JSON */ }
   throw new Refused(detail);
@@ -60,7 +60,12 @@ async function takeFile(file, another) {
   begin(query, another);
   const form = new FormData();
   form.append("file", file);
-  try { Object.assign(query, await call("/api/uploads", { method: "POST", body: form })); }
+  try {
+    Object.assign(query, await call("/api/uploads", { method: "POST", body: form }));
+    // Boxes refer to the picture as the service decoded it; a browser may turn the file otherwise, or not know its format.
+    const decoded = await call(`/api/uploads/${query.upload}/picture?size=1024`);
+    query.url = URL.createObjectURL(decoded);
+  }
   catch (error) {
     queries = queries.filter(other => other !== query);
     showQueries();
@@ -115,7 +120,8 @@ function showQueries() {
     const image = make("img", { src: query.url, alt: query.name, draggable: false });
     const canvas = make("div", { className: query.busy ? "canvas busy" : "canvas" }, image);
     const caption = make("figcaption", {}, make("span", { textContent: query.name, title: query.name }));
-    const figure = make("figure", { className: query.unwanted && !objectsOf(query).length ? "card query unwanted" : "card query" }, canvas, caption);
+    const note = query.note ? [make("p", { className: "hint", textContent: `Note: ${query.note}.` })] : [];
+    const figure = make("figure", { className: query.unwanted && !objectsOf(query).length ? "card query unwanted" : "card query" }, canvas, caption, ...note);
     if (!query.busy) {
       const svg = draw("svg", { viewBox: `0 0 ${query.width} ${query.height}`, role: "group", "aria-label": "Objects in the picture" });
       for (const region of outlined(query)) if (!query.chosen.has(region.n)) {
