@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PILImage
 
 from conftest import TINY, build_tiny, write_picture
 from regionhash.data import open_dataset
@@ -151,6 +152,20 @@ def test_unreadable_pictures_are_skipped_with_name_and_reason(saved, tmp_path, p
     assert told.skips == list(report.skipped.items())
     assert report.skipped["empty.jpg"] == f"{folder}/empty.jpg: the file is empty"
     assert told.steps[-1] == (5, 5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_whose_file_is_cut_off_is_encoded_and_told(saved, tmp_path, path, workers):
+    image = PILImage.fromarray(open_dataset("digits:test:1").images[0])
+    image.save(tmp_path / "a.jpg", quality=95)
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) * 9 // 10])
+    told = Recording()
+    report = encode(saved, path, [str(tmp_path / "a.jpg")], reporter=told, workers=workers)
+    assert (report.n_encoded, report.skipped) == (1, {})
+    assert report.noticed == {"files that are cut off, read as far as they go": 1}
+    (line,) = told.notes
+    assert line.startswith(f"{tmp_path}/a.jpg: ") and "missing" in line
 
 
 def test_the_smallest_and_the_widest_picture_are_encoded(saved, tmp_path, path):

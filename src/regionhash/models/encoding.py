@@ -239,6 +239,10 @@ def encode_images(
             if isinstance(item, Input):
                 if on_file and item.version:
                     on_file(image_set.ids[row], item.version)
+                if item.note:
+                    line = f"{image_set.ids[row]}: {item.note}"
+                    image_set.notices.add("files that are cut off, read as far as they go", line)
+                    image_set.notices.tell(reporter)
                 # A copy frees the shared memory for the next picture.
                 yield row, item._replace(image=item.image.to(device, copy=True))
                 continue
