@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from regionhash.collection.indexing import IndexSettings, build_index
@@ -19,6 +20,10 @@ from regionhash.data import open_dataset
 from regionhash.models.checkpoints import Checkpoint, build_model, save_checkpoint
 
 torch.set_num_threads(1)
+
+# How fast inputs are made says more of the machine than of the test.
+settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 TINY_BACKBONE: dict[str, Any] = {"backbone": "tiny_fpn", "weights": "none"}
 TINY: dict[str, Any] = TINY_BACKBONE | {

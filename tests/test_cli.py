@@ -669,3 +669,52 @@ def test_a_code_file_and_a_model_tell_what_they_are(saved, labelled):
     table = run("info", saved.folder).stdout
     assert saved.checkpoint.model_hash in table
     assert '"backbone": "tiny_fpn"' in table
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("encode", "{model}", "{photos}", "-o", "{gone}/codes.h5"),
+        ("export", "{collection}", "-o", "{gone}/codes.h5"),
+        ("search", "{collection}", "--query", "{photos}/0.png", "--sheet", "{gone}/hits.html"),
+        ("search", "{collection}", "--query", "{photos}/0.png", "--sheet", "{gone}/hits.png"),
+    ],
+    ids=lambda command: f"{command[0]} {command[-1]}",
+)
+def test_a_file_in_a_folder_that_is_not_there_is_refused_by_its_name(
+    saved, photos, photo_collection, tmp_path, command
+):
+    places = {"model": saved.folder, "photos": photos, "collection": photo_collection}
+    given = [part.format(gone=tmp_path / "gone", **places) for part in command]
+    assert re.fullmatch(
+        rf"{re.escape(given[-1])}: (cannot write: )?its folder does not exist",
+        error_of(*given, *["--workers", "0"] * (command[0] == "encode")),
+    )
+
+
+def test_an_error_of_the_system_begins_with_the_file(saved, photos, tmp_path):
+    (tmp_path / "file").write_text("x")
+    message = error_of("index", photos, "-o", tmp_path / "file/made", "--model", saved.folder)
+    assert message == f"{tmp_path}/file/made: Not a directory"
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path, photos):
+    message = error_of("encode", tmp_path / "run", photos, "-o", tmp_path / "codes.h5")
+    assert message.startswith(
+        f"{tmp_path}/run/model.json: cannot read the checkpoint: no such file"
+    )
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_a_port_that_is_none_is_refused(photo_collection, port):
+    result = run("serve", photo_collection, "--port", port, code=2)
+    assert "--port" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_of_several_processes_of_a_training_the_first_prints(tmp_path, monkeypatch):
+    settings = ["--backbone", "tiny_fpn", "--weights", "none", "--epochs", 1, "--short", 64]
+    monkeypatch.setenv("RANK", "1")
+    result = run(
+        "train", "ssdh", "digits:train:12", "-o", tmp_path, "--set", "workers=0", *settings
+    )
+    assert result.output == ""

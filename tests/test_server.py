@@ -1,6 +1,7 @@
 """The process of `regionhash serve`."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 import costly_pictures as costly
+from cli_runner import error_of
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,31 @@ def _until(call, seconds):
         time.sleep(0.05)
     assert answer
     return answer
+
+
+def test_a_port_in_use_is_told_with_the_option(tmp_path, photo_collection):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert error_of("serve", photo_collection, "--port", port) == (
+            f"cannot listen on 127.0.0.1, port {port}: Address already in use; pass another port "
+            "with --port; 0 picks a free one"
+        )
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(99, "Cannot assign requested address"), "pass another address with --host"),
+        (PermissionError(13, "Permission denied"), "pass a port from 1024 on with --port"),
+        (socket.gaierror(-2, "Name or service not known"), "pass another address with --host"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_told_with_the_option(
+    photo_collection, monkeypatch, error, advice
+):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(socket, "create_server", failing)
+    message = error_of("serve", photo_collection, "--host", "localhost")
+    assert message == f"cannot listen on localhost, port 8000: {error.strerror}; {advice}"

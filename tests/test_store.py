@@ -373,7 +373,9 @@ def test_a_missing_file_a_directory_and_other_files_are_reported_by_name(path, t
         hdf5["features"] = np.zeros(3)
     with pytest.raises(StoreError, match=r"format must be 'regionhash codes', got None"):
         CodeFile.open(path)
-    with pytest.raises(StoreError, match=r"nowhere.*: cannot write: No such file or directory"):
+    with pytest.raises(
+        StoreError, match=r"nowhere/codes\.h5: cannot write: its folder does not exist$"
+    ):
         CodeFileWriter(tmp_path / "nowhere" / "codes.h5", **MODEL)
 
 

@@ -5,6 +5,7 @@ Modules that load torch are imported only where they are used, so that help appe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -57,13 +58,20 @@ class _Commands(TyperGroup):
         except BrokenPipeError:
             raise  # the reader has closed the pipe
         except (ValueError, OSError) as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {_line_of(error)}", err=True)
             raise typer.Exit(BAD_INPUT) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             if ctx.invoked_subcommand in _RESUMED:
                 typer.echo("run the same command again to resume", err=True)
             raise typer.Exit(INTERRUPTED) from error
+
+
+def _line_of(error: ValueError | OSError) -> str:
+    """An error as one line; those of the system have the file first, like all others."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 # Plain help, without frames and colours: the same on a screen, in a pipe and in docs/.

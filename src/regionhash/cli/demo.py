@@ -21,7 +21,9 @@ def demo(
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve a page to search the scenes at the end.")
     ] = False,
-    port: Annotated[int, typer.Option(help="Port of the page; 0 picks a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the page; 0 picks a free one.")
+    ] = 8000,
 ) -> None:
     """Try it on built-in pictures: scenes of handwritten digits.
 

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 160  # columns of a table written to a file or a pipe
 
 
+def is_first_process() -> bool:
+    """Whether this is the process of several that prints; torchrun numbers them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class ConsoleReporter(Reporter):
     """Shows a bar on stderr, and lines above it.
 
@@ -39,8 +44,7 @@ class ConsoleReporter(Reporter):
     """
 
     def __init__(self) -> None:
-        quiet = os.environ.get("RANK", "0") != "0"
-        self._console = Console(stderr=True, soft_wrap=True, quiet=quiet)
+        self._console = Console(stderr=True, soft_wrap=True, quiet=not is_first_process())
         self._bar: Progress | None = None
 
     @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from regionhash.cli.options import Json
-from regionhash.cli.output import ConsoleReporter, print_json
+from regionhash.cli.output import ConsoleReporter, is_first_process, print_json
 
 if TYPE_CHECKING:
     from regionhash.reporter import EpochReport
@@ -118,6 +118,8 @@ def train(
         start=start,
         reporter=reporter,
     )
+    if not is_first_process():
+        return
     checkpoint = read_checkpoint(output)
     if as_json:
         print_json(

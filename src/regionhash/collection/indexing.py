@@ -37,6 +37,7 @@ from regionhash.models.drh import DRH, FitReport, fit_drh
 from regionhash.models.encoding import Input, pick_device, read_inputs
 from regionhash.models.parameters import defaults_of
 from regionhash.models.region_dh import RegionDH
+from regionhash.parts.backbones import load_weights
 from regionhash.reporter import SILENT, Reporter
 
 MAX_PICTURES = 2_000
@@ -171,11 +172,9 @@ def take_detector(model: DRH, path: Path) -> None:
     detector.backbone.freeze_all_but(0)  # folds what was still trainable, as in a DRH
     if model.rpn is None:
         raise ValueError("the model has no RPN; build it with proposals='rpn'")
-    try:
-        model.backbone.load_state_dict(detector.backbone.state_dict())
-        model.rpn.load_state_dict(detector.rpn.state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"{path}: its detector does not fit this model: {error}") from error
+    message = f"{path}: its detector does not fit this model"
+    load_weights(model.backbone, detector.backbone.state_dict(), message)
+    load_weights(model.rpn, detector.rpn.state_dict(), message)
 
 
 def sample_features(

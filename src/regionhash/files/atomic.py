@@ -29,8 +29,9 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
     Raises:
         OSError: the disk refuses; the file at `path` is unchanged.
     """
+    check_folder(path)
     remove_leftovers(path)
-    with _locked_name(path) as name:
+    with _named(path), _locked_name(path) as name:
         temporary = Path(name + _NEW)
         yield temporary
         with temporary.open("rb+") as written:
@@ -40,6 +41,23 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
         else:
             temporary.replace(path)
         sync_directory(path.parent)
+
+
+def check_folder(path: Path) -> None:
+    """Raises FileNotFoundError unless the folder of a file to be written is there."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "its folder does not exist", str(path))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors about temporary files name the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        if Path(str(error.filename or "")).name.startswith(f".{path.name}."):
+            error.filename = str(path)
+        raise
 
 
 def _put_if_absent(temporary: Path, path: Path) -> None:

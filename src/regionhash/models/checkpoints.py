@@ -423,7 +423,8 @@ def _described(weight: tuple[str, tuple[int, ...]] | None) -> str:
 
 def _folder(path: Path) -> Path:
     with refusing(f"{path}: cannot read the checkpoint", CheckpointError):  # a name too long
-        return path if path.is_dir() else path.parent
+        of_file = path.is_file() or path.name in (CONFIG_FILE, WEIGHTS_FILE)
+        return path.parent if of_file else path
 
 
 def _file_hash(path: Path) -> str:

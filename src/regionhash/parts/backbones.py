@@ -6,7 +6,8 @@ a detector or a whole-image head needs to know about it is in `Backbone`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import get_model
+from torchvision.models import WeightsEnum, get_model, get_model_weights
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-_SHOWN = 300  # characters shown of an error from torch, which lists all weights
+from regionhash.files.text import one_line, reason_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -316,13 +317,8 @@ def _network(spec: BackboneSpec, weights: str) -> nn.Module | None:
             raise ValueError(f"this backbone has no pretrained weights, got {weights!r}")
         return None
     if weights == "default":
-        try:
+        with downloading(get_model_weights(name).DEFAULT, "or pass random weights: --weights none"):
             return get_model(name, weights="DEFAULT")
-        except (URLError, OSError) as error:
-            raise ValueError(
-                f"the ImageNet weights of {name} could not be fetched ({error}); without internet "
-                "pass a local state dict (--weights FILE) or random weights (--weights none)"
-            ) from error
     net = get_model(name, weights=None, **spec.options)
     if weights != "none":
         load_local_weights(net, Path(weights), spec.unread)
@@ -349,10 +345,57 @@ def load_local_weights(network: nn.Module, path: Path, unread: tuple[str, ...] =
     except Exception as error:  # torch raises whatever its reader runs into
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: not a readable state dict ({reason})") from error
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{path}: not a state dict, but a {type(state).__name__}")
+    read = {name: value for name, value in state.items() if not name.startswith(unread)}
+    kept = {k: value for k, value in network.state_dict().items() if k.startswith(unread)}
+    load_weights(network, read | kept, f"{path}: these are not the weights of this backbone")
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Any], message: str) -> None:
+    """Loads a state dict. Raises ValueError with `message` and how it differs, in one line."""
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    given = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+    parts = {
+        "missing": [name for name in wanted if name not in given],
+        "unknown": [name for name in given if name not in wanted],
+        "of another shape": [
+            name for name in wanted if given.get(name, wanted[name]) != wanted[name]
+        ],
+    }
+    differences = [
+        f"{len(names)} {what}, such as {one_line(names[0])}"
+        for what, names in parts.items()
+        if names
+    ]
+    if differences:
+        raise ValueError(f"{message} ({len(wanted)} weights): {'; '.join(differences)}")
     try:
-        read = {name: value for name, value in state.items() if not name.startswith(unread)}
-        kept = {k: value for k, value in network.state_dict().items() if k.startswith(unread)}
-        network.load_state_dict(read | kept)
+        network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
-        name, reason = type(network).__name__, " ".join(str(error).split())[:_SHOWN]
-        raise ValueError(f"{path}: these weights do not fit {name}: {reason}") from error
+        raise ValueError(f"{message}: {one_line(str(error))}") from error
+
+
+@contextmanager
+def downloading(weights: WeightsEnum, otherwise: str) -> Iterator[None]:
+    """Adds to an error what file to get from where, and where to put it.
+
+    Args:
+        weights: torchvision's description of the file.
+        otherwise: what else can be done.
+
+    Raises:
+        ValueError: the file cannot be downloaded.
+    """
+    try:
+        yield
+    except (URLError, OSError) as error:
+        megabytes = weights.meta["_file_size"]
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        cause = getattr(error, "reason", None)  # of a URLError
+        reason = reason_of(cause if isinstance(cause, OSError) else error)
+        raise ValueError(
+            f"{weights.url} ({megabytes:.0f} MB) could not be downloaded: {reason}; "
+            f"without internet put this file into {folder}, or pass it as --weights FILE, "
+            f"{otherwise}"
+        ) from error

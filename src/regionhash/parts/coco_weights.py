@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.error import URLError
 
 from torch import Tensor, nn
 from torchvision.models import get_weight
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from regionhash.parts.backbones import load_local_weights
+from regionhash.parts.backbones import downloading, load_local_weights
 
 BACKBONE = "resnet50_fpn"
 
@@ -43,13 +42,8 @@ def load_coco_detector(model: nn.Module, weights: str) -> None:
     detector = FasterRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), 91)
     if weights == "default":
         enum = get_weight("FasterRCNN_ResNet50_FPN_Weights.DEFAULT")
-        try:
+        with downloading(enum, "or start without --init coco"):
             detector.load_state_dict(enum.get_state_dict(progress=False, check_hash=True))
-        except (URLError, OSError) as error:
-            raise ValueError(
-                f"the COCO weights could not be fetched ({error}); without internet pass a local "
-                f"state dict of fasterrcnn_resnet50_fpn (--weights FILE)"
-            ) from error
     else:
         load_local_weights(detector, Path(weights))
     found = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from regionhash.files.text import reason_of
 from regionhash.service.app import create_app
 from regionhash.service.connections import connection_type
 from regionhash.service.limits import LOOPBACK, Limits
@@ -33,15 +35,13 @@ def run_server(
     """Serves a collection until it is interrupted; see `create_app`.
 
     Raises:
-        ValueError: as `create_app`.
-        OSError: the address cannot be listened on.
+        ValueError: as `create_app`; or the address cannot be listened on.
     """
     limits = limits or Limits()
     app = create_app(folder, token=token, limits=limits, loopback=host in LOOPBACK, device=device)
     state: ServiceState = app.state.service
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.create_server((host, port), family=family) as listening:
+        with _listening(host, port) as listening:
             # Connections inherit it. asyncio sets it only if the socket names its protocol; without
             # it, the body of an answer waits 40 ms for the client to acknowledge the headers.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -55,6 +55,22 @@ def run_server(
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(_INTERRUPTED)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises ValueError with what to do instead."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        advice = "pass another address with --host"
+        if error.errno == errno.EADDRINUSE:
+            advice = "pass another port with --port; 0 picks a free one"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            advice = "pass a port from 1024 on with --port"
+        # Python adds the address to the reason of some errors.
+        reason = reason_of(error).partition(" (while")[0]
+        raise ValueError(f"cannot listen on {host}, port {port}: {reason}; {advice}") from error
 
 
 class _Server(uvicorn.Server):

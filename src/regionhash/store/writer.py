@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.files import strict_json
-from regionhash.files.atomic import sync_directory
+from regionhash.files.atomic import check_folder, sync_directory
 from regionhash.store.codeset import HDF5_ROOM, CodeSet, read_datasets
 from regionhash.store.journal import Journal
 from regionhash.store.layout import (
@@ -180,6 +180,8 @@ class CodeFileWriter:
         self._packed_ids: frozenset[str] = frozenset()
         self._row_shapes: Shapes | None = None  # known from the first image on
         self._n_new = dict.fromkeys(("image", *OFFSETS), 0)  # rows in the journal
+        with reported(self.path, "cannot write"):
+            check_folder(self.path)
         self._journal = Journal(self.path.with_name(self.path.name + ".part"))
         try:
             self._take_up_finished()
