@@ -360,6 +360,33 @@ def test_boxes_of_several_pictures_are_objects_that_are_all_wanted(photos, codes
         assert len(hit["matches"]) == 3
 
 
+def test_two_objects_are_found_where_there_are_two_of_them(cups, photos, tmp_path):
+    command = ["search", cups, "--query", photos / "2.png"]
+    command += ["--box", "20,30,90,100", "--box", "20,30,90,100"]
+    hits = json.loads(run(*command, "--json").stdout)["hits"]
+    assert [(hit["picture"], hit["distance"]) for hit in hits] == [
+        ("two.png", 1),
+        ("nested.png", 16),
+        ("one.png", 16),
+    ]
+    assert [match["box"] for match in hits[0]["matches"]] == [[0, 0, 40, 40], [50, 0, 90, 40]]
+    assert hits[2]["matches"][1] == {"box": None, "distance": 16, "class": None, "score": None}
+    shared = json.loads(run(*command, "--shared-regions", "--json").stdout)["hits"]
+    assert [(hit["picture"], hit["distance"]) for hit in shared] == [
+        ("nested.png", 0),
+        ("one.png", 0),
+        ("two.png", 0),
+    ]
+    said = run(*command, "--sheet", tmp_path / "sheet.html").stdout
+    assert "16 = 0 + 16" in said and "none" in said
+    assert (tmp_path / "sheet.html").read_text().count('class="picture"') == 4
+    run(*command, "--sheet", tmp_path / "sheet.png")
+    wrong = error_of(
+        "search", cups, "--query", photos / "2.png", "--mode=image", "--shared-regions"
+    )
+    assert "--shared-regions needs mode objects, got mode image" in wrong
+
+
 def test_a_picture_without_a_box_stands_for_its_best_detections(photos, codes):
     table = CodeFile.open(codes).table
     own = table.regions(2)

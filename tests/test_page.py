@@ -172,6 +172,20 @@ def test_objects_of_two_pictures_are_searched_together(page, photos):
     page.wait_for_selector("#title:has-text('all of these')")
 
 
+def test_an_object_without_a_region_in_a_result_has_no_box_there(browser, cups, photos):
+    with served(create_app(cups)) as address, opened(browser, address) as page:
+        upload(page, photos / "2.png")
+        drag(page, (0.1, 0.1), (0.4, 0.4))
+        page.wait_for_selector("#title:has-text('with this object')")
+        drag(page, (0.5, 0.5), (0.9, 0.9))
+        page.wait_for_selector("#title:has-text('all of these')")
+        drawn = {
+            tile.get_attribute("title"): len(tile.query_selector_all("svg rect"))
+            for tile in page.query_selector_all(".hit")
+        }
+        assert drawn == {"nested.png": 2, "one.png": 2, "two.png": 4}
+
+
 def test_a_result_is_searched_on_from_with_the_keyboard_and_back(page):
     page.locator(".hit").nth(0).focus()
     page.keyboard.press("ArrowRight")

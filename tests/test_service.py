@@ -126,6 +126,28 @@ def test_the_answer_is_that_of_the_collection(client, photo_collection, photos):
     assert both["mode"] == "objects" and len(both["hits"][0]["matches"]) == 2
 
 
+def test_each_object_has_a_region_of_its_own_unless_they_are_shared(cups, photos):
+    with TestClient(create_app(cups), base_url=HOME) as client:
+        sent = client.post("/api/uploads", files={"file": (photos / "2.png").read_bytes()}).json()
+        query = {"upload": sent["upload"], "boxes": [[20, 30, 90, 100]] * 2}
+        found = search(client, query)["hits"]
+        assert [(hit["id"], hit["distance"]) for hit in found] == [
+            ("two.png", 1),
+            ("nested.png", 16),
+            ("one.png", 16),
+        ]
+        without = {"box": None, "distance": 16, "label": None, "score": None}
+        assert found[1]["matches"][1] == found[2]["matches"][1] == without
+        shared = search(client, query, assignment="shared")["hits"]
+        assert [(hit["id"], hit["distance"]) for hit in shared] == [
+            ("nested.png", 0),
+            ("one.png", 0),
+            ("two.png", 0),
+        ]
+        body = {"queries": [query], "assignment": "own"}
+        assert "assignment" in problem(client.post("/api/search", json=body), 422)
+
+
 def test_objects_that_must_not_be_there_are_left_out(client, photo_collection):
     unwanted = {"image": 3, "regions": [1]}
     found = search(client, {"image": 2, "regions": [0]}, without=[unwanted], within=3)

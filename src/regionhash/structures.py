@@ -128,6 +128,12 @@ class Regions:
         """The boxes as Python numbers."""
         return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in self.boxes.tolist())
 
+    def match(self, row: int, distance: int) -> Match:
+        """A region as the match of a query object."""
+        x0, y0, x1, y1 = self.boxes[row].tolist()
+        label, score = int(self.labels[row]), float(self.scores[row])
+        return Match((x0, y0, x1, y1), distance, label, score)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CategoryCodes:
@@ -326,16 +332,17 @@ class Match:
     """The region of a found picture that matches one query object.
 
     Attributes:
-        box: (x0, y0, x1, y1) in pixels of the found picture.
-        distance: Hamming distance in bits.
+        box: (x0, y0, x1, y1) in pixels of the found picture; None if no region is left for the
+            object.
+        distance: Hamming distance in bits; without a region, all bits of the code.
         label: class index, -1 if unknown.
-        score: the detector's confidence.
+        score: the detector's confidence; None without a region.
     """
 
-    box: Box
+    box: Box | None
     distance: int
     label: int
-    score: float
+    score: float | None
 
 
 class Hit(NamedTuple):
@@ -345,7 +352,7 @@ class Hit(NamedTuple):
 
     Attributes:
         index: its row in the table; image_id: its id.
-        distance: Hamming distance; for several objects, their sum (United Hamming).
+        distance: Hamming distance; for several objects, their sum.
         matches: one per query object, in their order; empty for whole-picture search.
         duplicates: near-duplicates that rank below, if grouping was asked for.
     """

@@ -29,6 +29,7 @@ _FLAGS = {
     "exclude": "--without",
     "max_distance": "--without-distance",
     "min_prob": "--min-prob",
+    "assignment": "--shared-regions",
 }
 """Flags whose names differ from the fields of `Search`."""
 
@@ -135,6 +136,14 @@ def search(
             "[default: an eighth of the code]"
         ),
     ] = None,
+    shared_regions: Annotated[
+        bool,
+        typer.Option(
+            "--shared-regions",
+            help="Mode objects: let several objects match the same region of a picture, as in the "
+            "paper of DMIH. By default each object needs a region of its own.",
+        ),
+    ] = False,
     candidates: Annotated[
         int | None,
         typer.Option(help="Pictures that the first of several steps passes on.  [default: 400]"),
@@ -173,7 +182,8 @@ def search(
 
     Distances are numbers of differing bits; ties are ranked in the order of the code file. A query
     picture without a box stands for its best detection in mode region, and for the best detection
-    of each class in mode objects.
+    of each class in mode objects. Several objects are matched with different regions of a picture;
+    an object for which no region is left costs all bits, and its box is "none".
 
     \b
     Examples:
@@ -219,6 +229,7 @@ def search(
             expand=expand,
             min_prob=min_prob,
             max_distance=without_distance,
+            assignment="shared" if shared_regions else "distinct",
             filter=chosen,
             group_within=near,
             limit=top,
@@ -304,12 +315,20 @@ def _hit_table(hits: Sequence[Hit], answer: Answer) -> Table:
             str(rank),
             distance_text(hit),
             hit.image_id,
-            "\n".join(",".join(f"{edge:.0f}" for edge in match.box) for match in hit.matches),
+            "\n".join(_box_text(match) for match in hit.matches),
             "\n".join(_class_name(match, answer) or "" for match in hit.matches),
-            "\n".join(f"{match.score:.2f}" for match in hit.matches),
+            "\n".join(_score_text(match) for match in hit.matches),
         ]
         table.add_row(*cells[: len(table.columns)])
     return table
+
+
+def _box_text(match: Match) -> str:
+    return "none" if match.box is None else ",".join(f"{edge:.0f}" for edge in match.box)
+
+
+def _score_text(match: Match) -> str:
+    return "" if match.score is None else f"{match.score:.2f}"
 
 
 def _print_groups(answer: Answer) -> None:

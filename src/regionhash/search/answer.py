@@ -96,7 +96,7 @@ def _tile(
     good = None
     if wanted and codes.labels is not None:
         good = bool(codes.labels[hit.index, list(wanted)].all())
-    boxes = [match.box for match in hit.matches]
+    boxes = [match.box for match in hit.matches]  # of an object without a region, None
     try:
         image = find_picture(hit.image_id)
     except (ImageError, KeyError):

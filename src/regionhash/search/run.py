@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from regionhash.search.assignment import same_objects
 from regionhash.search.duplicates import fold_duplicates
 from regionhash.search.exact import (
     search_categories,
@@ -103,6 +104,7 @@ class EncodedSearch:
         queries, excluded: the pictures, with their boxes.
         image: (K2/8,) uint8, code of the query picture, or of its part inside the box.
         objects: (Q, K1/8) uint8, codes of the query objects.
+        apart: (Q, Q) bool, which of the objects need different regions.
         unwanted: (W, K1/8) uint8, codes of the excluded objects.
         categories: categories of the query picture and their codes.
         steps: steps of a search for one object.
@@ -112,6 +114,7 @@ class EncodedSearch:
     excluded: tuple[QueryPicture, ...] = ()
     image: Codes | None = None
     objects: Codes | None = None
+    apart: Mask | None = None
     unwanted: Codes | None = None
     categories: CategoryCodes | None = None
     steps: tuple[str, ...] = ()
@@ -261,9 +264,31 @@ class _Encoder:
             tuple(picture for picture, _ in asked),
             tuple(picture for picture, _ in unwanted),
             objects=np.concatenate([regions.codes for _, regions in asked]),
+            apart=self._apart(queries, [regions for _, regions in asked], search),
             unwanted=np.vstack([regions.codes for _, regions in unwanted]) if unwanted else None,
         )
         return self._with_steps(encoded, search, table) if mode == "region" else encoded
+
+    def _apart(
+        self, queries: Sequence[QueryPicture], asked: Sequence[Regions], search: Search
+    ) -> Mask:
+        """Which objects (Q, Q) need different regions.
+
+        What overlaps in the query, such as the best detections of two classes, may overlap in an
+        answer too. But a box that was marked twice is searched for twice.
+        """
+        n_objects = sum(map(len, asked))
+        apart = np.full((n_objects, n_objects), search.assignment == "distinct")
+        first = 0
+        for query, regions in zip(queries, asked, strict=True):
+            together = same_objects(regions.boxes, regions.labels)
+            if query.boxes:
+                together &= (regions.boxes[:, None] != regions.boxes[None]).any(axis=2)
+            own = slice(first, first + len(regions))
+            apart[own, own] &= ~together
+            first += len(regions)
+        np.fill_diagonal(apart, val=False)
+        return apart
 
     def _whole(self, mode: Mode, query: QueryPicture) -> EncodedSearch:
         found = self._encoded(query)
@@ -369,7 +394,7 @@ def _scan_regions(scan: _Scan) -> list[CategoryHits]:
 
 
 def _scan_objects(scan: _Scan) -> list[CategoryHits]:
-    assert scan.encoded.objects is not None
+    assert scan.encoded.objects is not None and scan.encoded.apart is not None
     hits = search_objects(
         scan.encoded.objects,
         scan.table,
@@ -377,6 +402,7 @@ def _scan_objects(scan: _Scan) -> list[CategoryHits]:
         mask=scan.mask,
         exclude=scan.encoded.unwanted,
         max_distance=scan.search.max_distance,
+        apart=scan.encoded.apart,
     )
     return [_unnamed(hits)]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from regionhash.collection import Filter, Result, ResultGroup, Results
-from regionhash.search.request import Mode, Query, RequestError, Search
+from regionhash.search.request import Assignment, Mode, Query, RequestError, Search
 from regionhash.structures import EncodedImage, Match
 
 MAX_ROW = 2**63 - 1
@@ -107,6 +107,13 @@ class SearchIn(_Request):
             "`without`; by default, an eighth of the code.",
         ),
     ] = None
+    assignment: Annotated[
+        Assignment,
+        Field(
+            description="Mode objects: whether each object needs a region of its own (distinct) or "
+            "may have that of another (shared)."
+        ),
+    ] = "distinct"
     mode: Annotated[
         Mode | None,
         Field(
@@ -146,6 +153,7 @@ class SearchIn(_Request):
                 mode=self.mode,
                 min_prob=self.min_prob,
                 max_distance=self.within,
+                assignment=self.assignment,
                 filter=self.filter.to_filter(),
                 group_within=self.near,
                 limit=self.limit,
@@ -157,12 +165,15 @@ class SearchIn(_Request):
 
 
 class MatchOut(BaseModel):
-    """The region of a found picture that matches one object of the query."""
+    """The region of a found picture that matches one object of the query.
 
-    box: BoxOut
+    If no region is left for the object, `box`, `label` and `score` are null.
+    """
+
+    box: BoxOut | None
     distance: int
     label: str | None
-    score: float
+    score: float | None
 
     @classmethod
     def of(cls, match: Match, classes: Sequence[str]) -> Self:

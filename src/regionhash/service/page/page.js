@@ -275,7 +275,7 @@ function showHits() {
 function tile(hit) {
   const image = make("img", { src: picture(hit.row, 320), alt: "", loading: "lazy" });
   const svg = draw("svg", { viewBox: `0 0 ${hit.width} ${hit.height}`, "aria-hidden": "true" });
-  hit.matches.forEach((match, n) => svg.append(draw("rect", { ...boxAttributes(match.box), class: "back" }), draw("rect", { ...boxAttributes(match.box), stroke: COLORS[n % COLORS.length], "stroke-width": 2.6 })));
+  hit.matches.forEach((match, n) => match.box && svg.append(draw("rect", { ...boxAttributes(match.box), class: "back" }), draw("rect", { ...boxAttributes(match.box), stroke: COLORS[n % COLORS.length], "stroke-width": 2.6 })));
   const labels = hit.matches.map(match => match.label).filter(Boolean);
   const summary = hit.distance === null ? "search from here" : [`${hit.distance} bits`, labels.join(", ") || hit.classes.join(", ")].filter(Boolean).join(" · ");
   const view = make("span", { className: "view" }, image, svg, make("span", { className: "tip", textContent: summary }));
