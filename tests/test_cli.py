@@ -360,6 +360,24 @@ def test_boxes_of_several_pictures_are_objects_that_are_all_wanted(photos, codes
         assert len(hit["matches"]) == 3
 
 
+def test_a_box_that_is_cut_off_is_noted(photos, codes):
+    command = ["search", codes, "--query", photos / "0.png", "--without-distance", 0]
+    command += ["--box=-20,10,80,50", "--without", f"{photos / '2.png'}@100,30,200,100", "--json"]
+    result = run(*command)
+    notes = [
+        "0.png: box -20,10,80,50: 20% of it lies outside of the picture, 160 x 100 pixels, and is "
+        "ignored",
+        "2.png: box 100,30,200,100: 40% of it lies outside of the picture, 160 x 160 pixels, and "
+        "is ignored",
+    ]
+    record = json.loads(result.stdout)
+    assert record["notes"] == notes
+    assert record["queries"][0]["boxes"] == [[0, 10, 80, 50]]
+    assert result.stderr == "".join(f"note: {note}\n" for note in notes)
+    result = run("search", codes, "--query", photos / "0.png", "--box=-1,10,80,50", "--json")
+    assert (json.loads(result.stdout)["notes"], result.stderr) == ([], "")
+
+
 def test_two_objects_are_found_where_there_are_two_of_them(cups, photos, tmp_path):
     command = ["search", cups, "--query", photos / "2.png"]
     command += ["--box", "20,30,90,100", "--box", "20,30,90,100"]
@@ -461,6 +479,19 @@ def test_a_file_whose_name_has_an_at_sign_is_a_query(photos, codes, tmp_path):
             ["--box", "500,500,600,600"],
             "0.png: box 500,500,600,600: lies outside of the picture, 160 x 100 pixels",
         ),
+        (
+            ["--box", "0,0,1600,1000"],
+            "0.png: box 0,0,1600,1000: more than half of it lies outside of the picture, 160 x 100",
+        ),
+        (
+            ["--box", "0.1,0.2,0.5,0.9"],
+            "0.png: box 0.1,0.2,0.5,0.9: must be in pixels of the picture, 160 x 100 pixels",
+        ),
+        (["--box=-inf,0,9,9"], "0.png: box -inf,0,9,9: must be finite"),
+        (
+            ["--mode", "objects", "--without", "PHOTO@0.1,0.2,0.5,0.9"],
+            "0.png: box 0.1,0.2,0.5,0.9: must be in pixels of the picture, 160 x 100 pixels",
+        ),
         (["--top", "0"], "--top must be at least 1, got 0"),
         (
             ["--mode", "image", "--box", "1,2,30,40"],
@@ -485,6 +516,7 @@ def test_a_file_whose_name_has_an_at_sign_is_a_query(photos, codes, tmp_path):
     ],
 )
 def test_bad_input_of_a_search_is_named(photos, codes, options, message):
+    options = [option.replace("PHOTO", str(photos / "0.png")) for option in options]
     said = error_of("search", codes, "--query", photos / "0.png", *options)
     assert message.replace("CODES", str(codes)) in said
 

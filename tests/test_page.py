@@ -162,6 +162,22 @@ def test_a_detected_object_is_outlined_clicked_and_left_out_again(page, photos):
     assert caught.value.request.post_data_json["mode"] == "image"
 
 
+def test_a_note_of_the_answer_is_shown_above_the_results(page, photos):
+    def with_note(route):
+        answer = route.fetch()
+        route.fulfill(json=answer.json() | {"notes": ["box 1,2,3,4: a <b>part</b>"]})
+
+    page.route("**/api/search", with_note)
+    upload(page, photos / "2.png")
+    page.wait_for_selector("#state:not([hidden])")
+    assert "box 1,2,3,4: a <b>part</b>" in page.inner_text("#state")
+    assert page.locator(".hit").count() == 6
+    page.unroute("**/api/search")
+    drag(page, (0.1, 0.1), (0.6, 0.6))
+    page.wait_for_selector("#title:has-text('with this object')")
+    assert page.is_hidden("#state")
+
+
 def test_objects_of_two_pictures_are_searched_together(page, photos):
     upload(page, photos / "2.png")
     drag(page, (0.1, 0.1), (0.6, 0.6))

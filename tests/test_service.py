@@ -126,6 +126,14 @@ def test_the_answer_is_that_of_the_collection(client, photo_collection, photos):
     assert both["mode"] == "objects" and len(both["hits"][0]["matches"]) == 2
 
 
+def test_a_box_that_is_cut_off_is_noted(client):
+    found = search(client, {"image": 1, "boxes": [[-20, 10, 80, 50]]})
+    (note,) = found["notes"]
+    assert note.startswith("picture 1: box -20,10,80,50: 20% of it lies outside of the picture")
+    assert found["boxes"] == [[[0, 10, 80, 50]]]
+    assert search(client, {"image": 1})["notes"] == []
+
+
 def test_each_object_has_a_region_of_its_own_unless_they_are_shared(cups, photos):
     with TestClient(create_app(cups), base_url=HOME) as client:
         sent = client.post("/api/uploads", files={"file": (photos / "2.png").read_bytes()}).json()
@@ -813,6 +821,22 @@ def test_no_path_leads_out_of_the_collection(client, path):
         ({"queries": [{"upload": "gone"}]}, 404, "upload the picture again"),
         ({"queries": [{"image": 1, "boxes": [[5, 5, 1, 1]]}]}, 422, "x0 < x1"),
         ({"queries": [{"image": 1, "boxes": [[1, 2, 3]]}]}, 422, "boxes"),
+        (
+            {"queries": [{"image": 1, "boxes": [[500, 0, 600, 50]]}]},
+            422,
+            "picture 1: box 500,0,600,50: lies outside of the picture, 160 x 100 pixels",
+        ),
+        (
+            {"queries": [{"image": 1, "boxes": [[0, 0, 1600, 1000]]}]},
+            422,
+            "more than half of it lies outside of the picture, 160 x 100 pixels",
+        ),
+        ({"queries": [{"image": 1, "boxes": [[0, 0, 0.5, 1]]}]}, 422, "must be in pixels of"),
+        (
+            {"queries": [{"image": 1}], "without": [{"image": 1, "boxes": [[0, 0, 0.5, 1]]}]},
+            422,
+            "must be in pixels of",
+        ),
         ({"queries": [{"image": 1, "regions": [500]}]}, 422, "regions"),
         ({"queries": [{"image": 1}], "filter": {"labels": ["cow"]}}, 422, "not a class"),
         ({"queries": [{"image": 1}], "filter": {"folder": "\0"}}, 422, "NUL"),

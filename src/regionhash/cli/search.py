@@ -255,6 +255,8 @@ def search(
         n_hits = len(answer.hits) + sum(len(group.hits) for group in answer.groups)
         title = f"{n_hits} nearest of {len(answer.codes)} pictures, by {answer.mode}"
         write_answer(sheet, answer, find_picture, title=title, wanted=wanted)
+    for note in answer.notes:
+        typer.echo(f"note: {note}", err=True)
     if as_json:
         print_json(_record(answer))
     elif answer.mode == "category":
@@ -361,6 +363,7 @@ def _record(answer: Answer) -> dict[str, Any]:
     return {
         "mode": answer.mode,
         "steps": answer.steps,
+        "notes": answer.notes,
         "queries": [{"picture": query.name, "boxes": query.boxes} for query in answer.queries],
         "groups": [
             {

@@ -20,6 +20,7 @@ from regionhash.search.exact import (
     search_images,
     search_objects,
 )
+from regionhash.search.marks import place_boxes
 from regionhash.search.request import Filter, Mode, Query, RequestError, Search
 from regionhash.search.steps import CANDIDATES, EXPANSION, default_steps, search_in_steps
 from regionhash.store import CodeSet
@@ -82,6 +83,7 @@ class Answer:
         offset: rank of the first hit, from 0.
         more: whether there is a next page.
         n_searched: number of pictures that passed the filter.
+        notes: what was searched for other than asked, as sentences that name picture and box.
     """
 
     mode: Mode
@@ -94,6 +96,7 @@ class Answer:
     offset: int
     more: bool
     n_searched: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +111,7 @@ class EncodedSearch:
         unwanted: (W, K1/8) uint8, codes of the excluded objects.
         categories: categories of the query picture and their codes.
         steps: steps of a search for one object.
+        notes: see `Answer`.
     """
 
     queries: tuple[QueryPicture, ...]
@@ -118,6 +122,7 @@ class EncodedSearch:
     unwanted: Codes | None = None
     categories: CategoryCodes | None = None
     steps: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def run(
@@ -141,7 +146,8 @@ def run(
 
     Raises:
         ValueError: the codes are of another model, the codes or the model lack what the search
-            compares, a box has no area in its picture, or nothing is detected in a picture.
+            compares, a box does not belong to its picture (see `place_boxes`), or nothing is
+            detected in a picture.
         ImageError: a query picture cannot be read.
     """
     if codes.model_hash != checkpoint.model_hash:
@@ -173,6 +179,7 @@ def run(
         search.offset,
         more,
         len(codes.table) if mask is None else int(np.count_nonzero(mask)),
+        encoded.notes,
     )
 
 
@@ -247,6 +254,7 @@ class _Encoder:
 
     def __init__(self, model: HashModel, checkpoint: Checkpoint, precision: Precision) -> None:
         self._model, self._checkpoint, self._precision = model, checkpoint, precision
+        self._notes: list[str] = []
 
     def encode(
         self,
@@ -266,6 +274,7 @@ class _Encoder:
             objects=np.concatenate([regions.codes for _, regions in asked]),
             apart=self._apart(queries, [regions for _, regions in asked], search),
             unwanted=np.vstack([regions.codes for _, regions in unwanted]) if unwanted else None,
+            notes=tuple(self._notes),
         )
         return self._with_steps(encoded, search, table) if mode == "region" else encoded
 
@@ -321,13 +330,19 @@ class _Encoder:
         if query.boxes and query.encoded is not None and query.encoded.regions is not None:
             return query, query.encoded.regions
         if query.boxes:
-            boxes = np.array(query.boxes, np.float32)
+            height, width = query.pixels.shape[:2]
             try:
+                boxes, notes = place_boxes(query.boxes, (height, width))
                 regions = encode_boxes(
-                    self._model, self._checkpoint, query.pixels, boxes, precision=self._precision
+                    self._model,
+                    self._checkpoint,
+                    query.pixels,
+                    np.array(boxes, np.float32),
+                    precision=self._precision,
                 )
             except ValueError as error:
                 raise ValueError(f"{query.name}: {error}") from error
+            self._notes += [f"{query.name}: {note}" for note in notes]
             return replace(query, boxes=regions.as_tuples()), regions
         found = self._encoded(query).regions
         if found is None or not len(found):

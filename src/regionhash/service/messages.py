@@ -237,6 +237,10 @@ class SearchOut(BaseModel):
     more: bool
     searched: int
     seconds: float
+    notes: Annotated[
+        list[str],
+        Field(description="What was searched for other than asked, such as a part of a box."),
+    ] = []
 
     @classmethod
     def of(cls, found: Results, classes: Sequence[str], seconds: float) -> Self:
@@ -251,6 +255,7 @@ class SearchOut(BaseModel):
             more=found.more,
             searched=found.searched,
             seconds=seconds,
+            notes=[json_id(note) for note in found.notes],
         )
 
 

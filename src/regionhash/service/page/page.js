@@ -229,6 +229,7 @@ async function search(more = false) {
     $("more").hidden = !answer.more;
     showHits();
     if (!hits.length) showState("Nothing found", "No picture passes the filter, or none has a region to compare.");
+    else if (answer.notes.length) showState("Note", answer.notes.join("; "));
   } catch (error) {
     if (turn !== running) return;
     hits = [];
