@@ -122,6 +122,27 @@ def category_collection(photos: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def drh_collection(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of the six photos, not to be changed, by a model without classes and scores."""
+    model = tmp_path_factory.mktemp("drh")
+    arguments = TINY_BACKBONE | {"n_bits": 16}
+    built = build_tiny("drh", **arguments)
+    save_checkpoint(model, built, Checkpoint("drh", arguments, (), short=64))
+    return collect(photos, model, tmp_path_factory.mktemp("collected") / "windows.collection")
+
+
+@pytest.fixture(scope="session")
+def certain_collection(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of the six photos, not to be changed, with categories of no probability."""
+    model = tmp_path_factory.mktemp("baseline")
+    arguments = TINY_BACKBONE | {"n_bits": 16, "n_classes": 3}
+    built = build_tiny("category-baseline", **arguments)
+    classes = ("cat", "dog", "cow")
+    save_checkpoint(model, built, Checkpoint("category-baseline", arguments, classes, short=64))
+    return collect(photos, model, tmp_path_factory.mktemp("collected") / "certain.collection")
+
+
+@pytest.fixture(scope="session")
 def cups(saved: SavedModel, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A collection, not to be changed, of pictures of the object in a box of 2.png.
 

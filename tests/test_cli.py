@@ -378,6 +378,47 @@ def test_a_box_that_is_cut_off_is_noted(photos, codes):
     assert (json.loads(result.stdout)["notes"], result.stderr) == ([], "")
 
 
+def test_scores_and_classes_that_mean_nothing_are_not_shown(drh_collection, photos, tmp_path):
+    command = ["search", drh_collection, "--query", photos / "2.png", "--box", "20,30,90,100"]
+    for more in ([], ["--steps", "global,local"], ["--box", "5,5,60,60"]):
+        shown = run(*command, *more).stdout
+        assert "box" in shown and "score" not in shown and "class" not in shown
+        assert "1.00" not in shown
+        for hit in json.loads(run(*command, *more, "--json").stdout)["hits"]:
+            assert all((match["class"], match["score"]) == (None, None) for match in hit["matches"])
+    said = error_of(*command, "--min-score", 0.5)
+    assert said == (
+        "--min-score needs scores of detected classes, which the model of these codes lacks"
+    )
+
+
+def test_scores_and_classes_of_a_model_that_has_them_are_shown(photo_collection, photos):
+    command = ["search", photo_collection, "--query", photos / "2.png", "--box", "20,30,90,100"]
+    shown = run(*command).stdout
+    assert "class" in shown and "score" in shown
+    for hit in json.loads(run(*command, "--json").stdout)["hits"]:
+        (match,) = hit["matches"]
+        assert match["class"] in "0123456789" and 0 < match["score"] < 1
+    assert json.loads(run(*command, "--min-score", 0.999, "--json").stdout)["hits"] == []
+
+
+def test_a_category_without_a_probability_shows_none(certain_collection, photos, tmp_path):
+    command = ["search", certain_collection, "--query", photos / "2.png", "--mode", "category"]
+    shown = run(*command, "--sheet", tmp_path / "sheet.html").stdout
+    assert "cat, 6 pictures" in shown and "probability" not in shown
+    assert "probability" not in (tmp_path / "sheet.html").read_text()
+    groups = json.loads(run(*command, "--json").stdout)["groups"]
+    assert [(own["category"], own["probability"], len(own["hits"])) for own in groups] == [
+        ("cat", None, 6),
+        ("dog", None, 6),
+        ("cow", None, 6),
+    ]
+    said = error_of(*command, "--min-prob", 0.5)
+    assert said == (
+        "--min-prob needs probabilities of categories, which the model category-baseline lacks"
+    )
+
+
 def test_two_objects_are_found_where_there_are_two_of_them(cups, photos, tmp_path):
     command = ["search", cups, "--query", photos / "2.png"]
     command += ["--box", "20,30,90,100", "--box", "20,30,90,100"]

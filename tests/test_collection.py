@@ -704,6 +704,15 @@ def test_bad_questions_are_named(photo_collection, photos):
         Filter(min_score=2)
 
 
+def test_a_score_that_means_nothing_is_none_and_no_filter(drh_collection, photos):
+    with Collection.open(drh_collection) as collection:
+        found = collection.search(photos / "0.png", boxes=[(5, 5, 60, 60)])
+        assert {match.score for hit in found.hits for match in hit.matches} == {None}
+        for wanted in (Filter(min_score=0.5), Filter(min_score=1)):
+            with pytest.raises(ValueError, match="min_score needs scores of detected classes"):
+                collection.search(photos / "0.png", filter=wanted)
+
+
 def test_a_box_that_is_cut_off_is_noted(photo_collection, photos):
     with Collection.open(photo_collection) as collection:
         for picture in ({"image": photos / "0.png"}, {"image_id": "0.png"}):

@@ -1,5 +1,6 @@
 """The page as people use it, in a real Chromium."""
 
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -160,6 +161,28 @@ def test_a_detected_object_is_outlined_clicked_and_left_out_again(page, photos):
     with page.expect_response("**/api/search") as caught:
         page.locator("rect.chosen").first.press("Delete")
     assert caught.value.request.post_data_json["mode"] == "image"
+
+
+def test_a_score_is_asked_for_only_where_there_are_scores(browser, page, drh_collection, photos):
+    page.click("summary")
+    assert page.is_visible("#score")
+    with served(create_app(drh_collection)) as address, opened(browser, address) as windows:
+        windows.click("summary")
+        assert windows.is_visible("#folder") and windows.is_hidden("#score")
+        upload(windows, photos / "2.png")
+        drag(windows, (0.1, 0.1), (0.6, 0.6))
+        windows.wait_for_selector("#title:has-text('with this object')")
+        tips = [tip.text_content() for tip in windows.query_selector_all(".hit .tip")]
+        assert len(tips) == 6 and all(re.fullmatch(r"\d+ bits", tip) for tip in tips)
+
+
+def test_a_category_without_a_probability_shows_none(browser, certain_collection):
+    with served(create_app(certain_collection)) as address, opened(browser, address) as page:
+        page.evaluate("grouped = true")
+        page.locator(".hit").nth(3).click()
+        page.wait_for_selector("h3")
+        headings = [heading.inner_text() for heading in page.query_selector_all("h3")]
+        assert headings == ["cat (6)", "dog (6)", "cow (6)"]
 
 
 def test_a_note_of_the_answer_is_shown_above_the_results(page, photos):

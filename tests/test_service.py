@@ -126,6 +126,40 @@ def test_the_answer_is_that_of_the_collection(client, photo_collection, photos):
     assert both["mode"] == "objects" and len(both["hits"][0]["matches"]) == 2
 
 
+def test_scores_that_mean_nothing_are_null_and_no_filter(drh_collection, photos):
+    with TestClient(create_app(drh_collection), base_url=HOME) as client:
+        assert client.get("/api/collection").json()["has_scores"] is False
+        sent = client.post("/api/uploads", files={"file": (photos / "2.png").read_bytes()}).json()
+        for regions in (sent["regions"], client.get("/api/images/1").json()["regions"]):
+            assert {(own["label"], own["score"]) for own in regions} == {(None, None)}
+        for query in ({"upload": sent["upload"], "boxes": [[5, 5, 60, 60]]}, {"image": 1}):
+            found = search(client, query, filter={"min_score": 0})["hits"]
+            matches = [match for hit in found for match in hit["matches"]]
+            assert all((match["label"], match["score"]) == (None, None) for match in matches)
+        body = {"queries": [{"image": 1}], "filter": {"min_score": 0.5}}
+        said = problem(client.post("/api/search", json=body), 422)
+        assert "min_score needs scores of detected classes" in said
+
+
+def test_scores_of_a_model_that_has_them_stay(client):
+    assert client.get("/api/collection").json()["has_scores"] is True
+    regions = client.get("/api/images/1").json()["regions"]
+    assert all(own["label"] is not None and 0 < own["score"] < 1 for own in regions)
+
+
+def test_probabilities_that_mean_nothing_are_null_and_no_limit(certain_collection):
+    with TestClient(create_app(certain_collection), base_url=HOME) as client:
+        groups = search(client, {"image": 1}, mode="category")["groups"]
+        assert [(own["category"], own["prob"]) for own in groups] == [
+            ("cat", None),
+            ("dog", None),
+            ("cow", None),
+        ]
+        body = {"queries": [{"image": 1}], "mode": "category", "min_prob": 0.5}
+        said = problem(client.post("/api/search", json=body), 422)
+        assert "min_prob needs probabilities of categories" in said
+
+
 def test_a_box_that_is_cut_off_is_noted(client):
     found = search(client, {"image": 1, "boxes": [[-20, 10, 80, 50]]})
     (note,) = found["notes"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ from regionhash.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from regionhash.search.request import Query
+    from regionhash.search.request import Query, RequestError
     from regionhash.search.run import Answer
     from regionhash.structures import Hit, Match
 
@@ -29,6 +30,7 @@ _FLAGS = {
     "exclude": "--without",
     "max_distance": "--without-distance",
     "min_prob": "--min-prob",
+    "min_score": "--min-score",
     "assignment": "--shared-regions",
 }
 """Flags whose names differ from the fields of `Search`."""
@@ -236,18 +238,20 @@ def search(
             offset=offset,
         )
     except RequestError as error:
-        flag = _FLAGS.get(error.field, f"--{error.field}")
-        raise ValueError(f"{flag} {error.reason}") from error
+        raise _named_by_flag(error) from error
     origin = model or model_folder(file)
     if not origin.exists():
         raise ValueError(f"{origin}: model not found; pass it with --model")
     network, checkpoint = load_checkpoint(origin)
     network.to(pick_device(device))
-    if collection is None:
-        answer = run(network, checkpoint, file, request)
-    else:
-        collection.model = network, checkpoint
-        answer = collection.find(request)
+    try:
+        if collection is None:
+            answer = run(network, checkpoint, file, request)
+        else:
+            collection.model = network, checkpoint
+            answer = collection.find(request)
+    except RequestError as error:
+        raise _named_by_flag(error) from error
     if sheet:
         find_picture = Pictures(file.recorded("sources"), images_dir).__getitem__
         if collection is not None and images_dir is None:
@@ -266,6 +270,10 @@ def search(
         typer.echo("all pictures were left out" if left_out else "no picture has a region")
     else:
         print_table(_hit_table(answer.hits, answer))
+
+
+def _named_by_flag(error: RequestError) -> ValueError:
+    return ValueError(f"{_FLAGS.get(error.field, f'--{error.field}')} {error.reason}")
 
 
 def _queries(given: list[str], boxes: list[str]) -> list[Query]:
@@ -309,9 +317,18 @@ def _hit_table(hits: Sequence[Hit], answer: Answer) -> Table:
     """One row per hit; for several objects, the match columns have a line for each."""
     from regionhash.search.answer import distance_text
 
-    columns = ["rank", "distance", "picture", "box", "class", "score"]
-    # Hits by codes of whole pictures or of categories have no matched boxes.
-    table = Table(*columns[: 6 if any(hit.matches for hit in hits) else 3])
+    matches = [match for hit in hits for match in hit.matches]
+    # Hits by codes of whole pictures or of categories have no matched boxes, and regions of some
+    # models neither classes nor scores.
+    shown = {
+        "rank": True,
+        "distance": True,
+        "picture": True,
+        "box": bool(matches),
+        "class": any(match.label >= 0 for match in matches),
+        "score": any(match.score is not None for match in matches),
+    }
+    table = Table(*(name for name, wanted in shown.items() if wanted))
     for rank, hit in enumerate(hits, 1 + answer.offset):
         cells = [
             str(rank),
@@ -321,7 +338,7 @@ def _hit_table(hits: Sequence[Hit], answer: Answer) -> Table:
             "\n".join(_class_name(match, answer) or "" for match in hit.matches),
             "\n".join(_score_text(match) for match in hit.matches),
         ]
-        table.add_row(*cells[: len(table.columns)])
+        table.add_row(*compress(cells, shown.values()))
     return table
 
 
@@ -334,11 +351,12 @@ def _score_text(match: Match) -> str:
 
 
 def _print_groups(answer: Answer) -> None:
+    from regionhash.search.answer import heading_text
+
     if not answer.groups:
         typer.echo("no category in the query is probable enough")
     for group in answer.groups:
-        name = answer.codes.classes[group.category]
-        typer.echo(f"{name}, probability {group.prob:.2f}, {len(group.hits)} pictures")
+        typer.echo(f"{heading_text(group, answer.codes)}, {len(group.hits)} pictures")
         print_table(_hit_table(group.hits, answer))
 
 

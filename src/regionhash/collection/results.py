@@ -49,12 +49,12 @@ class ResultGroup:
 
     Attributes:
         category: name of the class.
-        prob: probability that the query shows it.
+        prob: probability that the query shows it; None if the model gives none.
         hits: pictures that show it, best first, by distance of the category's codes.
     """
 
     category: str
-    prob: float
+    prob: float | None
     hits: tuple[Result, ...]
 
 

@@ -110,6 +110,7 @@ class EncodedSearch:
         apart: (Q, Q) bool, which of the objects need different regions.
         unwanted: (W, K1/8) uint8, codes of the excluded objects.
         categories: categories of the query picture and their codes.
+        certain: whether the model gives every category, without a probability.
         steps: steps of a search for one object.
         notes: see `Answer`.
     """
@@ -121,6 +122,7 @@ class EncodedSearch:
     apart: Mask | None = None
     unwanted: Codes | None = None
     categories: CategoryCodes | None = None
+    certain: bool = False
     steps: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -148,6 +150,7 @@ def run(
         ValueError: the codes are of another model, the codes or the model lack what the search
             compares, a box does not belong to its picture (see `place_boxes`), or nothing is
             detected in a picture.
+        RequestError: a least probability, but the model gives none.
         ImageError: a query picture cannot be read.
     """
     if codes.model_hash != checkpoint.model_hash:
@@ -265,7 +268,7 @@ class _Encoder:
         excluded: Sequence[QueryPicture],
     ) -> EncodedSearch:
         if mode in ("image", "category"):
-            return self._whole(mode, queries[0])
+            return self._whole(mode, search, queries[0])
         asked = [self._objects(query, best_of_each=mode == "objects") for query in queries]
         unwanted = [self._objects(query, best_of_each=False) for query in excluded]
         encoded = EncodedSearch(
@@ -299,13 +302,26 @@ class _Encoder:
         np.fill_diagonal(apart, val=False)
         return apart
 
-    def _whole(self, mode: Mode, query: QueryPicture) -> EncodedSearch:
+    def _whole(self, mode: Mode, search: Search, query: QueryPicture) -> EncodedSearch:
         found = self._encoded(query)
         if mode == "image" and found.image_code is None:
             raise ValueError(f"the model {self._checkpoint.name} has no codes of whole pictures")
         if mode == "category" and found.categories is None:
             raise ValueError(f"the model {self._checkpoint.name} has no codes of categories")
-        return EncodedSearch((query,), image=found.image_code, categories=found.categories)
+        # The baseline by category has codes of all classes, and does not classify.
+        certain = (
+            found.categories is not None
+            and found.class_probs is None
+            and bool((found.categories.probs == 1).all())
+        )
+        if certain and search.min_prob:
+            raise RequestError(
+                "min_prob",
+                f"needs probabilities of categories, which the model {self._checkpoint.name} lacks",
+            )
+        return EncodedSearch(
+            (query,), image=found.image_code, categories=found.categories, certain=certain
+        )
 
     def _with_steps(
         self, encoded: EncodedSearch, search: Search, table: CodeTable
@@ -424,13 +440,14 @@ def _scan_objects(scan: _Scan) -> list[CategoryHits]:
 
 def _scan_categories(scan: _Scan) -> list[CategoryHits]:
     assert scan.encoded.categories is not None
-    return search_categories(
+    groups = search_categories(
         scan.encoded.categories,
         scan.table,
         top=scan.top,
         min_prob=scan.search.min_prob or 0.0,
         mask=scan.mask,
     )
+    return [replace(group, prob=None) for group in groups] if scan.encoded.certain else groups
 
 
 def _unnamed(hits: Sequence[Hit]) -> CategoryHits:

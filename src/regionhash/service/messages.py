@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from regionhash.collection import Filter, Result, ResultGroup, Results
 from regionhash.search.request import Assignment, Mode, Query, RequestError, Search
-from regionhash.structures import EncodedImage, Match
+from regionhash.structures import EncodedImage, Match, meaningful_score
 
 MAX_ROW = 2**63 - 1
 
@@ -167,7 +167,8 @@ class SearchIn(_Request):
 class MatchOut(BaseModel):
     """The region of a found picture that matches one object of the query.
 
-    If no region is left for the object, `box`, `label` and `score` are null.
+    If no region is left for the object, `box`, `label` and `score` are null; `label` and `score`
+    also if the model gives none.
     """
 
     box: BoxOut | None
@@ -212,10 +213,10 @@ class HitOut(BaseModel):
 
 
 class GroupOut(BaseModel):
-    """The results for one category of the query."""
+    """The results for one category of the query; `prob` is null if the model gives none."""
 
     category: str
-    prob: float
+    prob: float | None
     hits: list[HitOut]
 
     @classmethod
@@ -260,11 +261,14 @@ class SearchOut(BaseModel):
 
 
 class RegionOut(BaseModel):
-    """A region of a picture; its number is its position in the list, from 0."""
+    """A region of a picture; its number is its position in the list, from 0.
+
+    `label` and `score` are null if the model gives none.
+    """
 
     box: BoxOut
     label: str | None
-    score: float
+    score: float | None
 
     @classmethod
     def list_of(cls, encoded: EncodedImage, classes: Sequence[str]) -> list[Self]:
@@ -273,7 +277,11 @@ class RegionOut(BaseModel):
         if regions is None:
             return []
         return [
-            cls(box=tuple(box), label=_label(label, classes), score=score)
+            cls(
+                box=tuple(box),
+                label=_label(label, classes),
+                score=meaningful_score(label, score),
+            )
             for box, label, score in zip(
                 regions.boxes.tolist(),
                 regions.labels.tolist(),
@@ -335,6 +343,7 @@ class InfoOut(BaseModel):
     region_bits: int
     classes: list[str]
     by_category: bool
+    has_scores: Annotated[bool, Field(description="Whether `min_score` of a filter is accepted.")]
     can_change: bool
     max_upload_bytes: int
     max_pixels: int

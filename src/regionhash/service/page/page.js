@@ -206,7 +206,7 @@ function request() {
     queries: wanted().map(asked),
     without: queries.filter(query => query.unwanted).map(asked),
     mode: !isWhole() ? null : grouped && about.by_category ? "category" : about.bits ? "image" : "region",
-    filter: { labels: $("label").value ? [$("label").value] : [], min_score: +$("score").value || 0, folder: $("folder").value.trim() || null, after: day("after", 0), before: day("before", 86400) },
+    filter: { labels: $("label").value ? [$("label").value] : [], min_score: about.has_scores ? +$("score").value || 0 : 0, folder: $("folder").value.trim() || null, after: day("after", 0), before: day("before", 86400) },
     near: $("near").value && /^\d+$/.test($("near").value) ? +$("near").value : null,
     limit: PAGE,
   };
@@ -221,7 +221,7 @@ async function search(more = false) {
   try {
     const answer = await call("/api/search", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...request(), offset }) });
     if (turn !== running) return;
-    const found = answer.mode === "category" ? answer.groups.flatMap(group => group.hits.map(hit => ({ ...hit, group: `${group.category}, probability ${group.prob.toFixed(2)}` }))) : answer.hits;
+    const found = answer.mode === "category" ? answer.groups.flatMap(group => group.hits.map(hit => ({ ...hit, group: group.prob === null ? group.category : `${group.category}, probability ${group.prob.toFixed(2)}` }))) : answer.hits;
     hits = more ? [...hits, ...found] : found;
     const what = { image: "like this", region: "with this object", objects: answer.boxes.flat().length > 1 ? "with all of these objects" : "with this object", category: "like this in each of its categories" }[answer.mode];
     $("title").textContent = `Pictures ${what}${answer.without.length ? ", but not that" : ""}`;
@@ -338,5 +338,6 @@ addEventListener("keydown", event => {
   $("label").append(...about.classes.map(name => make("option", { value: name, textContent: name })));
   $("leave").hidden = !about.can_change; // the cookie holds the token
   $("label-field").hidden = !about.classes.length;
+  $("score-field").hidden = !about.has_scores;
   browse();
 })();
