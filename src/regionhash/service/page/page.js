@@ -229,7 +229,7 @@ async function search(more = false) {
     $("more").hidden = !answer.more;
     showHits();
     if (!hits.length) showState("Nothing found", "No picture passes the filter, or none has a region to compare.");
-    else if (answer.notes.length) showState("Note", answer.notes.join("; "));
+    else if (answer.notes.length) showState("Note", answer.notes.join("; "), false, true);
   } catch (error) {
     if (turn !== running) return;
     hits = [];
@@ -255,9 +255,9 @@ async function browse(more = false) {
   } catch (error) { showState("Cannot show the collection", error.message, true); }
 }
 
-function showState(title, text, bad = false) {
+function showState(title, text, bad = false, note = false) {
   $("state").replaceChildren(make("strong", { textContent: title }), text);
-  $("state").className = bad ? "state bad" : "state";
+  $("state").className = bad ? "state bad" : note ? "state note" : "state";
   $("state").hidden = false;
 }
 
@@ -339,5 +339,6 @@ addEventListener("keydown", event => {
   $("leave").hidden = !about.can_change; // the cookie holds the token
   $("label-field").hidden = !about.classes.length;
   $("score-field").hidden = !about.has_scores;
+  $("folder").parentNode.classList.toggle("wide", !about.has_scores); // so that both days are in one row
   browse();
 })();
