@@ -209,6 +209,11 @@ def test_regions_are_numbered_from_0_and_end_with_the_last():
             marked("a.jpg", None, wrong, encoded)
 
 
+def test_shared_regions_are_refused_where_a_picture_is_compared_as_a_whole(table):
+    with pytest.raises(ValueError, match="assignment needs mode objects, got mode image"):
+        searched(table, [query_of()], assignment="shared")
+
+
 def test_codes_of_another_model_and_a_filter_without_a_collection_are_refused(table):
     codes = codes_of(table, model_hash="def")
     with pytest.raises(ValueError, match=r"codes\.h5: made by the model def \(tiny\)"):

@@ -150,7 +150,8 @@ def run(
         ValueError: the codes are of another model, the codes or the model lack what the search
             compares, a box does not belong to its picture (see `place_boxes`), or nothing is
             detected in a picture.
-        RequestError: a least probability, but the model gives none.
+        RequestError: a least probability, but the model gives none; or shared regions, but whole
+            pictures are compared.
         ImageError: a query picture cannot be read.
     """
     if codes.model_hash != checkpoint.model_hash:
@@ -159,6 +160,8 @@ def run(
             f"searched with {checkpoint.model_hash} ({checkpoint.name})"
         )
     mode = search.mode_for(whole_pictures=codes.table.image_codes is not None)
+    if search.assignment == "shared" and mode != "objects":
+        raise RequestError("assignment", f"needs mode objects, got mode {mode}")
     picture_of = picture_of or read_query
     encoder = _Encoder(model, checkpoint, codes.recorded("precision"))
     encoded = encoder.encode(
