@@ -43,6 +43,7 @@ def main() -> None:
     table = random_table(args.images, args.regions, N_BYTES)
     codes = table.region_codes
     queries = np.random.default_rng(1).integers(0, 256, (3, N_BYTES), dtype=np.uint8)
+    alike = queries[[0, 0, 0]]
     unwanted = np.random.default_rng(2).integers(0, 256, (1, N_BYTES), dtype=np.uint8)
     index = faiss.IndexBinaryFlat(8 * N_BYTES)
     index.add(codes)
@@ -52,7 +53,9 @@ def main() -> None:
         "faiss.IndexBinaryFlat": lambda: index.search(queries[:1], TOP),
         "search_regions": lambda: search_regions(queries[0], table, top=TOP),
         "FAISS, 3 objects": lambda: index.search(queries, TOP),
-        "search_objects, 3 objects": lambda: search_objects(queries, table, top=TOP),
+        "3 objects, shared regions": lambda: search_objects(queries, table, top=TOP, apart=False),
+        "3 objects, own regions": lambda: search_objects(queries, table, top=TOP),
+        "3 of a kind, own regions": lambda: search_objects(alike, table, top=TOP),
         "3 objects without a 4th": lambda: search_objects(
             queries, table, top=TOP, exclude=unwanted
         ),

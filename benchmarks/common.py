@@ -27,12 +27,14 @@ def random_table(n_images: int, n_regions: int, n_bytes: int) -> CodeTable:
     """Pictures with random codes of `n_bytes`, of their own and of `n_regions` regions each."""
     rng = np.random.default_rng(0)
     m = n_images * n_regions
+    boxes = np.random.default_rng(3).integers(0, 500, (m, 2, 2), dtype=np.int32)
+    boxes.sort(axis=1)  # two corners
     return CodeTable(
         ids=[f"{n:08}" for n in range(n_images)],
         sizes=np.full((n_images, 2), 500, np.int32),
         image_codes=rng.integers(0, 256, (n_images, n_bytes), dtype=np.uint8),
         offsets=np.arange(n_images + 1, dtype=np.int64) * n_regions,
-        boxes=np.zeros((m, 4), np.float32),
+        boxes=boxes.reshape(m, 4).astype(np.float32),
         scores=np.ones(m, np.float32),
         labels=np.full(m, -1, np.int64),
         region_codes=rng.integers(0, 256, (m, n_bytes), dtype=np.uint8),

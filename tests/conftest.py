@@ -15,9 +15,14 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from regionhash.collection import Collection
 from regionhash.collection.indexing import IndexSettings, build_index
 from regionhash.data import open_dataset
+from regionhash.data.images import read_image
 from regionhash.models.checkpoints import Checkpoint, build_model, save_checkpoint
+from regionhash.models.encoding import encode_boxes
+from regionhash.store import CodeFileWriter
+from regionhash.structures import EncodedImage, Regions
 
 torch.set_num_threads(1)
 
@@ -119,6 +124,65 @@ def category_collection(photos: Path, tmp_path_factory: pytest.TempPathFactory) 
     built = build_tiny("iah", **arguments)
     save_checkpoint(model, built, Checkpoint("iah", arguments, ("cat", "dog", "cow"), short=64))
     return collect(photos, model, tmp_path_factory.mktemp("collected") / "categories.collection")
+
+
+@pytest.fixture(scope="session")
+def drh_collection(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of the six photos, not to be changed, by a model without classes and scores."""
+    model = tmp_path_factory.mktemp("drh")
+    arguments = TINY_BACKBONE | {"n_bits": 16}
+    built = build_tiny("drh", **arguments)
+    save_checkpoint(model, built, Checkpoint("drh", arguments, (), short=64))
+    return collect(photos, model, tmp_path_factory.mktemp("collected") / "windows.collection")
+
+
+@pytest.fixture(scope="session")
+def certain_collection(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of the six photos, not to be changed, with categories of no probability."""
+    model = tmp_path_factory.mktemp("baseline")
+    arguments = TINY_BACKBONE | {"n_bits": 16, "n_classes": 3}
+    built = build_tiny("category-baseline", **arguments)
+    classes = ("cat", "dog", "cow")
+    save_checkpoint(model, built, Checkpoint("category-baseline", arguments, classes, short=64))
+    return collect(photos, model, tmp_path_factory.mktemp("collected") / "certain.collection")
+
+
+@pytest.fixture(scope="session")
+def cups(saved: SavedModel, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection, not to be changed, of pictures of the object in a box of 2.png.
+
+    nested.png has it twice in one place, one.png once, two.png twice, the second 1 bit away.
+    """
+    box = np.array([[20, 30, 90, 100]], np.float32)
+    image = read_image(photos / "2.png")
+    (code,) = encode_boxes(saved.model, saved.checkpoint, image, box).codes
+    near = code ^ np.array([1, 0], np.uint8)
+    folder = tmp_path_factory.mktemp("cups")
+    with CodeFileWriter(
+        folder / "cups.h5",
+        model_hash=saved.checkpoint.model_hash,
+        model_name="region-dh",
+        classes=saved.checkpoint.classes,
+        n_bits=32,
+        n_region_bits=16,
+        meta={"checkpoint": str(saved.folder), "precision": "32-true"},
+    ) as writer:
+        for name, places, codes in (
+            ("nested.png", [[0, 0, 40, 40], [2, 2, 40, 40]], [code, code]),
+            ("one.png", [[0, 0, 40, 40]], [code]),
+            ("two.png", [[0, 0, 40, 40], [50, 0, 90, 40]], [code, near]),
+        ):
+            regions = Regions(
+                np.array(places, np.float32),
+                np.linspace(0.9, 0.8, len(places), dtype=np.float32),
+                np.zeros(len(places), np.int64),
+                np.stack(codes),
+            )
+            probs = np.full(10, 0.1, np.float32)
+            writer.add(name, EncodedImage((100, 100), np.zeros(4, np.uint8), probs, regions))
+        writer.finish()
+    Collection.of_code_file(folder / "cups.collection", folder / "cups.h5").close()
+    return folder / "cups.collection"
 
 
 def collect(pictures: Path, model: Path, folder: Path) -> Path:

@@ -8,6 +8,7 @@ import pytest
 from regionhash.search import answer as module
 from regionhash.search.answer import distance_text, write_answer
 from regionhash.search.run import Answer, QueryPicture
+from regionhash.search.sheet import Tile, write_sheet
 from regionhash.store import CodeSet
 from regionhash.structures import CategoryHits, CodeTable, Hit, Match
 
@@ -81,3 +82,15 @@ def test_the_saliency_of_a_category_is_that_of_its_own_regions(tiles_of):
     saliency = np.zeros((4, 6), np.uint8)
     saliency[:, 3:] = 255
     np.testing.assert_array_equal(tile.image[:, 6:, 0], saliency)
+
+
+def test_an_object_without_a_region_has_no_box_on_the_sheet(tmp_path):
+    tile = Tile(PICTURE, [None, BOX], "found")
+    query = Tile(PICTURE, [BOX, BOX], "query")
+    write_sheet(tmp_path / "sheet.html", [query], [tile], title="found")
+    html = (tmp_path / "sheet.html").read_text()
+    (own,) = html.split('aria-label="results"')[1:]
+    assert (
+        own.count("<rect") == 2 and "#38b6ff" in own and "#ffb000" not in own
+    )  # the second colour
+    write_sheet(tmp_path / "sheet.png", [query], [tile], title="found")

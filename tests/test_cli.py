@@ -360,6 +360,92 @@ def test_boxes_of_several_pictures_are_objects_that_are_all_wanted(photos, codes
         assert len(hit["matches"]) == 3
 
 
+def test_a_box_that_is_cut_off_is_noted(photos, codes):
+    command = ["search", codes, "--query", photos / "0.png", "--without-distance", 0]
+    command += ["--box=-20,10,80,50", "--without", f"{photos / '2.png'}@100,30,200,100", "--json"]
+    result = run(*command)
+    notes = [
+        "0.png: box -20,10,80,50: 20% of it lies outside of the picture, 160 x 100 pixels, and is "
+        "ignored",
+        "2.png: box 100,30,200,100: 40% of it lies outside of the picture, 160 x 160 pixels, and "
+        "is ignored",
+    ]
+    record = json.loads(result.stdout)
+    assert record["notes"] == notes
+    assert record["queries"][0]["boxes"] == [[0, 10, 80, 50]]
+    assert result.stderr == "".join(f"note: {note}\n" for note in notes)
+    result = run("search", codes, "--query", photos / "0.png", "--box=-1,10,80,50", "--json")
+    assert (json.loads(result.stdout)["notes"], result.stderr) == ([], "")
+
+
+def test_scores_and_classes_that_mean_nothing_are_not_shown(drh_collection, photos, tmp_path):
+    command = ["search", drh_collection, "--query", photos / "2.png", "--box", "20,30,90,100"]
+    for more in ([], ["--steps", "global,local"], ["--box", "5,5,60,60"]):
+        shown = run(*command, *more).stdout
+        assert "box" in shown and "score" not in shown and "class" not in shown
+        assert "1.00" not in shown
+        for hit in json.loads(run(*command, *more, "--json").stdout)["hits"]:
+            assert all((match["class"], match["score"]) == (None, None) for match in hit["matches"])
+    said = error_of(*command, "--min-score", 0.5)
+    assert said == (
+        "--min-score needs scores of detected classes, which the model of these codes lacks"
+    )
+
+
+def test_scores_and_classes_of_a_model_that_has_them_are_shown(photo_collection, photos):
+    command = ["search", photo_collection, "--query", photos / "2.png", "--box", "20,30,90,100"]
+    shown = run(*command).stdout
+    assert "class" in shown and "score" in shown
+    for hit in json.loads(run(*command, "--json").stdout)["hits"]:
+        (match,) = hit["matches"]
+        assert match["class"] in "0123456789" and 0 < match["score"] < 1
+    assert json.loads(run(*command, "--min-score", 0.999, "--json").stdout)["hits"] == []
+
+
+def test_a_category_without_a_probability_shows_none(certain_collection, photos, tmp_path):
+    command = ["search", certain_collection, "--query", photos / "2.png", "--mode", "category"]
+    shown = run(*command, "--sheet", tmp_path / "sheet.html").stdout
+    assert "cat, 6 pictures" in shown and "probability" not in shown
+    assert "probability" not in (tmp_path / "sheet.html").read_text()
+    groups = json.loads(run(*command, "--json").stdout)["groups"]
+    assert [(own["category"], own["probability"], len(own["hits"])) for own in groups] == [
+        ("cat", None, 6),
+        ("dog", None, 6),
+        ("cow", None, 6),
+    ]
+    said = error_of(*command, "--min-prob", 0.5)
+    assert said == (
+        "--min-prob needs probabilities of categories, which the model category-baseline lacks"
+    )
+
+
+def test_two_objects_are_found_where_there_are_two_of_them(cups, photos, tmp_path):
+    command = ["search", cups, "--query", photos / "2.png"]
+    command += ["--box", "20,30,90,100", "--box", "20,30,90,100"]
+    hits = json.loads(run(*command, "--json").stdout)["hits"]
+    assert [(hit["picture"], hit["distance"]) for hit in hits] == [
+        ("two.png", 1),
+        ("nested.png", 16),
+        ("one.png", 16),
+    ]
+    assert [match["box"] for match in hits[0]["matches"]] == [[0, 0, 40, 40], [50, 0, 90, 40]]
+    assert hits[2]["matches"][1] == {"box": None, "distance": 16, "class": None, "score": None}
+    shared = json.loads(run(*command, "--shared-regions", "--json").stdout)["hits"]
+    assert [(hit["picture"], hit["distance"]) for hit in shared] == [
+        ("nested.png", 0),
+        ("one.png", 0),
+        ("two.png", 0),
+    ]
+    said = run(*command, "--sheet", tmp_path / "sheet.html").stdout
+    assert "16 = 0 + 16" in said and "none" in said
+    assert (tmp_path / "sheet.html").read_text().count('class="picture"') == 4
+    run(*command, "--sheet", tmp_path / "sheet.png")
+    wrong = error_of(
+        "search", cups, "--query", photos / "2.png", "--mode=image", "--shared-regions"
+    )
+    assert "--shared-regions needs mode objects, got mode image" in wrong
+
+
 def test_a_picture_without_a_box_stands_for_its_best_detections(photos, codes):
     table = CodeFile.open(codes).table
     shown = table.regions(2)
@@ -434,6 +520,19 @@ def test_a_file_whose_name_has_an_at_sign_is_a_query(photos, codes, tmp_path):
             ["--box", "500,500,600,600"],
             "0.png: box 500,500,600,600: lies outside of the picture, 160 x 100 pixels",
         ),
+        (
+            ["--box", "0,0,1600,1000"],
+            "0.png: box 0,0,1600,1000: more than half of it lies outside of the picture, 160 x 100",
+        ),
+        (
+            ["--box", "0.1,0.2,0.5,0.9"],
+            "0.png: box 0.1,0.2,0.5,0.9: must be in pixels of the picture, 160 x 100 pixels",
+        ),
+        (["--box=-inf,0,9,9"], "0.png: box -inf,0,9,9: must be finite"),
+        (
+            ["--mode", "objects", "--without", "PHOTO@0.1,0.2,0.5,0.9"],
+            "0.png: box 0.1,0.2,0.5,0.9: must be in pixels of the picture, 160 x 100 pixels",
+        ),
         (["--top", "0"], "--top must be at least 1, got 0"),
         (
             ["--mode", "image", "--box", "1,2,30,40"],
@@ -458,6 +557,7 @@ def test_a_file_whose_name_has_an_at_sign_is_a_query(photos, codes, tmp_path):
     ],
 )
 def test_bad_input_of_a_search_is_named(photos, codes, options, message):
+    options = [option.replace("PHOTO", str(photos / "0.png")) for option in options]
     said = error_of("search", codes, "--query", photos / "0.png", *options)
     assert message.replace("CODES", str(codes)) in said
 

@@ -683,6 +683,17 @@ def test_bad_questions_are_named(photo_collection, photos):
             ({"like": "0.png", "filter": Filter(labels=("cow",))}, "not a class of the model"),
             ({"image": photos / "0.png", "boxes": [(1, 2, 3)]}, "four numbers"),
             ({"image": photos / "0.png", "boxes": [(5, 5, 1, 1)]}, "x0 < x1"),
+            ({"image": photos / "0.png", "boxes": [(0, 0, 0.5, 0.5)]}, "must be in pixels"),
+            ({"like": "0.png", "boxes": [(999, 0, 1099, 9)]}, "0.png: box 999,.* lies outside"),
+            (
+                {
+                    "queries": [
+                        Query(photos / "0.png"),
+                        Query(photos / "1.png", boxes=[(9, 9, 999, 9e9)]),
+                    ]
+                },
+                "1.png: box 9,9,999,9e.09: more than half",
+            ),
         ):
             with pytest.raises(ValueError, match=message):
                 collection.search(**arguments)
@@ -692,6 +703,25 @@ def test_bad_questions_are_named(photo_collection, photos):
         Query()
     with pytest.raises(ValueError, match="min_score must be in"):
         Filter(min_score=2)
+
+
+def test_a_score_that_means_nothing_is_none_and_no_filter(drh_collection, photos):
+    with Collection.open(drh_collection) as collection:
+        found = collection.search(photos / "0.png", boxes=[(5, 5, 60, 60)])
+        assert {match.score for hit in found.hits for match in hit.matches} == {None}
+        for wanted in (Filter(min_score=0.5), Filter(min_score=1)):
+            with pytest.raises(ValueError, match="min_score needs scores of detected classes"):
+                collection.search(photos / "0.png", filter=wanted)
+
+
+def test_a_box_that_is_cut_off_is_noted(photo_collection, photos):
+    with Collection.open(photo_collection) as collection:
+        for picture in ({"image": photos / "0.png"}, {"image_id": "0.png"}):
+            found = collection.search(boxes=[(-20, 10, 80, 50)], **picture)
+            (note,) = found.notes
+            assert "0.png: box -20,10,80,50: 20% of it lies outside of the picture, 160 x" in note
+            assert found.boxes == (((0, 10, 80, 50),),)
+            assert collection.search(boxes=[(0, 10, 80, 50)], **picture).notes == ()
 
 
 def test_what_is_no_collection_is_refused(tmp_path, made, other_saved):

@@ -77,3 +77,23 @@ def test_a_mask_is_kept_for_its_filter_and_its_snapshot_alone():
     for snapshot in (removed, later):
         assert masks.of(dogs, snapshot, None).tolist() == [True, True, True, False]
     assert masks.of(dogs, SNAPSHOT, None) is not first  # two newer ones took its place
+
+
+@pytest.mark.parametrize(
+    ("labels", "known"), [([-1, -1, -1, -1], False), ([-1, -1, 1, -1], True), ([0, 1, 0, 1], True)]
+)
+def test_a_least_score_needs_scores_of_classes(labels, known):
+    """Also with classes, which may come from the names of folders."""
+    snapshot = replace(SNAPSHOT, table=replace(TABLE, labels=np.array(labels)))
+    if known:
+        assert passing(snapshot, min_score=0.6) == ["a", "c"]
+        return
+    for wanted in ({"min_score": 0.6}, {"min_score": 0.6, "labels": ("dog",)}):
+        with pytest.raises(ValueError, match="min_score needs scores of detected classes"):
+            passing(snapshot, **wanted)
+    assert passing(snapshot, labels=("dog",)) == ["b", "d"]
+
+
+def test_a_table_without_regions_has_no_scores_and_one_without_pictures_may_have_some():
+    assert not CodeTable([], np.ones((0, 2), np.int32)).has_scores
+    assert TABLE.take(np.zeros(0, np.int64)).has_scores

@@ -358,13 +358,14 @@ def test_steps_work_with_a_model_whose_picture_codes_are_of_another_kind(saved, 
         (["--steps", "global,local", "--candidates", 0], "candidates must be at least 1, got 0"),
         (["--steps", "exact", "--mode", "objects"], "(mode region), got objects"),
         (["--box", "500,500,600,600"], "lies outside of the picture, 160 x 100 pixels"),
+        (["--box", "158,98,500,500"], "more than half of it lies outside of the picture, 160 x"),
     ],
 )
 def test_bad_input_of_a_search_is_named(made, photos, options, message):
     assert message in error_of("search", made[0], "--query", photos / "0.png", *options)
 
 
-@pytest.mark.parametrize("box", ["40,40,41,42", "158,98,500,500", "-9,-9,3,2", "0,50,160,50.5"])
+@pytest.mark.parametrize("box", ["40,40,41,42", "158,98,161,101", "-9,-9,30,20", "0,50,160,50.5"])
 def test_a_box_of_a_few_pixels_or_over_the_edge_has_an_answer(made, photos, box):
     for steps in ("exact", "global,local"):
         options = ["--query", photos / "0.png", f"--box={box}", "--steps", steps]
@@ -391,7 +392,7 @@ def test_collections_with_nothing_to_tell_apart_can_be_searched(tmp_path, scenes
     assert record_of(index(pictures, folder, *SMALL, "--json"))["encoded"] == len(made)
     hits = search(folder, "--query", pictures / "0.png")["hits"]
     assert (len(hits), hits[0]["distance"]) == (len(made), 0)
-    hits = search(folder, "--query", pictures / "0.png", "--box", "0,0,1,1")["hits"]
+    hits = search(folder, "--query", pictures / "0.png", "--box", "0,0,1,1.5")["hits"]
     assert len(hits) == len(made)
 
 

@@ -1,5 +1,6 @@
 """The page as people use it, in a real Chromium."""
 
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -202,6 +203,44 @@ def test_a_detected_object_is_outlined_clicked_and_left_out_again(page, photos):
     assert caught.value.request.post_data_json["mode"] == "image"
 
 
+def test_a_score_is_asked_for_only_where_there_are_scores(browser, page, drh_collection, photos):
+    page.click("summary")
+    assert page.is_visible("#score")
+    with served(create_app(drh_collection)) as address, opened(browser, address) as windows:
+        windows.click("summary")
+        assert windows.is_visible("#folder") and windows.is_hidden("#score")
+        upload(windows, photos / "2.png")
+        drag(windows, (0.1, 0.1), (0.6, 0.6))
+        windows.wait_for_selector("#title:has-text('with this object')")
+        tips = [tip.text_content() for tip in windows.query_selector_all(".hit .tip")]
+        assert len(tips) == 6 and all(re.fullmatch(r"\d+ bits", tip) for tip in tips)
+
+
+def test_a_category_without_a_probability_shows_none(browser, certain_collection):
+    with served(create_app(certain_collection)) as address, opened(browser, address) as page:
+        page.evaluate("grouped = true")
+        page.locator(".hit").nth(3).click()
+        page.wait_for_selector("h3")
+        headings = [heading.inner_text() for heading in page.query_selector_all("h3")]
+        assert headings == ["cat (6)", "dog (6)", "cow (6)"]
+
+
+def test_a_note_of_the_answer_is_shown_above_the_results(page, photos):
+    def with_note(route):
+        answer = route.fetch()
+        route.fulfill(json=answer.json() | {"notes": ["box 1,2,3,4: a <b>part</b>"]})
+
+    page.route("**/api/search", with_note)
+    upload(page, photos / "2.png")
+    page.wait_for_selector("#state:not([hidden])")
+    assert "box 1,2,3,4: a <b>part</b>" in page.inner_text("#state")
+    assert page.locator(".hit").count() == 6
+    page.unroute("**/api/search")
+    drag(page, (0.1, 0.1), (0.6, 0.6))
+    page.wait_for_selector("#title:has-text('with this object')")
+    assert page.is_hidden("#state")
+
+
 def test_objects_of_two_pictures_are_searched_together(page, photos):
     upload(page, photos / "2.png")
     drag(page, (0.1, 0.1), (0.6, 0.6))
@@ -210,6 +249,20 @@ def test_objects_of_two_pictures_are_searched_together(page, photos):
         page.set_input_files("#file", photos / "3.png")
     assert len(caught.value.request.post_data_json["queries"]) == 2
     page.wait_for_selector("#title:has-text('all of these')")
+
+
+def test_an_object_without_a_region_in_a_result_has_no_box_there(browser, cups, photos):
+    with served(create_app(cups)) as address, opened(browser, address) as page:
+        upload(page, photos / "2.png")
+        drag(page, (0.1, 0.1), (0.4, 0.4))
+        page.wait_for_selector("#title:has-text('with this object')")
+        drag(page, (0.5, 0.5), (0.9, 0.9))
+        page.wait_for_selector("#title:has-text('all of these')")
+        drawn = {
+            tile.get_attribute("title"): len(tile.query_selector_all("svg rect"))
+            for tile in page.query_selector_all(".hit")
+        }
+        assert drawn == {"nested.png": 2, "one.png": 2, "two.png": 4}
 
 
 def test_a_result_is_searched_on_from_with_the_keyboard_and_back(page):

@@ -51,6 +51,17 @@ def test_without_codes_of_pictures_one_picture_asks_for_its_objects():
             "candidates must be at least 1",
         ),
         ([query()], {"steps": ["global", "global-expand"], "expand": 0}, "expand must be at least"),
+        ([query(BOX, BOX)], {"assignment": "own"}, "assignment must be one of distinct, shared"),
+        (
+            [query(BOX)],
+            {"assignment": "shared"},
+            "assignment needs mode objects, got mode region",
+        ),
+        (
+            [query()],
+            {"assignment": "shared", "mode": "image"},
+            "assignment needs mode objects, got mode image",
+        ),
         ([query()], {"max_distance": 3}, "max_distance needs objects to exclude"),
         ([query()], {"exclude": [query()], "max_distance": -1}, "max_distance must be at least 0"),
         (

@@ -10,6 +10,7 @@ from regionhash.search.request import Filter, Query, Search
 from regionhash.search.run import find, marked, run
 from regionhash.store import CodeSet
 from regionhash.structures import CategoryCodes, CodeTable, EncodedImage, Regions
+from slow_assignment import slow_assignment
 
 N, BYTES = 30, 2
 CLASSES = ("cat", "dog", "cow")
@@ -90,12 +91,19 @@ def region_distances(table, *codes):
     }
 
 
+def own_distances(table, codes, apart=True):
+    """Distances if every object needs a region of its own."""
+    pairs = np.full((len(codes), len(codes)), apart)
+    return {n: slow_assignment(codes, table.regions(n), pairs)[0] for n in range(len(table))}
+
+
 MODES = {
     "image": {},
     "region": {"steps": ["exact"]},
     "steps": {"steps": ["global"]},
     "reranked": {"steps": ["global", "local"], "candidates": N},
     "objects": {"mode": "objects"},
+    "shared": {"mode": "objects", "assignment": "shared"},
     "category": {"mode": "category"},
 }
 
@@ -116,7 +124,7 @@ def test_pictures_that_were_removed_or_are_masked_are_never_found(table, name):
         assert answer.n_searched == wanted.sum() and not answer.more
 
 
-@pytest.mark.parametrize("name", ["image", "region", "objects"])
+@pytest.mark.parametrize("name", ["image", "region", "objects", "shared"])
 @pytest.mark.parametrize("offset", [0, 3, N - 1, N, N + 5])
 def test_a_page_is_a_part_of_the_ranking_and_knows_whether_there_is_more(table, name, offset):
     query = query_of()
@@ -124,7 +132,8 @@ def test_a_page_is_a_part_of_the_ranking_and_knows_whether_there_is_more(table, 
     ranking = {
         "image": lambda: ranked(image_distances(table, query.encoded.image_code)),
         "region": lambda: ranked(region_distances(table, codes[0])),
-        "objects": lambda: ranked(region_distances(table, *codes)),
+        "objects": lambda: ranked(own_distances(table, codes)),
+        "shared": lambda: ranked(region_distances(table, *codes)),
     }[name]()
     for limit in (1, 4, N):
         answer = searched(table, [query], limit=limit, offset=offset, **MODES[name])
@@ -200,6 +209,11 @@ def test_regions_are_numbered_from_0_and_end_with_the_last():
             marked("a.jpg", None, wrong, encoded)
 
 
+def test_shared_regions_are_refused_where_a_picture_is_compared_as_a_whole(table):
+    with pytest.raises(ValueError, match="assignment needs mode objects, got mode image"):
+        searched(table, [query_of()], assignment="shared")
+
+
 def test_codes_of_another_model_and_a_filter_without_a_collection_are_refused(table):
     codes = codes_of(table, model_hash="def")
     with pytest.raises(ValueError, match=r"codes\.h5: made by the model def \(tiny\)"):
@@ -208,3 +222,125 @@ def test_codes_of_another_model_and_a_filter_without_a_collection_are_refused(ta
         find(codes, Search([query_of()], filter=Filter(folder="a")))
     with pytest.raises(ValueError, match="searching by id needs a collection"):
         run(MODEL, CHECKPOINT, codes_of(table), Search([Query(image_id="a.jpg")]))
+
+
+# Different regions for different objects
+
+
+PLACES = np.array(
+    [[0, 0, 30, 30], [40, 0, 70, 30], [5, 5, 25, 25], [0, 0, 30, 31], [0, 50, 90, 90]], np.float32
+)
+
+
+def picture_of(codes, places, labels=None):
+    return Regions(
+        PLACES[places],
+        np.ones(len(places), np.float32),
+        np.zeros(len(places), np.int64) if labels is None else np.array(labels),
+        codes,
+    )
+
+
+def crowded(seed=0, n=60):
+    """Pictures of two to five regions, with few codes, so that many distances are equal."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0, 6, n)
+    places = np.concatenate([rng.permutation(5)[:size] for size in sizes])
+    m = int(sizes.sum())
+    return CodeTable(
+        [f"{row}.jpg" for row in range(n)],
+        np.full((n, 2), 100, np.int32),
+        CLASSES,
+        offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        boxes=PLACES[places],
+        scores=np.ones(m, np.float32),
+        labels=rng.integers(0, 3, m),
+        region_codes=rng.choice(np.array([0, 1, 7, 255], np.uint8), (m, BYTES)),
+    )
+
+
+def asked(codes, places, **fields):
+    regions = picture_of(codes, places)
+    return Query(IMAGE, encoded=EncodedImage((90, 90), None, None, regions), **fields)
+
+
+CUP, DOG = np.array([[0, 0]], np.uint8), np.array([[255, 7]], np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pages_groups_and_exclusions_are_those_of_the_assigned_ranking(seed):
+    """Two cups of two pictures, with everything that a search can be asked for."""
+    table = crowded(seed)
+    two = [asked(CUP, [0], regions=[0]), asked(CUP, [0], regions=[0])]
+    unwanted = asked(DOG, [0], regions=[0])
+    mask = np.random.default_rng(seed).random(len(table)) < 0.8
+    distances = own_distances(table, np.concatenate([CUP, CUP]))
+    near_dog = {
+        n
+        for n in range(len(table))
+        if any(bits(code, DOG[0]) <= 3 for code in table.regions(n).codes)
+    }
+    wanted = [
+        (distance, n)
+        for distance, n in ranked(distances)
+        if mask[n] and n not in near_dog and len(table.regions(n))
+    ]
+    common = {"mode": "objects", "exclude": [unwanted], "max_distance": 3}
+    for limit in (1, 3, 7):
+        pages = [
+            searched(table, two, mask=mask, limit=limit, offset=offset, **common)
+            for offset in range(0, len(wanted), limit)
+        ]
+        found = [(hit.distance, hit.index) for page in pages for hit in page.hits]
+        assert found == wanted
+        assert [page.more for page in pages] == [True] * (len(pages) - 1) + [False]
+    folded = searched(table, two, mask=mask, limit=99, group_within=8, **common).hits
+    shown = [hit for best in folded for hit in (best, *best.duplicates)]
+    assert sorted((hit.distance, hit.index) for hit in shown) == wanted
+    assert any(hit.duplicates for hit in folded)
+    paged = [
+        hit.index
+        for offset in range(0, len(folded), 2)
+        for hit in searched(
+            table, two, mask=mask, limit=2, offset=offset, group_within=8, **common
+        ).hits
+    ]
+    assert paged == [hit.index for hit in folded]
+
+
+def test_the_picture_of_the_query_is_at_distance_0_whatever_overlaps_in_it():
+    """Cup and dog are marked in one place, and one of them inside the other."""
+    codes = np.concatenate([CUP, DOG])
+    for places in ([0, 3], [0, 2], [0, 1]):
+        regions = picture_of(codes, places)
+        table = CodeTable(
+            ["a.jpg"],
+            np.full((1, 2), 100, np.int32),
+            CLASSES,
+            offsets=np.array([0, 2]),
+            boxes=regions.boxes,
+            scores=regions.scores,
+            labels=regions.labels,
+            region_codes=codes,
+        )
+        marked_query = asked(codes, places, regions=[0, 1])
+        unmarked = asked(codes, places)
+        for query in (marked_query, unmarked):
+            (hit,) = searched(table, [query], mode="objects").hits
+            assert hit.distance == 0
+        # But in another picture's query, they are two things, which need two places.
+        apart = [asked(CUP, [0], regions=[0]), asked(DOG, [0], regions=[0])]
+        (hit,) = searched(table, apart).hits
+        assert (hit.distance == 0) == (places == [0, 1])
+
+
+def test_an_object_marked_twice_is_searched_for_twice():
+    table = crowded()
+    distances = own_distances(table, np.concatenate([CUP, CUP]))
+    wanted = [(d, n) for d, n in ranked(distances) if len(table.regions(n))]
+    hits = searched(table, [asked(CUP, [0], regions=[0, 0])], limit=99).hits
+    assert [(hit.distance, hit.index) for hit in hits] == wanted
+    shared = own_distances(table, np.concatenate([CUP, CUP]), apart=False)
+    wanted = [(d, n) for d, n in ranked(shared) if len(table.regions(n))]
+    hits = searched(table, [asked(CUP, [0], regions=[0, 0])], limit=99, assignment="shared").hits
+    assert [(hit.distance, hit.index) for hit in hits] == wanted

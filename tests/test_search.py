@@ -94,7 +94,7 @@ def test_objects_are_ranked_by_distance_then_row_with_the_first_best_region(draw
     rows = sorted((n for n, size in enumerate(sizes) if size), key=lambda n: (united[n], n))[:top]
 
     with sampling(sample):
-        hits = search_objects(queries, table, top=top)
+        hits = search_objects(queries, table, top=top, apart=False)
 
     assert [(hit.index, hit.image_id, hit.distance) for hit in hits] == [
         (n, f"image{n}", united[n]) for n in rows
@@ -219,7 +219,7 @@ def test_pictures_are_ranked_as_the_bits_of_their_regions_rank_them(drawn, n_que
     table = table_of(np.diff(offsets), codes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "_SAMPLED_CODES", sampled)
-        hits = search_objects(queries[:n_queries], table, top=top, among=among)
+        hits = search_objects(queries[:n_queries], table, top=top, among=among, apart=False)
         alone = search_regions(queries[0], table, top=top, among=among)
     wanted = slow_ranking(queries[:n_queries], codes, offsets, among, top)
     assert [(hit.index, hit.distance) for hit in hits] == wanted

@@ -126,6 +126,70 @@ def test_the_answer_is_that_of_the_collection(client, photo_collection, photos):
     assert both["mode"] == "objects" and len(both["hits"][0]["matches"]) == 2
 
 
+def test_scores_that_mean_nothing_are_null_and_no_filter(drh_collection, photos):
+    with TestClient(create_app(drh_collection), base_url=HOME) as client:
+        assert client.get("/api/collection").json()["has_scores"] is False
+        sent = client.post("/api/uploads", files={"file": (photos / "2.png").read_bytes()}).json()
+        for regions in (sent["regions"], client.get("/api/images/1").json()["regions"]):
+            assert {(own["label"], own["score"]) for own in regions} == {(None, None)}
+        for query in ({"upload": sent["upload"], "boxes": [[5, 5, 60, 60]]}, {"image": 1}):
+            found = search(client, query, filter={"min_score": 0})["hits"]
+            matches = [match for hit in found for match in hit["matches"]]
+            assert all((match["label"], match["score"]) == (None, None) for match in matches)
+        body = {"queries": [{"image": 1}], "filter": {"min_score": 0.5}}
+        said = problem(client.post("/api/search", json=body), 422)
+        assert "min_score needs scores of detected classes" in said
+
+
+def test_scores_of_a_model_that_has_them_stay(client):
+    assert client.get("/api/collection").json()["has_scores"] is True
+    regions = client.get("/api/images/1").json()["regions"]
+    assert all(own["label"] is not None and 0 < own["score"] < 1 for own in regions)
+
+
+def test_probabilities_that_mean_nothing_are_null_and_no_limit(certain_collection):
+    with TestClient(create_app(certain_collection), base_url=HOME) as client:
+        groups = search(client, {"image": 1}, mode="category")["groups"]
+        assert [(own["category"], own["prob"]) for own in groups] == [
+            ("cat", None),
+            ("dog", None),
+            ("cow", None),
+        ]
+        body = {"queries": [{"image": 1}], "mode": "category", "min_prob": 0.5}
+        said = problem(client.post("/api/search", json=body), 422)
+        assert "min_prob needs probabilities of categories" in said
+
+
+def test_a_box_that_is_cut_off_is_noted(client):
+    found = search(client, {"image": 1, "boxes": [[-20, 10, 80, 50]]})
+    (note,) = found["notes"]
+    assert note.startswith("picture 1: box -20,10,80,50: 20% of it lies outside of the picture")
+    assert found["boxes"] == [[[0, 10, 80, 50]]]
+    assert search(client, {"image": 1})["notes"] == []
+
+
+def test_each_object_has_a_region_of_its_own_unless_they_are_shared(cups, photos):
+    with TestClient(create_app(cups), base_url=HOME) as client:
+        sent = client.post("/api/uploads", files={"file": (photos / "2.png").read_bytes()}).json()
+        query = {"upload": sent["upload"], "boxes": [[20, 30, 90, 100]] * 2}
+        found = search(client, query)["hits"]
+        assert [(hit["id"], hit["distance"]) for hit in found] == [
+            ("two.png", 1),
+            ("nested.png", 16),
+            ("one.png", 16),
+        ]
+        without = {"box": None, "distance": 16, "label": None, "score": None}
+        assert found[1]["matches"][1] == found[2]["matches"][1] == without
+        shared = search(client, query, assignment="shared")["hits"]
+        assert [(hit["id"], hit["distance"]) for hit in shared] == [
+            ("nested.png", 0),
+            ("one.png", 0),
+            ("two.png", 0),
+        ]
+        body = {"queries": [query], "assignment": "own"}
+        assert "assignment" in problem(client.post("/api/search", json=body), 422)
+
+
 def test_objects_that_must_not_be_there_are_left_out(client, photo_collection):
     unwanted = {"image": 3, "regions": [1]}
     found = search(client, {"image": 2, "regions": [0]}, without=[unwanted], within=3)
@@ -820,6 +884,22 @@ def test_no_path_leads_out_of_the_collection(client, path):
         ({"queries": [{"upload": "gone"}]}, 404, "upload the picture again"),
         ({"queries": [{"image": 1, "boxes": [[5, 5, 1, 1]]}]}, 422, "x0 < x1"),
         ({"queries": [{"image": 1, "boxes": [[1, 2, 3]]}]}, 422, "boxes"),
+        (
+            {"queries": [{"image": 1, "boxes": [[500, 0, 600, 50]]}]},
+            422,
+            "picture 1: box 500,0,600,50: lies outside of the picture, 160 x 100 pixels",
+        ),
+        (
+            {"queries": [{"image": 1, "boxes": [[0, 0, 1600, 1000]]}]},
+            422,
+            "more than half of it lies outside of the picture, 160 x 100 pixels",
+        ),
+        ({"queries": [{"image": 1, "boxes": [[0, 0, 0.5, 1]]}]}, 422, "must be in pixels of"),
+        (
+            {"queries": [{"image": 1}], "without": [{"image": 1, "boxes": [[0, 0, 0.5, 1]]}]},
+            422,
+            "must be in pixels of",
+        ),
         ({"queries": [{"image": 1, "regions": [500]}]}, 422, "regions"),
         ({"queries": [{"image": 1}], "filter": {"labels": ["cow"]}}, 422, "not a class"),
         ({"queries": [{"image": 1}], "filter": {"folder": "\0"}}, 422, "NUL"),

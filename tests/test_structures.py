@@ -7,6 +7,7 @@ from regionhash.structures import (
     CategoryCodes,
     CodeTable,
     EncodedImage,
+    Match,
     Regions,
     Target,
     renamed,
@@ -182,3 +183,17 @@ def test_an_older_name_is_taken_but_not_together_with_the_newer_one():
     assert search(among=1) == search(mask=1) == 1
     with pytest.raises(TypeError, match="search: among is an older name of mask"):
         search(among=1, mask=2)
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "shown"),
+    [(-1, 1.0, None), (-1, 0.75, 0.75), (0, 1.0, 1.0), (3, 0.0, 0.0), (-1, 0.0, 0.0)],
+)
+def test_a_score_of_1_without_a_class_means_nothing(label, score, shown):
+    regions = Regions(
+        np.float32([[1, 2, 3, 4]]),
+        np.float32([score]),
+        np.array([label]),
+        np.zeros((1, 1), np.uint8),
+    )
+    assert regions.match(0, 5) == Match((1, 2, 3, 4), 5, label, shown)

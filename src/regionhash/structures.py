@@ -128,6 +128,12 @@ class Regions:
         """The boxes as Python numbers."""
         return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in self.boxes.tolist())
 
+    def match(self, row: int, distance: int) -> Match:
+        """A region as the match of a query object."""
+        x0, y0, x1, y1 = self.boxes[row].tolist()
+        label, score = int(self.labels[row]), float(self.scores[row])
+        return Match((x0, y0, x1, y1), distance, label, meaningful_score(label, score))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CategoryCodes:
@@ -253,6 +259,16 @@ class CodeTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether regions have scores of classes, by which pictures can be selected.
+
+        False if there are regions but none has a class; reads all labels.
+        """
+        if self.labels is None:
+            return False
+        return not len(self.labels) or bool((np.asarray(self.labels) >= 0).any())
+
     def category_table(self, category: int, min_prob: float = 0.0) -> tuple[Ints, Codes]:
         """Pictures (T,) with a code of a category, ascending, and those codes (T, B/8) uint8.
 
@@ -321,21 +337,31 @@ class CodeTable:
         return tuple(np.asarray(getattr(self, name)[items]) for name in _BAGS[offsets_name])
 
 
+def meaningful_score(label: int, score: float) -> float | None:
+    """The score of a region; None if the model gives none.
+
+    Windows of a grid and whole pictures, which DRH takes as regions, have no class and the score 1.
+    """
+    return None if label < 0 and score == 1 else score
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """The region of a found picture that matches one query object.
 
     Attributes:
-        box: (x0, y0, x1, y1) in pixels of the found picture.
-        distance: Hamming distance in bits.
+        box: (x0, y0, x1, y1) in pixels of the found picture; None if no region is left for the
+            object.
+        distance: Hamming distance in bits; without a region, all bits of the code.
         label: class index, -1 if unknown.
-        score: the detector's confidence.
+        score: the detector's confidence; None without a region, or if it means nothing, see
+            `meaningful_score`.
     """
 
-    box: Box
+    box: Box | None
     distance: int
     label: int
-    score: float
+    score: float | None
 
 
 class Hit(NamedTuple):
@@ -345,7 +371,7 @@ class Hit(NamedTuple):
 
     Attributes:
         index: its row in the table; image_id: its id.
-        distance: Hamming distance; for several objects, their sum (United Hamming).
+        distance: Hamming distance; for several objects, their sum.
         matches: one per query object, in their order; empty for whole-picture search.
         duplicates: near-duplicates that rank below, if grouping was asked for.
     """
@@ -363,10 +389,10 @@ class CategoryHits:
 
     Attributes:
         category: class index.
-        prob: the probability that the query shows it.
+        prob: the probability that the query shows it; None if the model gives none.
         hits: pictures that show it, most similar first, by the distance of its codes.
     """
 
     category: int
-    prob: float
+    prob: float | None
     hits: tuple[Hit, ...]

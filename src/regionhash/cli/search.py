@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from regionhash.cli.options import Device, Json
 from regionhash.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from regionhash.search.request import Query
+    from regionhash.search.request import Query, RequestError
     from regionhash.search.run import Answer
     from regionhash.structures import Hit, Match
 
@@ -26,6 +27,8 @@ _FLAGS = {
     "exclude": "--without",
     "max_distance": "--without-distance",
     "min_prob": "--min-prob",
+    "min_score": "--min-score",
+    "assignment": "--shared-regions",
 }
 """Flags whose names differ from the fields of `Search`."""
 
@@ -126,6 +129,14 @@ def search(
             "[default: an eighth of the code]"
         ),
     ] = None,
+    shared_regions: Annotated[
+        bool,
+        typer.Option(
+            "--shared-regions",
+            help="Mode objects: let several objects match the same region of a picture, as in the "
+            "paper of DMIH. By default each object needs a region of its own.",
+        ),
+    ] = False,
     candidates: Annotated[
         int | None,
         typer.Option(help="Pictures that the first of several steps passes on.  [default: 400]"),
@@ -162,7 +173,8 @@ def search(
 
     Distances are numbers of differing bits; ties are ranked in the order of the code file. A query
     picture without a box stands for its best detection in mode region, and for the best detection
-    of each class in mode objects.
+    of each class in mode objects. Several objects are matched with different regions of a picture;
+    an object for which no region is left costs all bits, and its box is "none".
 
     \b
     Examples:
@@ -206,20 +218,23 @@ def search(
             expand=expand,
             min_prob=min_prob,
             max_distance=without_distance,
+            assignment="shared" if shared_regions else "distinct",
             filter=chosen,
             group_within=near,
             limit=top,
             offset=offset,
         )
     except RequestError as error:
-        flag = _FLAGS.get(error.field, f"--{error.field}")
-        raise ValueError(f"{flag} {error.reason}") from error
+        raise _named_by_flag(error) from error
     loaded = load_model_of(file, model, device, advice="; pass it with --model")
-    if collection is None:
-        answer = run(*loaded, file, request)
-    else:
-        collection.model = loaded
-        answer = collection.find(request)
+    try:
+        if collection is None:
+            answer = run(*loaded, file, request)
+        else:
+            collection.model = loaded
+            answer = collection.find(request)
+    except RequestError as error:
+        raise _named_by_flag(error) from error
     if sheet:
         find_picture = Pictures(file.recorded("sources"), images_dir).__getitem__
         if collection is not None and images_dir is None:
@@ -227,6 +242,8 @@ def search(
         n_hits = len(answer.hits) + sum(len(group.hits) for group in answer.groups)
         title = f"{n_hits} nearest of {len(answer.codes)} pictures, by {answer.mode}"
         write_answer(sheet, answer, find_picture, title=title, wanted=wanted)
+    for note in answer.notes:
+        typer.echo(f"note: {note}", err=True)
     if as_json:
         print_json(_record(answer))
     elif answer.mode == "category":
@@ -236,6 +253,10 @@ def search(
         typer.echo("all pictures were left out" if left_out else "no picture has a region")
     else:
         print_table(_hit_table(answer.hits, answer))
+
+
+def _named_by_flag(error: RequestError) -> ValueError:
+    return ValueError(f"{_FLAGS.get(error.field, f'--{error.field}')} {error.reason}")
 
 
 def _queries(given: list[str], boxes: list[str]) -> list[Query]:
@@ -279,28 +300,46 @@ def _hit_table(hits: Sequence[Hit], answer: Answer) -> Table:
     """One row per hit; for several objects, the match columns have a line for each."""
     from regionhash.search.answer import distance_text
 
-    columns = ["rank", "distance", "picture", "box", "class", "score"]
-    # Hits by codes of whole pictures or of categories have no matched boxes.
-    table = Table(*columns[: 6 if any(hit.matches for hit in hits) else 3])
+    matches = [match for hit in hits for match in hit.matches]
+    # Hits by codes of whole pictures or of categories have no matched boxes, and regions of some
+    # models neither classes nor scores.
+    shown = {
+        "rank": True,
+        "distance": True,
+        "picture": True,
+        "box": bool(matches),
+        "class": any(match.label >= 0 for match in matches),
+        "score": any(match.score is not None for match in matches),
+    }
+    table = Table(*(name for name, wanted in shown.items() if wanted))
     for rank, hit in enumerate(hits, 1 + answer.offset):
         cells = [
             str(rank),
             distance_text(hit),
             hit.image_id,
-            "\n".join(",".join(f"{edge:.0f}" for edge in match.box) for match in hit.matches),
+            "\n".join(_box_text(match) for match in hit.matches),
             "\n".join(_class_name(match, answer) or "" for match in hit.matches),
-            "\n".join(f"{match.score:.2f}" for match in hit.matches),
+            "\n".join(_score_text(match) for match in hit.matches),
         ]
-        table.add_row(*cells[: len(table.columns)])
+        table.add_row(*compress(cells, shown.values()))
     return table
 
 
+def _box_text(match: Match) -> str:
+    return "none" if match.box is None else ",".join(f"{edge:.0f}" for edge in match.box)
+
+
+def _score_text(match: Match) -> str:
+    return "" if match.score is None else f"{match.score:.2f}"
+
+
 def _print_groups(answer: Answer) -> None:
+    from regionhash.search.answer import heading_text
+
     if not answer.groups:
         typer.echo("no category in the query is probable enough")
     for group in answer.groups:
-        name = answer.codes.classes[group.category]
-        typer.echo(f"{name}, probability {group.prob:.2f}, {len(group.hits)} pictures")
+        typer.echo(f"{heading_text(group, answer.codes)}, {len(group.hits)} pictures")
         print_table(_hit_table(group.hits, answer))
 
 
@@ -325,6 +364,7 @@ def _record(answer: Answer) -> dict[str, Any]:
     return {
         "mode": answer.mode,
         "steps": answer.steps,
+        "notes": answer.notes,
         "queries": [{"picture": query.name, "boxes": query.boxes} for query in answer.queries],
         "groups": [
             {

@@ -11,7 +11,7 @@ import numpy as np
 from regionhash.collection.arrays import Snapshot
 from regionhash.collection.database import Database
 from regionhash.files.names import shown_name
-from regionhash.search.request import Filter
+from regionhash.search.request import Filter, RequestError
 from regionhash.structures import Mask
 
 
@@ -39,14 +39,18 @@ def mask_of(wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | No
     """Mask (N,) of the pictures of a snapshot that pass a filter; None if all do.
 
     Raises:
-        ValueError: the model does not know a class, or a least score is given but there are no
-            regions.
+        ValueError: the model does not know a class, or a least score is given but regions have no
+            scores.
     """
     table = snapshot.table
     unknown = [name for name in wanted.labels if name not in table.classes]
     if unknown:
         known = ", ".join(table.classes) or "none"
         raise ValueError(f"label {unknown[0]!r}: not a class of the model, which knows {known}")
+    if wanted.min_score and not table.has_scores:
+        raise RequestError(
+            "min_score", "needs scores of detected classes, which the model of these codes lacks"
+        )
     mask = np.ones(len(table), bool) if snapshot.alive is None else snapshot.alive.copy()
     if wanted == Filter():
         return None if snapshot.alive is None else mask
@@ -61,8 +65,6 @@ def mask_of(wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | No
             found |= snapshot.labels[:, label] > 0
         mask &= found
     if wanted.min_score and not wanted.labels:
-        if table.scores is None:
-            raise ValueError("min_score: these codes have no regions")
         mask &= _detected(snapshot, wanted.min_score)
     if wanted.folder is not None:
         mask &= _below(snapshot, database, wanted.folder)

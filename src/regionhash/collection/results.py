@@ -49,12 +49,12 @@ class ResultGroup:
 
     Attributes:
         category: name of the class.
-        prob: probability that the query shows it.
+        prob: probability that the query shows it; None if the model gives none.
         hits: pictures that show it, best first, by distance of the category's codes.
     """
 
     category: str
-    prob: float
+    prob: float | None
     hits: tuple[Result, ...]
 
 
@@ -73,6 +73,7 @@ class Results:
         groups: mode category: the page of each category of the query, most probable first; `hits`
             is then empty.
         without: boxes of the excluded objects, one tuple per picture.
+        notes: what was searched for other than asked, see `regionhash.search.run.Answer`.
     """
 
     mode: Mode
@@ -84,6 +85,7 @@ class Results:
     searched: int
     groups: tuple[ResultGroup, ...] = ()
     without: tuple[tuple[Box, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def results_of(answer: Answer, snapshot: Snapshot, paths: Mapping[int, Path]) -> Results:
@@ -112,6 +114,7 @@ def results_of(answer: Answer, snapshot: Snapshot, paths: Mapping[int, Path]) ->
             for group in answer.groups
         ),
         tuple(query.boxes for query in answer.excluded),
+        answer.notes,
     )
 
 

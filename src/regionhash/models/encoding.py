@@ -306,7 +306,8 @@ def encode_boxes(
         model: from `load_checkpoint`.
         checkpoint: from `load_checkpoint`.
         image: the picture.
-        boxes: (R, 4) float32, xyxy in pixels of the picture; clipped to it.
+        boxes: (R, 4) float32, xyxy in pixels of the picture; clipped to it, however much of them
+            is outside. A search checks them first, see `regionhash.search.marks`.
         precision: see `Precision`.
 
     Raises:

@@ -13,7 +13,7 @@ from regionhash.data.images import ImageError
 from regionhash.search.run import Answer
 from regionhash.search.sheet import THUMBNAIL, Tile, with_saliency, write_sheet
 from regionhash.store import CodeSet
-from regionhash.structures import Hit
+from regionhash.structures import CategoryHits, Hit
 
 if TYPE_CHECKING:
     from regionhash.data.image_set import Image
@@ -26,6 +26,12 @@ def distance_text(hit: Hit) -> str:
     if len(hit.matches) < 2:
         return str(hit.distance)
     return f"{hit.distance} = {' + '.join(str(match.distance) for match in hit.matches)}"
+
+
+def heading_text(group: CategoryHits, codes: CodeSet) -> str:
+    """The name of a group's category, with its probability if there is one."""
+    name = codes.classes[group.category]
+    return name if group.prob is None else f"{name}, probability {group.prob:.2f}"
 
 
 def write_answer(
@@ -77,7 +83,7 @@ def write_answer(
             )
             for rank, hit in enumerate(group.hits, 1 + answer.offset)
         ]
-        heading = f"{codes.classes[group.category]}, probability {group.prob:.2f}"
+        heading = heading_text(group, codes)
         results += [replace(tile, heading=heading) for tile in tiles[:1]] + tiles[1:]
     queries = [Tile(query.pixels, query.boxes, query.name) for query in answer.queries]
     write_sheet(path, queries, results, title=title)
@@ -96,7 +102,7 @@ def _tile(
     good = None
     if wanted and codes.labels is not None:
         good = bool(codes.labels[hit.index, list(wanted)].all())
-    boxes = [match.box for match in hit.matches]
+    boxes = [match.box for match in hit.matches]  # of an object without a region, None
     try:
         image = find_picture(hit.image_id)
     except (ImageError, KeyError):

@@ -13,6 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.codes import codes_within, distances_to_one, hamming_distances
+from regionhash.search.assignment import (
+    Steps,
+    assign,
+    least_sums,
+    pair_bounds,
+    same_objects,
+)
 from regionhash.structures import (
     CategoryCodes,
     CategoryHits,
@@ -40,6 +47,12 @@ _SHARE = 16
 
 _SAMPLED_CODES = 20_000
 """Size of the sample of codes from which a search guesses the distance that it needs."""
+
+_CANDIDATES = 64
+"""Least number of pictures of which a search for several objects first assigns the regions."""
+
+_PAIRS = 1 << 20
+"""Pairs of regions compared at a time."""
 
 
 @renamed(among="mask")
@@ -94,11 +107,16 @@ def search_objects(
     mask: Mask | None = None,
     exclude: Codes | None = None,
     max_distance: int | None = None,
+    apart: bool | Mask = True,
 ) -> list[Hit]:
-    """The `top` pictures that have regions near all query objects (DMIH, eq. 8).
+    """The `top` pictures that have regions near all query objects, each object a region of its own.
 
-    Ranked by `united_hamming`; each hit has one match per query object, in order, chosen as in
-    `search_regions`. Pictures without regions are never returned.
+    The distance of a picture is the least sum of distances over all assignments of different
+    regions to the objects; regions that show the same object twice count as one, see
+    `regionhash.search.assignment`. An object that is left without a region costs all bits, and its
+    match has no box. With `apart=False`, objects may share regions, and pictures are ranked by
+    `united_hamming` (DMIH, eq. 8). Each hit has one match per query object, in order; of equal
+    assignments, the one with the first regions. Pictures without regions are never returned.
 
     Args:
         queries: (Q, B) uint8, packed, Q >= 1.
@@ -108,10 +126,12 @@ def search_objects(
         exclude: (W, B) uint8, packed: objects that must be absent. Pictures with a region at most
             `max_distance` bits from one of them are left out.
         max_distance: for `exclude`; None is an eighth of the bits, see `default_max_distance`.
+        apart: whether objects need different regions; or (Q, Q) bool, symmetric, which of them.
 
     Raises:
         ValueError: the table has no regions, the queries do not fit them, there is no query, `top`
-            < 1, or `max_distance` is negative or given without `exclude`.
+            < 1, `max_distance` is negative or given without `exclude`, `apart` does not fit, or too
+            many objects compete for the same regions.
     """
     if table.offsets is None or table.region_codes is None:
         raise ValueError("these codes have no regions")
@@ -127,20 +147,123 @@ def search_objects(
             mask &= united_hamming(unwanted[None], table.region_codes, table.offsets) > limit
     elif max_distance is not None:
         raise ValueError("max_distance needs objects to exclude")
+    pairs = _pairs_apart(apart, len(queries))
     if len(queries) == 1:
         rows, distances = nearest_bags(
             queries[0], table.region_codes, table.offsets, top=top, mask=mask
         )
+        pairs = None
     else:
         united = united_hamming(queries, table.region_codes, table.offsets)  # (N,)
         searched = np.diff(table.offsets) > 0
         candidates = np.flatnonzero(searched if mask is None else searched & mask)
-        rows = candidates[_nearest(united[candidates], top)]
-        distances = united[rows]
+        if pairs is None:
+            rows = candidates[_nearest(united[candidates], top)]
+            distances = united[rows]
+        else:
+            rows, distances = _nearest_apart(queries, table, candidates, united, top, pairs)
+    steps = Steps()
     return [
-        Hit(row, table.ids[row], distance, _best_matches(queries, table.regions(row)))
+        Hit(row, table.ids[row], distance, _matches(queries, table.regions(row), pairs, steps))
         for row, distance in zip(rows.tolist(), distances.tolist(), strict=True)
     ]
+
+
+def _pairs_apart(apart: bool | Mask, n_objects: int) -> Mask | None:
+    """Which objects (Q, Q) need different regions; None if no two do."""
+    if isinstance(apart, bool):
+        pairs = np.full((n_objects, n_objects), apart)
+    else:
+        pairs = np.array(apart)
+        if pairs.shape != (n_objects, n_objects) or pairs.dtype != bool:
+            raise ValueError(
+                f"apart must be ({n_objects}, {n_objects}) bool, got {pairs.shape} {pairs.dtype}"
+            )
+        if (pairs != pairs.T).any():
+            raise ValueError("apart must be symmetric")
+    np.fill_diagonal(pairs, val=False)
+    return pairs if pairs.any() else None
+
+
+def _nearest_apart(
+    queries: Codes, table: CodeTable, candidates: Ints, united: Ints, top: int, apart: Mask
+) -> tuple[Ints, Ints]:
+    """The `top` pictures by the least sum over different regions, and these sums.
+
+    `united` is never above that sum. So pictures are taken in its order, and once the next one is
+    not below the last of the `top` found so far, no further picture is.
+    """
+    steps = Steps()
+    rows, sums = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    done, wanted = 0, max(_CANDIDATES, 2 * min(top, len(candidates)))
+    while done < len(candidates):
+        order = candidates[_nearest(united[candidates], wanted)]
+        while done < len(order):
+            block = order[done : done + _block_of(table, order[done:])]
+            if len(rows) == top:
+                last = (sums[-1], rows[-1])
+                if (united[block[0]], block[0]) > last:
+                    return rows, sums
+                block = block[united[block] <= sums[-1]]  # of a sorted block, the beginning
+            limit = int(sums[-1]) if len(rows) == top else None
+            found, own = _sums_apart(queries, table, block, limit, apart, steps)
+            rows, sums = np.concatenate([rows, found]), np.concatenate([sums, own])
+            best = np.lexsort([rows, sums])[:top]
+            rows, sums = rows[best], sums[best]
+            done += len(block)
+        wanted *= 4
+    return rows, sums
+
+
+def _block_of(table: CodeTable, rows: Ints) -> int:
+    """How many of some pictures have about `_PAIRS` pairs of regions, at least one."""
+    assert table.offsets is not None
+    offsets, rows = np.asarray(table.offsets), rows[:_PAIRS]
+    most = np.maximum.accumulate(offsets[rows + 1] - offsets[rows])
+    fitting = most.astype(np.int64) ** 2 * np.arange(1, len(rows) + 1) <= _PAIRS
+    return max(1, int(np.count_nonzero(fitting)))
+
+
+def _sums_apart(
+    queries: Codes, table: CodeTable, rows: Ints, limit: int | None, apart: Mask, steps: Steps
+) -> tuple[Ints, Ints]:
+    """Those of P pictures whose least sum over different regions is at most `limit`, and the sums.
+
+    Args:
+        queries: (Q, B) uint8.
+        table: the pictures.
+        rows: (P,) their rows; all have regions.
+        limit: None is no limit.
+        apart: (Q, Q) bool.
+        steps: of the search.
+    """
+    assert table.offsets is not None and table.region_codes is not None
+    assert table.boxes is not None and table.labels is not None
+    offsets, n_bits = np.asarray(table.offsets), 8 * queries.shape[1]
+    lengths = offsets[rows + 1] - offsets[rows]
+    there = np.arange(lengths.max()) < lengths[:, None]  # (P, R)
+    items = np.repeat(offsets[rows] - np.cumsum(lengths) + lengths, lengths)
+    items = items + np.arange(len(items))
+    distances = np.full((len(rows), there.shape[1], len(queries)), n_bits, np.int32)
+    distances[there] = hamming_distances(queries, table.region_codes[items]).T
+    boxes = np.zeros((*there.shape, 4), np.float32)
+    labels = np.full(there.shape, -1, np.int64)
+    boxes[there], labels[there] = table.boxes[items], table.labels[items]
+    nearest = distances.argmin(axis=1)  # (P, Q)
+    sums = distances.min(axis=1).sum(axis=1, dtype=np.int64)
+    own = np.arange(len(rows))[:, None]
+    shared = same_objects(boxes[own, nearest], labels[own, nearest])
+    shared |= nearest[:, :, None] == nearest[:, None, :]
+    hard = np.flatnonzero((shared & apart).any(axis=(1, 2)))
+    if len(hard):
+        by_object = np.ascontiguousarray(distances[hard].transpose(0, 2, 1))  # (P', Q, R)
+        sums[hard] = pair_bounds(by_object, apart, n_bits)
+        if limit is not None:
+            by_object, hard = by_object[sums[hard] <= limit], hard[sums[hard] <= limit]
+        same = same_objects(boxes[hard], labels[hard])
+        sums[hard] = least_sums(by_object, apart, same, n_bits, steps, limit)
+    kept = slice(None) if limit is None else sums <= limit
+    return rows[kept], sums[kept]
 
 
 def default_max_distance(n_bits: int) -> int:
@@ -370,18 +493,17 @@ def _hits(rows: Ints, distances: NDArray[np.signedinteger[Any]], table: CodeTabl
     return [Hit(row, table.ids[row], distance) for row, distance in found]
 
 
-def _best_matches(queries: Codes, regions: Regions) -> tuple[Match, ...]:
-    """The region nearest to each query object, the first of equals."""
-    distances = hamming_distances(queries, regions.codes)  # (Q, R)
-    best = distances.argmin(axis=1)
-    x0, y0, x1, y1 = regions.boxes[best].T.tolist()
+def _matches(
+    queries: Codes, regions: Regions, apart: Mask | None, steps: Steps
+) -> tuple[Match, ...]:
+    """The region of each query object: the nearest, the first of equals; or as `apart` allows."""
+    distances = hamming_distances(queries, regions.codes).astype(np.int32)  # (Q, R)
+    chosen = distances.argmin(axis=1).tolist()
+    n_bits = 8 * queries.shape[1]
+    if apart is not None:
+        same = same_objects(regions.boxes, regions.labels)
+        chosen = assign(distances, apart, same, n_bits, steps)
     return tuple(
-        Match(box, distance, label, score)
-        for box, distance, label, score in zip(
-            zip(x0, y0, x1, y1, strict=True),
-            distances.min(axis=1).tolist(),
-            regions.labels[best].tolist(),
-            regions.scores[best].tolist(),
-            strict=True,
-        )
+        Match(None, n_bits, -1, None) if n < 0 else regions.match(n, int(distances[q, n]))
+        for q, n in enumerate(chosen)
     )

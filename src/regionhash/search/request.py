@@ -19,6 +19,11 @@ Mode = Literal["image", "region", "objects", "category"]
 category of a whole picture separately."""
 
 
+Assignment = Literal["distinct", "shared"]
+"""Whether each of several objects takes a region of its own, or the nearest one, which may be that
+of another object (United Hamming distance of DMIH)."""
+
+
 class RequestError(ValueError):
     """A field of a `Search` is invalid.
 
@@ -121,6 +126,7 @@ class Search:
             pictures.
         max_distance: largest distance, in bits, at which a region counts as an excluded object;
             None is an eighth of the code.
+        assignment: mode objects: whether objects need different regions, see `Assignment`.
         filter: which pictures to search.
         group_within: show near-duplicates once: pictures whose codes differ in at most this many
             bits, see `regionhash.search.duplicates`.
@@ -140,6 +146,7 @@ class Search:
     expand: int | None = None
     min_prob: float | None = None
     max_distance: int | None = None
+    assignment: Assignment = "distinct"
     filter: Filter = Filter()
     group_within: int | None = None
     limit: int = 20
@@ -153,6 +160,9 @@ class Search:
         if self.mode is not None and self.mode not in get_args(Mode):
             known = ", ".join(get_args(Mode))
             raise RequestError("mode", f"must be one of {known}, got {self.mode!r}")
+        if self.assignment not in get_args(Assignment):
+            known = ", ".join(get_args(Assignment))
+            raise RequestError("assignment", f"must be one of {known}, got {self.assignment!r}")
         self._check_numbers()
         if self.steps:
             check_steps(self.steps)
@@ -167,6 +177,9 @@ class Search:
         mode = self.mode_for(whole_pictures=True)
         if self.min_prob and mode != "category":
             raise RequestError("min_prob", f"needs mode category, got mode {mode}")
+        alone = self.mode_for(whole_pictures=False)
+        if self.assignment == "shared" and alone != "objects":
+            raise RequestError("assignment", f"needs mode objects, got mode {alone}")
         if self.exclude and mode != "objects":
             raise RequestError("exclude", f"needs mode objects, got mode {mode}")
         if self.steps and mode != "region":

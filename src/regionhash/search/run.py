@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from regionhash.search.assignment import same_objects
 from regionhash.search.duplicates import fold_duplicates
 from regionhash.search.exact import search_categories, search_images, search_objects
+from regionhash.search.marks import place_boxes
 from regionhash.search.request import Filter, Mode, Query, RequestError, Search
 from regionhash.search.steps import CANDIDATES, EXPANSION, default_steps, search_in_steps
 from regionhash.store import CodeSet
@@ -77,6 +79,7 @@ class Answer:
         offset: rank of the first hit, from 0.
         more: whether there is a next page.
         n_searched: number of pictures that passed the filter.
+        notes: what was searched for other than asked, as sentences that name picture and box.
     """
 
     mode: Mode
@@ -89,6 +92,7 @@ class Answer:
     offset: int
     more: bool
     n_searched: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,18 +103,24 @@ class EncodedSearch:
         queries, excluded: the pictures, with their boxes.
         image: (K2/8,) uint8, code of the query picture, or of its part inside the box.
         objects: (Q, K1/8) uint8, codes of the query objects.
+        apart: (Q, Q) bool, which of the objects need different regions.
         unwanted: (W, K1/8) uint8, codes of the excluded objects.
         categories: categories of the query picture and their codes.
+        certain: whether the model gives every category, without a probability.
         steps: steps of a search for one object.
+        notes: see `Answer`.
     """
 
     queries: tuple[QueryPicture, ...]
     excluded: tuple[QueryPicture, ...] = ()
     image: Codes | None = None
     objects: Codes | None = None
+    apart: Mask | None = None
     unwanted: Codes | None = None
     categories: CategoryCodes | None = None
+    certain: bool = False
     steps: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def run(
@@ -134,7 +144,10 @@ def run(
 
     Raises:
         ValueError: the codes are of another model, the codes or the model lack what the search
-            compares, a box has no area in its picture, or nothing is detected in a picture.
+            compares, a box does not belong to its picture (see `place_boxes`), or nothing is
+            detected in a picture.
+        RequestError: a least probability, but the model gives none; or shared regions, but whole
+            pictures are compared.
         ImageError: a query picture cannot be read.
     """
     if codes.model_hash != checkpoint.model_hash:
@@ -143,6 +156,8 @@ def run(
             f"searched with {checkpoint.model_hash} ({checkpoint.name})"
         )
     mode = search.mode_for(whole_pictures=codes.table.image_codes is not None)
+    if search.assignment == "shared" and mode != "objects":
+        raise RequestError("assignment", f"needs mode objects, got mode {mode}")
     picture_of = picture_of or read_query
     encoder = _Encoder(model, checkpoint, codes.recorded("precision"))
     encoded = encoder.encode(
@@ -166,6 +181,7 @@ def run(
         search.offset,
         more,
         len(codes.table) if mask is None else int(np.count_nonzero(mask)),
+        encoded.notes,
     )
 
 
@@ -251,6 +267,7 @@ class _Encoder:
 
     def __init__(self, model: HashModel, checkpoint: Checkpoint, precision: Precision) -> None:
         self._model, self._checkpoint, self._precision = model, checkpoint, precision
+        self._notes: list[str] = []
 
     def encode(
         self,
@@ -261,24 +278,60 @@ class _Encoder:
         excluded: Sequence[QueryPicture],
     ) -> EncodedSearch:
         if mode in ("image", "category"):
-            return self._whole(mode, queries[0])
+            return self._whole(mode, search, queries[0])
         asked = [self._objects(query, best_of_each=mode == "objects") for query in queries]
         unwanted = [self._objects(query, best_of_each=False) for query in excluded]
         encoded = EncodedSearch(
             tuple(picture for picture, _ in asked),
             tuple(picture for picture, _ in unwanted),
             objects=np.concatenate([regions.codes for _, regions in asked]),
+            apart=self._apart(queries, [regions for _, regions in asked], search),
             unwanted=np.vstack([regions.codes for _, regions in unwanted]) if unwanted else None,
+            notes=tuple(self._notes),
         )
         return self._with_steps(encoded, search, table) if mode == "region" else encoded
 
-    def _whole(self, mode: Mode, query: QueryPicture) -> EncodedSearch:
+    def _apart(
+        self, queries: Sequence[QueryPicture], asked: Sequence[Regions], search: Search
+    ) -> Mask:
+        """Which objects (Q, Q) need different regions.
+
+        What overlaps in the query, such as the best detections of two classes, may overlap in an
+        answer too. But a box that was marked twice is searched for twice.
+        """
+        n_objects = sum(map(len, asked))
+        apart = np.full((n_objects, n_objects), search.assignment == "distinct")
+        first = 0
+        for query, regions in zip(queries, asked, strict=True):
+            together = same_objects(regions.boxes, regions.labels)
+            if query.boxes:
+                together &= (regions.boxes[:, None] != regions.boxes[None]).any(axis=2)
+            own = slice(first, first + len(regions))
+            apart[own, own] &= ~together
+            first += len(regions)
+        np.fill_diagonal(apart, val=False)
+        return apart
+
+    def _whole(self, mode: Mode, search: Search, query: QueryPicture) -> EncodedSearch:
         found = self._encoded(query)
         if mode == "image" and found.image_code is None:
             raise ValueError(f"the model {self._checkpoint.name} has no codes of whole pictures")
         if mode == "category" and found.categories is None:
             raise ValueError(f"the model {self._checkpoint.name} has no codes of categories")
-        return EncodedSearch((query,), image=found.image_code, categories=found.categories)
+        # The baseline by category has codes of all classes, and does not classify.
+        certain = (
+            found.categories is not None
+            and found.class_probs is None
+            and bool((found.categories.probs == 1).all())
+        )
+        if certain and search.min_prob:
+            raise RequestError(
+                "min_prob",
+                f"needs probabilities of categories, which the model {self._checkpoint.name} lacks",
+            )
+        return EncodedSearch(
+            (query,), image=found.image_code, categories=found.categories, certain=certain
+        )
 
     def _with_steps(
         self, encoded: EncodedSearch, search: Search, table: CodeTable
@@ -303,13 +356,19 @@ class _Encoder:
         if query.boxes and query.encoded is not None and query.encoded.regions is not None:
             return query, query.encoded.regions
         if query.boxes:
-            boxes = np.array(query.boxes, np.float32)
+            height, width = query.pixels.shape[:2]
             try:
+                boxes, notes = place_boxes(query.boxes, (height, width))
                 regions = encode_boxes(
-                    self._model, self._checkpoint, query.pixels, boxes, precision=self._precision
+                    self._model,
+                    self._checkpoint,
+                    query.pixels,
+                    np.array(boxes, np.float32),
+                    precision=self._precision,
                 )
             except ValueError as error:
                 raise ValueError(f"{query.name}: {error}") from error
+            self._notes += [f"{query.name}: {note}" for note in notes]
             return replace(query, boxes=regions.as_tuples()), regions
         found = self._encoded(query).regions
         if found is None or not len(found):
@@ -376,7 +435,7 @@ def _scan_regions(scan: _Scan) -> list[CategoryHits]:
 
 
 def _scan_objects(scan: _Scan) -> list[CategoryHits]:
-    assert scan.encoded.objects is not None
+    assert scan.encoded.objects is not None and scan.encoded.apart is not None
     hits = search_objects(
         scan.encoded.objects,
         scan.table,
@@ -384,19 +443,21 @@ def _scan_objects(scan: _Scan) -> list[CategoryHits]:
         mask=scan.mask,
         exclude=scan.encoded.unwanted,
         max_distance=scan.search.max_distance,
+        apart=scan.encoded.apart,
     )
     return [_unnamed(hits)]
 
 
 def _scan_categories(scan: _Scan) -> list[CategoryHits]:
     assert scan.encoded.categories is not None
-    return search_categories(
+    groups = search_categories(
         scan.encoded.categories,
         scan.table,
         top=scan.top,
         min_prob=scan.search.min_prob or 0.0,
         mask=scan.mask,
     )
+    return [replace(group, prob=None) for group in groups] if scan.encoded.certain else groups
 
 
 def _unnamed(hits: Sequence[Hit]) -> CategoryHits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle, islice
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from regionhash.files.atomic import replacing
+from regionhash.structures import Box
 
 THUMBNAIL = 240
 """Longest side of a thumbnail in pixels."""
@@ -41,14 +42,15 @@ class Tile:
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
-        boxes: xyxy in pixels of the image; for a result one per query object, in order.
+        boxes: xyxy in pixels of the image; for a result one per query object, in order, None for
+            an object that has no region.
         caption: text below, at most two lines.
         good: whether the result is correct: green or red frame; None if unknown.
         heading: heading of the group that begins with this result; "" is none.
     """
 
     image: NDArray[np.uint8]
-    boxes: Sequence[tuple[float, float, float, float]]
+    boxes: Sequence[Box | None]
     caption: str
     good: bool | None = None
     heading: str = ""
@@ -58,7 +60,7 @@ class Tile:
             raise ValueError(
                 f"image must be (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}"
             )
-        if any(len(box) != 4 for box in self.boxes):
+        if any(box is not None and len(box) != 4 for box in self.boxes):
             raise ValueError(f"boxes must be (x0, y0, x1, y1), got {list(self.boxes)}")
 
 
@@ -213,13 +215,20 @@ def _draw_tile(
 def _draw_boxes(picture: Image.Image, tile: Tile, colors: Sequence[str]) -> None:
     draw = ImageDraw.Draw(picture)
     scale = picture.width / tile.image.shape[1], picture.height / tile.image.shape[0]
-    for (x0, y0, x1, y1), color in zip(tile.boxes, colors, strict=True):
+    for (x0, y0, x1, y1), color in _drawn(tile, colors):
         # Inside the picture, so that a box around all of it is seen.
         x0, x1 = (min(max(x * scale[0], 1), picture.width - 2) for x in (x0, x1))
         y0, y1 = (min(max(y * scale[1], 1), picture.height - 2) for y in (y0, y1))
         x0, y0 = min(x0, x1), min(y0, y1)
         draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="black", width=5)
         draw.rectangle((x0, y0, x1, y1), outline=color, width=3)
+
+
+def _drawn(tile: Tile, colors: Sequence[str]) -> Iterator[tuple[Box, str]]:
+    """The boxes of a tile, each with its colour."""
+    for box, color in zip(tile.boxes, colors, strict=True):
+        if box is not None:
+            yield box, color
 
 
 def _draw_text(
@@ -297,7 +306,7 @@ def _figure(tile: Tile, colors: Sequence[str]) -> str:
     rectangles = "".join(
         f'<rect x="{x0:.1f}" y="{y0:.1f}" width="{max(x1 - x0, 0):.1f}" '
         f'height="{max(y1 - y0, 0):.1f}" stroke="{stroke}" stroke-width="{width_in_pixels}"/>'
-        for (x0, y0, x1, y1), color in zip(tile.boxes, colors, strict=True)
+        for (x0, y0, x1, y1), color in _drawn(tile, colors)
         for stroke, width_in_pixels in (("#000", 5), (color, 3))
     )
     caption = "\n".join(

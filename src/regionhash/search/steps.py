@@ -203,10 +203,7 @@ def hits_of(ranking: Ranking, table: CodeTable) -> list[Hit]:
     for row, distance in zip(ranking.rows.tolist(), ranking.distances.tolist(), strict=True):
         matches: tuple[Match, ...] = ()
         if ranking.objects is not None:
-            regions, best = table.regions(row), _nearest(ranking, table, row)
-            x0, y0, x1, y1 = regions.boxes[best].tolist()
-            label, score = int(regions.labels[best]), float(regions.scores[best])
-            matches = (Match((x0, y0, x1, y1), distance, label, score),)
+            matches = (table.regions(row).match(_nearest(ranking, table, row), distance),)
         hits.append(Hit(row, table.ids[row], distance, matches))
     return hits
 

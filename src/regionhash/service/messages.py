@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from regionhash.collection import Filter, Result, ResultGroup, Results
-from regionhash.search.request import Mode, Query, RequestError, Search
-from regionhash.structures import EncodedImage, Match
+from regionhash.search.request import Assignment, Mode, Query, RequestError, Search
+from regionhash.structures import EncodedImage, Match, meaningful_score
 
 MAX_ROW = 2**63 - 1
 
@@ -107,6 +107,13 @@ class SearchIn(_Request):
             "`without`; by default, an eighth of the code.",
         ),
     ] = None
+    assignment: Annotated[
+        Assignment,
+        Field(
+            description="Mode objects: whether each object needs a region of its own (distinct) or "
+            "may have that of another (shared)."
+        ),
+    ] = "distinct"
     mode: Annotated[
         Mode | None,
         Field(
@@ -146,6 +153,7 @@ class SearchIn(_Request):
                 mode=self.mode,
                 min_prob=self.min_prob,
                 max_distance=self.within,
+                assignment=self.assignment,
                 filter=self.filter.to_filter(),
                 group_within=self.near,
                 limit=self.limit,
@@ -157,12 +165,16 @@ class SearchIn(_Request):
 
 
 class MatchOut(BaseModel):
-    """The region of a found picture that matches one object of the query."""
+    """The region of a found picture that matches one object of the query.
 
-    box: BoxOut
+    If no region is left for the object, `box`, `label` and `score` are null; `label` and `score`
+    also if the model gives none.
+    """
+
+    box: BoxOut | None
     distance: int
     label: str | None
-    score: float
+    score: float | None
 
     @classmethod
     def of(cls, match: Match, classes: Sequence[str]) -> Self:
@@ -201,10 +213,10 @@ class HitOut(BaseModel):
 
 
 class GroupOut(BaseModel):
-    """The results for one category of the query."""
+    """The results for one category of the query; `prob` is null if the model gives none."""
 
     category: str
-    prob: float
+    prob: float | None
     hits: list[HitOut]
 
     @classmethod
@@ -226,6 +238,10 @@ class SearchOut(BaseModel):
     more: bool
     searched: int
     seconds: float
+    notes: Annotated[
+        list[str],
+        Field(description="What was searched for other than asked, such as a part of a box."),
+    ] = []
 
     @classmethod
     def of(cls, found: Results, classes: Sequence[str], seconds: float) -> Self:
@@ -240,15 +256,19 @@ class SearchOut(BaseModel):
             more=found.more,
             searched=found.searched,
             seconds=seconds,
+            notes=[json_id(note) for note in found.notes],
         )
 
 
 class RegionOut(BaseModel):
-    """A region of a picture; its number is its position in the list, from 0."""
+    """A region of a picture; its number is its position in the list, from 0.
+
+    `label` and `score` are null if the model gives none.
+    """
 
     box: BoxOut
     label: str | None
-    score: float
+    score: float | None
 
     @classmethod
     def list_of(cls, encoded: EncodedImage, classes: Sequence[str]) -> list[Self]:
@@ -257,7 +277,11 @@ class RegionOut(BaseModel):
         if regions is None:
             return []
         return [
-            cls(box=tuple(box), label=_label(label, classes), score=score)
+            cls(
+                box=tuple(box),
+                label=_label(label, classes),
+                score=meaningful_score(label, score),
+            )
             for box, label, score in zip(
                 regions.boxes.tolist(),
                 regions.labels.tolist(),
@@ -326,6 +350,7 @@ class InfoOut(BaseModel):
     region_bits: int
     classes: list[str]
     by_category: bool
+    has_scores: Annotated[bool, Field(description="Whether `min_score` of a filter is accepted.")]
     can_change: bool
     max_upload_bytes: int
     max_pixels: int

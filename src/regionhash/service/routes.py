@@ -151,7 +151,7 @@ async def end_session(request: Request) -> Response:
 @reading.get("/api/collection")
 async def info(request: Request, state: State, opened: Used) -> InfoOut:
     """Describes the collection that is served, and the limits of the service."""
-    header = opened.header
+    header, table = opened.header, opened.collection.snapshot.table
     return InfoOut(
         pictures=len(opened.collection),
         model=header["model"],
@@ -159,7 +159,8 @@ async def info(request: Request, state: State, opened: Used) -> InfoOut:
         bits=header["n_bits"],
         region_bits=header["n_region_bits"],
         classes=header["classes"],
-        by_category=opened.collection.snapshot.table.category_codes is not None,
+        by_category=table.category_codes is not None,
+        has_scores=table.has_scores,
         can_change=state.knows(given_token(request)),
         max_upload_bytes=state.limits.upload_bytes,
         max_pixels=state.limits.pixels,

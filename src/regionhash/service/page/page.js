@@ -212,7 +212,7 @@ function request() {
     queries: wanted().map(asked),
     without: queries.filter(query => query.unwanted).map(asked),
     mode: !isWhole() ? null : grouped && about.by_category ? "category" : about.bits ? "image" : "region",
-    filter: { labels: $("label").value ? [$("label").value] : [], min_score: +$("score").value || 0, folder: $("folder").value.trim() || null, after: day("after", 0), before: day("before", 86400) },
+    filter: { labels: $("label").value ? [$("label").value] : [], min_score: about.has_scores ? +$("score").value || 0 : 0, folder: $("folder").value.trim() || null, after: day("after", 0), before: day("before", 86400) },
     near: $("near").value && /^\d+$/.test($("near").value) ? +$("near").value : null,
     limit: PAGE,
   };
@@ -227,7 +227,7 @@ async function search(more = false) {
   try {
     const answer = await call("/api/search", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...request(), offset }) });
     if (turn !== running) return;
-    const found = answer.mode === "category" ? answer.groups.flatMap(group => group.hits.map(hit => ({ ...hit, group: `${group.category}, probability ${group.prob.toFixed(2)}` }))) : answer.hits;
+    const found = answer.mode === "category" ? answer.groups.flatMap(group => group.hits.map(hit => ({ ...hit, group: group.prob === null ? group.category : `${group.category}, probability ${group.prob.toFixed(2)}` }))) : answer.hits;
     hits = more ? [...hits, ...found] : found;
     const what = { image: "like this", region: "with this object", objects: answer.boxes.flat().length > 1 ? "with all of these objects" : "with this object", category: "like this in each of its categories" }[answer.mode];
     $("title").textContent = `Pictures ${what}${answer.without.length ? ", but not that" : ""}`;
@@ -235,6 +235,7 @@ async function search(more = false) {
     $("more").hidden = !answer.more;
     showHits();
     if (!hits.length) showState("Nothing found", "No picture passes the filter, or none has a region to compare.");
+    else if (answer.notes.length) showState("Note", answer.notes.join("; "), false, true);
   } catch (error) {
     if (turn !== running) return;
     hits = [];
@@ -260,9 +261,9 @@ async function browse(more = false) {
   } catch (error) { showState("Cannot show the collection", error.message, true); }
 }
 
-function showState(title, text, bad = false) {
+function showState(title, text, bad = false, note = false) {
   $("state").replaceChildren(make("strong", { textContent: title }), text);
-  $("state").className = bad ? "state bad" : "state";
+  $("state").className = bad ? "state bad" : note ? "state note" : "state";
   $("state").hidden = false;
 }
 
@@ -281,7 +282,7 @@ function showHits() {
 function tile(hit) {
   const image = make("img", { src: picture(hit.row, 320), alt: "", loading: "lazy" });
   const svg = draw("svg", { viewBox: `0 0 ${hit.width} ${hit.height}`, "aria-hidden": "true" });
-  hit.matches.forEach((match, n) => svg.append(draw("rect", { ...boxAttributes(match.box), class: "back" }), draw("rect", { ...boxAttributes(match.box), stroke: COLORS[n % COLORS.length], "stroke-width": 2.6 })));
+  hit.matches.forEach((match, n) => match.box && svg.append(draw("rect", { ...boxAttributes(match.box), class: "back" }), draw("rect", { ...boxAttributes(match.box), stroke: COLORS[n % COLORS.length], "stroke-width": 2.6 })));
   const labels = hit.matches.map(match => match.label).filter(Boolean);
   const summary = hit.distance === null ? "search from here" : [`${hit.distance} bits`, labels.join(", ") || hit.classes.join(", ")].filter(Boolean).join(" · ");
   const view = make("span", { className: "view" }, image, svg, make("span", { className: "tip", textContent: summary }));
@@ -343,5 +344,7 @@ addEventListener("keydown", event => {
   $("label").append(...about.classes.map(name => make("option", { value: name, textContent: name })));
   $("leave").hidden = !about.can_change; // the cookie holds the token
   $("label-field").hidden = !about.classes.length;
+  $("score-field").hidden = !about.has_scores;
+  $("folder").parentNode.classList.toggle("wide", !about.has_scores); // so that both days are in one row
   browse();
 })();
