@@ -67,6 +67,12 @@ def test_folders_of_systems_are_left_out_with_a_line(tmp_path, name):
     )
 
 
+def test_one_that_would_not_be_entered_anyway_is_not_told(tmp_path):
+    touch(tmp_path, "a.jpg", "@eaDir/a.jpg")
+    names, notices = found(tmp_path, "*.jpg")
+    assert (names, notices.counts) == (["a.jpg"], {})
+
+
 def test_such_a_folder_is_read_when_it_is_named(tmp_path):
     touch(tmp_path, "@eaDir/a.jpg")
     ids = open_inputs([str(tmp_path / "@eaDir")])[0].ids
