@@ -40,7 +40,7 @@ class BoxQuerySet:
     Attributes:
         name: shown in reports.
         database: all pictures, including those of the queries; targets are not read.
-        queries: at least one.
+        queries: at least one, and one of them with a positive in the database.
     """
 
     name: str
@@ -56,6 +56,11 @@ class BoxQuerySet:
                 raise ValueError(
                     f"{self.name}: the picture {query.image_id} of query {query.name} is missing"
                 )
+        if not any((known & set(query.positives)) - set(query.junk) for query in self.queries):
+            raise ValueError(
+                f"{self.name}: no positive picture of any query is in the database, so there is "
+                "nothing to measure"
+            )
 
 
 def read_instances(path: str | Path, *, images_dir: str | Path | None = None) -> BoxQuerySet:
