@@ -17,6 +17,7 @@ from regionhash.data.image_set import ImageSet
 from regionhash.data.mirflickr import read_mirflickr
 from regionhash.data.sival import read_sival
 from regionhash.data.voc import FROM_DATA, parse_classes, read_voc
+from regionhash.data.yolo import read_yolo
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,11 @@ LAYOUTS = {
         read_csv,
         paths=(0, 1),
         folder=1,
+    ),
+    "yolo": Layout(
+        "DATA.yaml:SPLIT",
+        "Ultralytics YOLO layout; the YAML file names the folders of train, val and test",
+        read_yolo,
     ),
     "mirflickr": Layout(
         "ROOT",
