@@ -213,6 +213,8 @@ def test_a_picture_under_two_spellings_is_one_picture(table, second):
     assert image_set.ids == ("a.png",)
     assert image_set.targets[0].boxes.tolist() == [[1, 2, 3, 4], [2, 3, 4, 5]]
     assert len(image_set.images) == 1
+    (line,) = told(image_set.notices)
+    assert line.startswith(f"{table}:3: ") and line.endswith("is the same picture as 'a.png'")
 
 
 @pytest.mark.data

@@ -260,6 +260,8 @@ def test_an_id_that_is_listed_twice_is_taken_once_and_told(root, again):
     ("pictures", "annotations", "spec"),
     [
         ("JPEGImages", "Annotations", "all"),
+        ("images", "Annotations", "all"),  # as Label Studio writes it
+        ("data", "labels", "all"),  # as FiftyOne writes it
         ("train", "train", "train"),  # as Roboflow and LabelImg write it
         (".", ".", "all"),
         ("train/JPEGImages", "train/Annotations", "train"),

@@ -61,10 +61,18 @@ def read_coco(
     picture_of: dict[int | str, str] = {}
     sizes: dict[str, Size] = {}
     source_of: dict[str, str] = {}
+    first_of: dict[str, str] = {}
     for index, image in images.items():
         source = f"{path}: images[{index}]"
         image_id = pictures.add(image["file_name"], source)
         picture_of[image["id"]] = image_id
+        if image["file_name"] in first_of:
+            notices.add(
+                "pictures that are listed twice, taken once",
+                f"{source}: {shown(image['file_name'])} is also that of "
+                f"{first_of[image['file_name']]}; taken once, with the objects of both",
+            )
+        first_of.setdefault(image["file_name"], f"images[{index}]")
         source_of.setdefault(image_id, source)
         try:
             size = parse_size(image.get("height"), image.get("width"))

@@ -15,8 +15,8 @@ class ListedPictures:
     """Pictures of a folder by their names in an annotation file, each file once.
 
     Backslashes are read as slashes and repeated or leading "./" are left out, unless a file is
-    named so. A name may repeat the last folders of `folder`, or lack the suffix of its file, which
-    its id has.
+    named so. A name may repeat the last folders of `folder`, which its id lacks, or lack the suffix
+    of its file, which its id has.
 
     Attributes:
         paths: the file of each id, in the order in which they were named first.
@@ -48,20 +48,22 @@ class ListedPictures:
         path = self._folder / relative
         repeated = self._repeated(relative)
         if repeated and not _is_file(path) and _is_file(self._folder / repeated):
-            path = self._folder / repeated
+            relative, path = repeated, self._folder / repeated
         image_id = relative.as_posix()
         if relative.suffix.lower() not in SUFFIXES and not _is_file(path):
             found = self._files.find(path, source)
             if found is not None:
                 path, image_id = found, relative.with_name(found.name).as_posix()
-        first = self._id_of_file.setdefault(str(absolute(path)), image_id)
-        if first == image_id:
-            self.paths.setdefault(image_id, path)
-        else:
-            self._notices.add(
-                "pictures named in several ways, taken once",
-                f"{source}: {shown(name)} is the same picture as {shown(first)}",
-            )
+        file = str(absolute(path))
+        if file not in self._id_of_file:
+            self._id_of_file[file] = image_id
+            self.paths[image_id] = path
+            return image_id
+        first = self._id_of_file[file]
+        self._notices.add(
+            "pictures named in several ways, taken once",
+            f"{source}: {shown(name)} is the same picture as {shown(first)}",
+        )
         return first
 
     def _repeated(self, relative: Path) -> Path | None:

@@ -56,6 +56,14 @@ ALL = "all"
 FROM_DATA = "data"
 """In place of the classes: the names that occur, in alphabetical order."""
 
+_FOLDERS = (
+    ("JPEGImages", "Annotations"),
+    ("images", "Annotations"),  # Label Studio
+    ("images", "annotations"),
+    ("data", "labels"),  # FiftyOne
+)
+"""Of pictures and of XML files."""
+
 _MARKS = frozenset(("-1", "0", "1"))  # the second column of a list for one class
 
 
@@ -174,24 +182,22 @@ class _Places(NamedTuple):
 def _split(folder: Path, split: str, notices: Notices) -> tuple[tuple[str, ...], _Places, Path]:
     """The ids of a split, where its files are, and the file or folder that lists them."""
     listing = folder / "ImageSets" / "Main" / f"{split}.txt"
-    official = _Places(folder / "JPEGImages", folder / "Annotations", complete=True)
-    is_official = official.pictures.exists() and official.annotations.exists()
-    if is_official and listing.exists():
-        return _listed(listing, official, notices), official, listing
-    inside = folder / split
-    both = _Places(inside / "JPEGImages", inside / "Annotations", complete=False)
-    if is_official and split == ALL:
-        places = official._replace(complete=False)
-    elif both.pictures.is_dir() and both.annotations.is_dir():
-        places = both
-    elif split not in (".", "..") and inside.is_dir() and _names(inside, (".xml",)):
-        places = _Places(inside, inside, complete=False)
-    elif split == ALL and _names(folder, (".xml",)):
+    whole, inside = _places(folder), _places(folder / split)
+    if whole and listing.exists():
+        whole = whole._replace(complete=True)
+        return _listed(listing, whole, notices), whole, listing
+    if whole and split == ALL:
+        places = whole
+    elif inside:
+        places = inside
+    elif split not in (".", "..") and (folder / split).is_dir() and _has_xml(folder / split):
+        places = _Places(folder / split, folder / split, complete=False)
+    elif split == ALL and _has_xml(folder):
         places = _Places(folder, folder, complete=False)
     else:
-        missing = next(
-            (path for path in (official.pictures, official.annotations) if not path.exists()),
-            listing,
+        expected = (*(folder / name for name in _FOLDERS[0]), listing)
+        missing = (
+            listing if whole else next((path for path in expected if not path.exists()), listing)
         )
         raise ValueError(
             f"{missing} is missing: {folder} must be a VOC folder with JPEGImages/<id>.jpg, "
@@ -203,6 +209,18 @@ def _split(folder: Path, split: str, notices: Notices) -> tuple[tuple[str, ...],
     if not stems:
         raise ValueError(f"{places.pictures} holds no picture")
     return tuple(sorted(stems)), places, places.annotations
+
+
+def _places(folder: Path) -> _Places | None:
+    """The folders of pictures and XML files in `folder`, if it has them."""
+    for pictures, xml_files in _FOLDERS:
+        if (folder / pictures).is_dir() and (folder / xml_files).is_dir():
+            return _Places(folder / pictures, folder / xml_files, complete=False)
+    return None
+
+
+def _has_xml(folder: Path) -> bool:
+    return folder.is_dir() and bool(_names(folder, (".xml",)))
 
 
 def _names(folder: Path, suffixes: Sequence[str] | frozenset[str]) -> list[tuple[str, str]]:
