@@ -63,7 +63,9 @@ class BoxQuerySet:
             )
 
 
-def read_instances(path: str | Path, *, images_dir: str | Path | None = None) -> BoxQuerySet:
+def read_instances(
+    path: str | Path, *, images_dir: str | Path | None = None, relative: bool = False
+) -> BoxQuerySet:
     """Queries and database from a table of boxes (see `read_csv`).
 
     The queries are the boxes whose label occurs in at least one other picture. Its positives are
@@ -72,7 +74,7 @@ def read_instances(path: str | Path, *, images_dir: str | Path | None = None) ->
     Raises:
         ValueError: see `read_csv`; or no label of a box occurs in two pictures.
     """
-    image_set = read_csv(path, images_dir=images_dir)
+    image_set = read_csv(path, images_dir=images_dir, relative=relative)
     pictures_of: dict[int, list[str]] = defaultdict(list)
     for image_id, target in zip(image_set.ids, image_set.targets, strict=True):
         for label in target.all_labels():
