@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -274,6 +274,9 @@ def test_a_size_is_told_once_for_a_picture_and_counted_for_the_set(tmp_path):
     boxes=st.lists(st.tuples(*[st.floats(-200, 300, width=32)] * 4), max_size=8),
     relative=st.booleans(),
 )
+@example(boxes=[(0.0, 0.0, 100.0, 1e-30), (5.0, 5.0, 9.0, 9.0)], relative=True)
+@example(boxes=[(1e308, 0.0, 1e308, 60.0), (5.0, 5.0, 9.0, 9.0)], relative=False)
+@example(boxes=[(50.0, 50.0, 50.0 + 1e-9, 60.0)], relative=False)  # without area as float32
 def test_what_is_kept_has_area_in_the_picture_and_the_rest_is_counted(boxes, relative):
     if relative:
         boxes = [tuple(edge / 300 for edge in box) for box in boxes]

@@ -178,5 +178,5 @@ def open_dataset(spec: str) -> ImageSet:
             return layout.read(*given, **options)
     known = "\n".join(f"  {form}  {summary}" for form, summary in forms().items())
     raise ValueError(
-        f"{spec!r} names no data set; a colon inside a name is written \\:; the forms are\n{known}"
+        f"{spec!r} names no data set; the forms are\n{known}\nA colon in a file name is written \\:"
     )

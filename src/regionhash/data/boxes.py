@@ -164,7 +164,7 @@ def _target(
             box = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
             if max(box[2:]) > _LARGEST:
                 raise ValueError(f"{item.source}: box must be in pixels, got {shown(item.box)}")
-            if box[0] < box[2] and box[1] < box[3]:
+            if _has_area(box):
                 boxes.append(box)
                 kept.append(item)
                 continue
@@ -179,6 +179,14 @@ def _target(
         difficult=np.array([item.difficult for item in kept], np.bool_),
         image_labels=tuple(sorted(set(picture.image_labels))),
     )
+
+
+def _has_area(box: Box) -> bool:
+    """Whether a box has an area as it is stored, in float32."""
+    if not (box[0] < box[2] and box[1] < box[3]):
+        return False
+    left, top, right, bottom = np.array(box, np.float32)
+    return bool(left < right and top < bottom)
 
 
 def _in_pixels(
