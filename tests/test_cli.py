@@ -727,6 +727,7 @@ def test_detections_and_curves_stand_beside_the_ranking(labelled, tmp_path):
     expected = detection_map([*found, nothing, nothing], scenes.targets, 10)["map"]
     assert detection["map"] == expected > 0
     assert detection["missing"] == ["test-0-00012", "test-0-00013"]
+    assert detection["noticed"] == {}
     assert sorted(file.name for file in (tmp_path / "curves").iterdir()) == [
         "acg_at_k.png",
         "curves.csv",

@@ -90,6 +90,24 @@ def test_files_that_cannot_be_ranked_are_refused(tmp_path, changes, message):
         labelled_codes(write(tmp_path / "a.h5"), write(tmp_path / "b.h5", **changes))
 
 
+def test_queries_that_share_no_label_with_the_database_are_refused(tmp_path):
+    labels = [set(target.all_labels()) for target in SCENES.targets]
+    pairs = [(a, b) for a in range(4) for b in range(4) if not labels[a] & labels[b]]
+    assert pairs
+    for a, b in pairs:
+        files = [write(tmp_path / f"{a}{b}{row}.h5", rows=[row]) for row in (a, b)]
+        with pytest.raises(ValueError, match="no query shares a label with a picture of the dat"):
+            labelled_codes(*files)
+
+
+def test_a_set_whose_every_object_is_difficult_has_nothing_to_detect(tmp_path):
+    targets = tuple(
+        replace(target, difficult=np.ones(len(target.boxes), bool)) for target in SCENES.targets
+    )
+    with pytest.raises(ValueError, match="digits:test: has no boxes"):
+        detections_of_file(write(tmp_path / "a.h5"), replace(SCENES, targets=targets))
+
+
 def test_curves_are_written_as_a_table(tmp_path):
     codes = labelled_codes(*[write(tmp_path / "a.h5")] * 2)
     curves = ranking_curves(HammingMatrix(*codes[:2]), SharedLabels(*codes[2:]))

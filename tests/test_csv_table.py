@@ -79,6 +79,13 @@ def test_boxes_of_a_picture_that_cannot_be_read_stay(table):
         ("picture,label\n", 1, "header must be"),
         (HEADER + "a.png,cup\n", 2, "expected 6 cells, got 2"),
         (HEADER + "a.png,cup,,,,\na.png,cup,1,2,3,4,5\n", 3, "expected 6 cells, got 7"),
+        ("a.jpg,1,2,3,4,cup\n", 1, "header must be image,label or"),
+        ("image,label,x0,y0,x1\n", 1, "the columns 'x0', 'y0', 'x1' are no whole box"),
+        ("image,label,x0,y0,x1,y1,x2,y2\n", 1, "two corners, got x0, x1 and x2"),
+        ("image,label,Label\n", 1, "each column once, got 'label' twice"),
+        ("image,x0,y0,x1,y1\n", 1, "header must be"),
+        ("image,label,x,y,w,h,width,height\na,b,1,2,3,4,ten,8\n", 2, "width must be a whole"),
+        ("sep=;\nimage;label;x0;y0;x1;y1\n\na.png;cup;1;2;3;w\n", 4, "four numbers"),
         (HEADER + "a.png,cup,1,2,3,\n", 2, "four numbers or empty, got 1,2,3,"),
         (HEADER + "a.png,cup,1,2,3,wide\n", 2, "four numbers or empty"),
         (HEADER + "a.png,cup,1,2,3,nan\n", 2, "box must be finite"),
@@ -102,6 +109,112 @@ def test_a_table_without_rows_or_that_is_no_text_or_missing_is_an_error(table):
     table.write_bytes(b"image,label\n\xe9.png,cup\n")
     with pytest.raises(ValueError, match=r"table\.csv:\d: .*utf-8"):
         read_csv(table)
+
+
+ROWS = [
+    # The header and a row of a picture of 8 x 10 pixels, with the box 1, 2, 3, 4 of a cup.
+    ("image,label,x0,y0,x1,y1", "a.png,cup,1,2,3,4"),
+    ("label,x0,y0,x1,y1,image", "cup,1,2,3,4,a.png"),
+    ("Image,LABEL,X0,Y0,X1,Y1", "a.png,cup,1,2,3,4"),
+    ("image;label;x0;y0;x1;y1", "a.png;cup;1;2;3;4"),
+    ("image;label;x0;y0;x1;y1", "a.png;cup;1,0;2,0;3,0;4,0"),
+    ("image\tlabel\tx0\ty0\tx1\ty1", "a.png\tcup\t1\t2\t3\t4"),
+    ("sep=;\nimage;label;x0;y0;x1;y1", "a.png;cup;1;2;3;4"),
+    ('"image","label","x0","y0","x1","y1"', '"a.png","cup","1","2","3","4"'),
+    ("filename,width,height,class,xmin,ymin,xmax,ymax", "a.png,10,8,cup,1,2,3,4"),
+    ("file_name,label,x1,y1,x2,y2", "a.png,cup,1,2,3,4"),
+    ("image_path,category,left,top,right,bottom", "a.png,cup,1,2,3,4"),
+    ("path,class_name,x,y,w,h", "a.png,cup,1,2,2,2"),
+    ("file,classname,x,y,width,height", "a.png,cup,1,2,2,2"),
+    ("image,label,x,y,w,h,width,height", "a.png,cup,1,2,2,2,10,8"),
+    (
+        "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height",
+        "cup,1,2,2,2,a.png,10,8",
+    ),
+    ("image,label,xmin,xmax,ymin,ymax", "a.png,cup,1,3,2,4"),
+    ("image,label,cx,cy,w,h", "a.png,cup,2,3,2,2"),
+    ("image,label,x0,y0,x1,y1,,", "a.png,cup,1,2,3,4,,"),
+    ("image,label,x0,y0,x1,y1", "a.png,cup,1,2,3,4,,"),
+    ("image,label,x0,y0,x1,y1", ",,,,,\n\n   \na.png,cup,1,2,3,4\n,,"),
+    ("ImageID,LabelName,XMin,XMax,YMin,YMax", "a,cup,0.1,0.3,0.25,0.5"),
+    ("ImageID,LabelName,Confidence,XMin,XMax,YMin,YMax", "a,cup,1,0.1,0.3,0.25,0.5"),
+]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(("header", "row"), ROWS)
+def test_tables_of_other_tools_are_read(table, header, row, encoding):
+    table.write_bytes(f"{header}\r\n{row}\r\n".encode(encoding))
+    image_set = read_csv(table)
+    assert (image_set.ids, image_set.classes) == (("a.png",), ("cup",))
+    (target,) = image_set.targets
+    assert target.boxes.tolist() == [[1, 2, 3, 4]]
+    assert image_set.notices.counts == {}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_both_orders_of_utf_16_are_read(table, encoding):
+    table.write_bytes("\ufeffimage,label\na.png,t\u00e9\n".encode(encoding))
+    assert read_csv(table).classes == ("t\u00e9",)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "unused"),
+    [
+        ("image,label,note,date", "a.png,cup,x,y", "'note', 'date'"),
+        ("image,label,class", "a.png,cup,3", "'class'"),
+        ("ImageID,Source,LabelName,Confidence", "a,x,cup,1", "'Source'"),
+        ("image,label,x0,y0,x1,y1,difficult", "a.png,cup,1,2,3,4,1", "'difficult'"),
+        ("image,label,xmin,ymin,xmax,ymax,x0", "a.png,cup,1,2,3,4,5", "'x0'"),
+    ],
+)
+def test_columns_that_are_not_used_are_told_once(table, header, row, unused):
+    table.write_text(f"{header}\n{row}\n{row}\n")
+    image_set = read_csv(table)
+    assert image_set.classes == ("cup",)
+    assert image_set.notices.counts == {"columns that were not used": 1}
+    assert told(image_set.notices) == [f"{table}: not used: the columns {unused}"]
+
+
+def test_open_images_has_fractions_groups_and_labels_that_are_absent(table):
+    table.write_text(
+        "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\n"
+        "a,x,/m/01,1,0.5,1,0,0.5,1\na,x,/m/02,1,0,1,0,1,0\na,x,/m/03,0,,,,,-1\n"
+    )
+    image_set = read_csv(table)
+    (target,) = image_set.targets
+    assert image_set.classes == ("/m/01", "/m/02")
+    assert target.boxes.tolist() == [[5, 0, 10, 4], [0, 0, 10, 8]]
+    assert target.difficult.tolist() == [True, False]
+    assert target.image_labels == ()
+    assert image_set.notices.counts == {
+        "columns that were not used": 1,
+        "labels verified as absent, left out": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "cell", ["'cup'", '"""cup"""', '" ""cup"""', "\u201ccup\u201d", "' cup '", ' "cup"']
+)
+def test_quotes_around_a_class_are_taken_off_and_told(table, cell):
+    table.write_text(f"image,label\na.png,{cell}\na.png,cup\n")
+    image_set = read_csv(table)
+    assert image_set.classes == ("cup",)
+    assert image_set.notices.counts == {"class names in quotes, taken without": 1}
+    assert f"{table}:2: the class" in told(image_set.notices)[0]
+
+
+@pytest.mark.parametrize("second", ["./a.png", ".//a.png", ".\\a.png", "ABSOLUTE", "sub/../a.png"])
+def test_a_picture_under_two_spellings_is_one_picture(table, second):
+    (table.parent / "sub").mkdir()
+    second = second.replace("ABSOLUTE", str(table.with_name("a.png")))
+    table.write_text(HEADER + f"a.png,cup,1,2,3,4\n{second},bed,2,3,4,5\n")
+    image_set = read_csv(table)
+    assert image_set.ids == ("a.png",)
+    assert image_set.targets[0].boxes.tolist() == [[1, 2, 3, 4], [2, 3, 4, 5]]
+    assert len(image_set.images) == 1
+    (line,) = told(image_set.notices)
+    assert line.startswith(f"{table}:3: ") and line.endswith("is the same picture as 'a.png'")
 
 
 @pytest.mark.data

@@ -2,6 +2,7 @@ import pytest
 from PIL import Image
 
 from regionhash.data.folder import read_folder
+from reporters import told
 
 
 @pytest.fixture
@@ -30,11 +31,19 @@ def test_subfolders_are_labels_where_asked_for(folder):
     assert all(len(target.boxes) == 0 for target in image_set.targets)
 
 
-def test_a_picture_outside_the_subfolders_has_no_label(folder):
+def test_a_picture_outside_the_subfolders_is_left_out_and_told(folder):
     Image.new("RGB", (3, 2)).save(folder / "stray.png")
     assert len(read_folder(folder)) == 4
-    with pytest.raises(ValueError, match=r"stray\.png has no label"):
-        read_folder(folder, labelled=True)
+    image_set = read_folder(folder, labelled=True)
+    assert image_set.ids == ("cat/a.png", "cat/young/a.png", "dog/b.png")
+    assert image_set.classes == ("cat", "dog")
+    (line,) = told(image_set.notices)
+    assert line.startswith(f"{folder}/stray.png has no label")
+
+
+def test_pictures_outside_the_subfolders_alone_are_an_error(folder):
+    with pytest.raises(ValueError, match=r"a\.png has no label: pictures must be in subfolders"):
+        read_folder(folder / "cat/young", labelled=True)
 
 
 def test_an_empty_or_missing_folder_is_an_error_that_names_it(folder):

@@ -38,7 +38,7 @@ def test_a_missing_tree_and_a_broken_annotation_are_named(tmp_path):
     with pytest.raises(ValueError, match="ILSVRC2013_DET_val is missing"):
         open_dataset(f"ilsvrc:{tmp_path}:val")
     path = _write(tmp_path, "n/1", ("n", 1, 2, 3, 4))
-    for text, reason in (("<annotation>", "broken"), ("<annotation/>", "broken annotation")):
+    for text, reason in (("<annotation>", "broken"), ("<html/>", "broken annotation")):
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"1\.xml: {reason}"):
             open_dataset(f"ilsvrc:{tmp_path}:train")

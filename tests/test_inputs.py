@@ -8,7 +8,8 @@ import pytest
 
 from conftest import write_picture
 from regionhash.data.images import ImageError
-from regionhash.data.inputs import Pictures, class_indices, open_inputs
+from regionhash.data.inputs import Pictures, absolute_inputs, class_indices, open_inputs
+from reporters import told
 
 
 @pytest.fixture
@@ -73,6 +74,65 @@ def test_a_picture_that_is_gone_is_an_image_error(place):
     with pytest.raises(ImageError, match=r"1\.png: the picture is no longer where it was"):
         Pictures([source])["1.png"]
     assert Pictures([source], Path("moved"))["1.png"].shape == (4, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("csv:t.csv", "csv:PLACE/t.csv"),
+        ("csv:t.csv:a", "csv:PLACE/t.csv:PLACE/a"),
+        ("csv:t.csv:relative", "csv:PLACE/t.csv:relative"),
+        ("csv:t.csv:a:relative", "csv:PLACE/t.csv:PLACE/a:relative"),
+        (r"csv:a\:b/t.csv", r"csv:PLACE/a\:b/t.csv"),
+        ("voc:voc:all", "voc:PLACE/voc:all"),  # although there is a file all
+        ("voc:voc:all:data:relative", "voc:PLACE/voc:all:data:relative"),
+        ("voc:voc:all:names.txt", "voc:PLACE/voc:all:PLACE/names.txt"),
+        ("digits:test:2", "digits:test:2"),
+        ("yolo:d.yaml:all", "yolo:PLACE/d.yaml:all"),
+    ],
+)
+def test_inputs_are_written_so_that_they_mean_the_same_elsewhere(place, given, wanted):
+    (place / "a:b").mkdir()
+    for name in ("t.csv", "a:b/t.csv", "all", "names.txt", "d.yaml", "data", "test"):
+        (place / name).write_text("")
+    assert absolute_inputs([given]) == [wanted.replace("PLACE", str(place))]
+    assert absolute_inputs(absolute_inputs([given])) == absolute_inputs([given])
+
+
+def test_text_files_among_pictures_are_lists_only_if_they_list_files(place):
+    Path("a/b/1.txt").write_text("0 0.5 0.5 0.1 0.1\n")  # labels as YOLO has them
+    Path("a/b/2.txt").write_text("")
+    Path("a/b/classes.txt").write_text("dog\n" + "x" * 3000 + "\n")
+    Path("a/b/odd.txt").write_bytes(b"\xff\xfe\x00")
+    image_set, _ = open_inputs(sorted(str(path) for path in Path("a/b").iterdir()))
+    assert image_set.ids == ("a/b/1.png", "a/b/2.png")
+    assert image_set.notices.counts == {"text files that list no picture, left out": 4}
+    assert "a/b/1.txt: no line names a file; left out; to take it as a list, write @a/b/1.txt" in (
+        told(image_set.notices)
+    )
+    image_set, _ = open_inputs(["a/list.txt", "voc/JPEGImages/7.jpg"])
+    assert image_set.ids == ("a/b/2.png", "a/b/1.png", "voc/JPEGImages/7.jpg")
+    image_set, _ = open_inputs(["a/b/1.png", "@a/b/classes.txt"])
+    assert len(image_set) == 3
+
+
+def test_a_text_file_alone_is_a_list(place):
+    Path("a/b/1.txt").write_text("")
+    with pytest.raises(ValueError, match=r"1\.txt: no picture"):
+        open_inputs(["a/b/1.txt"])
+    with pytest.raises(ValueError, match=r"1\.txt: no picture"):
+        open_inputs(["a/b/1.txt", "a/b/1.txt"])
+
+
+@pytest.mark.parametrize(
+    "second", ["./1.png", ".//1.png", ".\\1.png", "PLACE/a/b/1.png", "b\\1.png"]
+)
+def test_a_picture_that_a_list_spells_in_two_ways_is_taken_once(place, second):
+    folder = "a" if second.startswith("b") else "a/b"
+    first = "b/1.png" if second.startswith("b") else "1.png"
+    Path(f"{folder}/x.txt").write_text(f"{first}\n{second.replace('PLACE', str(place))}\n")
+    for given in (f"@{folder}/x.txt", f"@{place}/{folder}/x.txt"):
+        assert open_inputs([given])[0].ids == (first,)
 
 
 def test_a_data_set_is_the_only_input(place):

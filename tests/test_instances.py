@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,15 @@ import pytest
 from PIL import Image
 
 from regionhash.data.folder import read_folder
+from regionhash.data.image_set import ImageSet
 from regionhash.data.images import ImageError
-from regionhash.data.instances import BoxQuerySet, read_instances, with_distractors
+from regionhash.data.instances import (
+    BoxQuerySet,
+    InstanceQuery,
+    read_instances,
+    with_distractors,
+)
+from regionhash.structures import Target
 
 DATA = Path(os.environ.get("REGIONHASH_DATA", Path(__file__).parents[2] / "shared/data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no photographs in {DATA}")
@@ -103,3 +111,12 @@ def test_the_flat_has_queries_for_almost_all_of_its_objects():
     )
     rows = np.array([len(query.positives) for query in search.queries])
     assert rows.max() < 85
+
+
+def test_a_search_in_which_nothing_can_be_found_is_refused(tmp_path):
+    query = InstanceQuery("q", "a", (0, 0, 1, 1), ("b", "gone"), ("b",))
+    database = ImageSet("x", (), ("a", "b"), [None] * 2, (Target.empty(),) * 2)
+    for changed in (query, replace(query, positives=("gone",), junk=())):
+        with pytest.raises(ValueError, match="x: no positive picture of any query is in the data"):
+            BoxQuerySet("x", database, (changed,))
+    assert BoxQuerySet("x", database, (query, replace(query, junk=())))

@@ -25,6 +25,7 @@ from regionhash.models.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
+from regionhash.structures import Target
 from regionhash.training import (
     TrainingConfig,
     TrainingError,
@@ -244,6 +245,51 @@ def test_an_rpn_that_nobody_trains_gives_a_warning(tmp_path, caplog):
         caplog.clear()
         train("iah", arguments, SCENES, tmp_path / str(told), config, start=given)
         assert ("its proposals are random" in caplog.text) == told
+
+
+def _table(tmp_path, text, n=4):
+    for row in range(n):
+        PILImage.new("RGB", (80, 64)).save(tmp_path / f"{row}.png")
+    (tmp_path / "a.csv").write_text(text)
+    return open_dataset(f"csv:{tmp_path}/a.csv")
+
+
+HEAD = "image,label,x0,y0,x1,y1\n"
+
+
+@pytest.mark.parametrize("model", ["ssdh", "region-dh", "dmih"])
+def test_training_on_nothing_stops_before_the_first_step_and_says_why(tmp_path, model):
+    empty = _table(tmp_path, HEAD + "".join(f"{n}.png,cup,200,2,300,4\n" for n in range(4)))
+    crowd = replace(
+        SCENES,
+        targets=tuple(
+            replace(target, difficult=np.ones(len(target.boxes), bool)) for target in SCENES.targets
+        ),
+    )
+    n_objects = sum(len(target.boxes) for target in SCENES.targets)
+    bare = replace(SCENES, targets=(Target.empty(),) * len(SCENES))
+    for image_set, reason in (
+        (empty, r"a: the set of 4 pictures has no .*\(boxes without area, left out: 4\)"),
+        (crowd, rf"no label or object .*\(difficult or crowd objects: {n_objects}\)"),
+        (bare, "the set of 16 pictures has no label or object to train on$"),
+    ):
+        told = Recording()
+        with pytest.raises(TrainingError, match=reason):
+            train(model, TINY, image_set, tmp_path / "run", _config(), reporter=told)
+        assert not told.steps and not (tmp_path / "run").exists()
+
+
+def test_a_part_without_labels_names_the_share_that_is_held_out(tmp_path):
+    rows = [f"{n}.png,{'cup' * (n == 0)}\n" for n in range(4)]
+    one = _table(tmp_path, "image,label\n" + "".join(rows))
+    with pytest.raises(TrainingError, match=r"part of \d pictures has no label.*--set held_out=0"):
+        train("ssdh", TINY, one, tmp_path / "run", _config(held_out=0.5))
+    train("ssdh", TINY, one, tmp_path / "run", _config(held_out=0.0, epochs=1))
+
+
+def test_a_set_too_small_to_be_split_names_the_share_that_is_held_out(tmp_path):
+    with pytest.raises(TrainingError, match=r"leaves 0 held out.*--set held_out=0"):
+        train("ssdh", TINY, SCENES.subset([0, 1]), tmp_path / "run", _config(held_out=0.1))
 
 
 def test_unreadable_pictures_are_skipped_and_named(tmp_path, caplog):

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from regionhash.cli.options import Json
-from regionhash.cli.output import print_json, print_table
+from regionhash.cli.output import ConsoleReporter, print_json, print_table
 
 
 def evaluate(
@@ -79,8 +79,14 @@ def evaluate(
         "metrics": metrics,
     }
     if detection:
-        measured, missing = detections_of_file(asked, open_dataset(detection))
-        record["detection"] = {"map": measured["map"], "missing": missing}
+        objects = open_dataset(detection)
+        objects.notices.tell(ConsoleReporter())
+        measured, missing = detections_of_file(asked, objects)
+        record["detection"] = {
+            "map": measured["map"],
+            "missing": missing,
+            "noticed": objects.notices.counts,
+        }
     if curves:
         distances = HammingMatrix(codes.query_codes, codes.database_codes)
         similarities = SharedLabels(codes.query_labels, codes.database_labels)

@@ -4,24 +4,69 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from regionhash.data.boxes import LabelledBox, make_target
+from regionhash.data.boxes import (
+    LabelledBox,
+    PictureLabels,
+    Size,
+    make_targets,
+    parse_size,
+    plain_name,
+)
 from regionhash.data.image_set import ImageSet
-from regionhash.data.images import FileImages, ImageError, read_size
+from regionhash.data.images import FileImages
+from regionhash.data.listed import ListedPictures
 from regionhash.data.notices import Notices
 from regionhash.files.text import open_regular, reason_of, shown
-from regionhash.structures import Box, Target
+from regionhash.structures import Box
 
-_HEADERS = (
-    ("image", "label"),
-    ("image", "label", "x0", "y0", "x1", "y1"),
-    ("image", "label", "xmin", "ymin", "xmax", "ymax"),
+_FORMS = "image,label or image,label,x0,y0,x1,y1 or image,label,xmin,ymin,xmax,ymax"
+
+# Names of columns, in lower case without blanks, "_" and "-". Of several that mean the same, the
+# first is taken.
+_IMAGES = (
+    "image", "imageid", "filename", "file", "path", "imagepath", "imagename", "imagefile",
+    "filepath", "img",
+)  # fmt: skip
+_LABELS = ("label", "labelname", "class", "classname", "category", "categoryname")
+_SIZES = (("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("width", "height"))
+
+_Edges = Callable[[float, float, float, float], Box]
+
+
+def _corners(x0: float, y0: float, x1: float, y1: float) -> Box:
+    return x0, y0, x1, y1
+
+
+def _sides(x0: float, y0: float, width: float, height: float) -> Box:
+    return x0, y0, x0 + width, y0 + height
+
+
+def _centre(cx: float, cy: float, width: float, height: float) -> Box:
+    return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
+
+
+_BOXES: tuple[tuple[tuple[str, str, str, str], _Edges], ...] = (
+    (("xmin", "ymin", "xmax", "ymax"), _corners),
+    (("x0", "y0", "x1", "y1"), _corners),
+    (("x1", "y1", "x2", "y2"), _corners),
+    (("left", "top", "right", "bottom"), _corners),
+    (("bboxx", "bboxy", "bboxwidth", "bboxheight"), _sides),
+    (("bboxx", "bboxy", "bboxw", "bboxh"), _sides),
+    (("x", "y", "w", "h"), _sides),
+    (("x", "y", "width", "height"), _sides),
+    (("left", "top", "width", "height"), _sides),
+    (("xmin", "ymin", "width", "height"), _sides),
+    (("xcenter", "ycenter", "width", "height"), _centre),
+    (("cx", "cy", "w", "h"), _centre),
 )
+_EDGES = {name for names, _ in _BOXES for name in names} - {"width", "height"}
 
 _LONGEST = 1 << 20  # characters of a line; `csv` allows six cells at most 6 x 128 Ki
 
@@ -31,51 +76,106 @@ class _Row(NamedTuple):
     image: str
     label: str
     box: Box | None
+    size: Size | None
+    difficult: bool
 
 
-def read_csv(path: str | Path, images_dir: str | Path | None = None) -> ImageSet:
+@dataclass(frozen=True)
+class _Columns:
+    """Which cells of a row hold what.
+
+    Attributes:
+        n_cells: of a row.
+        image: the picture; label: the class.
+        edges: the four of the box, empty if the table has none; box_of: the box that they give.
+        size: width and height of the picture, empty if the table has none.
+        relative: whether the header is that of Open Images, whose boxes are fractions.
+        confidence: of a label in Open Images; 0 means verified as absent.
+        group: Open Images' mark of a box around several objects.
+        unused: names of the other columns.
+    """
+
+    n_cells: int
+    image: int
+    label: int
+    edges: tuple[int, ...]
+    box_of: _Edges
+    size: tuple[int, ...]
+    relative: bool
+    confidence: int | None
+    group: int | None
+    unused: tuple[str, ...]
+
+
+def read_csv(
+    path: str | Path, images_dir: str | Path | None = None, *, relative: bool = False
+) -> ImageSet:
     """The pictures of a table with one row per object; ids are the cells of the column image.
 
     The header is `image,label`, `image,label,x0,y0,x1,y1` or `image,label,xmin,ymin,xmax,ymax`:
-    pixels from 0, the last edges exclusive. If the four cells of a box are empty, the label applies
-    to the whole picture; if the label is empty too, the row only lists the picture. Classes are the
-    labels in alphabetical order.
+    pixels from 0, the last edges exclusive. Other common names, orders and separators are
+    understood; see docs/data.md. If the four cells of a box are empty, the label applies to the
+    whole picture; if the label is empty too, the row only lists the picture. Classes are the labels
+    in alphabetical order.
 
-    Boxes are clipped to the pictures, of which only the headers are read; boxes in a picture that
-    cannot be read stay as they are. Objects without remaining area are left out with a notice.
+    For the boxes see `make_targets`; only the headers of pictures are read.
 
     Args:
-        path: the table, in UTF-8.
+        path: the table, in UTF-8, or in UTF-16 with a byte order mark.
         images_dir: the folder of the pictures; if None, that of the table.
+        relative: whether boxes are fractions of the picture's width and height, as they always are
+            in tables of Open Images.
 
     Raises:
         ValueError: the table is missing or empty, or a cell is wrong; the message names the line.
     """
     path = Path(path)
     folder = path.parent if images_dir is None else Path(images_dir)
+    notices = Notices()
     try:
-        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(path, _lines(file)))
+        with open_regular(path) as content:
+            encoding = "utf-16" if _is_utf16(content) else "utf-8-sig"
+            with io.TextIOWrapper(content, encoding=encoding, newline="") as file:
+                columns, rows = _table(path, file, notices)
     except OSError as error:
         raise ValueError(f"{path}: cannot read the table: {reason_of(error)}") from error
     if not rows:
         raise ValueError(f"{path} lists no picture")
     classes = tuple(sorted({row.label for row in rows if row.label}))
     indices = {name: index for index, name in enumerate(classes)}
+    pictures = ListedPictures(folder, notices)
     rows_of: dict[str, list[_Row]] = defaultdict(list)
     for row in rows:
-        rows_of[row.image].append(row)
-    notices = Notices()
-    return ImageSet(
-        name=path.stem,
-        classes=classes,
-        ids=tuple(rows_of),
-        images=FileImages([folder / image for image in rows_of]),
-        targets=tuple(
-            _target(folder / image, group, indices, notices) for image, group in rows_of.items()
-        ),
-        notices=notices,
+        rows_of[pictures.add(row.image, row.source)].append(row)
+    targets = make_targets(
+        str(path),
+        [_labels_of(pictures.paths[image], group, indices) for image, group in rows_of.items()],
+        notices,
+        relative=relative or columns.relative,
+        ask="name the set csv:FILE[:IMAGES_DIR]:relative (in Python, relative=True)",
     )
+    paths = FileImages([pictures.paths[image] for image in rows_of])
+    return ImageSet(path.stem, classes, tuple(rows_of), paths, targets, notices)
+
+
+def _labels_of(path: Path, rows: list[_Row], indices: dict[str, int]) -> PictureLabels:
+    return PictureLabels(
+        path,
+        [
+            LabelledBox(row.source, indices[row.label], row.box, row.difficult)
+            for row in rows
+            if row.box
+        ],
+        [indices[row.label] for row in rows if row.label and not row.box],
+        next((row.size for row in rows if row.size), None),
+        rows[0].source,
+    )
+
+
+def _is_utf16(content: BinaryIO) -> bool:
+    start = content.read(2)
+    content.seek(0)
+    return start in (b"\xff\xfe", b"\xfe\xff")
 
 
 def _lines(file: io.TextIOWrapper) -> Iterator[str]:
@@ -85,44 +185,136 @@ def _lines(file: io.TextIOWrapper) -> Iterator[str]:
         yield line
 
 
-def _rows(path: Path, file: Iterator[str]) -> Iterator[_Row]:
-    lines = csv.reader(file)
+def _table(path: Path, file: io.TextIOWrapper, notices: Notices) -> tuple[_Columns, list[_Row]]:
+    lines = _lines(file)
+    n_before = 0  # lines before those that `csv` counts
+    reader = None
     try:
-        header = tuple(cell.strip() for cell in next(lines, ()))
-        if header not in _HEADERS:
-            forms = " or ".join(",".join(form) for form in _HEADERS)
-            raise ValueError(f"header must be {forms}, got {shown(','.join(header))}")
-        for cells in lines:
-            if not cells:  # a blank line
-                continue
-            if len(cells) != len(header):
-                raise ValueError(f"expected {len(header)} cells, got {len(cells)}")
-            image, label, *edges = (cell.strip() for cell in cells)
-            if not image:
-                raise ValueError("the column image is empty")
-            if "\0" in image or "\0" in label:
-                raise ValueError("a cell contains a NUL")
-            box = _box(edges) if any(edges) else None
-            if box and not label:
-                raise ValueError("a box needs a label")
-            yield _Row(f"{path}:{lines.line_num}", image, label, box)
+        first = next(lines, "")
+        if re.fullmatch(r'"?sep=.?"?\s*', first, re.IGNORECASE):  # as Excel writes it
+            first, n_before = next(lines, ""), 1
+        separator, columns = _columns(first)
+        reader = csv.reader(lines, delimiter=separator)
+        if columns.unused:
+            names = ", ".join(map(shown, columns.unused))
+            notices.add("columns that were not used", f"{path}: not used: the columns {names}")
+        rows = []
+        for cells in reader:
+            source = f"{path}:{n_before + 1 + reader.line_num}"
+            row = _row(source, cells, columns, separator, notices)
+            if row:
+                rows.append(row)
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path}:{max(lines.line_num, 1)}: {reason_of(error)}") from error
+        line = n_before + 1 + (reader.line_num if reader else 0)
+        raise ValueError(f"{path}:{line}: {reason_of(error)}") from error
+    return columns, rows
 
 
-def _box(edges: list[str]) -> Box:
+def _columns(header: str) -> tuple[str, _Columns]:
+    """The separator of a table and what its columns mean, from its first line."""
+    fault = None
+    for separator in ",;\t":
+        try:
+            cells = next(csv.reader([header], delimiter=separator), [])
+        except csv.Error:  # the whole line is too long for a cell
+            continue
+        names = [re.sub(r"[\s_-]", "", cell.strip().strip("'\"")).lower() for cell in cells]
+        if not set(names) & set(_IMAGES) or not set(names) & set(_LABELS):
+            continue
+        try:
+            return separator, _meaning(names, [cell.strip() for cell in cells])
+        except ValueError as error:
+            fault = error
+    if fault:
+        raise fault
+    cells = next(csv.reader([header]), [])
+    got = shown(",".join(cell.strip() for cell in cells))
+    raise ValueError(f"header must be {_FORMS}, got {got}")
+
+
+def _meaning(names: list[str], cells: Sequence[str]) -> _Columns:
+    for name in names:
+        if name and names.count(name) > 1 and (name in _EDGES or name in (*_IMAGES, *_LABELS)):
+            raise ValueError(f"header must name each column once, got {shown(name)} twice")
+    known = set(names)
+    boxes = [(edges, box_of) for edges, box_of in _BOXES if known.issuperset(edges)]
+    if {"x0", "y0", "x1", "y1", "x2", "y2"} <= known:
+        raise ValueError("header must name two corners, got x0, x1 and x2")
+    if not boxes and (found := [name for name in names if name in _EDGES]):
+        raise ValueError(
+            f"header must be {_FORMS}; the columns {', '.join(map(shown, found))} are no whole box"
+        )
+    edges, box_of = boxes[0] if boxes else ((), _corners)
+    sizes = [pair for pair in _SIZES if known.issuperset(pair) and not set(pair) & set(edges)]
+    size = sizes[0] if sizes else ()
+    image = next(name for name in _IMAGES if name in known)
+    label = next(name for name in _LABELS if name in known)
+    open_images = (image, label) == ("imageid", "labelname")
+    confidence = "confidence" if open_images and "confidence" in known else None
+    group = "isgroupof" if open_images and "isgroupof" in known else None
+    used = {image, label, *edges, *size, confidence, group}
+    return _Columns(
+        n_cells=len(names),
+        image=names.index(image),
+        label=names.index(label),
+        edges=tuple(map(names.index, edges)),
+        box_of=box_of,
+        size=tuple(map(names.index, size)),
+        relative=open_images,
+        confidence=names.index(confidence) if confidence else None,
+        group=names.index(group) if group else None,
+        unused=tuple(
+            cell for name, cell in zip(names, cells, strict=True) if name and name not in used
+        ),
+    )
+
+
+def _row(
+    source: str, cells: list[str], columns: _Columns, separator: str, notices: Notices
+) -> _Row | None:
+    cells = [cell.strip() for cell in cells]
+    if not any(cells):
+        return None
+    if len(cells) < columns.n_cells or any(cells[columns.n_cells :]):
+        raise ValueError(f"expected {columns.n_cells} cells, got {len(cells)}")
+    image, label = cells[columns.image], cells[columns.label]
+    if not image:
+        raise ValueError("the column image is empty")
+    if "\0" in image or "\0" in label:
+        raise ValueError("a cell contains a NUL")
+    edges = [cells[column] for column in columns.edges]
+    box = columns.box_of(*_numbers(edges, separator)) if any(edges) else None
+    if box and not label:
+        raise ValueError("a box needs a label")
+    width, height = (cells[column] for column in columns.size) if columns.size else ("", "")
+    if columns.confidence is not None and _is_zero(cells[columns.confidence]):
+        notices.add(
+            "labels verified as absent, left out",
+            f"{source}: confidence 0: {shown(label)} is not in the picture; the label is left out",
+        )
+        label, box = "", None
+    return _Row(
+        source,
+        image,
+        plain_name(label, source, notices),
+        box,
+        parse_size(height, width),
+        columns.group is not None and cells[columns.group] == "1",
+    )
+
+
+def _is_zero(cell: str) -> bool:
+    try:
+        return float(cell) == 0
+    except ValueError:
+        return False
+
+
+def _numbers(edges: list[str], separator: str) -> Box:
+    if separator == ";":  # spreadsheets write decimal commas then
+        edges = [re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", edge) for edge in edges]
     try:
         x0, y0, x1, y1 = map(float, edges)
     except ValueError as error:
         raise ValueError(f"a box must be four numbers or empty, got {','.join(edges)}") from error
     return x0, y0, x1, y1
-
-
-def _target(path: Path, rows: list[_Row], indices: dict[str, int], notices: Notices) -> Target:
-    objects = [LabelledBox(row.source, indices[row.label], row.box) for row in rows if row.box]
-    size = None
-    if objects:
-        with suppress(ImageError):  # reading the picture will report it
-            size = read_size(path)
-    image_labels = [indices[row.label] for row in rows if row.label and not row.box]
-    return make_target(objects, size, notices, image_labels)

@@ -524,6 +524,23 @@ def _is_pattern(part: str) -> bool:
 
 
 def _listed(path: Path) -> Iterator[tuple[Path, Path | None]]:
+    folder = path.parent
     for line in filter(None, map(str.strip, read_text(path, "the list").splitlines())):
-        listed = path.parent / line
-        yield listed, (path.parent if listed.is_relative_to(path.parent) else None)
+        listed = folder / line
+        if "\\" in line and not os.path.exists(listed):  # noqa: PTH110 (a name with a NUL)
+            listed = folder / line.replace("\\", "/")
+        if listed.is_absolute() and not folder.is_absolute():
+            whole = folder.absolute()
+            listed = folder / listed.relative_to(whole) if listed.is_relative_to(whole) else listed
+        yield listed, (folder if listed.is_relative_to(folder) else None)
+
+
+def read_orientation(path: str | Path) -> int:
+    """The EXIF orientation of a picture, 1 to 8, from the file's header alone.
+
+    Raises:
+        ImageError: see `read_image`, as far as the header shows.
+    """
+    with _named(path), open_regular(path) as file, _opened(file) as opened:
+        found = _orientation(opened.image)
+    return found if found is not None and 1 <= found <= 8 else 1

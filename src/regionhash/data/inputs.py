@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from regionhash.data import LAYOUTS, open_dataset
+from regionhash.data import LAYOUTS, open_dataset, parse_spec, write_spec
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import FileImages, ImageError, find_images, read_image
 from regionhash.data.notices import Notices
 from regionhash.files.names import absolute, path_of, shown_name
+from regionhash.files.text import read_text
 from regionhash.structures import Target
 
 Source = dict[str, str]
@@ -22,7 +23,8 @@ def open_inputs(inputs: Sequence[str]) -> tuple[ImageSet, Source]:
     """The pictures named by `inputs`, and where they are.
 
     Args:
-        inputs: as for `find_images`, or one data set in a form of `LAYOUTS`.
+        inputs: as for `find_images`, or one data set in a form of `LAYOUTS`. Of several inputs, a
+            `*.txt` file that lists no file, such as one of YOLO's labels, is left out.
 
     Raises:
         ValueError: an input is missing, or holds no picture.
@@ -30,16 +32,40 @@ def open_inputs(inputs: Sequence[str]) -> tuple[ImageSet, Source]:
     data_sets = [given for given in inputs if _names_data_set(given)]
     if not data_sets:
         notices = Notices()
-        ids, paths = zip(*find_images(inputs, notices), strict=True)
+        ids, paths = zip(*find_images(_without_notes(inputs, notices), notices), strict=True)
         # All pictures without labels share one target: a million cost no more than their names.
-        image_set = ImageSet(
-            " ".join(inputs), (), ids, FileImages(paths), (Target.empty(),) * len(ids), notices
-        )
+        targets = (Target.empty(),) * len(ids)
+        image_set = ImageSet(" ".join(inputs), (), ids, FileImages(paths), targets, notices)
     elif len(inputs) == 1:
         image_set = open_dataset(inputs[0])
     else:
         raise ValueError(f"{data_sets[0]}: a data set must be the only input")
     return image_set, _source(image_set, inputs[0])
+
+
+def _without_notes(inputs: Sequence[str], notices: Notices) -> Sequence[str]:
+    """The inputs without text files that came along with pictures, as `photos/*` gives them."""
+    notes = [given for given in inputs if _is_note(given)]
+    if len(notes) == len(inputs):
+        return inputs
+    for given in notes:
+        notices.add(
+            "text files that list no picture, left out",
+            f"{given}: no line names a file; left out; to take it as a list, write @{given}",
+        )
+    return [given for given in inputs if given not in notes]
+
+
+def _is_note(given: str) -> bool:
+    """Whether an input is a text file without a line that names a file."""
+    path = Path(given)
+    if given.startswith("@") or path.suffix.lower() != ".txt" or not path.is_file():
+        return False
+    try:
+        lines = read_text(path, "the list").splitlines()
+        return not any((path.parent / line).is_file() for line in map(str.strip, lines) if line)
+    except (OSError, ValueError):  # a name that is too long, or no text
+        return True
 
 
 def absolute_inputs(inputs: Sequence[str]) -> list[str]:
@@ -52,10 +78,13 @@ def _absolute(given: str) -> str:
         return f"@{absolute(given[1:])}"
     if not _names_data_set(given):
         return str(absolute(given))
-    layout, *parts = given.split(":")
-    if layout != "digits":  # it has no files
-        parts = [str(absolute(part)) if Path(part).exists() else part for part in parts]
-    return ":".join([layout, *parts])
+    name, parts = parse_spec(given)
+    layout = LAYOUTS[name]
+    kept, _ = layout.split(parts)
+    for place in layout.paths:
+        if place < len(kept) and kept[place] not in layout.words and Path(kept[place]).exists():
+            parts[place] = str(absolute(kept[place]))
+    return write_spec(name, parts)
 
 
 def class_indices(image_set: ImageSet, classes: Sequence[str]) -> list[int]:

@@ -40,7 +40,7 @@ class BoxQuerySet:
     Attributes:
         name: shown in reports.
         database: all pictures, including those of the queries; targets are not read.
-        queries: at least one.
+        queries: at least one, and one of them with a positive in the database.
     """
 
     name: str
@@ -56,9 +56,16 @@ class BoxQuerySet:
                 raise ValueError(
                     f"{self.name}: the picture {query.image_id} of query {query.name} is missing"
                 )
+        if not any((known & set(query.positives)) - set(query.junk) for query in self.queries):
+            raise ValueError(
+                f"{self.name}: no positive picture of any query is in the database, so there is "
+                "nothing to measure"
+            )
 
 
-def read_instances(path: str | Path, *, images_dir: str | Path | None = None) -> BoxQuerySet:
+def read_instances(
+    path: str | Path, *, images_dir: str | Path | None = None, relative: bool = False
+) -> BoxQuerySet:
     """Queries and database from a table of boxes (see `read_csv`).
 
     The queries are the boxes whose label occurs in at least one other picture. Its positives are
@@ -67,7 +74,7 @@ def read_instances(path: str | Path, *, images_dir: str | Path | None = None) ->
     Raises:
         ValueError: see `read_csv`; or no label of a box occurs in two pictures.
     """
-    image_set = read_csv(path, images_dir=images_dir)
+    image_set = read_csv(path, images_dir=images_dir, relative=relative)
     pictures_of: dict[int, list[str]] = defaultdict(list)
     for image_id, target in zip(image_set.ids, image_set.targets, strict=True):
         for label in target.all_labels():

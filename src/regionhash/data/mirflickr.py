@@ -37,7 +37,11 @@ def read_mirflickr(root: str | Path) -> ImageSet:
             f"{root} must hold im1.jpg, im2.jpg, ... and, in it or next to it, a folder "
             f"{' or '.join(ANNOTATIONS)} with a file <label>.txt for every label"
         )
-    lists = sorted(path for path in folder.glob("*.txt") if path.stem.lower() != "readme")
+    lists = sorted(
+        path
+        for path in folder.glob("*.txt")
+        if path.stem.lower() != "readme" and not path.name.startswith(".")  # "._x" of macOS
+    )
     if not lists:
         raise ValueError(f"{folder} holds no file <label>.txt")
     labels: dict[int, list[int]] = {number: [] for number in numbers}

@@ -67,6 +67,12 @@ def read_oxford(root: str | Path) -> BoxQuerySet:
             f"{root}: the positive picture {one_line(image_id)} has no file; it counts as never "
             "found",
         )
+    if not any((known & set(query.positives)) - set(query.junk) for query in queries):
+        good = files[0].with_name(f"{queries[0].name}_good.txt")
+        raise ValueError(
+            f"{good}: names no picture of {root}, and neither does that of any other query, so "
+            "there is nothing to measure"
+        )
     return BoxQuerySet(database.name, database, queries)
 
 

@@ -39,7 +39,8 @@ def labelled_codes(queries: CodeSet, database: CodeSet) -> LabelledCodes:
     """Codes and labels of the pictures of two code files.
 
     Raises:
-        ValueError: codes of different models, or a file without labels or image codes.
+        ValueError: codes of different models, a file without labels or image codes, or no query
+            that shares a label with a picture of the database.
     """
     if queries.model_hash != database.model_hash:
         raise ValueError(
@@ -55,6 +56,11 @@ def labelled_codes(queries: CodeSet, database: CodeSet) -> LabelledCodes:
         kept = slice(None) if file.alive is None else file.rows
         codes.append(file.table.image_codes[kept])
         labels.append(file.labels[kept])
+    if not (labels[0].any(0) & labels[1].any(0)).any():
+        raise ValueError(
+            f"{queries.path} and {database.path}: no query shares a label with a picture of the "
+            "database, so no picture is relevant and there is nothing to measure"
+        )
     return LabelledCodes(*codes, *labels)
 
 

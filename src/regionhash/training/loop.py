@@ -91,6 +91,7 @@ def train(
     if not learns_from_labels(model):
         raise TrainingError(f"{model_name} learns without labels; `regionhash index` fits it")
     image_set.notices.tell(reporter)
+    _check_labelled(image_set, "the set")
     image_set = known_to(model, image_set)
     if start is not None:
         copy_weights(model, start)
@@ -131,7 +132,7 @@ class TrainingRun:
         self.data_hash = image_set.fingerprint()
         self.rest, self.held = image_set, image_set.subset([])
         if config.held_out:
-            self.rest, self.held = split_off(image_set, config.held_out, seed=config.seed)
+            self.rest, self.held = _split_off(image_set, config)
         self.reader = Reader(config, len(image_set.classes), fabric.device)
         optimizer = _build_optimizer(model, config)
         self.bare = model
@@ -312,6 +313,33 @@ class TrainingRun:
     def _damaged(path: Path, error: Exception) -> ValueError:
         reason = str(error).partition("\n")[0]
         return ValueError(f"{path}: damaged ({reason}); delete it to start again")
+
+
+def _check_labelled(image_set: ImageSet, part: str) -> None:
+    """Raises TrainingError if no picture has a label that can be trained on."""
+    if image_set.labels().any():
+        return
+    reasons = [image_set.notices.summary()]
+    if n_difficult := sum(int(target.difficult.sum()) for target in image_set.targets):
+        reasons.append(f"difficult or crowd objects: {n_difficult}")
+    found = "; ".join(filter(None, reasons))
+    raise TrainingError(
+        f"{image_set.name}: {part} of {len(image_set)} pictures has no label or object to train on"
+        + (f" ({found})" if found else "")
+    )
+
+
+def _split_off(image_set: ImageSet, config: TrainingConfig) -> tuple[ImageSet, ImageSet]:
+    """The pictures to train on and those held out, both with labels."""
+    try:
+        rest, held = split_off(image_set, config.held_out, seed=config.seed)
+        _check_labelled(rest, "the part")
+        _check_labelled(held, "the held-out part")
+    except ValueError as error:
+        raise TrainingError(
+            f"{error}; to hold nothing out, set held_out = 0 (--set held_out=0)"
+        ) from error
+    return rest, held
 
 
 def _build_optimizer(model: TrainedHashModel, config: TrainingConfig) -> torch.optim.Optimizer:
