@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -100,8 +101,8 @@ def test_it_is_taken_back_for_good(made, folder, how):
     result = run("add", made, *given, "--workers", 0, "--json")
     assert json.loads(result.stdout)["encoded"] == 1
     assert json.loads(result.stdout)["noticed"] == {}
+    assert n_left_out(made) == 0
     with sqlite3.connect(made / "collection.db") as connection:
-        assert connection.execute("SELECT count(*) FROM left_out").fetchone() == (0,)
         connection.execute("UPDATE images SET region_codes = x'00' WHERE path LIKE '%1.png'")
     connection.close()
     shutil.rmtree(made / "arrays")
@@ -118,6 +119,23 @@ def test_it_is_taken_back_from_another_place(made, folder):
         assert sorted(image.path.name for image in collection.images()) == [
             "0.png", "2.png", "moved.png",
         ]  # fmt: skip
+    assert n_left_out(made) == 0
+
+
+def n_left_out(made):
+    with closing(sqlite3.connect(made / "collection.db")) as connection:
+        return connection.execute("SELECT count(*) FROM left_out").fetchone()[0]
+
+
+@pytest.mark.parametrize("key", ["path", "'elsewhere'"])
+def test_a_picture_that_is_stored_is_encoded_again_whatever_was_removed(made, folder, key):
+    run("add", made, folder / "1.png", "--workers", 0)
+    with closing(sqlite3.connect(made / "collection.db")) as connection, connection:
+        connection.execute(f"INSERT INTO left_out SELECT {key}, hash FROM images WHERE row = 4")
+        connection.execute("UPDATE images SET checksum = 0 WHERE row = 4")
+    with Collection.open(made) as collection:
+        collection.refresh(workers=0)
+        assert sorted(names(collection)) == ["0.png", "1.png", "2.png"]
 
 
 def test_a_source_that_is_one_file_does_not_bring_it_back(saved, folder, tmp_path):
@@ -235,3 +253,14 @@ def test_a_source_that_is_empty_now_is_kept_unless_asked(deep, folder):
     run("refresh", deep, "--remove-empty", "--workers", 0)
     with Collection.open(deep) as collection:
         assert len(collection) == 0
+
+
+def test_a_source_of_which_only_a_part_is_empty_is_kept(saved, folder, photos, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(photos / "4.png", other)
+    made = tmp_path / "made"
+    run("index", folder, other, "-o", made, "--model", saved.folder, "--workers", 0)
+    (other / "4.png").unlink()
+    count, reports, (line,) = refreshed(made, remove_empty=True)
+    assert (count, reports) == (4, []) and line.startswith(f"{other}: no picture")
