@@ -101,10 +101,10 @@ class Kind:
 def read_yolo_below(root: Path, path: Path, split: str) -> Any:
     """The set, unless a mutant names the root of the disk, which would be walked for hours."""
 
-    def find(inputs):
+    def find(inputs, notices):
         if not Path(inputs[0]).resolve().is_relative_to(root):
             raise ValueError("elsewhere")
-        return find_images(inputs)
+        return find_images(inputs, notices)
 
     with patch("regionhash.data.yolo.find_images", find):
         return read_yolo(path, split)
