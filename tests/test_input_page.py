@@ -33,6 +33,7 @@ HELD = {
         "test_folder.test_a_picture_outside_the_subfolders_is_left_out_and_told",
         "test_inputs.test_text_files_among_pictures_are_lists_only_if_they_list_files",
         "test_training.test_training_on_nothing_stops_before_the_first_step_and_says_why",
+        "test_training.test_a_detector_is_not_trained_without_boxes",
         "test_training.test_a_part_without_labels_names_the_share_that_is_held_out",
         "test_code_files.test_queries_that_share_no_label_with_the_database_are_refused",
     ],

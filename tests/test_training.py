@@ -279,6 +279,20 @@ def test_training_on_nothing_stops_before_the_first_step_and_says_why(tmp_path, 
         assert not told.steps and not (tmp_path / "run").exists()
 
 
+def test_a_detector_is_not_trained_without_boxes(tmp_path):
+    told = Recording()
+    with pytest.raises(TrainingError, match="no object has a box to train on, which region-dh"):
+        train(
+            "region-dh",
+            REGION,
+            SCENES.without_boxes(),
+            tmp_path / "run",
+            _config(),
+            reporter=told,
+        )
+    assert not told.steps and not (tmp_path / "run").exists()
+
+
 def test_a_part_without_labels_names_the_share_that_is_held_out(tmp_path):
     rows = [f"{n}.png,{'cup' * (n == 0)}\n" for n in range(4)]
     one = _table(tmp_path, "image,label\n" + "".join(rows))

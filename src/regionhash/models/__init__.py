@@ -51,6 +51,7 @@ class TrainedHashModel(HashModel, Protocol):
 
     Attributes:
         backbone: what all other layers read.
+        learns_boxes: has a detector that is trained on the boxes of objects.
         weakly_supervised: learns from the labels of whole pictures; boxes are removed before
             anything is read.
         needs_trained_rpn: has an RPN that is never trained, so it must start from another model.
@@ -59,6 +60,7 @@ class TrainedHashModel(HashModel, Protocol):
     """
 
     backbone: Backbone
+    learns_boxes: bool
     weakly_supervised: bool
     needs_trained_rpn: bool
 

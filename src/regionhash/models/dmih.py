@@ -82,6 +82,7 @@ class DMIH(nn.Module):
     ramped_terms = ("pair",)
     held_out_term = None
     shared_code_space = False
+    learns_boxes = False
     weakly_supervised = True
     needs_trained_rpn = False
 

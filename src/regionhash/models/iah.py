@@ -91,6 +91,7 @@ class IAH(nn.Module):
     ramped_terms = ("semantic", "category")
     held_out_term = "cls3"
     shared_code_space = False
+    learns_boxes = False
     weakly_supervised = False
 
     def __init__(

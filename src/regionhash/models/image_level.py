@@ -51,6 +51,7 @@ class _PooledHash(nn.Module):
         weights, trained_stages: see `build_backbone`.
     """
 
+    learns_boxes = False
     weakly_supervised = False
     needs_trained_rpn = False
 

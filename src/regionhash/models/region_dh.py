@@ -98,6 +98,7 @@ class RegionDH(nn.Module):
 
     held_out_term = "cls3"
     shared_code_space = False
+    learns_boxes = True
     weakly_supervised = False
     needs_trained_rpn = False
 

@@ -92,6 +92,12 @@ def train(
         raise TrainingError(f"{model_name} learns without labels; `regionhash index` fits it")
     image_set.notices.tell(reporter)
     _check_labelled(image_set, "the set")
+    has_boxes = any(not target.difficult.all() for target in image_set.targets)
+    if model.learns_boxes and not config.cached_views and not has_boxes:
+        raise TrainingError(
+            f"{image_set.name}: no object has a box to train on, which {model_name} needs to learn "
+            "where objects are; dmih learns from labels of whole pictures"
+        )
     image_set = known_to(model, image_set)
     if start is not None:
         copy_weights(model, start)
