@@ -1,4 +1,5 @@
 import csv
+import re
 import subprocess
 from pathlib import Path
 
@@ -121,6 +122,17 @@ def test_pictures_on_both_sides_are_refused(tmp_path):
     main = root / "ImageSets" / "Main"
     (main / "val.txt").write_text((main / "train.txt").read_text())
     with pytest.raises(ValueError, match="3 pictures are queries and database at once: train0"):
+        reproduce("region-dh/voc2012", tmp_path, tmp_path / "out", RegionDHOptions(**TINY), SILENT)
+
+
+def test_queries_without_a_label_of_the_database_are_refused(tmp_path):
+    root = tmp_path / "VOC2012"
+    _write_voc(root, "train", 3)
+    _write_voc(root, "val", 2)
+    for name in ("val0", "val1"):
+        path = root / "Annotations" / f"{name}.xml"
+        path.write_text(re.sub("<name>.*?</name>", "<name>sofa</name>", path.read_text()))
+    with pytest.raises(ValueError, match="no query shares a label .* nothing to measure"):
         reproduce("region-dh/voc2012", tmp_path, tmp_path / "out", RegionDHOptions(**TINY), SILENT)
 
 

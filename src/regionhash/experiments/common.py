@@ -70,7 +70,7 @@ def open_sides(
         draw: splits the pictures into database and queries.
 
     Raises:
-        ValueError: missing data, or pictures on both sides.
+        ValueError: missing data, pictures on both sides, or no label on both.
     """
     with needed(layout, root):
         sets = [open_dataset(spec.format(root=root)) for spec in database]
@@ -82,6 +82,11 @@ def open_sides(
     common = set(sides.database.ids) & set(sides.queries.ids)
     if common:
         raise ValueError(f"{len(common)} pictures are queries and database at once: {min(common)}")
+    if not (sides.database.labels().any(0) & sides.queries.labels().any(0)).any():
+        raise ValueError(
+            f"{sides.database.name} and {sides.queries.name}: no query shares a label with a "
+            "picture of the database, so there is nothing to measure"
+        )
     return sides
 
 
