@@ -132,7 +132,7 @@ def test_queries_without_a_label_of_the_database_are_refused(tmp_path):
     for name in ("val0", "val1"):
         path = root / "Annotations" / f"{name}.xml"
         path.write_text(re.sub("<name>.*?</name>", "<name>sofa</name>", path.read_text()))
-    with pytest.raises(ValueError, match="no query shares a label .* nothing to measure"):
+    with pytest.raises(ValueError, match=r"no query shares a label .* nothing to measure"):
         reproduce("region-dh/voc2012", tmp_path, tmp_path / "out", RegionDHOptions(**TINY), SILENT)
 
 
