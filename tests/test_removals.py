@@ -264,3 +264,12 @@ def test_a_source_of_which_only_a_part_is_empty_is_kept(saved, folder, photos, t
     (other / "4.png").unlink()
     count, reports, (line,) = refreshed(made, remove_empty=True)
     assert (count, reports) == (4, []) and line.startswith(f"{other}: no picture")
+
+
+def test_a_run_ends_with_a_line_of_all_counts(made, folder):
+    (folder / "a.mov").write_bytes(b"film")
+    result = run("refresh", made, "--workers", 0)
+    assert result.stdout.endswith(
+        ", 2 stored before, 0 skipped, 0 removed; noticed: .mov files, not read: 1; "
+        "removed before, left out: 1\n"
+    )

@@ -298,7 +298,7 @@ class Writer(Actor):
 
     def refresh_all(self) -> None:
         before = left_out(self.world.folder)
-        if self.do("refresh", "", lambda c: c.refresh(workers=0))[0]:
+        if self.do("refresh", "", lambda c: c.refresh(workers=0, remove_empty=True))[0]:
             self.tell_board(None, before | left_out(self.world.folder))
 
     def import_codes(self) -> None:

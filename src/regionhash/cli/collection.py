@@ -222,7 +222,7 @@ def refresh(
     if as_json:
         print_json({"collection": str(collection), "added": [*map(added_record, reports)]})
     for report in () if as_json else reports:
-        typer.echo(f"{added_line(collection, report)}, {report.removed} removed")
+        typer.echo(added_line(collection, report, f"{report.removed} removed"))
     if strict and any(report.encoding.skipped for report in reports):
         raise typer.Exit(1)
 

@@ -111,13 +111,16 @@ def encoding_record(report: EncodingReport) -> dict[str, Any]:
     }
 
 
-def encoding_line(output: Path, report: EncodingReport) -> str:
-    """The result of encoding, as a line."""
-    noticed = "".join(f", {kind}: {count}" for kind, count in report.noticed.items())
-    return (
-        f"{output}: {report.n_encoded} encoded in {report.seconds:.1f} s, "
-        f"{report.n_stored_before} stored before, {len(report.skipped)} skipped{noticed}"
+def encoding_line(output: Path, report: EncodingReport, *more: str) -> str:
+    """The result of encoding, as a line; `more` counts stand before what was noticed."""
+    counts = (
+        f"{report.n_encoded} encoded in {report.seconds:.1f} s",
+        f"{report.n_stored_before} stored before",
+        f"{len(report.skipped)} skipped",
+        *more,
     )
+    noticed = "; ".join(f"{kind}: {count}" for kind, count in report.noticed.items())
+    return f"{output}: {', '.join(counts)}" + (f"; noticed: {noticed}" if noticed else "")
 
 
 def added_record(report: AddReport) -> dict[str, Any]:
@@ -126,9 +129,8 @@ def added_record(report: AddReport) -> dict[str, Any]:
     return encoding_record(report.encoding) | counts
 
 
-def added_line(collection: Path, report: AddReport) -> str:
-    """The result of adding pictures, as a line."""
-    known = f", {report.moved} moved, {report.copied} copied"
-    return encoding_line(collection, report.encoding) + (
-        known if report.moved or report.copied else ""
-    )
+def added_line(collection: Path, report: AddReport, *more: str) -> str:
+    """The result of adding pictures, as a line; `more` counts stand before what was noticed."""
+    if report.moved or report.copied:
+        more = (f"{report.moved} moved", f"{report.copied} copied", *more)
+    return encoding_line(collection, report.encoding, *more)
