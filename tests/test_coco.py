@@ -161,6 +161,24 @@ def test_records_of_one_id_are_refused_unless_they_are_the_same(tmp_path, conten
     }
 
 
+def test_an_object_that_occurs_twice_with_its_id_is_taken_once(tmp_path, content):
+    first = content["annotations"][0] | {"id": 7}
+    content["annotations"] = [first, first | {"iscrowd": 1}, dict(first)]
+    image_set = read(tmp_path, content)  # merged files may give one id to different objects
+    assert sorted(map(len, (target.boxes for target in image_set.targets))) == [0, 2]
+    assert image_set.notices.counts == {"records that occur twice in 'annotations', taken once": 1}
+
+
+def test_a_size_beyond_all_numbers_is_refused_with_its_place(tmp_path, content):
+    mask = {"size": [10**400, 5], "counts": [1, 10**400]}
+    content["annotations"][1] |= {"bbox": None, "segmentation": mask}
+    with pytest.raises(ValueError, match=r"annotations\[1\]: height must fit a float32"):
+        read(tmp_path, content)
+    content["images"][1]["width"] = 10**400  # of a picture that cannot be read
+    with pytest.raises(ValueError, match=r"images\[1\]: width must fit a float32, got 1000"):
+        read(tmp_path, content)
+
+
 @pytest.mark.parametrize("name", ["person", " person", "'person'"])
 def test_categories_of_one_name_are_one_class(tmp_path, content, name):
     content["categories"].append({"id": 101, "name": name})

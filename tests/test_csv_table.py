@@ -136,6 +136,10 @@ ROWS = [
     ("image,label,x0,y0,x1,y1,,", "a.png,cup,1,2,3,4,,"),
     ("image,label,x0,y0,x1,y1", "a.png,cup,1,2,3,4,,"),
     ("image,label,x0,y0,x1,y1", ",,,,,\n\n   \na.png,cup,1,2,3,4\n,,"),
+    (",,,,,\n\n  \nimage,label,x0,y0,x1,y1", "a.png,cup,1,2,3,4"),
+    ("sep=;\n;;\n\nimage;label;x0;y0;x1;y1", "a.png;cup;1;2;3;4"),
+    ("image;label;x0;y0;x1;y1;width;height", "a.png;cup;1,0;2,0;3,0;4,0;10,0;8,0"),
+    ("image_id,label_name,xmin,ymin,xmax,ymax", "a.png,cup,1,2,3,4"),
     ("ImageID,LabelName,XMin,XMax,YMin,YMax", "a,cup,0.1,0.3,0.25,0.5"),
     ("ImageID,LabelName,Confidence,XMin,XMax,YMin,YMax", "a,cup,1,0.1,0.3,0.25,0.5"),
 ]
@@ -191,6 +195,26 @@ def test_open_images_has_fractions_groups_and_labels_that_are_absent(table):
         "columns that were not used": 1,
         "labels verified as absent, left out": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("cell", "group"),
+    [("1.0", True), ("True", True), ("true", True), ("0.0", False), ("False", False), ("-1", False),
+     ("", False)],
+)  # fmt: skip
+def test_groups_of_open_images_are_read_by_value(table, cell, group):
+    header = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\n"
+    table.write_text(f"{header}a,cup,0,1,0,1,{cell}\n")
+    assert read_csv(table).targets[0].difficult.tolist() == [group]
+    table.write_text(f"{header}a,cup,0,1,0,1,1\na,cup,0,1,0,1,{cell}2\n")
+    with pytest.raises(ValueError, match=r":3: IsGroupOf must be 0 or 1, got "):
+        read_csv(table)
+
+
+def test_a_line_is_numbered_with_those_above_the_header(table):
+    table.write_text("sep=;\n\n;;\nimage;label;x0;y0;x1;y1\na.png;cup;1;2;3;x\n")
+    with pytest.raises(ValueError, match=r":5: a box must be four numbers"):
+        read_csv(table)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,47 @@ def test_a_picture_removed_with_its_file_leaves_nothing_to_remember(made, folder
     assert sorted(refresh(made)[0]) == ["0.png", "2.png"]
 
 
+def test_nor_when_another_picture_is_removed_from_its_place(made, folder, photos):
+    (folder / "1.png").rename(folder / "moved.png")
+    for other in (3, 4):  # a camera numbers from the start again
+        shutil.copy(photos / f"{other}.png", folder / "1.png")
+        refresh(made)
+        run("remove", made, "1.png")
+    ids, report = refresh(made)
+    assert (ids, report.noticed) == (["0.png", "2.png"], {OUT: 2})
+    shutil.copy(photos / "3.png", folder / "1.png")
+    assert refresh(made)[0] == ["0.png", "2.png"]
+    run("add", made, folder / "1.png", folder / "moved.png", "--workers", 0)
+    assert n_left_out(made) == 1
+
+
+@pytest.mark.parametrize("left", ["missing", "empty"])
+def test_nor_when_it_was_removed_while_its_disk_was_away(made, folder, tmp_path, left):
+    folder.rename(tmp_path / "away")
+    if left == "empty":
+        folder.mkdir()
+    run("remove", made, "2.png")
+    if left == "empty":
+        folder.rmdir()
+    (tmp_path / "away").rename(folder)
+    ids, report = refresh(made)
+    assert (ids, report.noticed) == (["0.png"], {OUT: 2})
+
+
+@pytest.mark.parametrize("other", ["copy", "original"])
+def test_of_two_removed_copies_one_is_taken_back(made, folder, other):
+    shutil.copy(folder / "0.png", folder / "copy.png")
+    refresh(made)
+    run("remove", made, "copy.png", "0.png")
+    run("add", made, folder / ("copy.png" if other == "copy" else "0.png"), "--workers", 0)
+    with Collection.open(made) as collection:
+        collection.refresh(workers=0)
+        assert sorted(image.path.name for image in collection.images()) == [
+            "2.png" if other == "copy" else "0.png",
+            "copy.png" if other == "copy" else "2.png",
+        ]
+
+
 @pytest.mark.parametrize("how", ["named", "again"])
 def test_it_is_taken_back_for_good(made, folder, how):
     given = [folder / "1.png"] if how == "named" else [folder, "--again"]
@@ -187,6 +228,9 @@ def test_nothing_is_written_to_a_collection_without_removals(tmp_path):
     with Database.create(tmp_path / "collection.db", MODEL) as database:
         database.store([new_image(n) for n in range(2)])
         assert not was_removed(database, b"/photos/0.jpg", b"0")
+        file = database.path_of(tmp_path / "0.jpg")
+        with database.transaction() as connection:
+            connection.execute("UPDATE images SET path = ? WHERE row = 1", (file,))
         assert remove_pictures(database, [1]) == 1  # its file is gone: nothing to remember
         assert not database.read("SELECT 1 FROM sqlite_master WHERE name = 'left_out'")
 

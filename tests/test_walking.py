@@ -67,6 +67,21 @@ def test_folders_of_systems_are_left_out_with_a_line(tmp_path, name):
     )
 
 
+@pytest.mark.parametrize("pattern", ["**/*", "**/b/*", "**/**/a.jpg"])
+def test_folders_may_be_deeper_than_python_calls(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        Path("b").mkdir()
+        os.chdir("b")
+    Path("a.jpg").write_bytes(b"x")
+    names, notices = found(tmp_path, pattern)
+    Path("a.jpg").unlink()
+    for _ in range(1200):  # Python cannot remove them at once
+        os.chdir("..")
+        Path("b").rmdir()
+    assert (names, notices.counts) == (["b/" * 1200 + "a.jpg"], {})
+
+
 def test_one_that_would_not_be_entered_anyway_is_not_told(tmp_path):
     touch(tmp_path, "a.jpg", "@eaDir/a.jpg")
     names, notices = found(tmp_path, "*.jpg")

@@ -2,20 +2,24 @@
 
 `refresh`, and an `add` of the folder, would find their files again. So the removal is kept with the
 path and the bytes of the file: a picture stays out as long as its file is unchanged, also if the
-file moves. `add` of the file itself, or with `again`, takes the removal back.
+file moves. `add` of the file itself, or with `again`, takes the removal back; other files of the
+same bytes that were removed and are in their place stay out.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 
 from regionhash.collection.database import Database, FileState
 from regionhash.files.names import condition_of
 
 _TABLE = """CREATE TABLE IF NOT EXISTS left_out (
-    key PRIMARY KEY,  -- path of the file, a BLOB as in images; or TEXT, the name in a data set
+    key PRIMARY KEY,  -- path of the file, a BLOB as in images; or TEXT, the name in a data set;
+                      -- NULL if another picture was removed from there since
     hash BLOB         -- SHA-256 of the file
 )"""
 _EXISTS = "SELECT 1 FROM sqlite_master WHERE name = 'left_out'"
@@ -27,10 +31,11 @@ class Removals:
     """The removals of one moment."""
 
     def __init__(self, database: Database) -> None:
-        self._hash_of: dict[Key | None, bytes | None] = {}
+        rows: list[tuple[Key | None, bytes | None]] = []
         if database.read(_EXISTS):
-            self._hash_of = dict(database.read("SELECT key, hash FROM left_out"))
-        self._hashes = set(self._hash_of.values()) - {None}
+            rows = database.read("SELECT key, hash FROM left_out")
+        self._hash_of = {key: hash_ for key, hash_ in rows if key is not None}
+        self._hashes = {hash_ for _, hash_ in rows} - {None}
 
     def __len__(self) -> int:
         return len(self._hash_of)
@@ -51,8 +56,10 @@ class Removals:
 def remember(database: Database, connection: sqlite3.Connection, rows: Iterable[int]) -> None:
     """Keeps that the pictures of some rows are removed, inside the transaction that does so.
 
-    Pictures whose file is gone, and uploads, cannot come back and are not kept.
+    Uploads cannot come back and are not kept, and neither are pictures whose file is gone, unless
+    its folder is missing or empty, as if it were on a disk that is not mounted.
     """
+    is_away = cache(_is_away)
     found = database.read(
         "SELECT path, hash, name FROM images WHERE row IN (SELECT value FROM json_each(?))",
         json.dumps(list(rows)),
@@ -60,17 +67,35 @@ def remember(database: Database, connection: sqlite3.Connection, rows: Iterable[
     kept = [
         (name if path is None else path, hash_)
         for path, hash_, name in found
-        if path is None or _may_come_back(database, path)
+        if path is None or _may_come_back(database, path, is_away)
     ]
     if kept:
         connection.execute(_TABLE)
+        # What was removed from the same place before may have moved, or come back there.
+        connection.executemany(
+            "UPDATE left_out SET key = NULL WHERE key = ? AND hash IS NOT ?", kept
+        )
         connection.executemany("INSERT OR REPLACE INTO left_out VALUES (?, ?)", kept)
 
 
-def _may_come_back(database: Database, path: object) -> bool:
+def _may_come_back(
+    database: Database, path: object, is_away: Callable[[bytes], bool] | None = None
+) -> bool:
     if not isinstance(path, bytes) or not path.startswith(b"/"):  # damaged, or an upload
         return False
-    return condition_of(database.place_of(path)) != "gone"
+    place = database.place_of(path)
+    if condition_of(place) != "gone":
+        return True
+    return is_away is not None and is_away(os.path.dirname(place))  # noqa: PTH120 (bytes)
+
+
+def _is_away(folder: bytes) -> bool:
+    """Whether a folder is missing, empty or unreadable."""
+    try:
+        with os.scandir(folder) as entries:
+            return not any(entries)
+    except OSError:
+        return True
 
 
 def was_removed(database: Database, path: bytes, hash_: bytes | None) -> bool:
@@ -80,7 +105,11 @@ def was_removed(database: Database, path: bytes, hash_: bytes | None) -> bool:
 
 
 def forget(database: Database, key: Key, hash_: bytes | None = None) -> None:
-    """Takes a removal back: of a file or name, and of the same bytes elsewhere."""
+    """Takes a removal back: of a file or name, and of the same bytes that are no longer there."""
     with database.transaction() as connection:
-        if database.read(_EXISTS):
-            connection.execute("DELETE FROM left_out WHERE key = ? OR hash = ?", (key, hash_))
+        if not database.read(_EXISTS):
+            return
+        of_bytes = database.read("SELECT rowid, key FROM left_out WHERE hash = ?", hash_)
+        moved = [(row,) for row, other in of_bytes if not _may_come_back(database, other)]
+        connection.execute("DELETE FROM left_out WHERE key = ? AND hash IS ?", (key, hash_))
+        connection.executemany("DELETE FROM left_out WHERE rowid = ?", moved)

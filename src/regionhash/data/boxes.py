@@ -281,7 +281,8 @@ def parse_size(height: object, width: object) -> Size | None:
     """A size as annotations note it; None if it is missing or 0.
 
     Raises:
-        ValueError: a side is not a whole number or is negative.
+        ValueError: a side is not a whole number, is negative or does not fit a float32, as the
+            edges of boxes must.
     """
     sides = []
     for field, value in (("height", height), ("width", width)):
@@ -301,5 +302,7 @@ def parse_size(height: object, width: object) -> Size | None:
             raise ValueError(f"{field} must be a whole number, got {shown(value)}") from None
         if number < 0:
             raise ValueError(f"{field} must be positive, got {shown(value)}")
+        if number > _LARGEST:
+            raise ValueError(f"{field} must fit a float32, got {shown(value)}")
         sides.append(number)
     return (sides[0], sides[1]) if all(sides) else None

@@ -152,12 +152,23 @@ def _annotations(path: Path, content: Any, notices: Notices) -> dict[int, dict[s
     if content.get("annotations") is None:
         notices.add("files without annotations", f"{path}: no list 'annotations'; no objects")
         return {}
-    found = {}
+    found: dict[int, dict[str, Any]] = {}
+    place_of: dict[int | str, int] = {}
     for index, record in enumerate(_list(path, content, "annotations")):
         source = f"{path}: annotations[{index}]"
         record = record if isinstance(record, dict) else {}
         ids = {field: _id(source, record, field) for field in ("image_id", "category_id")}
-        found[index] = record | ids
+        own = record | ids
+        # Merged files often number the objects of each from 1: only the same record is taken once.
+        if isinstance(own.get("id"), int | str):
+            first = place_of.setdefault(own["id"], index)
+            if first != index and found[first] == own:
+                notices.add(
+                    "records that occur twice in 'annotations', taken once",
+                    f"{source}: the same as annotations[{first}]; taken once",
+                )
+                continue
+        found[index] = own
     return found
 
 

@@ -16,6 +16,7 @@ from regionhash.data.boxes import (
     PictureLabels,
     Size,
     make_targets,
+    parse_flag,
     parse_size,
     plain_name,
 )
@@ -193,6 +194,8 @@ def _table(path: Path, file: io.TextIOWrapper, notices: Notices) -> tuple[_Colum
         first = next(lines, "")
         if re.fullmatch(r'"?sep=.?"?\s*', first, re.IGNORECASE):  # as Excel writes it
             first, n_before = next(lines, ""), 1
+        while first and not first.strip(" ,;\t\r\n"):
+            first, n_before = next(lines, ""), n_before + 1
         separator, columns = _columns(first)
         reader = csv.reader(lines, delimiter=separator)
         if columns.unused:
@@ -249,7 +252,9 @@ def _meaning(names: list[str], cells: Sequence[str]) -> _Columns:
     size = sizes[0] if sizes else ()
     image = next(name for name in _IMAGES if name in known)
     label = next(name for name in _LABELS if name in known)
-    open_images = (image, label) == ("imageid", "labelname")
+    # Its header is spelled ImageID,LabelName: image_id,label_name is anybody's.
+    open_images = {"imageid", "labelname"} <= {cell.strip("'\"").lower() for cell in cells}
+    open_images &= (image, label) == ("imageid", "labelname")
     confidence = "confidence" if open_images and "confidence" in known else None
     group = "isgroupof" if open_images and "isgroupof" in known else None
     used = {image, label, *edges, *size, confidence, group}
@@ -286,7 +291,8 @@ def _row(
     box = columns.box_of(*_numbers(edges, separator)) if any(edges) else None
     if box and not label:
         raise ValueError("a box needs a label")
-    width, height = (cells[column] for column in columns.size) if columns.size else ("", "")
+    sides = [cells[column] for column in columns.size] or ["", ""]
+    width, height = _with_points(sides, separator)
     if columns.confidence is not None and _is_zero(cells[columns.confidence]):
         notices.add(
             "labels verified as absent, left out",
@@ -299,7 +305,7 @@ def _row(
         plain_name(label, source, notices),
         box,
         parse_size(height, width),
-        columns.group is not None and cells[columns.group] == "1",
+        columns.group is not None and _is_group(cells[columns.group]),
     )
 
 
@@ -310,11 +316,20 @@ def _is_zero(cell: str) -> bool:
         return False
 
 
+def _is_group(cell: str) -> bool:
+    return cell != "-1" and parse_flag(cell, "IsGroupOf")  # -1: Open Images does not know
+
+
+def _with_points(numbers: list[str], separator: str) -> list[str]:
+    """Numbers with decimal points: spreadsheets that separate by ";" write decimal commas."""
+    if separator != ";":
+        return numbers
+    return [re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", number) for number in numbers]
+
+
 def _numbers(edges: list[str], separator: str) -> Box:
-    if separator == ";":  # spreadsheets write decimal commas then
-        edges = [re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", edge) for edge in edges]
     try:
-        x0, y0, x1, y1 = map(float, edges)
+        x0, y0, x1, y1 = map(float, _with_points(edges, separator))
     except ValueError as error:
         raise ValueError(f"a box must be four numbers or empty, got {','.join(edges)}") from error
     return x0, y0, x1, y1

@@ -53,7 +53,8 @@ def _without_notes(inputs: Sequence[str], notices: Notices) -> Sequence[str]:
             "text files that list no picture, left out",
             f"{given}: no line names a file; left out; to take it as a list, write @{given}",
         )
-    return [given for given in inputs if given not in notes]
+    left_out = set(notes)
+    return [given for given in inputs if given not in left_out]
 
 
 def _is_note(given: str) -> bool:

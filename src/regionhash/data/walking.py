@@ -66,7 +66,25 @@ def files_below(
 
 
 def _files(folder: str, patterns: set[Pattern], notices: Notices) -> Iterator[str]:
-    """The files below a folder that match one of some patterns."""
+    """The files below a folder that match one of some patterns.
+
+    It does not call itself, because folders can be deeper than Python's calls.
+    """
+    levels = [_matches(folder, patterns, notices)]
+    while levels:
+        for path, deeper in levels[-1]:
+            if deeper:
+                levels.append(_matches(path, deeper, notices))
+                break
+            yield path
+        else:
+            levels.pop()
+
+
+def _matches(
+    folder: str, patterns: set[Pattern], notices: Notices
+) -> Iterator[tuple[str, set[Pattern] | None]]:
+    """The files in a folder that match, and folders in it with what is left to match there."""
     for pattern in list(patterns):
         while pattern[0] == "**":  # stands for no folder at all, too
             pattern = pattern[1:]
@@ -90,7 +108,7 @@ def _files(folder: str, patterns: set[Pattern], notices: Notices) -> Iterator[st
         except OSError:  # a link to itself
             continue
         if is_file and any(len(pattern) == 1 for pattern in matching):
-            yield entry.path
+            yield entry.path, None
         if not is_folder:
             continue
         deeper = {pattern[1:] for pattern in matching if len(pattern) > 1}
@@ -102,4 +120,4 @@ def _files(folder: str, patterns: set[Pattern], notices: Notices) -> Iterator[st
                 f"{entry.path}: made by the system, not by a photographer; left out",
             )
         elif deeper:
-            yield from _files(entry.path, deeper, notices)
+            yield entry.path, deeper
