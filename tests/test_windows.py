@@ -173,5 +173,5 @@ def test_all_scales_of_a_pyramid_go_from_edge_to_edge():
 
 @pytest.mark.parametrize("arguments", [(0, 4, 5), (4, 4, -1)])
 def test_what_has_no_pyramid_is_refused(arguments):
-    with pytest.raises(ValueError, match="at least one cell|at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"at least one cell|at least 0, got -1"):
         pyramid_windows(*arguments)

@@ -71,8 +71,8 @@ def pyramid_windows(height: int, width: int, n_windows: int) -> Ints:
     Patchify (Choi et al., "Patch-wise Retrieval: A Bag of Practical Techniques for Instance-level
     Matching", WACV 2026), whose patches do not overlap.
 
-    All scales have the same overlap of neighbours: the largest of 0.9, 0.85, ..., 0 with which there
-    are few enough windows. If there is none, the smallest scales are left out. On a map of 12 x 16,
+    All scales have the same overlap of neighbours: the largest of 0.9, 0.85, ..., 0 that makes few
+    enough windows. If there is none, the smallest scales are left out. On a map of 12 x 16,
     300 windows reach an IoU of .5 with 92 % of objects of all sizes from a sixth of a side and of
     aspects from 1 : 2 to 2 : 1, and sliding windows of an overlap of 0.6 with 63 %.
 
