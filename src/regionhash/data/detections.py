@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -429,7 +430,7 @@ def _of_folder(path: Path) -> DetectionFile:
     file = DetectionFile(path)
     file.relative = True
     names = path / _CLASSES_FILE
-    if names.exists():
+    if os.path.lexists(names):  # a link to nowhere is an error
         lines = read_text(names, "the classes", most=_MOST_LABEL_BYTES).splitlines()
         while lines and not lines[-1].strip():
             lines.pop()
@@ -459,7 +460,10 @@ def _of_line(place: str, source: str, words: list[str], file: DetectionFile) -> 
         raise ValueError(f"{source}: must be numbers, got {shown(' '.join(words[:9]))}") from None
     most = len(file.classes) or 10**6
     if not 0 <= index < most or not index.is_integer():
-        raise ValueError(f"{source}: class index must be 0 to {most - 1}, got {shown(words[0])}")
+        names = f", as {file.path / _CLASSES_FILE} has it" if file.classes else ""
+        raise ValueError(
+            f"{source}: class index must be 0 to {most - 1}{names}, got {shown(words[0])}"
+        )
     score = 1.0
     if len(values) == 5 or (len(values) > 6 and len(values) % 2):
         try:
