@@ -11,7 +11,8 @@ from regionhash.codes import hamming_distances, unpack_bits
 from regionhash.data import open_dataset
 from regionhash.models.drh import DRH, bit_statistics, fit_drh, orthogonal_frame
 from regionhash.parts.losses import drh_losses
-from regionhash.parts.windows import sliding_windows
+from regionhash.parts.windows import pyramid_windows, sliding_windows
+from regionhash.structures import Detections
 from regionhash.training import TrainingConfig, TrainingError, train
 
 
@@ -91,6 +92,69 @@ def test_proposals_of_an_rpn_stand_behind_the_whole_picture():
     assert (regions.scores[1:] < 1).all()
 
 
+def test_the_regions_of_a_pyramid_are_its_windows():
+    (encoded,) = build(proposals="pyramid", n_proposals=50).encode(noise((96, 128)))
+    windows = pyramid_windows(6, 8, 50)
+    np.testing.assert_allclose(encoded.regions.boxes, 16.0 * windows)
+    assert 20 < len(windows) <= 51
+    sides = encoded.regions.boxes[:, 2:] - encoded.regions.boxes[:, :2]
+    assert sides.prod(1).min() <= 96 * 128 / 16
+    assert (encoded.regions.labels == -1).all()
+
+
+def detections(boxes, scores, labels):
+    return Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(scores, np.float32),
+        np.array(labels, np.int64),
+    )
+
+
+def test_given_boxes_are_the_regions_best_first_with_their_classes_and_scores():
+    model, images = build(proposals="boxes"), noise((96, 128), (64, 64))
+    boxes = [[3.5, 10, 70, 80], [40, 20, 44, 28], [0, 0, 128, 50]]
+    some = detections(boxes, [0.2, 0.9, 0.5], [4, -1, 0])
+    first, second = model.encode(images, [some, Detections.none()])
+    np.testing.assert_array_equal(
+        first.regions.boxes, np.array([[0, 0, 128, 96], boxes[1], boxes[2], boxes[0]], np.float32)
+    )
+    np.testing.assert_array_equal(first.regions.scores, np.array([1, 0.9, 0.5, 0.2], np.float32))
+    assert first.regions.labels.tolist() == [-1, -1, 0, 4]
+    np.testing.assert_array_equal(first.image_code, first.regions.codes[0])
+    (asked,) = model.encode_boxes(images[:1], [torch.from_numpy(first.regions.boxes)])
+    np.testing.assert_array_equal(asked.codes, first.regions.codes)
+    assert second.regions.boxes.tolist() == [[0, 0, 64, 64]]
+
+
+def test_no_more_boxes_are_taken_than_asked_for_and_the_best_stay():
+    model, images = build(proposals="boxes", n_proposals=2), noise((96, 128))
+    boxes = [[x, 0, x + 16, 16] for x in range(0, 80, 16)]
+    (encoded,) = model.encode(images, [detections(boxes, [0.1, 0.5, 0.3, 0.9, 0.2], [-1] * 5)])
+    np.testing.assert_allclose(encoded.regions.scores, [1, 0.9, 0.5], rtol=1e-6)
+
+
+def test_a_picture_without_given_boxes_has_the_windows():
+    images = noise((96, 128))
+    (boxes,), (windows,) = build(proposals="boxes").encode(images), build().encode(images)
+    np.testing.assert_array_equal(boxes.regions.boxes, windows.regions.boxes)
+    np.testing.assert_array_equal(boxes.regions.codes, windows.regions.codes)
+
+
+def test_regions_that_overlap_a_better_one_are_dropped():
+    images = noise((96, 128))
+    boxes = [[0, 0, 40, 40], [0, 0, 40, 36], [0, 0, 40, 20], [1, 0, 128, 96]]
+    given = [detections(boxes, [0.5, 0.9, 0.8, 0.7], [0, 1, 2, 3])]
+    (all_of_them,) = build(proposals="boxes").encode(images, given)
+    assert all_of_them.regions.labels.tolist() == [-1, 1, 2, 3, 0]
+    (thin,) = build(proposals="boxes", max_iou=0.6).encode(images, given)
+    # 1 is better than 0, which it overlaps by .9, and by .56 than 2; 3 is nearly the picture
+    assert thin.regions.labels.tolist() == [-1, 1, 2]
+    (few,), (many,) = build(max_iou=0.3).encode(images), build().encode(images)
+    rows = [many.regions.boxes.tolist().index(box) for box in few.regions.boxes.tolist()]
+    assert rows[0] == 0 and rows == sorted(rows) and 1 < len(rows) < len(many.regions)
+    np.testing.assert_array_equal(few.regions.codes, many.regions.codes[rows])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -98,7 +162,12 @@ def test_proposals_of_an_rpn_stand_behind_the_whole_picture():
         ({"overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
         ({"n_dims": 0}, r"n_out must be in \[1, 128\]"),
         ({"whitening": 2.0}, r"power must be in \[0, 1\]"),
-        ({"proposals": "selective"}, "proposals must be windows or rpn, got 'selective'"),
+        (
+            {"proposals": "selective"},
+            "must be one of windows, rpn, pyramid, boxes, got 'selective'",
+        ),
+        ({"n_proposals": 0}, r"n_proposals must be in \[1, 10000\], got 0"),
+        ({"max_iou": 0.0}, r"max_iou must be in \(0, 1\], got 0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -24,6 +24,7 @@ from conftest import write_picture
 from regionhash import cli
 from regionhash.data.coco import read_coco
 from regionhash.data.csv_table import read_csv
+from regionhash.data.detections import Boxes, read_detections
 from regionhash.data.ilsvrc import read_ilsvrc
 from regionhash.data.images import find_images
 from regionhash.data.inputs import open_inputs
@@ -80,6 +81,13 @@ OPEN_IMAGES = (
     "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\n"
     "a,x,/m/01,1,0.1,0.3,0.2,0.4,0\nb,x,/m/02,0,,,,,1\n"
 )
+RESULTS = [
+    {"file_name": "a.jpg", "bbox": [1, 2, 3, 4], "score": 0.5, "category_name": "dog"},
+    {"image_id": 7, "bbox": [0, 0, 10, 8], "score": 1, "category_id": 3},
+    {"image_id": "sub/b", "bbox": [0, 0, 10, 8], "label": "cat"},
+]
+SCORED = "image,x0,y0,x1,y1,score,label\na.jpg,1,2,3,4,0.5,dog\nb,0,0,10,8,,\n"
+FOUND = "1 0.5 0.5 0.25 0.5 0.75\n0 0.1 0.1 0.2 0.1 0.2 0.3 1\n0 0.5 0.5 1 1\n"
 YAML = "path: .\ntrain: train.txt\nval: [pictures]\nnc: 2\nnames: {0: cat, 1: 'dog'}\n"
 LINES = "1 0.5 0.5 0.25 0.5\n0 0.1 0.1 0.2 0.1 0.2 0.3\n"
 TOML = (
@@ -110,7 +118,27 @@ def read_yolo_below(root: Path, path: Path, split: str) -> Any:
         return read_yolo(path, split)
 
 
+def read_boxes(root: Path, path: Path) -> Any:
+    """The boxes that a file has of the pictures of `voc/JPEGImages`."""
+    image_set, _ = open_inputs([str(root / "voc/JPEGImages/*.jpg")])
+    boxes = Boxes([read_detections(path)], told=1)
+    return boxes.of(image_set, range(len(image_set)), boxes.classes)
+
+
 KINDS = {
+    "results": Kind("found/results.json", json.dumps(RESULTS), read_boxes),
+    "scored coco": Kind(
+        "found/scored.json", json.dumps(COCO).replace('"iscrowd": 0', '"score": 0.5'), read_boxes
+    ),
+    "scored csv": Kind("found/scored.csv", SCORED, read_boxes),
+    "found labels": Kind(
+        "found/labels/a.txt", FOUND, lambda root, _: read_boxes(root, root / "found/labels")
+    ),
+    "found classes": Kind(
+        "found/named/classes.txt",
+        "cat\ndog\n",
+        lambda root, _: read_boxes(root, root / "found/named"),
+    ),
     "coco": Kind(
         "coco.json",
         json.dumps(COCO),
@@ -222,6 +250,7 @@ def data(tmp_path_factory):
         (root / kind.path).parent.mkdir(parents=True, exist_ok=True)
         restore(root, kind)
     (root / "voc/Annotations/b.xml").write_text(XML)
+    (root / "found/named/a.txt").write_text(FOUND)
     for name in ("ok", "junk"):
         (root / f"ox/q_1_{name}.txt").write_text("")
     return root
@@ -345,6 +374,36 @@ LAUGHS = (
 QUADRATIC = f'<!DOCTYPE a [<!ENTITY a "{"x" * 100_000}">]><a>{"&a;" * 100_000}</a>'
 
 HOSTILE = {
+    "results": [
+        ("[" * DEEP, "nested too deeply"),
+        ("[" + "9" * 5000 + "]", "4300 digits"),
+        ('{"a": 1}', "no list 'images'"),
+        (json.dumps(RESULTS).replace("0.5", "1e400"), r"\[0\]: score must be a number in"),
+        (json.dumps(RESULTS).replace("0.5", "NaN"), r"\[0\]: score must be a number in"),
+        (json.dumps(RESULTS).replace("0.5", "true"), r"\[0\]: score must be a number in"),
+        (json.dumps(RESULTS).replace("0.5", "1" + "0" * 400), r"\[0\]: score must be a number in"),
+        (json.dumps(RESULTS).replace("[1, 2,", "[1e400, 2,"), "finite"),
+        (json.dumps(RESULTS).replace("7,", "7.5,"), r"'image_id' \(int\), got 7.5"),
+        (json.dumps(RESULTS).replace("a.jpg", r"\ud800"), "'file_name' is not a name"),
+        (json.dumps(RESULTS).replace('"dog"', '" "'), "'category_name' is not a name"),
+    ],
+    "scored coco": [
+        (KINDS["scored coco"].content.replace("0.5", "-1"), r"annotations\[0\]: score must be"),
+        (KINDS["scored coco"].content.replace("b.jpg", r"b\u0000"), "is not a name"),
+        (KINDS["scored coco"].content.replace('"height": 8', '"height": -1'), "must be positive"),
+    ],
+    "scored csv": [
+        (SCORED.replace("0.5", "nan"), r"scored\.csv:2: score must be a number in \[0, 1\]"),
+        (SCORED.replace("0.5", "9" * 5000), r"scored\.csv:2: score must be a number in"),
+        (SCORED.replace("x0", "x1"), "header must"),
+    ],
+    "found labels": [
+        (FOUND.replace("0.75", "1e400"), r"a\.txt, line 1: score must be a number in"),
+        ("9" * 500 + " 0 0 0 0", r"a\.txt, line 1: class index must be 0 to"),
+        ("1 0.5 0.5 0.5", r"a\.txt, line 1: must be a class and a box"),
+        ("1 0.5 nan 1 1", "finite"),
+    ],
+    "found classes": [("a\na\n", "must have a name of a class per line, all different")],
     "coco": [
         ("[" * DEEP, "nested too deeply"),
         ('{"a":' * DEEP, "nested too deeply"),

@@ -9,18 +9,27 @@ from threading import BrokenBarrierError
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.models.detection.image_list import ImageList
 
 from cli_runner import error_of, run
 from conftest import TINY_BACKBONE, build_tiny, write_picture
 from regionhash.collection import Collection, indexing, open_codes
+from regionhash.collection.box_files import recorded_files
 from regionhash.collection.indexing import sample_features
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
 from regionhash.data.inputs import open_inputs
-from regionhash.models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from regionhash.models import checkpoints
+from regionhash.models.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 from regionhash.models.encoding import encode_boxes
 from regionhash.parts.backbones import stack_images
+from regionhash.search.request import Filter
 
 SMALL = ("--backbone", "tiny_fpn", "--weights", "none", "--bits", 64, "--short", 64)
 
@@ -259,6 +268,193 @@ def test_the_proposals_are_those_of_the_given_detector(saved, photos, tmp_path):
     assert record_of(run("info", tmp_path, "--json"))["bits"] == 64
 
 
+def test_the_regions_of_a_pyramid_are_as_many_as_asked_for(made, photos, tmp_path):
+    options = ("--proposals", "pyramid", "--regions", 30, "--max-iou", 0.8)
+    index(photos, tmp_path, *SMALL, *options)
+    model, checkpoint = load_checkpoint(tmp_path)
+    assert (model.proposals, model.n_proposals, model.max_iou) == ("pyramid", 30, 0.8)
+    assert checkpoint.arguments["proposals"] == "pyramid"
+    counts = [np.diff(open_codes(folder).compact().table.offsets) for folder in (made[0], tmp_path)]
+    assert (counts[0] >= 36).all()  # windows, of which there are that many on these small maps
+    assert ((counts[1] > 1) & (counts[1] <= 31)).all()
+    assert search(tmp_path, "--query", photos / "1.png", "--box", "5,5,60,60")["steps"] == ["exact"]
+
+
+def test_an_index_without_the_newer_arguments_has_their_defaults(made, photos, tmp_path):
+    shutil.copytree(made[0], tmp_path / "old")
+    _, checkpoint = load_checkpoint(made[0])
+    arguments = {name: checkpoint.arguments[name] for name in ("n_bits", "backbone", "weights")}
+    old = Checkpoint("drh", arguments, (), 64)
+    record = json.loads((tmp_path / "old/model.json").read_text())
+    identity = checkpoints._identity(old)
+    record |= identity | {
+        "model_hash": checkpoints._identity_hash(identity, record["weights_hash"])
+    }
+    (tmp_path / "old/model.json").write_text(json.dumps(record))
+    known = read_checkpoint(tmp_path / "old")
+    with pytest.raises(ValueError, match=r"is an index with max_iou 1.0, got 0.5"):
+        indexing._check_same(tmp_path / "old", known, indexing.IndexSettings({"max_iou": 0.5}))
+    indexing._check_same(tmp_path / "old", known, indexing.IndexSettings({"max_iou": 1.0}))
+
+
+# Boxes that a detector found
+
+
+def detections_of(photos, names=("0.png", "1.png", "2.png", "3.png")):
+    """COCO's results: two objects in each of some photos."""
+    results = []
+    for n, name in enumerate(names):
+        height, width = read_image(photos / name).shape[:2]
+        half = [0, 0, width / 2, height / 2]
+        results += [
+            {"file_name": name, "bbox": half, "score": 0.25, "category_name": "cat"},
+            {"file_name": name, "bbox": [1, 2, 20, 30], "score": 0.75, "category_name": "dog"},
+        ][: 1 + (n != 3)]
+    return results
+
+
+@pytest.fixture(scope="module")
+def boxed(photos, tmp_path_factory):
+    """The index of the six photos by boxes of four of them; its file, and what the command said."""
+    folder = tmp_path_factory.mktemp("boxed")
+    file = folder / "found.json"
+    file.write_text(json.dumps([*detections_of(photos), {"file_name": "x", "bbox": [0, 0, 1, 1]}]))
+    result = index(photos, folder / "index", *SMALL, "--proposals", f"boxes:{file}", "--json")
+    return folder / "index", file, result
+
+
+def test_the_regions_are_the_boxes_with_their_classes_and_scores(boxed, photos):
+    folder, _, result = boxed
+    table = open_codes(folder).compact().table
+    assert table.classes == ("cat", "dog")
+    assert np.diff(table.offsets).tolist() == [3, 3, 3, 2, 1, 1]
+    regions = table.regions(0)
+    height, width = table.sizes[0].tolist()
+    wanted = [[0, 0, width, height], [1, 2, 21, 32], [0, 0, width / 2, height / 2]]
+    np.testing.assert_allclose(regions.boxes, wanted, atol=1e-3)
+    assert regions.labels.tolist() == [-1, 1, 0]
+    assert regions.scores.tolist() == [1, 0.75, 0.25]
+    model, checkpoint = load_checkpoint(folder)
+    again = encode_boxes(model, checkpoint, read_image(photos / "0.png"), regions.boxes.copy())
+    np.testing.assert_array_equal(again.codes, regions.codes)
+    assert record_of(result)["noticed"] == {
+        "pictures with boxes that are not among the pictures, left out": 1,
+        "pictures without boxes, of which the whole picture is the only region": 2,
+    }
+
+
+def test_pictures_can_be_selected_by_the_classes_of_the_boxes(boxed, photos):
+    query = {"image": photos / "5.png", "boxes": [(5, 5, 60, 60)]}
+    with Collection.open(boxed[0]) as opened:
+
+        def found(**options):
+            return {hit.id for hit in opened.search(**query, filter=Filter(**options)).hits}
+
+        assert found() == {f"{n}.png" for n in range(6)}
+        assert found(labels=("cat",)) == {"0.png", "1.png", "2.png", "3.png"}
+        assert found(labels=("dog",)) == {"0.png", "1.png", "2.png"}
+        assert found(labels=("cat",), min_score=0.5) == set()
+        assert found(min_score=0.5) == {"0.png", "1.png", "2.png"}  # the whole picture is none
+
+
+def test_a_query_without_boxes_has_windows_and_a_stored_one_its_objects(boxed, photos, tmp_path):
+    folder, _, _ = boxed
+    record = search(folder, "--query", photos / "1.png", "--mode", "objects")
+    assert record["hits"][0]["matches"][0]["box"] is not None
+    with Collection.open(folder) as opened:
+        encoded = opened.encoded("0.png")
+        assert len(encoded.regions) == 3
+        found = opened.search(image_id="0.png", mode="objects")
+    assert [len(hit.matches) for hit in found.hits][:1] == [2]  # cat and dog, not the whole picture
+
+
+def test_new_pictures_have_the_boxes_of_their_own_file_or_of_the_first(photos, tmp_path):
+    pictures, folder = tmp_path / "pictures", tmp_path / "index"
+    pictures.mkdir()
+    shutil.copy(photos / "0.png", pictures)
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(json.dumps(detections_of(photos, ("0.png", "1.png"))))
+    index(pictures, folder, *SMALL, "--proposals", f"boxes:{first}")
+    assert json.loads((folder / "boxes.json").read_text()) == {"files": [str(first)]}
+    shutil.copy(photos / "1.png", pictures)
+    run("refresh", folder, "--workers", 0)  # reads the first file again
+    shutil.copy(photos / "2.png", pictures)
+    second.write_text(json.dumps(detections_of(photos, ("2.png",))))
+    run("add", folder, pictures, "--boxes", second, "--workers", 0)
+    assert recorded_files(folder) == [second, first]
+    table = open_codes(folder).compact().table
+    assert list(table.ids) == ["0.png", "1.png", "2.png"]
+    assert np.diff(table.offsets).tolist() == [3, 3, 3]
+    # A file that is gone is no reason to stop, and the collection says so.
+    second.unlink()
+    shutil.copy(photos / "3.png", pictures)
+    result = run("refresh", folder, "--workers", 0)
+    assert f"{second}: " in result.stderr and "No such file" in result.stderr
+    assert "no file has boxes of it; the whole picture is its region" in result.stderr
+    assert np.diff(open_codes(folder).compact().table.offsets).tolist() == [3, 3, 3, 1]
+    assert record_of(run("check", folder, "--json"))["problems"] == []
+
+
+def test_boxes_are_refused_by_an_index_of_windows_and_a_damaged_list_is_named(
+    made, boxed, photos, tmp_path
+):
+    said = error_of("add", made[0], photos, "--boxes", boxed[1])
+    assert said.startswith(f"{made[0]}: its model takes no boxes; `regionhash index --proposals")
+    said = error_of("add", boxed[0], photos, "--boxes", tmp_path / "no.json")
+    assert said.startswith(f"{tmp_path / 'no.json'}: ")
+    shutil.copytree(boxed[0], tmp_path / "copy")
+    for content, reason in (
+        ("[", "Expecting"),
+        ("{}", "'files' is missing"),
+        ('{"files": ["a"]}', "files must be absolute paths, got 'a'"),
+    ):
+        (tmp_path / "copy/boxes.json").write_text(content)
+        said = error_of("refresh", tmp_path / "copy")
+        assert said.startswith(f"{tmp_path / 'copy/boxes.json'}: ") and reason in said
+
+
+def test_a_function_finds_the_boxes(photos, tmp_path):
+    seen = []
+
+    def detector(image):
+        seen.append(image.shape)
+        height, width = image.shape[:2]
+        return [[0, 0, width / 2, height], [0, 0, 10, 10]], [0.5, 0.9], [1, 0]
+
+    settings = indexing.IndexSettings(
+        {"backbone": "tiny_fpn", "weights": "none", "n_bits": 64},
+        short=64,
+        boxes=detector,
+        classes=("corner", "half"),
+    )
+    report = indexing.build_index([str(photos)], tmp_path, settings, workers=2)
+    assert report.checkpoint.classes == ("corner", "half")
+    table = open_codes(tmp_path).compact().table
+    assert np.diff(table.offsets).tolist() == [3] * 6
+    assert table.regions(0).labels.tolist() == [-1, 0, 1]
+    assert len(seen) == 12  # fitted, then encoded
+    shutil.copytree(photos, tmp_path / "more")
+    Image.fromarray(np.zeros((50, 60, 3), np.uint8)).save(tmp_path / "more/new.png")
+    with Collection.open(tmp_path) as opened:
+        opened.add([str(tmp_path / "more")], boxes=lambda _: [[1, 1, 9, 9]], workers=0)
+        assert opened.encoded("new.png").regions.boxes[1].tolist() == pytest.approx([1, 1, 9, 9])
+    with (
+        Collection.open(tmp_path) as opened,
+        pytest.raises(ValueError, match=r"b\.png: boxes must"),
+    ):
+        Image.fromarray(np.ones((50, 60, 3), np.uint8)).save(tmp_path / "more/b.png")
+        opened.add([str(tmp_path / "more/b.png")], boxes=lambda _: [1, 2], workers=0)
+    with Collection.open(tmp_path) as opened, pytest.raises(ValueError, match="below 2, the num"):
+        opened.add(
+            [str(tmp_path / "more/b.png")], boxes=lambda _: ([[1, 1, 9, 9]], None, [2]), workers=0
+        )
+
+
+def test_encoding_with_a_model_of_boxes_takes_windows_and_says_so(boxed, photos, tmp_path):
+    result = run("encode", boxed[0], photos, "-o", tmp_path / "codes.h5", "--workers", 0)
+    assert "the model takes boxes, but none are given; the regions are windows" in result.stderr
+
+
 def test_the_sample_of_regions_is_bounded_and_holds_the_whole_pictures(made, photos, monkeypatch):
     from regionhash.collection import indexing
 
@@ -418,6 +614,11 @@ def test_an_index_of_other_settings_is_refused_and_kept(made, saved, photos, tmp
         (["--bits", 128], f"{folder}: is an index with n_bits 64, got 128; give another folder"),
         (["--short", 96], f"{folder}: is an index with short 64, got 96; give another folder"),
         (["--proposals", saved.folder], "is an index with proposals windows, got rpn"),
+        (["--proposals", f"detector:{saved.folder}"], "with proposals windows, got rpn"),
+        (["--proposals", "pyramid"], "is an index with proposals windows, got pyramid"),
+        (["--proposals", f"boxes:{photos}"], "is an index with proposals windows, got boxes"),
+        (["--regions", 50], "is an index with n_proposals 300, got 50"),
+        (["--max-iou", 0.5], "is an index with max_iou 1.0, got 0.5"),
         (["--model", saved.folder], "is an index of another model than"),
     ):
         assert message in error_of("index", photos, "-o", folder, *options)
@@ -430,6 +631,17 @@ def test_bad_settings_are_named(photos, saved, tmp_path):
         (["--model", tmp_path / "gone"], "no such file; a checkpoint is a folder with it"),
         (["--proposals", tmp_path / "gone"], "no such file; a checkpoint is a folder with it"),
         (["--proposals", saved.folder, "--backbone", "vgg16"], "leave out backbone"),
+        (
+            ["--proposals", "piramid"],
+            "boxes:FILE or detector:CHECKPOINT, got 'piramid'",
+        ),
+        (["--proposals", "boxes:"], "boxes:FILE or detector:CHECKPOINT, got 'boxes:'"),
+        (["--model", saved.folder, "--proposals", "boxes:x"], "is not fitted: leave out proposals"),
+        (
+            ["--proposals", f"boxes:{tmp_path / 'no.json'}", *SMALL],
+            "no.json: cannot read the det",
+        ),
+        (["--max-iou", 0, *SMALL[:4]], "max_iou must be in (0, 1], got 0"),
         (["--bits", 12, *SMALL[:4]], "positive multiple of 8, got 12"),
         (["--overlap", 1.5, *SMALL[:4]], "overlap must be in [0, 1), got 1.5"),
         (["--short", 8], "short must be in [32, 2048], got 8"),

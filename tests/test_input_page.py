@@ -60,6 +60,21 @@ HELD = {
         "test_yolo.test_a_wrong_file_is_an_error_that_names_it",
         "test_open_dataset.test_files_and_folders_may_have_colons_in_their_names",
     ],
+    "Boxes of detectors": [
+        "test_detections.test_coco_results_are_read",
+        "test_detections.test_boxes_of_pictures_that_are_not_there_are_left_out_and_told",
+        "test_detections.test_a_name_that_fits_several_pictures_is_left_out_and_told",
+        "test_detections."
+        "test_a_picture_of_another_folder_is_found_by_its_name_if_it_is_the_only_one",
+        "test_detections.test_coco_results_without_names_have_no_classes_and_pictures_by_number",
+        "test_detections.test_a_table_needs_neither_classes_nor_scores",
+        "test_detections.test_coco_results_without_names_have_no_classes_and_pictures_by_number",
+        "test_detections.test_a_class_that_the_model_does_not_know_is_none_and_told",
+        "test_detections.test_an_error_names_file_and_field_in_one_line",
+        "test_detections.test_boxes_are_turned_cut_and_left_out_as_those_of_labels",
+        "test_indexing.test_new_pictures_have_the_boxes_of_their_own_file_or_of_the_first",
+        "test_indexing.test_a_query_without_boxes_has_windows_and_a_stored_one_its_objects",
+    ],
     "Folders and collections": [
         "test_walking.test_a_folder_that_cannot_be_read_is_told_once",
         "test_walking.test_folders_of_systems_are_left_out_with_a_line",

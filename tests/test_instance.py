@@ -19,6 +19,7 @@ from regionhash.evaluation.instance import (
     InstanceRelevance,
     dense_ranks,
     instance_average_precision,
+    location_scores,
 )
 
 FORMS: tuple[APForm, ...] = get_args(APForm)
@@ -194,3 +195,62 @@ def test_the_examples_of_the_documentation_are_right() -> None:
     page = Path(__file__).parents[1] / "docs/instance-search.md"
     failed, attempted = doctest.testfile(str(page), module_relative=False)
     assert attempted and not failed
+
+
+# Where the object was found
+
+
+def slow_location(distances, positives, junk, matched, objects, k, iou):
+    """The definition in plain loops."""
+    ranking = sorted(range(len(distances)), key=lambda n: (distances[n], n))
+    ranking = [n for n in ranking if n not in junk]
+    wanted = [n for n in positives if n not in junk]
+    right = hits = 0
+    for n in ranking[: k or len(wanted)]:
+        if n not in wanted or n not in objects:
+            continue
+        hits += 1
+        x0, y0, x1, y1 = map(float, matched[n])
+        for a0, b0, a1, b1 in objects[n].tolist():
+            both = max(0, min(x1, a1) - max(x0, a0)) * max(0, min(y1, b1) - max(y0, b0))
+            union = (x1 - x0) * (y1 - y0) + (a1 - a0) * (b1 - b0) - both
+            if both / union >= iou:
+                right += 1
+                break
+    return right / hits if hits else float("nan")
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([None, 1, 3]), st.sampled_from([0.25, 0.5, 1.0]))
+def test_the_location_score_is_that_of_loops(seed, k, iou):
+    rng = np.random.default_rng(seed)
+    n_queries, n = 4, 9
+
+    def boxes(count):
+        low, sides = rng.integers(0, 3, (count, 2)), rng.integers(1, 4, (count, 2))
+        return np.concatenate([low, low + sides], axis=1).astype(np.float32)
+
+    distances = rng.integers(0, 4, (n_queries, n))
+    positives = tuple(np.flatnonzero(rng.random(n) < 0.5) for _ in range(n_queries))
+    junk = tuple(np.flatnonzero(rng.random(n) < 0.2) for _ in range(n_queries))
+    matched = [boxes(n) for _ in range(n_queries)]
+    objects = [
+        {int(row): boxes(rng.integers(1, 3)) for row in rows[rng.random(len(rows)) < 0.9]}
+        for rows in positives
+    ]
+    relevance = InstanceRelevance(positives, junk, np.array([*map(len, positives)]), n)
+    found = location_scores(distances, relevance, matched, objects, k=k, iou=iou)
+    for query in range(n_queries):
+        case = (x[query] for x in (distances, positives, junk, matched, objects))
+        assert found[query] == pytest.approx(slow_location(*case, k, iou), nan_ok=True)
+
+
+def test_bad_arguments_of_the_location_score_are_refused():
+    relevance = InstanceRelevance((np.array([0]),), (np.array([], int),), np.array([1]), 2)
+    case = (np.zeros((1, 2), int), relevance, [np.zeros((2, 4), np.float32)], [{}])
+    with pytest.raises(ValueError, match=r"iou must be in \(0, 1\]"):
+        location_scores(*case, iou=0)
+    with pytest.raises(ValueError, match="k at least 1"):
+        location_scores(*case, k=0)
+    with pytest.raises(ValueError, match="of as many queries"):
+        location_scores(*case[:3], [])

@@ -6,7 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regionhash.parts.windows import max_pool_windows, sliding_windows, snap_boxes
+from regionhash.parts.windows import (
+    max_pool_windows,
+    pyramid_windows,
+    sliding_windows,
+    snap_boxes,
+)
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48), (12, 16), (24, 32), (38, 50)])
@@ -112,3 +117,61 @@ def test_no_box_covers_no_cell():
     cells_of_boxes = snap_boxes(torch.zeros(0, 4), 16, 3, 4)
     assert cells_of_boxes.shape == (0, 4)
     assert max_pool_windows(torch.zeros(1, 2, 3, 4), cells_of_boxes).shape == (1, 0, 2)
+
+
+# The pyramid
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 400))
+def test_a_pyramid_lies_in_the_map_comes_once_and_is_small_enough(height, width, n_windows):
+    windows = pyramid_windows(height, width, n_windows)
+    assert windows.dtype == np.int64
+    assert windows[0].tolist() == [0, 0, width, height]
+    assert len(np.unique(windows, axis=0)) == len(windows) <= 1 + n_windows
+    x0, y0, x1, y1 = windows.T
+    assert (x0 >= 0).all() and (x1 <= width).all() and (x0 < x1).all()
+    assert (y0 >= 0).all() and (y1 <= height).all() and (y0 < y1).all()
+
+
+def covered(windows, height, width):
+    """The share of objects that a window has at an IoU of .5, of small ones and of all."""
+    rng = np.random.default_rng(0)
+    n, found = 2000, []
+    sides = np.exp(rng.uniform(np.log(1 / 6), 0, n)) * (height * width) ** 0.5
+    stretch = np.exp(rng.uniform(-np.log(2), np.log(2), n) / 2)
+    for side, by in zip(sides, stretch, strict=True):
+        w, h = min(side * by, width), min(side / by, height)
+        x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+        best = 0.0
+        for x0, y0, x1, y1 in windows.tolist():
+            across, down = min(x1, x + w) - max(x0, x), min(y1, y + h) - max(y0, y)
+            if across > 0 and down > 0:
+                both = across * down
+                best = max(best, both / (w * h + (x1 - x0) * (y1 - y0) - both))
+        found.append(best >= 0.5)
+    small = sides**2 < 0.05 * height * width
+    return np.mean(np.array(found)[small]), np.mean(found)
+
+
+def test_a_pyramid_covers_small_objects_which_sliding_windows_do_not():
+    small, every = covered(pyramid_windows(12, 16, 300), 12, 16)
+    assert small > 0.8 and every > 0.9  # as its docstring states
+    small, every = covered(sliding_windows(12, 16, 0.6), 12, 16)
+    assert small == 0 and every < 0.65
+
+
+def test_all_scales_of_a_pyramid_go_from_edge_to_edge():
+    windows = pyramid_windows(12, 16, 300)[1:]
+    sizes = windows[:, 2:] - windows[:, :2]
+    for size in np.unique(sizes, axis=0):
+        own = windows[(sizes == size).all(1)]
+        assert own[:, :2].min(0).tolist() == [0, 0]
+        assert own[:, 2:].max(0).tolist() == [16, 12]
+    assert sizes.prod(1).min() <= 12 * 16 / 36 * 1.2
+
+
+@pytest.mark.parametrize("arguments", [(0, 4, 5), (4, 4, -1)])
+def test_what_has_no_pyramid_is_refused(arguments):
+    with pytest.raises(ValueError, match=r"at least one cell|at least 0, got -1"):
+        pyramid_windows(*arguments)

@@ -92,6 +92,37 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """The boxes that a detector found in one picture, possibly none.
+
+    Attributes:
+        boxes: (R, 4) float32, xyxy in pixels of the picture as shown, each with an area.
+        scores: (R,) float32 in [0, 1]; 1 if the detector gives none.
+        labels: (R,) int64, class indices from 0; -1 if unknown.
+    """
+
+    boxes: Floats
+    scores: Floats
+    labels: Ints
+
+    def __post_init__(self) -> None:
+        _shaped("boxes", self.boxes, None, 4)
+        _shaped("scores", self.scores, len(self.boxes))
+        _shaped("labels", self.labels, len(self.boxes))
+        _typed("boxes", self.boxes, np.float32)
+        _typed("scores", self.scores, np.float32)
+        _typed("labels", self.labels, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @classmethod
+    def none(cls) -> Detections:
+        """Those of a picture in which nothing was found."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Regions:
     """The kept instances of one picture, best first. Zero regions is valid.
 

@@ -50,10 +50,27 @@ def index(
         ),
     ] = None,
     proposals: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="CHECKPOINT",
-            help="Folder of a trained region-dh; its 300 best proposals become the regions.",
+            metavar="REGIONS",
+            help="The regions: `windows`; `pyramid`, windows down to a sixth of a side; "
+            "`boxes:FILE`, boxes that a detector found, as COCO results, COCO, CSV or a folder of "
+            "YOLO's text files; or `detector:CHECKPOINT`, proposals of a trained region-dh. A "
+            "CHECKPOINT alone is taken as the latter.  [default: windows]",
+        ),
+    ] = None,
+    regions: Annotated[
+        int | None,
+        typer.Option(
+            help="Greatest number of regions per picture, except `windows`.  [default: 300]"
+        ),
+    ] = None,
+    max_iou: Annotated[
+        float | None,
+        typer.Option(
+            "--max-iou",
+            help="Drop regions that overlap a better one by more than this intersection over "
+            "union, in (0, 1].  [default: 1]",
         ),
     ] = None,
     short: Short = None,
@@ -87,9 +104,20 @@ def index(
 
     from regionhash.collection.indexing import IndexSettings, build_index
 
-    given = {"n_bits": bits, "backbone": backbone, "weights": weights, "overlap": overlap}
+    kind, place = _proposals(proposals)
+    given = {
+        "n_bits": bits,
+        "backbone": backbone,
+        "weights": weights,
+        "overlap": overlap,
+        "proposals": None if place else kind,
+        "n_proposals": regions,
+        "max_iou": max_iou,
+    }
     arguments = {name: value for name, value in given.items() if value is not None}
-    settings = IndexSettings(arguments, short, seed, proposals, model)
+    detector = place if kind == "detector" else None
+    boxes = place if kind == "boxes" else None
+    settings = IndexSettings(arguments, short, seed, detector, model, boxes)
     report = build_index(
         images,
         output,
@@ -123,6 +151,13 @@ def add(
     again: Annotated[
         bool, typer.Option("--again", help="Also add pictures that were removed before.")
     ] = False,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of boxes of these pictures, see `regionhash index --proposals`; it is "
+            "read again by `refresh`."
+        ),
+    ] = None,
     strict: Strict = False,
     batch_size: BatchSize = 8,
     workers: Workers = None,
@@ -145,6 +180,7 @@ def add(
         report = opened.add(
             images,
             again=again,
+            boxes=boxes,
             batch_size=batch_size,
             workers=n_workers(workers),
             reporter=ConsoleReporter(),
@@ -321,6 +357,24 @@ def import_codes(
         print_json({"collection": str(collection), "new": count})
     else:
         typer.echo(f"{collection}: {count} pictures of {codes} are new")
+
+
+def _proposals(given: str | None) -> tuple[str | None, Path | None]:
+    """What the regions are, and the file or folder that they come from, if any.
+
+    Raises:
+        ValueError: it is none of the forms.
+    """
+    kind, colon, place = (given or "").partition(":")
+    if given in (None, "windows", "pyramid"):
+        return given, None
+    if kind in ("boxes", "detector") and colon and place:
+        return kind, Path(place)
+    if "/" not in given and not Path(given).exists():
+        raise ValueError(
+            f"proposals must be windows, pyramid, boxes:FILE or detector:CHECKPOINT, got {given!r}"
+        )
+    return "detector", Path(given)
 
 
 def _fit_line(fit: FitReport) -> str:

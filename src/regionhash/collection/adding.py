@@ -19,6 +19,7 @@ from regionhash.store import rows_of
 from regionhash.structures import EncodedImage
 
 if TYPE_CHECKING:
+    from regionhash.data.detections import Boxes, Detector
     from regionhash.models import HashModel
     from regionhash.models.checkpoints import Checkpoint
     from regionhash.models.encoding import EncodingReport
@@ -55,6 +56,7 @@ def add_pictures(
     source: int | None,
     *,
     again: Container[Key] = (),
+    boxes: Boxes | Detector | None = None,
     batch_size: int = 8,
     workers: int = 1,
     reporter: Reporter = SILENT,
@@ -73,6 +75,7 @@ def add_pictures(
         source: number of their source, see `Database.source`.
         again: files, as `Database.path_of` gives them, and names of pictures without files that are
             stored although they were removed before.
+        boxes: see `encode_images`.
         batch_size: pictures that the model takes at a time.
         workers: processes that read pictures.
         reporter: is told the pictures done and their total, and those that cannot be read.
@@ -98,6 +101,7 @@ def add_pictures(
         precision=database.header["meta"]["precision"],
         reporter=reporter,
         on_file=plan.note,
+        boxes=boxes,
     )
     writer.commit()
     stored_before = encoding.n_stored_before - len(plan.left_out)

@@ -5,6 +5,7 @@ photos.collection/
   collection.db                   the source of truth
   arrays/                         derived, rebuilt when missing or stale
   uploads/                        files uploaded to the service
+  boxes.json                      the files of boxes it was given, if any
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.collection.arrays import Arrays, Snapshot, without_removed
+from regionhash.collection.box_files import boxes_of
 from regionhash.collection.checking import CheckReport, check, header_of_model
 from regionhash.collection.database import (
     DATABASE_FILE,
@@ -53,6 +55,7 @@ from regionhash.structures import Box, EncodedImage, Mask, renamed
 
 if TYPE_CHECKING:
     from regionhash.collection.adding import AddReport
+    from regionhash.data.detections import Boxes, Detector
     from regionhash.data.image_set import ImageSet
     from regionhash.data.inputs import Source
     from regionhash.models import HashModel
@@ -380,7 +383,14 @@ class Collection:
 
     # Changing
 
-    def add(self, inputs: Sequence[str], *, again: bool = False, **options: Any) -> AddReport:
+    def add(
+        self,
+        inputs: Sequence[str],
+        *,
+        again: bool = False,
+        boxes: str | Path | Detector | None = None,
+        **options: Any,
+    ) -> AddReport:
         """Adds new and changed pictures.
 
         Pictures that were removed before are left out, except files that are named themselves.
@@ -388,6 +398,8 @@ class Collection:
         Args:
             inputs: see `regionhash.data.inputs.open_inputs`.
             again: adds all pictures that were removed before.
+            boxes: of a collection whose regions are given boxes: a further file, which is recorded,
+                see `read_detections`; or a function that finds them in these pictures.
             options: see `add_pictures`.
 
         Raises:
@@ -400,21 +412,37 @@ class Collection:
         image_set, place = open_inputs(inputs)
         named = None if again else {Path(given).absolute() for given in inputs}
         wanted = keys_of(self._database, image_set, named)
-        return self.add_set(image_set, absolute_inputs(inputs), place, again=wanted, **options)
+        return self.add_set(
+            image_set, absolute_inputs(inputs), place, again=wanted, boxes=boxes, **options
+        )
 
     def add_set(
-        self, image_set: ImageSet, inputs: Sequence[str], place: Source, **options: Any
+        self,
+        image_set: ImageSet,
+        inputs: Sequence[str],
+        place: Source,
+        *,
+        boxes: str | Path | Boxes | Detector | None = None,
+        **options: Any,
     ) -> AddReport:
         """`add` for an image set that is already open."""
         from regionhash.collection.adding import add_pictures
 
+        given = boxes_of(self.folder, self.model[0], boxes, image_set.notices)
         source = self._database.source(inputs, place)
-        report = add_pictures(self._database, *self.model, image_set, source, **options)
+        report = add_pictures(
+            self._database, *self.model, image_set, source, boxes=given, **options
+        )
         self.sync()
         return report
 
     def refresh(
-        self, *, reporter: Reporter = SILENT, remove_empty: bool = False, **options: Any
+        self,
+        *,
+        reporter: Reporter = SILENT,
+        remove_empty: bool = False,
+        boxes: Detector | None = None,
+        **options: Any,
     ) -> list[AddReport]:
         """Brings the collection up to date with its folders; returns a report per added source.
 
@@ -425,6 +453,7 @@ class Collection:
         Args:
             reporter: is told about each source or picture that is kept, and as in `add`.
             remove_empty: also removes the pictures of folders that are empty now.
+            boxes: a function, see `add`; otherwise the recorded files are read again.
             options: see `add_pictures`.
         """
         from regionhash.collection.adding import AddReport
@@ -435,14 +464,18 @@ class Collection:
             remove_gone,
         )
         from regionhash.data.inputs import open_inputs
+        from regionhash.data.notices import Notices
         from regionhash.models.encoding import EncodingReport
 
+        notices = Notices()
+        given = boxes_of(self.folder, self.model[0], boxes, notices)
+        notices.tell(reporter)
         reports: dict[int, AddReport] = {}
         for source, text in self._database.read("SELECT source, inputs FROM sources ORDER BY 1"):
             try:
                 image_set, place = open_inputs(inputs := inputs_of(text))
                 reports[source] = self.add_set(
-                    image_set, inputs, place, reporter=reporter, **options
+                    image_set, inputs, place, boxes=given, reporter=reporter, **options
                 )
             except StoreError:
                 raise
@@ -456,7 +489,7 @@ class Collection:
         for source, (removed, kept) in gone.items():
             reports[source] = replace(reports[source], removed=removed, kept=kept)
         of_damaged = encode_damaged_again(
-            self._database, self, reports, reporter=reporter, **options
+            self._database, self, reports, boxes=given, reporter=reporter, **options
         )
         self.sync()
         return [*reports.values(), *([] if of_damaged is None else [of_damaged])]

@@ -77,9 +77,10 @@ def _detected(snapshot: Snapshot, min_score: float, label: int | None = None) ->
     found = np.zeros(len(table), bool)
     if table.offsets is None or table.scores is None or table.labels is None:
         return found
-    good = np.asarray(table.scores) >= min_score
-    if label is not None:
-        good &= table.labels == label
+    scores, labels = np.asarray(table.scores), np.asarray(table.labels)
+    good = scores >= min_score
+    # The whole picture as a region has no class and the score 1: it is no detection.
+    good &= (labels >= 0) | (scores < 1) if label is None else labels == label
     regions = np.flatnonzero(good)
     found[np.searchsorted(table.offsets, regions, side="right") - 1] = True
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +17,13 @@ from torch import Tensor
 
 from regionhash.collection import Collection, is_collection, model_hash_of
 from regionhash.collection.adding import AddReport
+from regionhash.data.detections import Boxes, Detector, read_detections
 from regionhash.data.image_set import ImageSet
 from regionhash.data.inputs import absolute_inputs, open_inputs
+from regionhash.data.notices import Notices
 from regionhash.files.atomic import locked_folder
+from regionhash.files.names import absolute
+from regionhash.models import MODELS
 from regionhash.models.checkpoints import (
     CONFIG_FILE,
     MAX_SHORT,
@@ -34,7 +38,7 @@ from regionhash.models.checkpoints import (
     save_checkpoint,
 )
 from regionhash.models.drh import DRH, FitReport, fit_drh
-from regionhash.models.encoding import Input, pick_device, read_inputs
+from regionhash.models.encoding import Input, finder_of, pick_device, read_inputs
 from regionhash.models.parameters import defaults_of
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.backbones import load_weights
@@ -60,6 +64,9 @@ class IndexSettings:
         seed: random seed of the sample of regions and of the fitting.
         detector: folder of a Region-DH checkpoint whose RPN proposes the regions.
         model: folder of a checkpoint to use instead of fitting a model.
+        boxes: a file of boxes that become the regions, see `read_detections`, or a function that
+            finds them.
+        classes: names of the classes of such a function, by its labels; a file has its own.
     """
 
     arguments: dict[str, Any]
@@ -67,11 +74,15 @@ class IndexSettings:
     seed: int = 0
     detector: Path | None = None
     model: Path | None = None
+    boxes: Path | Detector | None = None
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.model and (self.arguments or self.short or self.detector):
+        if self.detector and self.boxes:
+            raise ValueError("regions are those of a detector or given boxes, not both")
+        if self.model and (self.arguments or self.short or self.detector or self.boxes):
             given = [*self.arguments, *["short"] * bool(self.short)]
-            given += ["proposals"] * bool(self.detector)
+            given += ["proposals"] * bool(self.detector or self.boxes)
             raise ValueError(f"a given model is not fitted: leave out {', '.join(given)}")
         given = [name for name in ("backbone", "weights") if name in self.arguments]
         if self.detector and given:
@@ -139,6 +150,7 @@ def build_index(
             image_set,
             absolute_inputs(inputs),
             source,
+            boxes=settings.boxes,
             batch_size=batch_size,
             workers=workers,
             reporter=reporter,
@@ -184,6 +196,8 @@ def sample_features(
     short: int,
     seed: int,
     workers: int,
+    boxes: Boxes | Detector | None = None,
+    classes: Sequence[str] = (),
     reporter: Reporter = SILENT,
 ) -> Tensor:
     """Features (N, D) of regions of some pictures, always including the whole picture.
@@ -200,9 +214,15 @@ def sample_features(
     device = next(model.parameters()).device
     found: list[Tensor] = []
     reason = ""
-    for n, (_, item) in enumerate(read_inputs(image_set, rows, short, workers), 1):
+    find = None
+    if boxes is not None:
+        silent = replace(image_set, notices=Notices())  # encoding will notice the same
+        find = finder_of(boxes, silent, rows, classes)
+        workers = 0 if callable(boxes) else workers
+    for n, (_, item) in enumerate(read_inputs(image_set, rows, short, workers, find=find), 1):
         if isinstance(item, Input):
-            (regions,) = model.region_features([item.image.to(device)])
+            given = None if find is None else [item.boxes]
+            (regions,) = model.region_features([item.image.to(device)], given)
             chosen = 1 + rng.permutation(len(regions.features) - 1)[: per_picture - 1]
             found.append(regions.features[[0, *chosen.tolist()]].cpu())
         else:
@@ -242,6 +262,15 @@ def _fit(
     short = settings.short or DEFAULT_SHORT
     if settings.detector:
         arguments |= detector_arguments(settings.detector)
+    boxes: Boxes | Detector | None = None
+    if isinstance(settings.boxes, str | Path):
+        boxes = Boxes([read_detections(settings.boxes)])
+    elif settings.boxes is not None:
+        boxes = settings.boxes
+    if boxes is not None:
+        arguments["proposals"] = "boxes"
+    names = boxes.classes if isinstance(boxes, Boxes) else settings.classes
+    classes = tuple(dict.fromkeys([*settings.classes, *image_set.classes, *names]))
     torch.manual_seed(settings.seed)
     model = cast(DRH, build_model("drh", arguments).eval())
     if settings.detector:
@@ -253,6 +282,8 @@ def _fit(
         short=short,
         seed=settings.seed,
         workers=workers,
+        boxes=boxes,
+        classes=classes,
         reporter=reporter,
     )
     report = fit_drh(model, features, seed=settings.seed)
@@ -260,10 +291,12 @@ def _fit(
         "data": image_set.fingerprint(),
         "fit": asdict(report) | {"regions": len(features), "seed": settings.seed},
     }
+    if isinstance(settings.boxes, str | Path):
+        record["boxes"] = str(absolute(settings.boxes))
     save_checkpoint(
         output,
         model,
-        Checkpoint("drh", arguments, image_set.classes, short, provenance=record),
+        Checkpoint("drh", arguments, classes, short, provenance=record),
     )
     return report
 
@@ -316,7 +349,11 @@ def _check_same(output: Path, checkpoint: Checkpoint, settings: IndexSettings) -
         wanted["short"] = settings.short
     if settings.detector:
         wanted["proposals"] = "rpn"
-    known = checkpoint.arguments | {"short": checkpoint.short}
+    if settings.boxes:
+        wanted["proposals"] = "boxes"
+    # What an older version did not record is its default now.
+    built = defaults_of(MODELS[checkpoint.name]) | checkpoint.arguments
+    known = built | {"short": checkpoint.short}
     for name, value in wanted.items():
         if name in known and known[name] != value:
             raise ValueError(

@@ -277,6 +277,19 @@ def parse_flag(value: object, field: str) -> bool:
     raise ValueError(f"{field} must be 0 or 1, got {shown(value)}")
 
 
+def parse_score(value: object) -> float:
+    """How sure a detector is. Raises ValueError unless it is a number, or its text, in [0, 1]."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
+        score = float(value)
+        if not 0 <= score <= 1:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ValueError(f"must be a number in [0, 1], got {shown(value)}") from None
+    return score
+
+
 def parse_size(height: object, width: object) -> Size | None:
     """A size as annotations note it; None if it is missing or 0.
 

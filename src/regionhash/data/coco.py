@@ -55,8 +55,8 @@ def read_coco(
     content = read_json(path, "the instances file")
     notices = Notices()
 
-    categories = _records(path, content, "categories", ("name",), notices)
-    images = _records(path, content, "images", ("file_name",), notices)
+    categories = records_of(path, content, "categories", ("name",), notices)
+    images = records_of(path, content, "images", ("file_name",), notices)
     pictures = ListedPictures(images_dir, notices)
     picture_of: dict[int | str, str] = {}
     sizes: dict[str, Size] = {}
@@ -81,16 +81,16 @@ def read_coco(
         if size:
             sizes.setdefault(image_id, size)
 
-    annotations = _annotations(path, content, notices)
+    annotations = annotations_of(path, content, notices)
     used = {item["category_id"] for item in annotations.values()}
-    classes, indices = _classes(path, categories, used, notices)
+    classes, indices = classes_of(path, categories, used, notices)
     objects: dict[str, list[LabelledBox]] = defaultdict(list)
     for index, item in annotations.items():
         source = f"{path}: annotations[{index}]"
         if item["category_id"] not in indices:
             raise ValueError(f"{source}: unknown category_id {shown(item['category_id'])}")
         try:
-            crowd, box = parse_flag(item.get("iscrowd"), "iscrowd"), _box(item)
+            crowd, box = parse_flag(item.get("iscrowd"), "iscrowd"), box_of(item)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
         if item["image_id"] in picture_of:
@@ -115,7 +115,7 @@ def read_coco(
     return ImageSet(path.stem, classes, tuple(pictures.paths), files, targets, notices)
 
 
-def _records(
+def records_of(
     path: Path, content: object, name: str, names: Iterable[str], notices: Notices
 ) -> dict[int, dict[str, Any]]:
     """The records of the list `name` by their places, with the fields `names`, of different ids."""
@@ -124,7 +124,7 @@ def _records(
     for index, record in enumerate(_list(path, content, name)):
         source = f"{path}: {name}[{index}]"
         record = record if isinstance(record, dict) else {}
-        own = {**record, "id": _id(source, record, "id")}
+        own = {**record, "id": id_of(source, record, "id")}
         for field in names:
             value = record.get(field)
             if not isinstance(value, str):
@@ -148,7 +148,8 @@ def _records(
     return found
 
 
-def _annotations(path: Path, content: Any, notices: Notices) -> dict[int, dict[str, Any]]:
+def annotations_of(path: Path, content: Any, notices: Notices) -> dict[int, dict[str, Any]]:
+    """The records of the list "annotations" by their places, with the ids of picture and class."""
     if content.get("annotations") is None:
         notices.add("files without annotations", f"{path}: no list 'annotations'; no objects")
         return {}
@@ -157,7 +158,7 @@ def _annotations(path: Path, content: Any, notices: Notices) -> dict[int, dict[s
     for index, record in enumerate(_list(path, content, "annotations")):
         source = f"{path}: annotations[{index}]"
         record = record if isinstance(record, dict) else {}
-        ids = {field: _id(source, record, field) for field in ("image_id", "category_id")}
+        ids = {field: id_of(source, record, field) for field in ("image_id", "category_id")}
         own = record | ids
         # Merged files often number the objects of each from 1: only the same record is taken once.
         if isinstance(own.get("id"), int | str):
@@ -181,7 +182,7 @@ def _list(path: Path, content: object, name: str) -> list[Any]:
     return records
 
 
-def _id(source: str, record: dict[str, Any], field: str) -> int | str:
+def id_of(source: str, record: dict[str, Any], field: str) -> int | str:
     """An id by value: 7, 7.0 and "7" are the same."""
     value = record.get(field)
     if isinstance(value, float) and value.is_integer():
@@ -196,7 +197,7 @@ def _id(source: str, record: dict[str, Any], field: str) -> int | str:
     return value
 
 
-def _classes(
+def classes_of(
     path: Path,
     categories: dict[int, dict[str, Any]],
     used: set[int | str],
@@ -244,7 +245,7 @@ def _is_text(value: str) -> bool:
 # -- boxes ----------------------------------------------------------------------------------------
 
 
-def _box(item: dict[str, Any]) -> Box:
+def box_of(item: dict[str, Any]) -> Box:
     """The box of an object, from its polygons or its mask if it has none."""
     bbox, segmentation = item.get("bbox"), item.get("segmentation")
     if bbox in (None, []) and segmentation:

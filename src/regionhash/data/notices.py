@@ -35,6 +35,14 @@ class Notices:
         self._counts[kind] = self._counts.get(kind, 0) + n
         self._examples.setdefault(kind, [])
 
+    def move_to(self, other: Notices) -> None:
+        """Adds all lines to other notices and forgets them here."""
+        for kind, count in self._counts.items():
+            other.count(kind, count)
+            examples = other._examples[kind]
+            examples += self._examples[kind][: _EXAMPLES - len(examples)]
+        self._counts, self._examples, self._told = {}, {}, {}
+
     @property
     def counts(self) -> dict[str, int]:
         """The number of lines of each kind."""

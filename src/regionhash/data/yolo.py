@@ -16,6 +16,7 @@ from regionhash.data.listed import ListedPictures
 from regionhash.data.notices import Notices
 from regionhash.files.names import absolute
 from regionhash.files.text import read_text, refusing, shown
+from regionhash.structures import Box
 
 _MOST_BYTES = 256 << 10  # of the YAML file; that of LVIS, with 1203 names, has a tenth
 _MOST_LABEL_BYTES = 16 << 20  # a thousand polygons of a thousand corners
@@ -269,6 +270,20 @@ def _object(
         )
     if has_key_points:
         values = values[:4]
+    return LabelledBox(source, class_of[int(index)], box_in_fractions(source, words, values))
+
+
+def box_in_fractions(source: str, words: list[str], values: list[float]) -> Box:
+    """The box of one line: of its centre, width and height, or of the corners of a polygon.
+
+    Args:
+        source: the file and the line.
+        words: the line, for messages; the first is the class.
+        values: fractions of the picture.
+
+    Raises:
+        ValueError: the numbers are no box.
+    """
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise ValueError(
             f"{source}: must be a class and a box (4 numbers) or a polygon (6 or more), got "
@@ -283,8 +298,6 @@ def _object(
         )
     if len(values) == 4:
         cx, cy, width, height = values
-        box = cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
-    else:
-        xs, ys = values[::2], values[1::2]
-        box = min(xs), min(ys), max(xs), max(ys)
-    return LabelledBox(source, class_of[int(index)], box)
+        return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
+    xs, ys = values[::2], values[1::2]
+    return min(xs), min(ys), max(xs), max(ys)

@@ -7,6 +7,7 @@ from regionhash.evaluation.instance import (
     InstanceRelevance,
     dense_ranks,
     instance_average_precision,
+    location_scores,
 )
 from regionhash.evaluation.metrics import (
     HammingMatrix,
@@ -27,6 +28,7 @@ __all__ = [
     "error_reduction",
     "evaluate_ranking",
     "instance_average_precision",
+    "location_scores",
     "paired_bootstrap",
     "paper_figures",
     "per_query",

@@ -8,7 +8,7 @@ nor wrong. Tied items are averaged over their random orders, as in `evaluation.m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -186,6 +186,67 @@ def instance_average_precision(
             sums = (sums + _precision_sums(size, positive, harmonic, counted=0)) / 2
         values[rows] = ratio(sums, relevance.n_positives[rows])
     return values
+
+
+def location_scores(
+    distances: IntegerMatrix,
+    relevance: InstanceRelevance,
+    matched: Sequence[Floats],
+    objects: Sequence[Mapping[int, Floats]],
+    *,
+    k: int | None = None,
+    iou: float = 0.5,
+) -> Values:
+    """LocScore (Q,): the share of the right hits of each query whose box is on the object.
+
+    The idea is that of Choi et al., "Patch-wise Retrieval: A Bag of Practical Techniques for
+    Instance-level Matching", WACV 2026; here, a right hit is a positive among the first k of the
+    ranking without junk, equal distances in database order, and its box is on the object if their
+    IoU is at least `iou` for one of the objects of the picture.
+
+    Args:
+        distances: (Q, N) integers, such as a `HammingMatrix`.
+        relevance: positives and junk of each query.
+        matched: Q times (N, 4), xyxy, the region of each picture that gave the distance.
+        objects: for each query, the boxes (O, 4) of the object in each positive picture, by row; a
+            positive without boxes is no hit.
+        k: length of the ranking; None takes as many as there are positives.
+        iou: lowest intersection over union.
+
+    Returns:
+        NaN for a query without a right hit.
+
+    Raises:
+        ValueError: shapes differ, or `k` or `iou` is out of range.
+    """
+    shape = tuple(distances.shape)
+    if shape != relevance.shape or not len(matched) == len(objects) == shape[0]:
+        raise ValueError(
+            f"distances, relevance, matched and objects must be of as many queries, got {shape}, "
+            f"{relevance.shape}, {len(matched)} and {len(objects)}"
+        )
+    if not 0 < iou <= 1 or (k is not None and k < 1):
+        raise ValueError(f"iou must be in (0, 1] and k at least 1, got {iou} and {k}")
+    scores = np.full(shape[0], np.nan)
+    for query in range(shape[0]):
+        row = checked_integers("distances", distances[query : query + 1])[0]
+        order = np.argsort(row, kind="stable")
+        order = order[~np.isin(order, relevance.junk[query])]
+        wanted = np.setdiff1d(relevance.positives[query], relevance.junk[query])
+        first = order[: len(wanted) if k is None else k]
+        hits = [n for n in first[np.isin(first, wanted)].tolist() if n in objects[query]]
+        if hits:
+            right = [_is_on(matched[query][n], objects[query][n], iou) for n in hits]
+            scores[query] = np.mean(right)
+    return scores
+
+
+def _is_on(box: Floats, objects: Floats, iou: float) -> bool:
+    """Whether a box (4,) has at least this IoU with one of the objects (O, 4)."""
+    sides = np.minimum(box[2:], objects[:, 2:]) - np.maximum(box[:2], objects[:, :2])
+    both = sides.clip(0).prod(axis=1)
+    areas = (objects[:, 2:] - objects[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
+    return bool((both >= iou * (areas - both)).any())
 
 
 def _precision_sums(size: Ints, positive: Ints, harmonic: Values, *, counted: int) -> Values:

@@ -2,7 +2,8 @@
 
 Song, He, Gao, Xu, Shen, "Deep Region Hashing for Generic Instance Search from Images", AAAI 2018.
 
-    image -> backbone -> last map -> windows or RPN proposals -> maximum in each region
+    image -> backbone -> last map -> windows, RPN proposals or given boxes
+                                       -> maximum in each region
                                        -> L2, whitening -> hash layer -> code of each region
 
 The whole map is a region too; its code is the picture's. The backbone is never trained, and
@@ -13,10 +14,10 @@ how the paper is read where it is ambiguous.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -28,14 +29,19 @@ from regionhash.codes import check_n_bits
 from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
 from regionhash.parts.cells import crop_maps
 from regionhash.parts.losses import drh_losses
-from regionhash.parts.proposals import ScoredRPN, build_rpn
+from regionhash.parts.proposals import ScoredRPN, build_rpn, check_n_proposals, thinned
 from regionhash.parts.regions import codes_of, regions_of
 from regionhash.parts.whitening import Whitening
-from regionhash.parts.windows import max_pool_windows, sliding_windows, snap_boxes
+from regionhash.parts.windows import (
+    max_pool_windows,
+    pyramid_windows,
+    sliding_windows,
+    snap_boxes,
+)
 from regionhash.reporter import SILENT, Reporter
-from regionhash.structures import EncodedImage, Regions
+from regionhash.structures import Detections, EncodedImage, Regions
 
-Proposals = Literal["windows", "rpn"]
+Proposals = Literal["windows", "rpn", "pyramid", "boxes"]
 
 ALPHA, BETA, ETA = 100.0, 0.001, 0.001  # "Network Training"
 MAX_OVERLAP = 0.95  # 2,500 windows of a picture; their number grows with 1 / (1 - overlap)^2
@@ -51,11 +57,13 @@ class RegionFeatures:
     Attributes:
         boxes: (R, 4), xyxy in input pixels.
         scores: (R,), objectness of proposals, 1 for windows and for the whole image.
+        labels: (R,), class indices of given boxes, otherwise -1.
         features: (R, D), the maximum of each channel in the region, of unit length.
     """
 
     boxes: Tensor
     scores: Tensor
+    labels: Tensor
     features: Tensor
 
 
@@ -75,11 +83,15 @@ class DRH(nn.Module):
         n_dims: P, features after whitening; cut to the channels of the last stage.
         whitening: how much of the whitening is done, in [0, 1]; see `Whitening`.
         overlap: lambda, overlap of the sliding windows.
-        proposals: "rpn" takes the best proposals of an RPN as regions instead of windows. It needs
+        proposals: what the regions are. "windows" are sliding windows, "pyramid" windows of more
+            scales, see `pyramid_windows`. "boxes" are given with the pictures; a picture for which
+            none are given has sliding windows. "rpn" takes the best proposals of an RPN. It needs
             the feature pyramid and the RPN of a trained Region-DH, which `weights` does not bring:
             `regionhash.collection.indexing.take_detector` does.
-        n_proposals: greatest number of proposals of the RPN.
+        n_proposals: greatest number of regions beside the whole picture, except "windows".
         fpn_channels: channels of the feature pyramid, which the RPN reads.
+        max_iou: a region that overlaps a better one by more than this is dropped, see `thinned`;
+            1 keeps all.
 
     Raises:
         ValueError: a value out of range, or weights that cannot be used.
@@ -100,11 +112,16 @@ class DRH(nn.Module):
         proposals: Proposals = "windows",
         n_proposals: int = 300,
         fpn_channels: int = 256,
+        max_iou: float = 1.0,
     ) -> None:
         super().__init__()
         check_n_bits(n_bits)
-        if proposals not in ("windows", "rpn"):
-            raise ValueError(f"proposals must be windows or rpn, got {proposals!r}")
+        if proposals not in get_args(Proposals):
+            known = ", ".join(get_args(Proposals))
+            raise ValueError(f"proposals must be one of {known}, got {proposals!r}")
+        if not 0 < max_iou <= 1:
+            raise ValueError(f"max_iou must be in (0, 1], got {max_iou}")
+        check_n_proposals(n_proposals)
         if MAX_OVERLAP < overlap < 1:
             raise ValueError(f"overlap must be at most {MAX_OVERLAP}, got {overlap}")
         sliding_windows(1, 1, overlap)  # refuses an overlap out of range
@@ -128,15 +145,29 @@ class DRH(nn.Module):
         self.n_bits = n_bits
         self.n_region_bits = n_bits
         self.overlap = overlap
+        self.proposals = proposals
+        self.n_proposals = n_proposals
+        self.max_iou = max_iou
 
     @torch.no_grad()
-    def region_features(self, images: list[Tensor]) -> list[RegionFeatures]:
-        """The regions of B images (3, h, w) uint8 with their features, which the hash reads."""
+    def region_features(
+        self, images: list[Tensor], given: Sequence[Detections] | None = None
+    ) -> list[RegionFeatures]:
+        """The regions of B images (3, h, w) uint8 with their features, which the hash reads.
+
+        Args:
+            images: the pictures.
+            given: their boxes in input pixels, for `proposals="boxes"`.
+        """
         batch, sizes = stack_images(images)
         if self.rpn is None:
-            top = self.backbone.top(batch)
-            tops = crop_maps(top, sizes, math.ceil)
-            return [self._windows(one, size) for one, size in zip(tops, sizes, strict=True)]
+            tops = crop_maps(self.backbone.top(batch), sizes, math.ceil)
+            if given is None or self.proposals != "boxes":
+                return [self._windows(one, size) for one, size in zip(tops, sizes, strict=True)]
+            return [
+                self._given(one, size, found)
+                for one, size, found in zip(tops, sizes, given, strict=True)
+            ]
         maps, top = self.backbone(batch)
         proposals, objectness, _ = self.rpn(ImageList(batch, sizes), maps)
         found = []
@@ -145,7 +176,10 @@ class DRH(nn.Module):
         ):
             whole = boxes.new_tensor([[0, 0, size[1], size[0]]])
             boxes, scores = torch.cat([whole, boxes]), torch.cat([scores.new_ones(1), scores])
-            found.append(RegionFeatures(boxes, scores, self._pool(one, boxes, size)))
+            kept = thinned(boxes, self.max_iou)
+            boxes, scores = boxes[kept], scores[kept]
+            features = self._pool(one, boxes, size)
+            found.append(RegionFeatures(boxes, scores, _unknown(boxes), features))
         return found
 
     def forward(self, features: Tensor) -> Tensor:
@@ -153,11 +187,16 @@ class DRH(nn.Module):
         return torch.tanh(self.hash(features).float())
 
     @torch.no_grad()
-    def encode(self, images: list[Tensor]) -> list[EncodedImage]:
-        """Codes of B images (3, h, w) uint8 and of their regions, the whole image first."""
+    def encode(
+        self, images: list[Tensor], given: Sequence[Detections] | None = None
+    ) -> list[EncodedImage]:
+        """Codes of B images (3, h, w) uint8 and of their regions, the whole image first.
+
+        For `given` see `region_features`.
+        """
         encoded = []
-        for image, found in zip(images, self.region_features(images), strict=True):
-            regions = self._hashed(found.boxes, found.scores, found.features)
+        for image, found in zip(images, self.region_features(images, given), strict=True):
+            regions = self._hashed(found.boxes, found.scores, found.labels, found.features)
             size = (image.shape[1], image.shape[2])
             encoded.append(EncodedImage(size, image_code=regions.codes[0], regions=regions))
         return encoded
@@ -168,26 +207,55 @@ class DRH(nn.Module):
         batch, sizes = stack_images(images)
         tops = crop_maps(self.backbone.top(batch), sizes, math.ceil)
         return [
-            self._hashed(asked, asked.new_ones(len(asked)), self._pool(top, asked, size))
+            self._hashed(
+                asked, asked.new_ones(len(asked)), _unknown(asked), self._pool(top, asked, size)
+            )
             for asked, top, size in zip(boxes, tops, sizes, strict=True)
         ]
 
     def _windows(self, top: Tensor, size: tuple[int, int]) -> RegionFeatures:
-        """The sliding windows on the map (D, h, w) of an image of `size`."""
+        """The windows on the map (D, h, w) of an image of `size`."""
         height, width = top.shape[1:]
-        windows = sliding_windows(height, width, self.overlap)
+        if self.proposals == "pyramid":
+            windows = pyramid_windows(height, width, self.n_proposals)
+        else:
+            windows = sliding_windows(height, width, self.overlap)
+        windows = windows[thinned(torch.tensor(windows), self.max_iou).numpy()]
         pixels = top.new_tensor([size[1] / width, size[0] / height] * 2, dtype=torch.float32)
         boxes = torch.from_numpy(windows).to(pixels) * pixels
-        return RegionFeatures(boxes, boxes.new_ones(len(boxes)), _maxima(top, windows))
+        return RegionFeatures(
+            boxes, boxes.new_ones(len(boxes)), _unknown(boxes), _maxima(top, windows)
+        )
+
+    def _given(self, top: Tensor, size: tuple[int, int], found: Detections) -> RegionFeatures:
+        """The given boxes on the map (D, h, w) of an image of `size`, the best ones first."""
+        order = np.argsort(-found.scores, kind="stable")
+        whole = torch.tensor([[0.0, 0.0, size[1], size[0]]])
+        boxes = torch.cat([whole, torch.from_numpy(found.boxes[order])])
+        scores = torch.cat([torch.ones(1), torch.from_numpy(found.scores[order])])
+        labels = torch.cat([torch.tensor([-1]), torch.from_numpy(found.labels[order])])
+        kept = thinned(boxes, self.max_iou)[: 1 + self.n_proposals]
+        features = self._pool(top, boxes[kept], size)
+        return RegionFeatures(boxes[kept], scores[kept], labels[kept], features)
 
     def _pool(self, top: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Features (R, D) of boxes on the map (D, h, w) of an image of `size`."""
         height, width = top.shape[1:]
         return _maxima(top, snap_boxes(boxes, size[1] / width, height, width))
 
-    def _hashed(self, boxes: Tensor, scores: Tensor, features: Tensor) -> Regions:
+    def _hashed(self, boxes: Tensor, scores: Tensor, labels: Tensor, features: Tensor) -> Regions:
         codes = codes_of(self(self.whitening(features)), threshold=0.0)
-        return regions_of(boxes, scores, None, codes)
+        return regions_of(boxes, scores, labels, codes)
+
+
+def takes_boxes(model: object) -> TypeGuard[DRH]:
+    """Whether the regions of a model are boxes that are given with the pictures."""
+    return isinstance(model, DRH) and model.proposals == "boxes"
+
+
+def _unknown(boxes: Tensor) -> Tensor:
+    """Labels (R,) of boxes (R, 4) of no known class."""
+    return boxes.new_full((len(boxes),), -1, dtype=torch.int64)
 
 
 def _maxima(top: Tensor, windows: np.ndarray) -> Tensor:

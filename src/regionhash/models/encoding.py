@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import clip_boxes_to_image
 
 from regionhash.data.batches import batches_of_one_shape
+from regionhash.data.detections import Boxes, Detector, detect
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import (
     FileImages,
@@ -28,9 +29,10 @@ from regionhash.data.inputs import Source, class_indices, open_inputs
 from regionhash.data.transforms import Frame, to_input
 from regionhash.models import HashModel
 from regionhash.models.checkpoints import Checkpoint, load_checkpoint, provenance
+from regionhash.models.drh import takes_boxes
 from regionhash.reporter import SILENT, Reporter
 from regionhash.store import CodeFileWriter, CodeSet
-from regionhash.structures import EncodedImage, Floats, Regions
+from regionhash.structures import Detections, EncodedImage, Floats, Regions
 
 Precision = Literal["32-true", "bf16-mixed"]
 """Precision of the forward pass: float32, or bfloat16 where autocast finds it safe."""
@@ -192,6 +194,7 @@ def encode_images(
     precision: Precision = "32-true",
     reporter: Reporter = SILENT,
     on_file: Callable[[str, FileVersion], None] | None = None,
+    boxes: Boxes | Detector | None = None,
 ) -> EncodingReport:
     """Encodes the pictures that `writer` does not hold yet, in their order.
 
@@ -214,9 +217,13 @@ def encode_images(
             cannot be read.
         on_file: called before a picture is stored with its id and the version of the file it was
             decoded from; for sets of files.
+        boxes: what gives the regions of a model that takes boxes. If a file has none of a picture,
+            the whole picture is its region; without `boxes`, windows are. A function is called in
+            this process, and one picture is read at a time.
 
     Raises:
-        ValueError: a class that the model does not know, or a size that is not positive.
+        ValueError: a class that the model does not know, a size that is not positive, or boxes of
+            another form.
         StoreError: writing fails; what was stored before stays.
     """
     _check_precision(precision)
@@ -228,13 +235,18 @@ def encode_images(
     device = device_of(model)
     label_of = class_indices(image_set, checkpoint.classes)
     rows = [row for row, image_id in enumerate(image_set.ids) if image_id not in writer.done]
+    boxed = takes_boxes(model) and boxes is not None
+    find = finder_of(boxes, image_set, rows, checkpoint.classes) if boxed else None
+    workers = 0 if callable(boxes) else workers
     image_set.notices.tell(reporter)
+    if takes_boxes(model) and boxes is None:
+        reporter.note("the model takes boxes, but none are given; the regions are windows")
     skipped: dict[str, str] = {}
     n_encoded, model_seconds = 0, 0.0
 
     def readable() -> Iterator[tuple[int, Input]]:
         for row, item in read_inputs(
-            image_set, rows, checkpoint.short, workers, versions=on_file is not None
+            image_set, rows, checkpoint.short, workers, versions=on_file is not None, find=find
         ):
             if isinstance(item, Input):
                 if on_file and item.version:
@@ -257,7 +269,11 @@ def encode_images(
             for batch in batches_of_one_shape(window, _image_of, batch_size):
                 started = time.perf_counter()
                 with inference(device, precision):
-                    results = model.encode([item.image for _, item in batch])
+                    images = [item.image for _, item in batch]
+                    if takes_boxes(model) and boxed:
+                        results = model.encode(images, [item.boxes for _, item in batch])
+                    else:
+                        results = model.encode(images)
                 model_seconds += time.perf_counter() - started
                 for (row, item), result in zip(batch, results, strict=True):
                     encoded[row] = _in_original(result, item.frame)
@@ -368,25 +384,70 @@ class Input(NamedTuple):
         frame: where its boxes are in the picture.
         version: of its file, if asked for.
         note: what of its file could not be read; see `ReadImage`.
+        boxes: those given with it, in pixels of the input.
     """
 
     image: Tensor
     frame: Frame
     version: FileVersion | None = None
     note: str | None = None
+    boxes: Detections = Detections.none()
 
 
 def _image_of(item: tuple[int, Input]) -> Tensor:
     return item[1].image
 
 
+Finder = Callable[[int, Image], Detections]
+"""The boxes of the picture of a row, in pixels of the picture."""
+
+
+def finder_of(
+    boxes: Boxes | Detector | None, image_set: ImageSet, rows: list[int], classes: Sequence[str]
+) -> Finder:
+    """What gives the boxes of pictures of a set; what is noticed is added to the set's notices.
+
+    Args:
+        boxes: files, or a function.
+        image_set: the pictures.
+        rows: those that will be asked for.
+        classes: of the model.
+
+    Raises:
+        ValueError: see `Boxes.of`.
+    """
+    if isinstance(boxes, Boxes):
+        found = boxes.of(image_set, rows, classes)
+        return lambda row, _: found.get(row, Detections.none())
+    if boxes is None:
+        return lambda *_: Detections.none()
+    detector = boxes
+
+    def find(row: int, image: Image) -> Detections:
+        try:
+            detected = detect(detector, image)
+            if len(detected) and detected.labels.max() >= len(classes):
+                raise ValueError(
+                    f"labels must be below {len(classes)}, the number of classes, got "
+                    f"{detected.labels.max()}"
+                )
+        except ValueError as error:
+            raise ValueError(f"{image_set.ids[row]}: {error}") from error
+        return detected
+
+    return find
+
+
 class _Inputs(Dataset["Input | str"]):
     """The network's input of each picture, or the reason why it cannot be read."""
 
-    def __init__(self, image_set: ImageSet, short: int, versions: bool) -> None:
+    def __init__(
+        self, image_set: ImageSet, short: int, versions: bool, find: Finder | None
+    ) -> None:
         self.images = image_set.images
         self.short = short
         self.versions = versions
+        self.find = find
 
     def __getitem__(self, row: int) -> Input | str:
         version = note = None
@@ -399,21 +460,32 @@ class _Inputs(Dataset["Input | str"]):
                 image, note = read_with_note(self.images.paths[row])
         except ImageError as error:
             return str(error)
-        return Input(*to_input(image, self.short), version, note)
+        tensor, frame = to_input(image, self.short)
+        if self.find is None:
+            return Input(tensor, frame, version, note)
+        found = self.find(row, image)
+        placed = frame.to_input(torch.from_numpy(found.boxes)).numpy()
+        return Input(tensor, frame, version, note, replace(found, boxes=placed))
 
 
 def read_inputs(
-    image_set: ImageSet, rows: list[int], short: int, workers: int, *, versions: bool = False
+    image_set: ImageSet,
+    rows: list[int],
+    short: int,
+    workers: int,
+    *,
+    versions: bool = False,
+    find: Finder | None = None,
 ) -> Iterator[tuple[int, Input | str]]:
     """Row and input of each picture of `rows`, in order, or the reason why it cannot be read.
 
     With `versions`, inputs of files carry the version that was read. Those of files whose end is
-    missing carry a note.
+    missing carry a note, and with `find` all carry their boxes.
     """
     picture_bytes = 3 * short * (3 * short // 2)
     ahead = max(2, _AHEAD_BYTES // picture_bytes)
     loader = DataLoader(
-        _Inputs(image_set, short, versions),
+        _Inputs(image_set, short, versions, find),
         sampler=rows,
         batch_size=None,
         num_workers=workers,

@@ -378,6 +378,8 @@ class _Encoder:
         rows = np.array([0])
         if best_of_each:  # regions are best first, so the first of each label is its best
             rows = np.sort(np.unique(found.labels, return_index=True)[1])
+            if (found.labels >= 0).any():  # the whole picture, which has no class, is no object
+                rows = rows[found.labels[rows] >= 0]
         return replace(query, boxes=found[rows].as_tuples()), found[rows]
 
     def _encoded(self, query: QueryPicture) -> EncodedImage:

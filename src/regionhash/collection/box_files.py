@@ -1,0 +1,94 @@
+"""The files of boxes that a collection was given: where they are, and what is in them.
+
+`boxes.json` in the collection's folder lists their absolute paths, the newest first. The files stay
+where they are and are read again for new and changed pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regionhash.files import strict_json
+from regionhash.files.atomic import locked_folder, write_text
+from regionhash.files.names import absolute
+from regionhash.files.text import refusing, shown
+
+if TYPE_CHECKING:
+    from regionhash.data.detections import Boxes, Detector
+    from regionhash.data.notices import Notices
+    from regionhash.models import HashModel
+
+BOXES_FILE = "boxes.json"
+
+_MISSING = "files of boxes that cannot be read, their pictures have none"
+
+
+def boxes_of(
+    folder: Path,
+    model: HashModel,
+    given: str | Path | Boxes | Detector | None,
+    notices: Notices,
+) -> Boxes | Detector | None:
+    """What gives the boxes of new pictures; None if the model takes none.
+
+    Args:
+        folder: the collection's.
+        model: the collection's.
+        given: a further file, which is recorded and comes first; or what gives all boxes.
+        notices: is told of recorded files that cannot be read.
+
+    Raises:
+        ValueError: the model takes no boxes but some are given; the given file cannot be used; or
+            `boxes.json` is damaged.
+    """
+    from regionhash.data.detections import Boxes, read_detections
+    from regionhash.models.drh import takes_boxes
+
+    if not takes_boxes(model):
+        if given is None:
+            return None
+        raise ValueError(
+            f"{folder}: its model takes no boxes; `regionhash index --proposals boxes:FILE` makes "
+            "one that does"
+        )
+    if given is not None and not isinstance(given, str | Path):
+        return given
+    recorded, files = recorded_files(folder), []
+    if given is not None:
+        files.append(read_detections(given))
+        new = absolute(given)
+        recorded = [path for path in recorded if path != new]
+        _record(folder, [new, *recorded])
+    for path in recorded:
+        try:
+            files.append(read_detections(path))
+        except ValueError as error:
+            notices.add(_MISSING, f"{error}; pictures that only it has boxes of have none")
+    return Boxes(files, told=given is not None)
+
+
+def recorded_files(folder: Path) -> list[Path]:
+    """The files that a collection was given, the newest first.
+
+    Raises:
+        ValueError: `boxes.json` is damaged.
+    """
+    path = folder / BOXES_FILE
+    with refusing(f"{path}: cannot read the list of files of boxes"):
+        try:
+            record = strict_json.read_object(path)
+        except FileNotFoundError:
+            return []
+        files = strict_json.field(record, "files", list)
+        for file in files:
+            if type(file) is not str or not file.startswith("/") or "\0" in file:
+                raise ValueError(f"files must be absolute paths, got {shown(file)}")
+        return [*map(Path, files)]
+
+
+def _record(folder: Path, files: list[Path]) -> None:
+    with locked_folder(folder):
+        text = json.dumps({"files": [*map(str, files)]}, indent=2)
+        write_text(folder / BOXES_FILE, text + "\n")
