@@ -113,13 +113,15 @@ def encoding_record(report: EncodingReport) -> dict[str, Any]:
 
 def encoding_line(output: Path, report: EncodingReport, *more: str) -> str:
     """The result of encoding, as a line; `more` counts stand before what was noticed."""
+    from regionhash.data.notices import summary_of
+
     counts = (
         f"{report.n_encoded} encoded in {report.seconds:.1f} s",
         f"{report.n_stored_before} stored before",
         f"{len(report.skipped)} skipped",
         *more,
     )
-    noticed = "; ".join(f"{kind}: {count}" for kind, count in report.noticed.items())
+    noticed = summary_of(report.noticed)
     return f"{output}: {', '.join(counts)}" + (f"; noticed: {noticed}" if noticed else "")
 
 

@@ -109,14 +109,11 @@ def add_pictures(
     return AddReport(encoding, plan.moved, plan.copied)
 
 
-def keys_of(database: Database, image_set: ImageSet, files: Container[Path] | None) -> set[Key]:
-    """What names some files of a set, or all its pictures, among the removed ones."""
+def keys_of(database: Database, image_set: ImageSet) -> set[Key]:
+    """What names the pictures of a set among the removed ones."""
     if isinstance(image_set.images, FileImages):
-        paths = image_set.images.paths
-        return {
-            database.path_of(path) for path in paths if files is None or path.absolute() in files
-        }
-    return set(image_set.ids) if files is None else set()
+        return {database.path_of(path) for path in image_set.images.paths}
+    return set(image_set.ids)
 
 
 class _Plan:

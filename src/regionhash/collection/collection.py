@@ -410,8 +410,8 @@ class Collection:
         from regionhash.data.inputs import absolute_inputs, open_inputs
 
         image_set, place = open_inputs(inputs)
-        named = None if again else {Path(given).absolute() for given in inputs}
-        wanted = keys_of(self._database, image_set, named)
+        named = {self._database.path_of(Path(given)) for given in inputs}
+        wanted = keys_of(self._database, image_set) if again else named
         return self.add_set(
             image_set, absolute_inputs(inputs), place, again=wanted, boxes=boxes, **options
         )

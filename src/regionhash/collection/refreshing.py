@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from regionhash.collection.adding import AddReport, add_pictures
 from regionhash.collection.database import Database
-from regionhash.files.names import condition_of, shown_name
+from regionhash.files.names import condition_of, shown_name, shows_nothing
 from regionhash.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -75,13 +75,7 @@ def _empty_folder(folder: bytes) -> bytes | None:
     """The nearest folder above a missing file that is there, if it is empty or unreadable."""
     while condition_of(folder) == "gone" and folder not in (b"/", b""):
         folder = os.path.dirname(folder)  # noqa: PTH120 (bytes)
-    try:
-        with os.scandir(folder) as entries:
-            return None if any(entries) else folder
-    except NotADirectoryError:
-        return None
-    except OSError:
-        return folder
+    return folder if shows_nothing(folder) else None
 
 
 def is_empty(inputs: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 
 from regionhash.collection.database import Database, FileState
-from regionhash.files.names import condition_of
+from regionhash.files.names import condition_of, shows_nothing
 
 _TABLE = """CREATE TABLE IF NOT EXISTS left_out (
     key PRIMARY KEY,  -- path of the file, a BLOB as in images; or TEXT, the name in a data set;
@@ -37,9 +37,6 @@ class Removals:
         self._hash_of = {key: hash_ for key, hash_ in rows if key is not None}
         self._hashes = {hash_ for _, hash_ in rows} - {None}
 
-    def __len__(self) -> int:
-        return len(self._hash_of)
-
     def has_name(self, name: str) -> bool:
         """Whether a picture of a data set without files was removed."""
         return name in self._hash_of
@@ -59,7 +56,7 @@ def remember(database: Database, connection: sqlite3.Connection, rows: Iterable[
     Uploads cannot come back and are not kept, and neither are pictures whose file is gone, unless
     its folder is missing or empty, as if it were on a disk that is not mounted.
     """
-    is_away = cache(_is_away)
+    is_away = cache(shows_nothing)
     found = database.read(
         "SELECT path, hash, name FROM images WHERE row IN (SELECT value FROM json_each(?))",
         json.dumps(list(rows)),
@@ -87,15 +84,6 @@ def _may_come_back(
     if condition_of(place) != "gone":
         return True
     return is_away is not None and is_away(os.path.dirname(place))  # noqa: PTH120 (bytes)
-
-
-def _is_away(folder: bytes) -> bool:
-    """Whether a folder is missing, empty or unreadable."""
-    try:
-        with os.scandir(folder) as entries:
-            return not any(entries)
-    except OSError:
-        return True
 
 
 def was_removed(database: Database, path: bytes, hash_: bytes | None) -> bool:

@@ -22,7 +22,7 @@ from regionhash.data.images import FileImages
 from regionhash.data.listed import ListedPictures
 from regionhash.data.notices import Notices
 from regionhash.files.strict_json import read_json
-from regionhash.files.text import shown
+from regionhash.files.text import is_text, shown
 from regionhash.structures import Box
 
 _MOST_BITS = 60  # of a run in a compressed mask; a picture has fewer pixels
@@ -129,7 +129,7 @@ def records_of(
             value = record.get(field)
             if not isinstance(value, str):
                 raise ValueError(f"{source} needs {field!r} (str), got {shown(value)}")
-            if not _is_text(value):
+            if not value.strip() or not is_text(value):
                 raise ValueError(f"{source}: {field!r} is not a name: {shown(value)}")
         first = place_of.setdefault(own["id"], index)
         if first == index:
@@ -233,13 +233,6 @@ def classes_of(
             )
         indices[category["id"]] = classes.setdefault(name, len(classes))
     return tuple(classes), indices
-
-
-def _is_text(value: str) -> bool:
-    """Whether it can name a file or a class: valid Unicode without NUL, not empty."""
-    return bool(value.strip()) and not any(
-        char == "\0" or "\ud800" <= char <= "\udfff" for char in value
-    )
 
 
 # -- boxes ----------------------------------------------------------------------------------------

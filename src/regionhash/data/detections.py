@@ -27,7 +27,7 @@ from regionhash.data.notices import Notices
 from regionhash.data.yolo import box_in_fractions
 from regionhash.files.names import absolute
 from regionhash.files.strict_json import read_json
-from regionhash.files.text import read_text, refusing, shown
+from regionhash.files.text import is_text, read_text, refusing, shown
 from regionhash.structures import Box, Detections, Floats, Ints
 
 Detector = Callable[[Image], "Detections | Floats | tuple[Any, ...]"]
@@ -330,7 +330,7 @@ def _score_of(source: str, record: dict[str, Any]) -> float:
 
 
 def _name(source: str, field: str, value: str) -> str:
-    if not value.strip() or "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+    if not value.strip() or not is_text(value):
         raise ValueError(f"{source}: {field!r} is not a name: {shown(value)}")
     return value
 

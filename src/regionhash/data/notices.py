@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from regionhash.reporter import Reporter
 
@@ -37,11 +37,14 @@ class Notices:
 
     def move_to(self, other: Notices) -> None:
         """Adds all lines to other notices and forgets them here."""
+        self._copy_to(other)
+        self._counts, self._examples, self._told = {}, {}, {}
+
+    def _copy_to(self, other: Notices) -> None:
         for kind, count in self._counts.items():
             other.count(kind, count)
             examples = other._examples[kind]
             examples += self._examples[kind][: _EXAMPLES - len(examples)]
-        self._counts, self._examples, self._told = {}, {}, {}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -50,7 +53,7 @@ class Notices:
 
     def summary(self) -> str:
         """All counts in one line; empty if there are none."""
-        return "; ".join(f"{kind}: {count}" for kind, count in self._counts.items())
+        return summary_of(self._counts)
 
     def tell(self, reporter: Reporter) -> None:
         """Tells what was not told before: some lines of each kind, and how many more there are."""
@@ -71,8 +74,10 @@ def merged(several: Iterable[Notices]) -> Notices:
     """The notices of several sets."""
     result = Notices()
     for notices in several:
-        for kind, count in notices._counts.items():
-            result._counts[kind] = result._counts.get(kind, 0) + count
-            examples = result._examples.setdefault(kind, [])
-            examples += notices._examples[kind][: _EXAMPLES - len(examples)]
+        notices._copy_to(result)
     return result
+
+
+def summary_of(counts: Mapping[str, int]) -> str:
+    """Counts by kind in one line; empty if there are none."""
+    return "; ".join(f"{kind}: {count}" for kind, count in counts.items())

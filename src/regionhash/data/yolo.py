@@ -15,7 +15,7 @@ from regionhash.data.images import FileImages, find_images
 from regionhash.data.listed import ListedPictures
 from regionhash.data.notices import Notices
 from regionhash.files.names import absolute
-from regionhash.files.text import read_text, refusing, shown
+from regionhash.files.text import is_text, read_text, refusing, shown
 from regionhash.structures import Box
 
 _MOST_BYTES = 256 << 10  # of the YAML file; that of LVIS, with 1203 names, has a tenth
@@ -125,16 +125,12 @@ def _names(path: Path, content: dict[str, Any]) -> list[str]:
         raise ValueError(f"{path}: must have 'names', a list of classes, got {shown(names)}")
     texts: list[str] = []
     for name in names:
-        if not isinstance(name, str) or not name.strip() or not _is_text(name):
+        if not isinstance(name, str) or not name.strip() or not is_text(name):
             raise ValueError(f"{path}: names must be text, got {shown(name)}")
         texts.append(name)
     if n_classes is not None and n_classes != len(names):
         raise ValueError(f"{path}: nc is {n_classes}, but names has {len(names)} classes")
     return texts
-
-
-def _is_text(value: str) -> bool:
-    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _root(path: Path, content: dict[str, Any], notices: Notices) -> Path:
@@ -146,7 +142,7 @@ def _root(path: Path, content: dict[str, Any], notices: Notices) -> Path:
     given = content.get("path")
     if not isinstance(given, str) or given in ("", "null", "~", "."):
         return path.parent
-    if not _is_text(given):
+    if not is_text(given):
         raise ValueError(f"{path}: 'path' is not a name: {shown(given)}")
     root = path.parent / given
     if _exists(root):
@@ -166,7 +162,7 @@ def _entries(path: Path, content: dict[str, Any], split: str) -> list[str]:
     value = next((content[key] for key in keys if content.get(key)), None)
     entries: list[str] = []
     for entry in value if isinstance(value, list) else [value]:
-        if not isinstance(entry, str) or entry in ("", "null", "~") or not _is_text(entry):
+        if not isinstance(entry, str) or entry in ("", "null", "~") or not is_text(entry):
             found = ", ".join(key for key in ("train", "val", "test") if content.get(key))
             raise ValueError(
                 f"{path}: {shown(split)} must be a folder, a list of folders or a .txt file, got "

@@ -31,6 +31,15 @@ def condition_of(path: Any) -> Literal["there", "gone", "unreadable"]:
     return "there"
 
 
+def shows_nothing(folder: str | bytes) -> bool:
+    """Whether a folder is empty, missing or unreadable, as the place of a disk that is away."""
+    try:
+        with os.scandir(folder) as entries:
+            return not any(entries)
+    except OSError:
+        return True
+
+
 def shown_name(path: str | bytes | os.PathLike[str]) -> str:
     r"""A path as valid UTF-8, different for different paths; most are shown as they are.
 

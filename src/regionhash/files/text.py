@@ -93,6 +93,11 @@ def reason_of(error: BaseException) -> str:
     return one_line(strerror or str(error) or type(error).__name__)
 
 
+def is_text(value: str) -> bool:
+    """Whether it is valid Unicode without NUL, as the name of a file or class must be."""
+    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
 def one_line(text: str) -> str:
     """A message without line breaks and control characters, cut if it is very long."""
     text = " ".join(text[: 2 * _LONGEST].split())
