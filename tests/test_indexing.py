@@ -14,7 +14,7 @@ from torchvision.models.detection.image_list import ImageList
 from cli_runner import error_of, run
 from conftest import TINY_BACKBONE, build_tiny, write_picture
 from regionhash.collection import Collection, indexing, open_codes
-from regionhash.collection.indexing import sample_features
+from regionhash.collection.fitting import sample_features
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
 from regionhash.data.inputs import open_inputs
@@ -260,19 +260,19 @@ def test_the_proposals_are_those_of_the_given_detector(saved, photos, tmp_path):
 
 
 def test_the_sample_of_regions_is_bounded_and_holds_the_whole_pictures(made, photos, monkeypatch):
-    from regionhash.collection import indexing
+    from regionhash.collection import fitting
 
     model, _ = load_checkpoint(made[0])
     image_set, _ = open_inputs([str(photos)])
-    monkeypatch.setattr(indexing, "MAX_PICTURES", 4)
-    monkeypatch.setattr(indexing, "MAX_REGIONS", 12)
+    monkeypatch.setattr(fitting, "MAX_PICTURES", 4)
+    monkeypatch.setattr(fitting, "MAX_REGIONS", 12)
     sample = sample_features(model, image_set, short=64, seed=0, workers=0)
     assert len(sample) == 12
     again = sample_features(model, image_set, short=64, seed=0, workers=0)
     assert torch.equal(sample, again)
     other = sample_features(model, image_set, short=64, seed=1, workers=0)
     assert not torch.equal(sample, other)
-    monkeypatch.setattr(indexing, "MAX_REGIONS", 1)
+    monkeypatch.setattr(fitting, "MAX_REGIONS", 1)
     whole = sample_features(model, image_set, short=64, seed=0, workers=0)
     assert torch.equal(whole, sample[::3])
 

@@ -77,7 +77,7 @@ class DRH(nn.Module):
         overlap: lambda, overlap of the sliding windows.
         proposals: "rpn" takes the best proposals of an RPN as regions instead of windows. It needs
             the feature pyramid and the RPN of a trained Region-DH, which `weights` does not bring:
-            `regionhash.collection.indexing.take_detector` does.
+            `regionhash.collection.fitting.take_detector` does.
         n_proposals: greatest number of proposals of the RPN.
         fpn_channels: channels of the feature pyramid, which the RPN reads.
 
