@@ -12,6 +12,7 @@ from regionhash.cli.options import (
     Device,
     Folder,
     Json,
+    Runtime,
     Seed,
     Short,
     Strict,
@@ -69,6 +70,7 @@ def index(
     batch_size: BatchSize = 8,
     workers: Workers = None,
     device: Device = "auto",
+    runtime: Runtime = "auto",
     as_json: Json = False,
 ) -> None:
     """Make unlabelled pictures searchable, as a collection.
@@ -96,6 +98,7 @@ def index(
         settings,
         reporter=ConsoleReporter(),
         device=device,
+        runtime=runtime,
         batch_size=batch_size,
         workers=n_workers(workers),
     )
@@ -127,6 +130,7 @@ def add(
     batch_size: BatchSize = 8,
     workers: Workers = None,
     device: Device = "auto",
+    runtime: Runtime = "auto",
     as_json: Json = False,
 ) -> None:
     """Add pictures to a collection.
@@ -141,7 +145,7 @@ def add(
     """
     from regionhash.collection import Collection
 
-    with Collection.open(collection, device=device) as opened:
+    with Collection.open(collection, device=device, runtime=runtime) as opened:
         report = opened.add(
             images,
             again=again,
@@ -198,6 +202,7 @@ def refresh(
     batch_size: BatchSize = 8,
     workers: Workers = None,
     device: Device = "auto",
+    runtime: Runtime = "auto",
     as_json: Json = False,
 ) -> None:
     """Bring a collection up to date with its folders.
@@ -212,7 +217,7 @@ def refresh(
     """
     from regionhash.collection import Collection
 
-    with Collection.open(collection, device=device) as opened:
+    with Collection.open(collection, device=device, runtime=runtime) as opened:
         reports = opened.refresh(
             remove_empty=remove_empty,
             batch_size=batch_size,

@@ -55,11 +55,13 @@ class Frame:
 
     def to_input(self, boxes: _Boxes) -> _Boxes:
         """Boxes (R, 4) xyxy, array or tensor, from pixels of the picture to input pixels."""
-        return boxes * self._scale(boxes)
+        scaled: _Boxes = boxes * self._scale(boxes)
+        return scaled
 
     def to_original(self, boxes: _Boxes) -> _Boxes:
         """Boxes (R, 4) xyxy, array or tensor, from input pixels to pixels of the picture."""
-        return boxes / self._scale(boxes)
+        scaled: _Boxes = boxes / self._scale(boxes)
+        return scaled
 
     def _scale(self, boxes: Any) -> Any:
         y, x = (new / old for new, old in zip(self.input_size, self.size, strict=True))
