@@ -66,8 +66,20 @@ def test_the_table_of_rows_is_in_the_guide():
     assert named == list(ROWS)
 
 
-LIGHT = ("files", "structures", "codes", "store", "search", "collection", "evaluation", "service")
-FITS = "indexing"  # of collection: fits a model
+LIGHT = (
+    "models.encoding",
+    "models.onnx",
+    "models.runtime",
+    "files",
+    "structures",
+    "codes",
+    "store",
+    "search",
+    "collection",
+    "evaluation",
+    "service",
+)
+FITS = "fitting"  # of collection: fits a model
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -16,7 +16,7 @@ from cli_runner import error_of, run
 from conftest import TINY_BACKBONE, build_tiny, write_picture
 from regionhash.collection import Collection, indexing, open_codes
 from regionhash.collection.box_files import recorded_files
-from regionhash.collection.indexing import sample_features
+from regionhash.collection.fitting import sample_features
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
 from regionhash.data.inputs import open_inputs
@@ -29,6 +29,7 @@ from regionhash.models.checkpoints import (
 )
 from regionhash.models.encoding import encode_boxes
 from regionhash.parts.backbones import stack_images
+from regionhash.parts.choosing import RegionChoice
 from regionhash.search.request import Filter
 
 SMALL = ("--backbone", "tiny_fpn", "--weights", "none", "--bits", 64, "--short", 64)
@@ -272,7 +273,7 @@ def test_the_regions_of_a_pyramid_are_as_many_as_asked_for(made, photos, tmp_pat
     options = ("--proposals", "pyramid", "--regions", 30, "--max-iou", 0.8)
     index(photos, tmp_path, *SMALL, *options)
     model, checkpoint = load_checkpoint(tmp_path)
-    assert (model.proposals, model.n_proposals, model.max_iou) == ("pyramid", 30, 0.8)
+    assert model.choice == RegionChoice("pyramid", n_proposals=30, max_iou=0.8)
     assert checkpoint.arguments["proposals"] == "pyramid"
     counts = [np.diff(open_codes(folder).compact().table.offsets) for folder in (made[0], tmp_path)]
     assert (counts[0] >= 36).all()  # windows, of which there are that many on these small maps
@@ -456,19 +457,19 @@ def test_encoding_with_a_model_of_boxes_takes_windows_and_says_so(boxed, photos,
 
 
 def test_the_sample_of_regions_is_bounded_and_holds_the_whole_pictures(made, photos, monkeypatch):
-    from regionhash.collection import indexing
+    from regionhash.collection import fitting
 
     model, _ = load_checkpoint(made[0])
     image_set, _ = open_inputs([str(photos)])
-    monkeypatch.setattr(indexing, "MAX_PICTURES", 4)
-    monkeypatch.setattr(indexing, "MAX_REGIONS", 12)
+    monkeypatch.setattr(fitting, "MAX_PICTURES", 4)
+    monkeypatch.setattr(fitting, "MAX_REGIONS", 12)
     sample = sample_features(model, image_set, short=64, seed=0, workers=0)
     assert len(sample) == 12
     again = sample_features(model, image_set, short=64, seed=0, workers=0)
     assert torch.equal(sample, again)
     other = sample_features(model, image_set, short=64, seed=1, workers=0)
     assert not torch.equal(sample, other)
-    monkeypatch.setattr(indexing, "MAX_REGIONS", 1)
+    monkeypatch.setattr(fitting, "MAX_REGIONS", 1)
     whole = sample_features(model, image_set, short=64, seed=0, workers=0)
     assert torch.equal(whole, sample[::3])
 

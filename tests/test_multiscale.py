@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from regionhash.parts.multiscale import MultiScaleWindows, window_box, window_boxes
+from regionhash.parts.multiscale import MultiScaleWindows, window_boxes
+from regionhash.parts.windows import window_box
 
 
 def _windows(n_scales=3, **changes):

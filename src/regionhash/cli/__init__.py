@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from regionhash.cli.collection import add, check, export, import_codes, index, refresh, remove
+from regionhash.cli.convert import convert
 from regionhash.cli.demo import demo
 from regionhash.cli.encode import encode
 from regionhash.cli.evaluate import evaluate
@@ -27,6 +28,7 @@ INTERRUPTED = 130  # as in shells: 128 + SIGINT
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
+    "convert": convert,
     "encode": encode,
     "index": index,
     "add": add,

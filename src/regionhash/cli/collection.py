@@ -12,6 +12,7 @@ from regionhash.cli.options import (
     Device,
     Folder,
     Json,
+    Runtime,
     Seed,
     Short,
     Strict,
@@ -86,6 +87,7 @@ def index(
     batch_size: BatchSize = 8,
     workers: Workers = None,
     device: Device = "auto",
+    runtime: Runtime = "auto",
     as_json: Json = False,
 ) -> None:
     """Make unlabelled pictures searchable, as a collection.
@@ -124,6 +126,7 @@ def index(
         settings,
         reporter=ConsoleReporter(),
         device=device,
+        runtime=runtime,
         batch_size=batch_size,
         workers=n_workers(workers),
     )
@@ -162,6 +165,7 @@ def add(
     batch_size: BatchSize = 8,
     workers: Workers = None,
     device: Device = "auto",
+    runtime: Runtime = "auto",
     as_json: Json = False,
 ) -> None:
     """Add pictures to a collection.
@@ -176,7 +180,7 @@ def add(
     """
     from regionhash.collection import Collection
 
-    with Collection.open(collection, device=device) as opened:
+    with Collection.open(collection, device=device, runtime=runtime) as opened:
         report = opened.add(
             images,
             again=again,
@@ -234,6 +238,7 @@ def refresh(
     batch_size: BatchSize = 8,
     workers: Workers = None,
     device: Device = "auto",
+    runtime: Runtime = "auto",
     as_json: Json = False,
 ) -> None:
     """Bring a collection up to date with its folders.
@@ -248,7 +253,7 @@ def refresh(
     """
     from regionhash.collection import Collection
 
-    with Collection.open(collection, device=device) as opened:
+    with Collection.open(collection, device=device, runtime=runtime) as opened:
         reports = opened.refresh(
             remove_empty=remove_empty,
             batch_size=batch_size,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from regionhash.cli.options import BatchSize, Device, Json, Strict, Workers, n_workers
+from regionhash.cli.options import BatchSize, Device, Json, Runtime, Strict, Workers, n_workers
 from regionhash.cli.output import (
     ConsoleReporter,
     encoding_line,
@@ -38,6 +38,7 @@ def encode(
         typer.Option(help="Precision of the network; queries use the same."),
     ] = "32-true",
     device: Device = "auto",
+    runtime: Runtime = "auto",
     as_json: Json = False,
 ) -> None:
     """Hash pictures into a code file.
@@ -59,6 +60,7 @@ def encode(
         workers=n_workers(workers),
         precision=precision,
         device=device,
+        runtime=runtime,
         reporter=ConsoleReporter(),
     )
     if as_json:

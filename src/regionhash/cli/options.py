@@ -13,6 +13,12 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda"],
     typer.Option(help="Where the model runs; auto uses a GPU if there is one."),
 ]
+Runtime = Annotated[
+    Literal["auto", "onnx", "torch"],
+    typer.Option(
+        help="What runs the model; auto is onnx if `regionhash convert` has made graphs of it."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Folder = Annotated[
     Path, typer.Argument(metavar="COLLECTION", help="Folder that `regionhash index` made.")

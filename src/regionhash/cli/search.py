@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from regionhash.cli.options import Device, Json
+from regionhash.cli.options import Device, Json, Runtime
 from regionhash.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ def search(
         ),
     ] = None,
     device: Device = "auto",
+    runtime: Runtime = "auto",
     as_json: Json = False,
 ) -> None:
     """Find pictures that look alike, or that contain given objects.
@@ -199,7 +200,9 @@ def search(
             f"{codes}: --only, --min-score, --folder, --after, --before, --near and --offset need "
             "a collection; this is a code file"
         )
-    collection = Collection.open(codes, device=device) if is_collection(codes) else None
+    collection = (
+        Collection.open(codes, device=device, runtime=runtime) if is_collection(codes) else None
+    )
     file = CodeSet.open(codes) if collection is None else collection.codes()
     wanted = [_class_index(name, file.classes) for name in label or ()]
     if wanted and file.labels is None:
@@ -226,7 +229,7 @@ def search(
         )
     except RequestError as error:
         raise _named_by_flag(error) from error
-    loaded = load_model_of(file, model, device, advice="; pass it with --model")
+    loaded = load_model_of(file, model, device, runtime, advice="; pass it with --model")
     try:
         if collection is None:
             answer = run(*loaded, file, request)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from regionhash.cli.options import Device, Folder
+from regionhash.cli.options import Device, Folder, Runtime
 
 
 def serve(
@@ -29,6 +29,7 @@ def serve(
     max_megapixels: Annotated[float, typer.Option(help="Largest picture, in megapixels.")] = 50,
     timeout: Annotated[float, typer.Option(help="Longest time for an answer, in seconds.")] = 30,
     device: Device = "auto",
+    runtime: Runtime = "auto",
 ) -> None:
     """Serve a collection: a page to search it, and an HTTP API.
 
@@ -41,5 +42,12 @@ def serve(
 
     limits = Limits(int(max_megabytes * 1e6), int(max_megapixels * 1e6), timeout)
     run_server(
-        collection, host=host, port=port, token=token, limits=limits, device=device, note=typer.echo
+        collection,
+        host=host,
+        port=port,
+        token=token,
+        limits=limits,
+        device=device,
+        runtime=runtime,
+        note=typer.echo,
     )

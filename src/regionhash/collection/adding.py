@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from regionhash.models import HashModel
     from regionhash.models.checkpoints import Checkpoint
     from regionhash.models.encoding import EncodingReport
+    from regionhash.models.runtime import Runtime
 
 _COMMIT_SECONDS = 5.0
 _COMMIT_IMAGES = 64
@@ -50,7 +51,7 @@ class AddReport:
 
 def add_pictures(
     database: Database,
-    model: HashModel,
+    model: HashModel | Runtime,
     checkpoint: Checkpoint,
     image_set: ImageSet,
     source: int | None,

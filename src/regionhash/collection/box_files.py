@@ -18,7 +18,7 @@ from regionhash.files.text import refusing, shown
 if TYPE_CHECKING:
     from regionhash.data.detections import Boxes, Detector
     from regionhash.data.notices import Notices
-    from regionhash.models import HashModel
+    from regionhash.models.runtime import Runtime
 
 BOXES_FILE = "boxes.json"
 
@@ -27,7 +27,7 @@ _MISSING = "files of boxes that cannot be read, their pictures have none"
 
 def boxes_of(
     folder: Path,
-    model: HashModel,
+    model: Runtime,
     given: str | Path | Boxes | Detector | None,
     notices: Notices,
 ) -> Boxes | Detector | None:
@@ -44,9 +44,8 @@ def boxes_of(
             `boxes.json` is damaged.
     """
     from regionhash.data.detections import Boxes, read_detections
-    from regionhash.models.drh import takes_boxes
 
-    if not takes_boxes(model):
+    if not model.takes_boxes:
         if given is None:
             return None
         raise ValueError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from regionhash.collection.database import BLOBS, UPLOADS_FOLDER, Columns, Datab
 from regionhash.files.atomic import leftovers, remove_leftovers
 from regionhash.store import LAYOUT, StoreError
 from regionhash.structures import CodeTable
+
+if TYPE_CHECKING:
+    from regionhash.models.runtime import RuntimeName
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,16 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
     )
 
 
-def header_of_model(folder: Path) -> dict[str, Any]:
+def header_of_model(folder: Path, runtime: RuntimeName = "auto") -> dict[str, Any]:
     """The fields of a collection's header that describe the model in its folder.
 
     Raises:
         ValueError: there is no model, or it is damaged.
     """
-    from regionhash.models.checkpoints import load_checkpoint, provenance
+    from regionhash.models.checkpoints import provenance
+    from regionhash.models.runtime import load_runtime
 
-    model, checkpoint = load_checkpoint(folder)
+    model, checkpoint = load_runtime(folder, device="cpu", runtime=runtime)
     return {
         "model": checkpoint.name,
         "model_hash": checkpoint.model_hash,

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from regionhash.data.inputs import Source
     from regionhash.models import HashModel
     from regionhash.models.checkpoints import Checkpoint
+    from regionhash.models.runtime import Runtime, RuntimeName
 
 
 class Collection:
@@ -74,26 +75,41 @@ class Collection:
         folder: its folder.
     """
 
-    def __init__(self, folder: Path, *, device: str = "auto", follow: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: str = "auto",
+        runtime: RuntimeName = "auto",
+        follow: bool = True,
+    ) -> None:
         self.folder = folder
-        self._device = device
+        self._device, self._runtime = device, runtime
         self._follow = follow
         self._local = threading.local()
         self._identity: tuple[Place, str] | None = None
         self._databases: WeakSet[Database] = WeakSet()  # one per living thread
         self._loading, self._following = threading.Lock(), threading.Lock()
-        self._model: tuple[HashModel, Checkpoint] | None = None
+        self._model: tuple[Runtime, Checkpoint] | None = None
         self._arrays = Arrays(folder)
         self._masks = Masks()
         self._snapshot = self._arrays.follow(self._database)
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str = "auto", follow: bool = True) -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        runtime: RuntimeName = "auto",
+        follow: bool = True,
+    ) -> Self:
         """Opens the collection in a folder; the model is loaded on first use.
 
         Args:
             path: the folder.
             device: device of the model: "cpu", "cuda" or "auto".
+            runtime: what runs the model, see `regionhash.models.runtime.load_runtime`.
             follow: check for changes of the database at each search; otherwise only `sync` does.
 
         Raises:
@@ -104,18 +120,19 @@ class Collection:
             raise StoreError(
                 f"{folder}: no collection; `regionhash index PICTURES -o {folder}` makes one"
             )
-        return cls(folder, device=device, follow=follow)
+        return cls(folder, device=device, runtime=runtime, follow=follow)
 
     @classmethod
-    def create(cls, folder: Path, *, device: str = "auto") -> Self:
+    def create(cls, folder: Path, *, device: str = "auto", runtime: RuntimeName = "auto") -> Self:
         """Opens the collection of the model in `folder`, creating it if there is none.
 
         Raises:
             ValueError: the folder has no model.
             StoreError: the folder has a collection of another model, or writing fails.
         """
-        Database.create(folder / DATABASE_FILE, header_of_model(folder)).close()
-        return cls(folder, device=device)
+        header = header_of_model(folder, runtime)
+        Database.create(folder / DATABASE_FILE, header).close()
+        return cls(folder, device=device, runtime=runtime)
 
     @classmethod
     def of_code_file(cls, folder: Path, path: Path, *, device: str = "auto") -> Self:
@@ -217,30 +234,36 @@ class Collection:
         return self._snapshot.table.classes
 
     @property
-    def model(self) -> tuple[HashModel, Checkpoint]:
-        """The model and its checkpoint.
+    def model(self) -> tuple[Runtime, Checkpoint]:
+        """The model, ready to run, and its checkpoint.
 
         Raises:
             ValueError: it is missing, damaged, or not the one that made the codes.
         """
         with self._loading:
             if self._model is None:
-                from regionhash.models.checkpoints import load_checkpoint
-                from regionhash.models.encoding import pick_device
+                from regionhash.models.runtime import load_runtime
 
-                model, checkpoint = load_checkpoint(self.folder)
+                model, checkpoint = load_runtime(
+                    self.folder,
+                    device=self._device,
+                    runtime=self._runtime,
+                    precision=self.header["meta"]["precision"],
+                )
                 if checkpoint.model_hash != self.header["model_hash"]:
                     raise ValueError(
                         f"{self.folder}: the codes were made by model "
                         f"{self.header['model_hash']}, but the folder holds "
                         f"{checkpoint.model_hash}"
                     )
-                self._model = model.to(pick_device(self._device)), checkpoint
+                self._model = model, checkpoint
             return self._model
 
     @model.setter
-    def model(self, given: tuple[HashModel, Checkpoint]) -> None:
-        self._model = given
+    def model(self, given: tuple[HashModel | Runtime, Checkpoint]) -> None:
+        from regionhash.models.runtime import runtime_of
+
+        self._model = runtime_of(given[0], self.header["meta"]["precision"]), given[1]
 
     # Searching
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 Item = TypeVar("Item")
 
 
 def batches_of_one_shape(
-    items: Iterable[Item], image_of: Callable[[Item], Tensor], size: int
+    items: Iterable[Item], image_of: Callable[[Item], Any], size: int
 ) -> Iterator[list[Item]]:
     """Batches of at most `size` items whose images (3, h, w) have the same shape.
 
@@ -37,7 +36,7 @@ def batches_of_one_shape(
 
 def shuffled_batches(
     items: Iterable[Item],
-    image_of: Callable[[Item], Tensor],
+    image_of: Callable[[Item], Any],
     size: int,
     rng: np.random.Generator,
 ) -> Iterator[list[Item]]:
@@ -55,7 +54,7 @@ def shuffled_batches(
 
 
 def _shuffled(
-    pool: list[Item], image_of: Callable[[Item], Tensor], size: int, rng: np.random.Generator
+    pool: list[Item], image_of: Callable[[Item], Any], size: int, rng: np.random.Generator
 ) -> Iterator[list[Item]]:
     pool.sort(key=lambda item: image_of(item).shape[1] / image_of(item).shape[2])
     batches = [pool[first : first + size] for first in range(0, len(pool), size)]

@@ -1,8 +1,7 @@
-"""From a picture to a network's input and back: sizes, boxes, and the changes made in training."""
+"""From a picture to a tensor for a network, and the changes made in training."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -10,60 +9,16 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F  # noqa: N812 (its common name)
 
+from regionhash.data.frames import Frame, fit_size
 from regionhash.data.image_set import Image
 from regionhash.structures import Floats, Target
-
-STRIDE = 32
-"""Input sides are multiples of this: the stride of the coarsest feature map of a ResNet."""
-
-
-def fit_size(height: int, width: int, short: int) -> tuple[int, int]:
-    """Input size (h, w) for a picture: multiples of 32, close to its aspect.
-
-    The short side is `short`, the long side at most twice that. The aspect changes by a few per
-    cent (more for pictures longer than 2:1); in return, pictures of one input size form a batch
-    without padding, so a code does not depend on the rest of its batch.
-
-    Raises:
-        ValueError: a length is not positive.
-    """
-    if min(height, width, short) < 1:
-        raise ValueError(f"lengths must be positive, got {height} x {width}, short side {short}")
-    short_side = max(STRIDE, STRIDE * round(short / STRIDE))
-    aspect = min(max(height, width) / min(height, width), 2)
-    long_side = STRIDE * round(short_side * aspect / STRIDE)
-    return (short_side, long_side) if height <= width else (long_side, short_side)
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """The relation of a picture to the network's input made from it.
-
-    Attributes:
-        size: (height, width) of the picture in pixels.
-        input_size: (height, width) of the input in pixels.
-    """
-
-    size: tuple[int, int]
-    input_size: tuple[int, int]
-
-    def to_input(self, boxes: Tensor) -> Tensor:
-        """Boxes (R, 4) xyxy, from pixels of the picture to input pixels."""
-        return boxes * self._scale(boxes)
-
-    def to_original(self, boxes: Tensor) -> Tensor:
-        """Boxes (R, 4) xyxy, from input pixels to pixels of the picture."""
-        return boxes / self._scale(boxes)
-
-    def _scale(self, boxes: Tensor) -> Tensor:
-        y, x = (new / old for new, old in zip(self.input_size, self.size, strict=True))
-        return boxes.new_tensor([x, y, x, y])
 
 
 def to_input(image: Image, short: int) -> tuple[Tensor, Frame]:
     """The picture resized by `fit_size` as (3, h, w) uint8 tensor, and the frame of its boxes.
 
-    Bilinear with antialiasing: each value is an average of all the pixels that it replaces.
+    Bilinear with antialiasing: each value is an average of all the pixels that it replaces. The
+    same bytes as `regionhash.data.frames.to_pixels`, several times faster.
     """
     size = (image.shape[0], image.shape[1])
     input_size = fit_size(*size, short)

@@ -20,11 +20,12 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regionhash.collection.indexing import detector_arguments, take_detector
+from regionhash.collection.fitting import detector_arguments, take_detector
+from regionhash.data.frames import Frame
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError
 from regionhash.data.instances import BoxQuerySet
-from regionhash.data.transforms import Frame, to_input
+from regionhash.data.transforms import to_input
 from regionhash.experiments.common import built, hash_ids
 from regionhash.files.atomic import sync_directory
 from regionhash.models.checkpoints import read_checkpoint

@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from regionhash.codes import binarize, hamming_distances, pack_bits
-from regionhash.collection.indexing import MAX_REGIONS
+from regionhash.collection.fitting import MAX_REGIONS
 from regionhash.data import open_dataset
 from regionhash.data.detections import Boxes, read_detections
 from regionhash.data.image_set import ImageSet
@@ -34,7 +34,7 @@ from regionhash.experiments.drh import DRHOptions
 from regionhash.files.atomic import write_text
 from regionhash.models.drh import DRH, fit_drh
 from regionhash.parts.backbones import stack_images
-from regionhash.parts.proposals import thinned
+from regionhash.parts.choosing import thinned
 from regionhash.parts.windows import (
     max_pool_windows,
     pyramid_windows,
@@ -89,7 +89,7 @@ def regions_of_sets(
             own = torch.cat([whole, best[:n_proposals]])
             stride = frame.input_size[1] / width
             cells = {
-                "windows": sliding_windows(height, width, model.overlap),
+                "windows": sliding_windows(height, width, model.choice.overlap),
                 "pyramid": pyramid_windows(height, width, n_proposals),
                 "boxes": snap_boxes(frame.to_input(own), stride, height, width),
             }
@@ -127,7 +127,7 @@ def joined_regions(picture: Picture, kinds: Sequence[str], max_iou: float) -> tu
     """Boxes and features of several kinds, boxes of a detector first; the whole picture once."""
     boxes = torch.cat([picture.boxes[kind][n > 0 :] for n, kind in enumerate(kinds)])
     features = torch.cat([picture.features[kind][n > 0 :] for n, kind in enumerate(kinds)])
-    kept = thinned(boxes, max_iou)
+    kept = thinned(boxes.numpy(), max_iou)
     return boxes[kept], features[kept]
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from regionhash.codes import binarize, pack_bits
-from regionhash.collection.indexing import MAX_REGIONS
+from regionhash.collection.fitting import MAX_REGIONS
 from regionhash.data import open_dataset
 from regionhash.data.instances import BoxQuerySet, read_instances, with_distractors
 from regionhash.data.oxford import read_oxford

@@ -1,111 +1,46 @@
-"""The models by name, and what a model must offer. Defaults are the paper's unless stated."""
+"""The models. What needs torch is imported when asked for (PEP 562): graphs run without it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, Self, TypeGuard
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from regionhash.models.families import (
+        MODELS as MODELS,
+    )
+    from regionhash.models.families import (
+        HashModel as HashModel,
+    )
+    from regionhash.models.families import (
+        ImageHashModel as ImageHashModel,
+    )
+    from regionhash.models.families import (
+        TrainedHashModel as TrainedHashModel,
+    )
+    from regionhash.models.families import (
+        learns_from_labels as learns_from_labels,
+    )
 
-from regionhash.models.dmih import DMIH
-from regionhash.models.drh import DRH
-from regionhash.models.iah import IAH
-from regionhash.models.image_level import DLBHC, DSRH, SSDH, CategoryBaseline, Control, OneStage
-from regionhash.models.region_dh import RegionDH
-from regionhash.parts.backbones import Backbone
-from regionhash.parts.proposals import Targets
-from regionhash.structures import EncodedImage, Regions
+NAMES = (
+    "region-dh",
+    "ssdh",
+    "dlbhc",
+    "control",
+    "iah",
+    "one-stage",
+    "dsrh",
+    "category-baseline",
+    "drh",
+    "dmih",
+)
+"""Names of all models: the keys of `MODELS`, which imports torch."""
 
-
-class HashModel(Protocol):
-    """What encoding and search need of a model, which is a `torch.nn.Module` too.
-
-    Attributes:
-        shared_code_space: whether codes of boxes and of whole pictures can be compared.
-        n_bits: bits of the image code, 0 if there is none; n_region_bits: bits of a region's code.
-    """
-
-    shared_code_space: bool
-    n_bits: int
-    n_region_bits: int
-
-    def encode(self, images: list[Tensor]) -> list[EncodedImage]:
-        """Codes of pictures; boxes in pixels of the pictures given."""
-
-    def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
-        """Codes of given boxes of pictures."""
-
-    # Of torch.nn.Module
-
-    def to(self, *args: Any, **options: Any) -> Self: ...  # noqa: D102
-    def train(self, mode: bool = True) -> Self: ...  # noqa: D102
-    def eval(self) -> Self: ...  # noqa: D102
-    def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...  # noqa: D102
-    def state_dict(self) -> dict[str, Tensor]: ...  # noqa: D102
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...  # noqa: D102
+_OF_FAMILIES = ("MODELS", "HashModel", "ImageHashModel", "TrainedHashModel", "learns_from_labels")
 
 
-class TrainedHashModel(HashModel, Protocol):
-    """What `regionhash train` also needs, from a model that learns from labels.
-
-    Attributes:
-        backbone: what all other layers read.
-        learns_boxes: has a detector that is trained on the boxes of objects.
-        weakly_supervised: learns from the labels of whole pictures; boxes are removed before
-            anything is read.
-        needs_trained_rpn: has an RPN that is never trained, so it must start from another model.
-        ramped_terms: names of the losses that training may bring in slowly.
-        held_out_term: the loss that chooses the best epoch; None takes the sum of all.
-    """
-
-    backbone: Backbone
-    learns_boxes: bool
-    weakly_supervised: bool
-    needs_trained_rpn: bool
-
-    # Read-only, since a class has a narrower type.
-    @property
-    def ramped_terms(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def held_out_term(self) -> str | None: ...  # noqa: D102
-
-    def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
-        """Weighted loss terms by name."""
-
-    def frozen_features(
-        self, images: list[Tensor], targets: Targets | None = None
-    ) -> dict[str, Tensor]:
-        """What the layers of the hash read, without gradient; with targets, what trains them."""
-
-    def head_losses(self, features: dict[str, Tensor], image_labels: Tensor) -> dict[str, Tensor]:
-        """The loss terms of these layers alone."""
-
-    def head_parameters(self) -> list[nn.Parameter]:
-        """The weights of these layers."""
-
-
-class ImageHashModel(TrainedHashModel, Protocol):
-    """A trained model with a code of the whole picture."""
-
-    def hash_features(self, features: dict[str, Tensor]) -> Tensor:
-        """Activations (B, n_bits) of the image hash, from what `frozen_features` gives."""
-
-
-def learns_from_labels(model: HashModel) -> TypeGuard[TrainedHashModel]:
-    """Whether `regionhash train` can train a model."""
-    return hasattr(model, "losses")
-
-
-MODELS: dict[str, Callable[..., HashModel]] = {
-    "region-dh": RegionDH,
-    "ssdh": SSDH,
-    "dlbhc": DLBHC,
-    "control": Control,
-    "iah": IAH,
-    "one-stage": OneStage,
-    "dsrh": DSRH,
-    "category-baseline": CategoryBaseline,
-    "drh": DRH,
-    "dmih": DMIH,
-}
+def __getattr__(name: str) -> Any:
+    """What stands in `regionhash.models.families`."""
+    if name not in _OF_FAMILIES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.families"), name)

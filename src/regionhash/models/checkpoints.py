@@ -11,38 +11,40 @@ import shutil
 import subprocess
 import warnings
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing, sync_directory, write_text
 from regionhash.files.text import reason_of, refusing, shown
-from regionhash.models import MODELS, HashModel
+from regionhash.models import NAMES
 from regionhash.models.parameters import checked, defaults_of, types_of
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 NEXT_WEIGHTS_FILE = f"{WEIGHTS_FILE}.new"  # exists only during a write, or after a kill
 CONFIG_FILE = "model.json"
+GRAPH_FILES = ENCODE_GRAPH, BOXES_GRAPH = "encode.onnx", "encode_boxes.onnx"
 
 MIN_SHORT, MAX_SHORT = 32, 2048
 """Short side of the input: below, the last stage sees nothing; above, pictures take gigabytes."""
 
 
 _MAX_HEADER = 10 << 20  # bytes of names and shapes in a file of weights; a ResNet-101 has 100 KB
-_PACKAGES = ("regionhash", "torch", "torchvision", "numpy", "faiss-cpu")
+_PACKAGES = ("regionhash", "torch", "torchvision", "onnxruntime", "numpy", "faiss-cpu")
 
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regionhash.models import HashModel
     from regionhash.store import CodeSet
 
-Kind = TypeVar("Kind", bound=HashModel)
+Kind = TypeVar("Kind", bound="HashModel")
 
 
 class CheckpointError(ValueError):
@@ -75,11 +77,18 @@ class Checkpoint:
 def provenance() -> dict[str, Any]:
     """Versions, git hash and machine: what every checkpoint and result carries."""
     return {
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "git": _git_hash(),
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # of the two runtimes, one is enough
+        return None
 
 
 def _git_hash() -> str | None:
@@ -113,6 +122,8 @@ def save_checkpoint(folder: Path, model: HashModel, checkpoint: Checkpoint) -> C
         CheckpointError: what `read_checkpoint` would refuse, or a full disk.
         OSError: writing fails.
     """
+    from regionhash.models import MODELS
+
     state = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / NEXT_WEIGHTS_FILE) as weights:
@@ -126,7 +137,7 @@ def save_checkpoint(folder: Path, model: HashModel, checkpoint: Checkpoint) -> C
         record = _identity(complete) | hashes | {"provenance": checkpoint.provenance}
         text = json.dumps(record, indent=2) + "\n"
         with refusing(f"{folder / CONFIG_FILE}: not written", CheckpointError):
-            _checked(strict_json.parse_object(text.encode()))
+            _check_arguments(_checked(strict_json.parse_object(text.encode())))
         _finish_pair(folder)
     _put_in_place(folder, text)
     return replace(complete, model_hash=model_hash)
@@ -146,6 +157,10 @@ def copy_checkpoint(origin: Path, folder: Path) -> None:
         shutil.copyfile(weights, copied)
         _finish_pair(folder)
     _put_in_place(folder, json.dumps(record, indent=2) + "\n")
+    for name in GRAPH_FILES:
+        if (graph := folder_of(origin) / name).is_file():
+            with replacing(folder / name) as copied:
+                shutil.copyfile(graph, copied)
 
 
 # The new weights have a temporary name until the JSON with their hash is written. So at any moment
@@ -153,7 +168,12 @@ def copy_checkpoint(origin: Path, folder: Path) -> None:
 
 
 def _put_in_place(folder: Path, text: str) -> None:
-    """Writes the JSON of the waiting weights, then renames these."""
+    """Writes the JSON of the waiting weights, then renames these.
+
+    Graphs of the model that was there before are removed.
+    """
+    for name in GRAPH_FILES:
+        (folder / name).unlink(missing_ok=True)
     write_text(folder / CONFIG_FILE, text)
     (folder / NEXT_WEIGHTS_FILE).replace(folder / WEIGHTS_FILE)
     sync_directory(folder)
@@ -174,6 +194,8 @@ def _finish_pair(folder: Path) -> None:
 
 
 def _save_file(state: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
     try:
         save_file(state, path)
     except SafetensorError as error:  # also if the disk is full
@@ -188,7 +210,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: the file is missing, damaged, of another format version, of an unknown
-            model, has an invalid field, or was changed since its hash was taken.
+            model, has an invalid field, or was changed since its hash was taken. The model's
+            arguments are checked when it is built.
     """
     return _read_record(path)[1]
 
@@ -212,6 +235,11 @@ def load_checkpoint(path: Path, kind: type[Any] | None = None) -> tuple[Any, Che
             or damaged, that do not belong to the JSON beside them or do not fit the model, or are
             not finite.
     """
+    import torch  # noqa: F401  (first: what follows reads weights as its tensors)
+    from safetensors.torch import load_file
+
+    from regionhash.models import MODELS
+
     weights, checkpoint = _find_weights(path)
     if kind is not None and MODELS[checkpoint.name] is not kind:
         (wanted,) = (name for name, known in MODELS.items() if known is kind)
@@ -228,6 +256,10 @@ def load_checkpoint(path: Path, kind: type[Any] | None = None) -> tuple[Any, Che
 
 def build_model(name: str, arguments: dict[str, Any]) -> HashModel:
     """A model of MODELS. Raises ValueError for an unknown name or argument."""
+    import torch
+
+    from regionhash.models import MODELS
+
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
     try:
@@ -254,7 +286,7 @@ def model_folder(codes: CodeSet) -> Path:
 
 def _read_record(path: Path) -> tuple[dict[str, Any], Checkpoint]:
     """The content of model.json, and the checkpoint it describes, validated."""
-    config = _folder(path) / CONFIG_FILE
+    config = folder_of(path) / CONFIG_FILE
     with refusing(f"{config}: cannot read the checkpoint", CheckpointError):
         try:
             record = strict_json.read_object(config)
@@ -272,8 +304,8 @@ def _checked(record: dict[str, Any]) -> Checkpoint:
             f"{FORMAT_VERSION}"
         )
     name = strict_json.field(record, "model", str)
-    if name not in MODELS:
-        raise ValueError(f"unknown model {shown(name)}; known: {', '.join(MODELS)}")
+    if name not in NAMES:
+        raise ValueError(f"unknown model {shown(name)}; known: {', '.join(NAMES)}")
     checkpoint = Checkpoint(
         name,
         strict_json.field(record, "arguments", dict),
@@ -282,7 +314,6 @@ def _checked(record: dict[str, Any]) -> Checkpoint:
         _hash_field(record, "model_hash", 16),
         strict_json.field(record, "provenance", dict),
     )
-    _check_arguments(checkpoint)
     identity = _identity_hash(_identity(checkpoint), _hash_field(record, "weights_hash", 64))
     if identity != checkpoint.model_hash:
         raise ValueError(
@@ -301,6 +332,8 @@ def _hash_field(record: dict[str, Any], name: str, length: int) -> str:
 
 def _check_arguments(checkpoint: Checkpoint) -> None:
     """Raises ValueError for arguments that the builder does not take."""
+    from regionhash.models import MODELS
+
     types, defaults = types_of(MODELS[checkpoint.name]), defaults_of(MODELS[checkpoint.name])
     for name, value in checkpoint.arguments.items():
         if name not in types:
@@ -343,10 +376,13 @@ def _find_weights(path: Path) -> tuple[Path, Checkpoint]:
     Raises:
         CheckpointError: see `load_checkpoint`.
     """
-    folder = _folder(path)
+    folder = folder_of(path)
     record, checkpoint = _read_record(folder)
-    with refusing(str(folder / CONFIG_FILE), CheckpointError):
-        wanted = _shapes_wanted(checkpoint)
+    wanted = None  # without torch: a model that cannot be built here is only copied
+    if find_spec("torch"):
+        with refusing(str(folder / CONFIG_FILE), CheckpointError):
+            _check_arguments(checkpoint)
+            wanted = _shapes_wanted(checkpoint)
     weights, waiting = folder / WEIGHTS_FILE, folder / NEXT_WEIGHTS_FILE
     try:
         _check_weights(weights, wanted, record["weights_hash"])
@@ -369,6 +405,10 @@ def _shapes_wanted(checkpoint: Checkpoint) -> _Shapes:
     Raises:
         ValueError: the model cannot be built.
     """
+    import torch
+
+    from regionhash.models import MODELS
+
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights of no value at all
@@ -382,16 +422,19 @@ def _shapes_wanted(checkpoint: Checkpoint) -> _Shapes:
     }
 
 
-def _check_weights(weights: Path, wanted: _Shapes, weights_hash: str) -> None:
-    """Raises CheckpointError unless the file holds the wanted weights and has the hash.
+def _check_weights(weights: Path, wanted: _Shapes | None, weights_hash: str) -> None:
+    """Raises CheckpointError unless the file holds the wanted weights, if any, and has the hash.
 
     Names and shapes are checked first: only then is the file known to be no larger than the model.
     """
     if not weights.is_file():
         raise CheckpointError(f"{weights}: {'not a' if weights.exists() else 'no such'} file")
-    with refusing(f"{weights}: damaged", CheckpointError, SafetensorError):
-        found = _shapes_in(weights)
-    for name in [*wanted, *found]:
+    found: _Shapes = {}
+    if wanted is not None:
+        with refusing(f"{weights}: damaged", CheckpointError, SafetensorError):
+            found = _shapes_in(weights)
+    for name in [*(wanted or ()), *found]:
+        assert wanted is not None
         if found.get(name) != wanted.get(name):
             raise CheckpointError(
                 f"{weights}: the weights do not fit the model: {shown(name)} must be "
@@ -421,9 +464,14 @@ def _described(weight: tuple[str, tuple[int, ...]] | None) -> str:
     return "left out" if weight is None else f"{weight[0]} {shown(weight[1])}"
 
 
-def _folder(path: Path) -> Path:
+def folder_of(path: Path) -> Path:
+    """The folder of a checkpoint that is named by it or by a file in it.
+
+    Raises:
+        CheckpointError: the name is too long.
+    """
     with refusing(f"{path}: cannot read the checkpoint", CheckpointError):  # a name too long
-        of_file = path.is_file() or path.name in (CONFIG_FILE, WEIGHTS_FILE)
+        of_file = path.is_file() or path.name in (CONFIG_FILE, WEIGHTS_FILE, *GRAPH_FILES)
         return path.parent if of_file else path
 
 

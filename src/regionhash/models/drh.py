@@ -17,7 +17,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -28,23 +27,16 @@ from torchvision.models.detection.image_list import ImageList
 from regionhash.codes import check_n_bits
 from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
 from regionhash.parts.cells import crop_maps
+from regionhash.parts.choosing import Proposals, RegionChoice, thinned
 from regionhash.parts.losses import drh_losses
-from regionhash.parts.proposals import ScoredRPN, build_rpn, check_n_proposals, thinned
+from regionhash.parts.proposals import ScoredRPN, build_rpn
 from regionhash.parts.regions import codes_of, regions_of
 from regionhash.parts.whitening import Whitening
-from regionhash.parts.windows import (
-    max_pool_windows,
-    pyramid_windows,
-    sliding_windows,
-    snap_boxes,
-)
+from regionhash.parts.windows import max_pool_windows, snap_boxes
 from regionhash.reporter import SILENT, Reporter
 from regionhash.structures import Detections, EncodedImage, Regions
 
-Proposals = Literal["windows", "rpn", "pyramid", "boxes"]
-
 ALPHA, BETA, ETA = 100.0, 0.001, 0.001  # "Network Training"
-MAX_OVERLAP = 0.95  # 2,500 windows of a picture; their number grows with 1 / (1 - overlap)^2
 _GAIN = 0.3  # initial spread of activations, where tanh is nearly linear: bits can still change
 _BATCH = 512  # regions of a step of the hash's training
 _STATISTICS = 4096  # regions from which the statistics of the bits are computed
@@ -87,7 +79,7 @@ class DRH(nn.Module):
             scales, see `pyramid_windows`. "boxes" are given with the pictures; a picture for which
             none are given has sliding windows. "rpn" takes the best proposals of an RPN. It needs
             the feature pyramid and the RPN of a trained Region-DH, which `weights` does not bring:
-            `regionhash.collection.indexing.take_detector` does.
+            `regionhash.collection.fitting.take_detector` does.
         n_proposals: greatest number of regions beside the whole picture, except "windows".
         fpn_channels: channels of the feature pyramid, which the RPN reads.
         max_iou: a region that overlaps a better one by more than this is dropped, see `thinned`;
@@ -116,15 +108,7 @@ class DRH(nn.Module):
     ) -> None:
         super().__init__()
         check_n_bits(n_bits)
-        if proposals not in get_args(Proposals):
-            known = ", ".join(get_args(Proposals))
-            raise ValueError(f"proposals must be one of {known}, got {proposals!r}")
-        if not 0 < max_iou <= 1:
-            raise ValueError(f"max_iou must be in (0, 1], got {max_iou}")
-        check_n_proposals(n_proposals)
-        if MAX_OVERLAP < overlap < 1:
-            raise ValueError(f"overlap must be at most {MAX_OVERLAP}, got {overlap}")
-        sliding_windows(1, 1, overlap)  # refuses an overlap out of range
+        choice = RegionChoice(proposals, overlap, n_proposals, max_iou)
         body = build_backbone(
             backbone,
             weights=weights,
@@ -144,10 +128,7 @@ class DRH(nn.Module):
             self.hash.bias.zero_()
         self.n_bits = n_bits
         self.n_region_bits = n_bits
-        self.overlap = overlap
-        self.proposals = proposals
-        self.n_proposals = n_proposals
-        self.max_iou = max_iou
+        self.choice = choice
 
     @torch.no_grad()
     def region_features(
@@ -162,7 +143,7 @@ class DRH(nn.Module):
         batch, sizes = stack_images(images)
         if self.rpn is None:
             tops = crop_maps(self.backbone.top(batch), sizes, math.ceil)
-            if given is None or self.proposals != "boxes":
+            if given is None or not self.takes_boxes:
                 return [self._windows(one, size) for one, size in zip(tops, sizes, strict=True)]
             return [
                 self._given(one, size, found)
@@ -176,11 +157,16 @@ class DRH(nn.Module):
         ):
             whole = boxes.new_tensor([[0, 0, size[1], size[0]]])
             boxes, scores = torch.cat([whole, boxes]), torch.cat([scores.new_ones(1), scores])
-            kept = thinned(boxes, self.max_iou)
+            kept = thinned(boxes.float().cpu().numpy(), self.choice.max_iou)
             boxes, scores = boxes[kept], scores[kept]
             features = self._pool(one, boxes, size)
             found.append(RegionFeatures(boxes, scores, _unknown(boxes), features))
         return found
+
+    @property
+    def takes_boxes(self) -> bool:
+        """Whether the regions are boxes that are given with the pictures."""
+        return self.choice.proposals == "boxes"
 
     def forward(self, features: Tensor) -> Tensor:
         """Activations (N, K) in [-1, 1] of whitened features (N, P)."""
@@ -215,28 +201,13 @@ class DRH(nn.Module):
 
     def _windows(self, top: Tensor, size: tuple[int, int]) -> RegionFeatures:
         """The windows on the map (D, h, w) of an image of `size`."""
-        height, width = top.shape[1:]
-        if self.proposals == "pyramid":
-            windows = pyramid_windows(height, width, self.n_proposals)
-        else:
-            windows = sliding_windows(height, width, self.overlap)
-        windows = windows[thinned(torch.tensor(windows), self.max_iou).numpy()]
-        pixels = top.new_tensor([size[1] / width, size[0] / height] * 2, dtype=torch.float32)
-        boxes = torch.from_numpy(windows).to(pixels) * pixels
-        return RegionFeatures(
-            boxes, boxes.new_ones(len(boxes)), _unknown(boxes), _maxima(top, windows)
-        )
+        chosen, windows = self.choice.of_map(top.shape[1], top.shape[2], size)
+        return _on_map(top, chosen, _maxima(top, windows))
 
     def _given(self, top: Tensor, size: tuple[int, int], found: Detections) -> RegionFeatures:
         """The given boxes on the map (D, h, w) of an image of `size`, the best ones first."""
-        order = np.argsort(-found.scores, kind="stable")
-        whole = torch.tensor([[0.0, 0.0, size[1], size[0]]])
-        boxes = torch.cat([whole, torch.from_numpy(found.boxes[order])])
-        scores = torch.cat([torch.ones(1), torch.from_numpy(found.scores[order])])
-        labels = torch.cat([torch.tensor([-1]), torch.from_numpy(found.labels[order])])
-        kept = thinned(boxes, self.max_iou)[: 1 + self.n_proposals]
-        features = self._pool(top, boxes[kept], size)
-        return RegionFeatures(boxes[kept], scores[kept], labels[kept], features)
+        chosen = self.choice.of_boxes(found, size)
+        return _on_map(top, chosen, self._pool(top, torch.from_numpy(chosen.boxes), size))
 
     def _pool(self, top: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Features (R, D) of boxes on the map (D, h, w) of an image of `size`."""
@@ -248,9 +219,13 @@ class DRH(nn.Module):
         return regions_of(boxes, scores, labels, codes)
 
 
-def takes_boxes(model: object) -> TypeGuard[DRH]:
-    """Whether the regions of a model are boxes that are given with the pictures."""
-    return isinstance(model, DRH) and model.proposals == "boxes"
+def _on_map(top: Tensor, chosen: Detections, features: Tensor) -> RegionFeatures:
+    """Chosen regions with their features, on the device of the map."""
+    boxes, scores, labels = (
+        torch.from_numpy(part).to(top.device)
+        for part in (chosen.boxes, chosen.scores, chosen.labels)
+    )
+    return RegionFeatures(boxes, scores, labels, features)
 
 
 def _unknown(boxes: Tensor) -> Tensor:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
-
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.ops import clip_boxes_to_image
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from regionhash.data.batches import batches_of_one_shape
 from regionhash.data.detections import Boxes, Detector, detect
+from regionhash.data.frames import Frame, Pixels, clip_boxes
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.data.images import (
     FileImages,
@@ -26,16 +23,22 @@ from regionhash.data.images import (
     read_with_note,
 )
 from regionhash.data.inputs import Source, class_indices, open_inputs
-from regionhash.data.transforms import Frame, to_input
-from regionhash.models import HashModel
-from regionhash.models.checkpoints import Checkpoint, load_checkpoint, provenance
-from regionhash.models.drh import takes_boxes
+from regionhash.models.checkpoints import Checkpoint, provenance
+from regionhash.models.runtime import (
+    Precision,
+    Runtime,
+    RuntimeName,
+    check_precision,
+    load_runtime,
+    runtime_of,
+)
+from regionhash.models.runtime import pick_device as pick_device
 from regionhash.reporter import SILENT, Reporter
 from regionhash.store import CodeFileWriter, CodeSet
 from regionhash.structures import Detections, EncodedImage, Floats, Regions
 
-Precision = Literal["32-true", "bf16-mixed"]
-"""Precision of the forward pass: float32, or bfloat16 where autocast finds it safe."""
+if TYPE_CHECKING:
+    from regionhash.models import HashModel
 
 _WINDOW = 8
 """Batches whose pictures are sorted by shape; a kill loses the work on at most this many."""
@@ -73,20 +76,6 @@ class EncodingReport:
     noticed: dict[str, int] = field(default_factory=dict)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device "cpu", "cuda", or "auto": the GPU if there is one.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        raise ValueError("device cuda: torch finds no GPU on this machine")
-    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
-
-
 def encode(
     model_folder: str | Path,
     inputs: Sequence[str],
@@ -96,6 +85,7 @@ def encode(
     workers: int = 1,
     precision: Precision = "32-true",
     device: str = "auto",
+    runtime: RuntimeName = "auto",
     reporter: Reporter = SILENT,
 ) -> EncodingReport:
     """Hashes pictures into a code file, except those it already holds.
@@ -108,14 +98,16 @@ def encode(
         workers: processes that read pictures.
         precision: see `Precision`.
         device: see `pick_device`.
+        runtime: see `load_runtime`.
         reporter: is told the pictures done and their total, and those that cannot be read.
 
     Raises:
         ValueError: no model, no picture, or a file of another model or precision.
         StoreError: see `CodeFileWriter`.
     """
-    model, checkpoint = load_checkpoint(Path(model_folder))
-    model.to(pick_device(device))
+    model, checkpoint = load_runtime(
+        Path(model_folder), device=device, runtime=runtime, precision=precision
+    )
     image_set, source = open_inputs(inputs)
     return encode_set(
         model,
@@ -132,7 +124,7 @@ def encode(
 
 
 def encode_set(
-    model: HashModel,
+    model: HashModel | Runtime,
     checkpoint: Checkpoint,
     image_set: ImageSet,
     path: str | Path,
@@ -152,7 +144,7 @@ def encode_set(
         ValueError: the file holds codes of another precision; see also `encode_images`.
         StoreError: see `CodeFileWriter`.
     """
-    _check_precision(precision)
+    check_precision(precision)
     sources = [] if source is None else [source]
     if Path(path).exists():
         there = CodeSet.open(path)
@@ -184,7 +176,7 @@ def encode_set(
 
 
 def encode_images(
-    model: HashModel,
+    model: HashModel | Runtime,
     checkpoint: Checkpoint,
     image_set: ImageSet,
     writer: ImageWriter,
@@ -206,8 +198,8 @@ def encode_images(
     was interrupted and resumed gives the same file, byte for byte.
 
     Args:
-        model: from `load_checkpoint`, on the device to run on.
-        checkpoint: from `load_checkpoint`.
+        model: from `load_checkpoint`, on the device to run on, or from `load_runtime`.
+        checkpoint: from the same.
         image_set: pictures; its classes must be the model's, in any order.
         writer: takes the codes. Finishing a `CodeFileWriter` is left to the caller.
         batch_size: pictures that the model takes at a time, at most.
@@ -226,27 +218,33 @@ def encode_images(
             another form.
         StoreError: writing fails; what was stored before stays.
     """
-    _check_precision(precision)
+    model = runtime_of(model, precision)
     if batch_size < 1 or workers < 0:
         raise ValueError(
             f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
         )
     began = time.perf_counter()
-    device = device_of(model)
     label_of = class_indices(image_set, checkpoint.classes)
     rows = [row for row, image_id in enumerate(image_set.ids) if image_id not in writer.done]
-    boxed = takes_boxes(model) and boxes is not None
-    find = finder_of(boxes, image_set, rows, checkpoint.classes) if boxed else None
+    find = None
+    if model.takes_boxes and boxes is not None:
+        find = finder_of(boxes, image_set, rows, checkpoint.classes)
     workers = 0 if callable(boxes) else workers
     image_set.notices.tell(reporter)
-    if takes_boxes(model) and boxes is None:
+    if model.takes_boxes and boxes is None:
         reporter.note("the model takes boxes, but none are given; the regions are windows")
     skipped: dict[str, str] = {}
     n_encoded, model_seconds = 0, 0.0
 
     def readable() -> Iterator[tuple[int, Input]]:
         for row, item in read_inputs(
-            image_set, rows, checkpoint.short, workers, versions=on_file is not None, find=find
+            image_set,
+            rows,
+            checkpoint.short,
+            workers,
+            versions=on_file is not None,
+            find=find,
+            runtime=model,
         ):
             if isinstance(item, Input):
                 if on_file and item.version:
@@ -255,8 +253,7 @@ def encode_images(
                     line = f"{image_set.ids[row]}: {item.note}"
                     image_set.notices.add("files that are cut off, read as far as they go", line)
                     image_set.notices.tell(reporter)
-                # A copy frees the shared memory for the next picture.
-                yield row, item._replace(image=item.image.to(device, copy=True))
+                yield row, item
                 continue
             skipped[image_set.ids[row]] = item
             reporter.skipped(image_set.ids[row], item)
@@ -268,12 +265,8 @@ def encode_images(
             window = islice(pictures, _WINDOW * batch_size)
             for batch in batches_of_one_shape(window, _image_of, batch_size):
                 started = time.perf_counter()
-                with inference(device, precision):
-                    images = [item.image for _, item in batch]
-                    if takes_boxes(model) and boxed:
-                        results = model.encode(images, [item.boxes for _, item in batch])
-                    else:
-                        results = model.encode(images)
+                given = [item.boxes for _, item in batch] if find else None
+                results = model.encode([item.image for _, item in batch], given)
                 model_seconds += time.perf_counter() - started
                 for (row, item), result in zip(batch, results, strict=True):
                     encoded[row] = _in_original(result, item.frame)
@@ -297,19 +290,21 @@ def encode_images(
 
 
 def encode_picture(
-    model: HashModel, checkpoint: Checkpoint, image: Image, *, precision: Precision = "32-true"
+    model: HashModel | Runtime,
+    checkpoint: Checkpoint,
+    image: Image,
+    *,
+    precision: Precision = "32-true",
 ) -> EncodedImage:
     """The codes of one picture, as `encode_images` gives them with a batch of one."""
-    _check_precision(precision)
-    device = device_of(model)
-    tensor, frame = to_input(image, checkpoint.short)
-    with inference(device, precision):
-        (encoded,) = model.encode([tensor.to(device)])
+    model = runtime_of(model, precision)
+    pixels, frame = model.prepare(image, checkpoint.short)
+    (encoded,) = model.encode([pixels])
     return _in_original(encoded, frame)
 
 
 def encode_boxes(
-    model: HashModel,
+    model: HashModel | Runtime,
     checkpoint: Checkpoint,
     image: Image,
     boxes: Floats,
@@ -319,8 +314,8 @@ def encode_boxes(
     """The codes of given boxes of one picture.
 
     Args:
-        model: from `load_checkpoint`.
-        checkpoint: from `load_checkpoint`.
+        model: from `load_checkpoint` or `load_runtime`.
+        checkpoint: from the same.
         image: the picture.
         boxes: (R, 4) float32, xyxy in pixels of the picture; clipped to it, however much of them
             is outside. A search checks them first, see `regionhash.search.marks`.
@@ -329,10 +324,9 @@ def encode_boxes(
     Raises:
         ValueError: a box without area in the picture.
     """
-    _check_precision(precision)
-    device = device_of(model)
-    tensor, frame = to_input(image, checkpoint.short)
-    inside = clip_boxes_to_image(torch.from_numpy(boxes), frame.size)
+    model = runtime_of(model, precision)
+    pixels, frame = model.prepare(image, checkpoint.short)
+    inside = clip_boxes(boxes, frame.size)
     for box, clipped in zip(boxes.tolist(), inside.tolist(), strict=True):
         shown = ",".join(f"{edge:g}" for edge in box)
         if not (box[0] < box[2] and box[1] < box[3]):
@@ -340,40 +334,16 @@ def encode_boxes(
         if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
             height, width = frame.size
             raise ValueError(f"box {shown}: lies outside of the picture, {width} x {height} pixels")
-    with inference(device, precision):
-        boxes_of_input = frame.to_input(inside).to(device)
-        regions = model.encode_boxes([tensor.to(device)], [boxes_of_input])
-    return replace(regions[0], boxes=inside.numpy())
-
-
-def _check_precision(precision: str) -> None:
-    if precision not in get_args(Precision):
-        known = ", ".join(get_args(Precision))
-        raise ValueError(f"precision must be one of {known}, got {precision!r}")
-
-
-def device_of(model: HashModel) -> torch.device:
-    """The device a model is on."""
-    device: torch.device = next(model.parameters()).device
-    return device
-
-
-@contextmanager
-def inference(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Context in which a model computes codes in this precision."""
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
-    with torch.inference_mode(), autocast:
-        yield
+    regions = model.encode_boxes([pixels], [frame.to_input(inside)])
+    return replace(regions[0], boxes=inside)
 
 
 def _in_original(encoded: EncodedImage, frame: Frame) -> EncodedImage:
     """The same with boxes in pixels of the picture instead of the network's input."""
     if encoded.regions is None:
         return replace(encoded, size=frame.size)
-    boxes = clip_boxes_to_image(
-        frame.to_original(torch.from_numpy(encoded.regions.boxes)), frame.size
-    )
-    return replace(encoded, size=frame.size, regions=replace(encoded.regions, boxes=boxes.numpy()))
+    boxes = clip_boxes(frame.to_original(encoded.regions.boxes), frame.size)
+    return replace(encoded, size=frame.size, regions=replace(encoded.regions, boxes=boxes))
 
 
 class Input(NamedTuple):
@@ -387,14 +357,14 @@ class Input(NamedTuple):
         boxes: those given with it, in pixels of the input.
     """
 
-    image: Tensor
+    image: Pixels
     frame: Frame
     version: FileVersion | None = None
     note: str | None = None
     boxes: Detections = Detections.none()
 
 
-def _image_of(item: tuple[int, Input]) -> Tensor:
+def _image_of(item: tuple[int, Input]) -> Pixels:
     return item[1].image
 
 
@@ -438,15 +408,21 @@ def finder_of(
     return find
 
 
-class _Inputs(Dataset["Input | str"]):
+class _Inputs:
     """The network's input of each picture, or the reason why it cannot be read."""
 
     def __init__(
-        self, image_set: ImageSet, short: int, versions: bool, find: Finder | None
+        self,
+        image_set: ImageSet,
+        short: int,
+        versions: bool,
+        prepare: Callable[[Image, int], tuple[Any, Frame]],
+        find: Finder | None,
     ) -> None:
         self.images = image_set.images
         self.short = short
         self.versions = versions
+        self.prepare = prepare
         self.find = find
 
     def __getitem__(self, row: int) -> Input | str:
@@ -460,12 +436,12 @@ class _Inputs(Dataset["Input | str"]):
                 image, note = read_with_note(self.images.paths[row])
         except ImageError as error:
             return str(error)
-        tensor, frame = to_input(image, self.short)
+        pixels, frame = self.prepare(image, self.short)
         if self.find is None:
-            return Input(tensor, frame, version, note)
+            return Input(pixels, frame, version, note)
         found = self.find(row, image)
-        placed = frame.to_input(torch.from_numpy(found.boxes)).numpy()
-        return Input(tensor, frame, version, note, replace(found, boxes=placed))
+        placed = replace(found, boxes=frame.to_input(found.boxes))
+        return Input(pixels, frame, version, note, placed)
 
 
 def read_inputs(
@@ -476,19 +452,58 @@ def read_inputs(
     *,
     versions: bool = False,
     find: Finder | None = None,
+    runtime: Runtime | None = None,
 ) -> Iterator[tuple[int, Input | str]]:
     """Row and input of each picture of `rows`, in order, or the reason why it cannot be read.
 
     With `versions`, inputs of files carry the version that was read. Those of files whose end is
-    missing carry a note, and with `find` all carry their boxes.
+    missing carry a note, and with `find` all carry their boxes. For a `runtime` without torch,
+    threads read instead of processes: decoding and resizing hold Python's lock only briefly, and
+    there is no shared memory to pass arrays in.
     """
     picture_bytes = 3 * short * (3 * short // 2)
     ahead = max(2, _AHEAD_BYTES // picture_bytes)
-    loader = DataLoader(
-        _Inputs(image_set, short, versions, find),
+    if runtime is not None and runtime.threads_read:
+        inputs = _Inputs(image_set, short, versions, runtime.prepare, find)
+        yield from zip(rows, _read_by_threads(inputs, rows, workers, ahead), strict=True)
+        return
+    from regionhash.data.transforms import to_input
+
+    inputs = _Inputs(image_set, short, versions, to_input, find)
+    yield from zip(rows, _read_by_processes(inputs, rows, workers, ahead), strict=True)
+
+
+def _read_by_threads(
+    inputs: _Inputs, rows: list[int], workers: int, ahead: int
+) -> Iterator[Input | str]:
+    if not workers:
+        yield from map(inputs.__getitem__, rows)
+        return
+    waiting: deque[Future[Input | str]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
+    try:
+        for row in rows:
+            waiting.append(pool.submit(inputs.__getitem__, row))
+            if len(waiting) > max(ahead, workers):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_by_processes(
+    inputs: _Inputs, rows: list[int], workers: int, ahead: int
+) -> Iterator[Input | str]:
+    from torch.utils.data import DataLoader
+
+    loader: DataLoader[Input | str] = DataLoader(
+        inputs,  # type: ignore[arg-type]  # all of a data set that it uses
         sampler=rows,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=max(2, ahead // workers) if workers else None,
     )
-    yield from zip(rows, loader, strict=True)
+    for item in loader:
+        # Tensors arrive in shared memory; a copy frees it for the next picture.
+        yield item if isinstance(item, str) else item._replace(image=item.image.numpy().copy())

@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from regionhash.parts.cells import mask_cells
+from regionhash.parts.windows import windows_of_scales
 
 MAX_SCALES = 12
 """The map of a picture of 2,048 pixels shrinks to one cell long before that."""
@@ -65,37 +66,6 @@ class MultiScaleWindows(nn.Module):
         return torch.cat(features, dim=1), torch.cat(present, dim=1)
 
 
-def window_box(scale: int, row: int, column: int) -> tuple[int, int, int, int]:
-    """The cells of the first map that one window reads: x0, y0, x1, y1, the last ones exclusive.
-
-    A cell of the map `scale` is centred on the cell (2^scale row, 2^scale column) of the first map
-    and reads 2^scale - 1 more on each side of it; the window adds a neighbour, 2^scale farther, on
-    each side. So it is 2^(scale + 2) - 1 cells wide: 3, 7, 15. Cells beyond the map are zeros.
-    """
-    reach = 2 ** (scale + 1) - 1
-    y, x = row * 2**scale, column * 2**scale
-    return x - reach, y - reach, x + reach + 1, y + reach + 1
-
-
 def window_boxes(height: int, width: int, n_scales: int) -> Tensor:
-    """The cells (M, 4) of the first map that each window reads, cut to the map: x0, y0, x1, y1.
-
-    In the order of `MultiScaleWindows`, float32. Multiplied by the stride of the first map, they
-    are the windows' boxes in the input picture. (The receptive field of the base network is not
-    counted: in theory it is most of the picture, in effect not much more than a cell.)
-
-    Args:
-        height: height of the first map, in cells.
-        width: width of the first map, in cells.
-        n_scales: number of maps.
-    """
-    boxes = []
-    for scale in range(n_scales):
-        step = 2**scale
-        boxes += [
-            window_box(scale, row, column)
-            for row in range(-(-height // step))
-            for column in range(-(-width // step))
-        ]
-    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
-    return torch.tensor(boxes, dtype=torch.float32).clamp(min=0).minimum(limits)
+    """`windows_of_scales` as a tensor (M, 4) float32."""
+    return torch.from_numpy(windows_of_scales(height, width, n_scales))

@@ -11,12 +11,10 @@ from torchvision.models.detection.rpn import (
     RPNHead,
     concat_box_prediction_layers,
 )
-from torchvision.ops import nms
+
+from regionhash.parts.choosing import check_n_proposals
 
 Targets = list[dict[str, Tensor]]
-
-MAX_PROPOSALS = 10_000
-"""NMS compares four times as many boxes with each other, which takes seconds per picture."""
 
 
 class ScoredRPN(RegionProposalNetwork):
@@ -81,25 +79,6 @@ def build_rpn(
         post_nms_top_n={"training": n_proposals, "testing": n_proposals},
         nms_thresh=0.7,
     )
-
-
-def check_n_proposals(n_proposals: int) -> None:
-    """Raises ValueError if a number of proposals is out of range."""
-    if not 1 <= n_proposals <= MAX_PROPOSALS:
-        raise ValueError(f"n_proposals must be in [1, {MAX_PROPOSALS}], got {n_proposals}")
-
-
-def thinned(boxes: Tensor, max_iou: float) -> Tensor:
-    """Rows (S,) of boxes (R, 4) that are left, ascending, when the later of two is dropped.
-
-    A box is dropped if its IoU with an earlier one that is left is more than `max_iou`; classes do
-    not matter. So of boxes in order of their scores the best are left, and of windows, which have
-    none, the large ones.
-    """
-    rows = torch.arange(len(boxes), device=boxes.device)
-    if max_iou >= 1:
-        return rows
-    return nms(boxes.float(), -rows.float(), max_iou).sort().values
 
 
 def pad_regions(values: list[Tensor]) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from regionhash.structures import Ints
+from regionhash.structures import Floats, Ints
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_ASPECT = 3.0
 """Windows of a greater aspect are dropped (DRH's public code; the paper gives no number)."""
@@ -23,7 +25,8 @@ PYRAMID_ASPECTS = (3**-0.5, 3**0.5)
 """Their aspects, as multiples of the map's: the IoU with an object of the aspect 1 is .58."""
 
 _SLACK = 1e-9  # 2 / (1 - 0.6) is 5 more windows, not 4.999...
-_TOUCH = 1e-3  # of a cell: a box that ends at its border, up to rounding, does not touch the next
+TOUCH = 1e-3
+"""Of a cell: a box that ends at its border, up to rounding, does not touch the next."""
 
 
 def sliding_windows(height: int, width: int, overlap: float) -> Ints:
@@ -141,8 +144,8 @@ def snap_boxes(boxes: Tensor, stride: float, height: int, width: int) -> Ints:
     """
     cells = boxes.double().cpu().numpy() / stride
     limits = np.array([width, height])
-    low = np.clip(np.floor(cells[:, :2] + _TOUCH), 0, limits - 1)
-    high = np.clip(np.ceil(cells[:, 2:] - _TOUCH), low + 1, limits)
+    low = np.clip(np.floor(cells[:, :2] + TOUCH), 0, limits - 1)
+    high = np.clip(np.ceil(cells[:, 2:] - TOUCH), low + 1, limits)
     return np.concatenate([low, high], axis=1).astype(np.int64)
 
 
@@ -183,4 +186,41 @@ def max_pool_windows(maps: Tensor, windows: Ints) -> Tensor:
 def _maxima_of_two(cells: Tensor, dim: int, apart: int) -> Tensor:
     """The larger of each cell and the one `apart` cells further along `dim`."""
     n = cells.shape[dim] - apart
-    return torch.maximum(cells.narrow(dim, 0, n), cells.narrow(dim, apart, n))
+    return cells.narrow(dim, 0, n).maximum(cells.narrow(dim, apart, n))
+
+
+def window_box(scale: int, row: int, column: int) -> tuple[int, int, int, int]:
+    """The cells of the first map that one window reads: x0, y0, x1, y1, the last ones exclusive.
+
+    A cell of the map `scale` is centred on the cell (2^scale row, 2^scale column) of the first map
+    and reads 2^scale - 1 more on each side of it; the window adds a neighbour, 2^scale farther, on
+    each side. So it is 2^(scale + 2) - 1 cells wide: 3, 7, 15. Cells beyond the map are zeros.
+    """
+    reach = 2 ** (scale + 1) - 1
+    y, x = row * 2**scale, column * 2**scale
+    return x - reach, y - reach, x + reach + 1, y + reach + 1
+
+
+def windows_of_scales(height: int, width: int, n_scales: int) -> Floats:
+    """The cells (M, 4) of the first map that each window reads, cut to the map: x0, y0, x1, y1.
+
+    In the order of `regionhash.parts.multiscale.MultiScaleWindows`, float32. Multiplied by the
+    stride of the first map, they are the windows' boxes in the input picture. (The receptive field
+    of the base network is not counted: in theory it is most of the picture, in effect not much more
+    than a cell.)
+
+    Args:
+        height: height of the first map, in cells.
+        width: width of the first map, in cells.
+        n_scales: number of maps.
+    """
+    boxes = []
+    for scale in range(n_scales):
+        step = 2**scale
+        boxes += [
+            window_box(scale, row, column)
+            for row in range(-(-height // step))
+            for column in range(-(-width // step))
+        ]
+    limits = np.array([width, height, width, height], np.float32)
+    return np.clip(np.array(boxes, np.float32), np.float32(0), limits)

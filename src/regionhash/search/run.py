@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from regionhash.data.image_set import Image
     from regionhash.models import HashModel
     from regionhash.models.checkpoints import Checkpoint
-    from regionhash.models.encoding import Precision
+    from regionhash.models.runtime import Precision, Runtime, RuntimeName
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ class EncodedSearch:
 
 
 def run(
-    model: HashModel,
+    model: HashModel | Runtime,
     checkpoint: Checkpoint,
     codes: CodeSet,
     search: Search,
@@ -186,7 +186,12 @@ def run(
 
 
 def find(
-    codes: CodeSet, search: Search, *, model: Path | None = None, device: str = "auto"
+    codes: CodeSet,
+    search: Search,
+    *,
+    model: Path | None = None,
+    device: str = "auto",
+    runtime: RuntimeName = "auto",
 ) -> Answer:
     """Searches codes with the model that made them.
 
@@ -194,32 +199,38 @@ def find(
         codes: see `regionhash.collection.open_codes`.
         search: see `Search`. Ids of pictures work only in `Collection.search`.
         model: folder of the model; None looks next to the codes, then where they record it.
-        device: see `regionhash.models.encoding.pick_device`.
+        device: see `regionhash.models.runtime.pick_device`.
+        runtime: see `regionhash.models.runtime.load_runtime`.
 
     Raises:
         ValueError: the model is missing or another one, a filter is given, or see `run`.
     """
     if search.filter != Filter():
         raise RequestError("filter", "needs a collection")
-    return run(*load_model_of(codes, model, device), codes, search)
+    return run(*load_model_of(codes, model, device, runtime), codes, search)
 
 
 def load_model_of(
-    codes: CodeSet, folder: Path | None, device: str, *, advice: str = ""
-) -> tuple[HashModel, Checkpoint]:
-    """The model that made the codes, on its device, and its checkpoint; see `find`.
+    codes: CodeSet,
+    folder: Path | None,
+    device: str,
+    runtime: RuntimeName = "auto",
+    *,
+    advice: str = "",
+) -> tuple[Runtime, Checkpoint]:
+    """The model that made the codes, ready to run, and its checkpoint; see `find`.
 
     Raises:
         ValueError: it is missing, which is said with `advice`, or damaged.
     """
-    from regionhash.models.checkpoints import load_checkpoint, model_folder
-    from regionhash.models.encoding import pick_device
+    from regionhash.models.checkpoints import model_folder
+    from regionhash.models.runtime import load_runtime
 
     folder = folder or model_folder(codes)
     if not folder.exists():
         raise ValueError(f"{folder}: model not found{advice}")
-    model, checkpoint = load_checkpoint(folder)
-    return model.to(pick_device(device)), checkpoint
+    precision = codes.recorded("precision")
+    return load_runtime(folder, device=device, runtime=runtime, precision=precision)
 
 
 def read_query(query: Query) -> QueryPicture:
@@ -265,7 +276,9 @@ def marked(
 class _Encoder:
     """Encodes query pictures, each of them once."""
 
-    def __init__(self, model: HashModel, checkpoint: Checkpoint, precision: Precision) -> None:
+    def __init__(
+        self, model: HashModel | Runtime, checkpoint: Checkpoint, precision: Precision
+    ) -> None:
         self._model, self._checkpoint, self._precision = model, checkpoint, precision
         self._notes: list[str] = []
 

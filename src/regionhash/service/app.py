@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 
@@ -17,6 +18,9 @@ from regionhash.service.problems import answer_errors
 from regionhash.service.routes import ROUTERS
 from regionhash.service.state import ServiceState
 
+if TYPE_CHECKING:
+    from regionhash.models.runtime import RuntimeName
+
 
 def create_app(
     folder: Path,
@@ -25,6 +29,7 @@ def create_app(
     limits: Limits | None = None,
     loopback: bool = True,
     device: str = "auto",
+    runtime: RuntimeName = "auto",
 ) -> FastAPI:
     """The service of the collection in `folder`.
 
@@ -35,6 +40,7 @@ def create_app(
         loopback: only this machine can reach the service, under this machine's names; otherwise
             every request requires the token, except those for the page and /health.
         device: where the model runs.
+        runtime: what runs it, see `regionhash.models.runtime.load_runtime`.
 
     Raises:
         ValueError: no collection, no model, or no token although one is required.
@@ -46,7 +52,12 @@ def create_app(
         )
     limits = limits or Limits()
     state = ServiceState(
-        folder, limits=limits, token=token, token_to_read=not loopback, device=device
+        folder,
+        limits=limits,
+        token=token,
+        token_to_read=not loopback,
+        device=device,
+        runtime=runtime,
     )
 
     @asynccontextmanager

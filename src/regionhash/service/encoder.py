@@ -5,17 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from regionhash.structures import EncodedImage, Regions
+from regionhash.structures import Detections, EncodedImage, Floats, Regions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from regionhash.data.frames import Pixels
     from regionhash.models import HashModel
-    from regionhash.models.encoding import Precision
+    from regionhash.models.runtime import Precision, Runtime
 
 MAX_BATCH = 8
 WAIT = 0.004
@@ -27,31 +27,33 @@ class EncoderError(RuntimeError):
 
 
 class _Job(NamedTuple):
-    image: Tensor
-    boxes: Tensor | None
+    image: Pixels
+    boxes: Floats | None  # to describe
+    given: Detections | None  # that become regions
     result: Future[Any]
 
 
 class BatchedModel:
-    """Stands in for a model in `regionhash.models.encoding`; each call waits for its batch.
+    """Stands in for a runtime in `regionhash.models.encoding`; each call waits for its batch.
 
     A batch has pictures of one shape, so codes are those the model computes one by one, except for
     rounding. One thread runs the model; it passes every error to the caller and continues.
 
     Args:
-        model: from `load_checkpoint`, on its device.
+        model: from `load_runtime`, or from `load_checkpoint`, on its device.
         precision: of the forward pass.
         on_batch: called with the size of each batch.
     """
 
     def __init__(
         self,
-        model: HashModel,
+        model: HashModel | Runtime,
         precision: Precision = "32-true",
         on_batch: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._model = model
-        self._precision = precision
+        from regionhash.models.runtime import runtime_of
+
+        self._model = runtime_of(model, precision)
         self._on_batch = on_batch
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._lock = threading.Lock()  # so that nothing follows the end of the queue
@@ -60,18 +62,26 @@ class BatchedModel:
         self._thread.start()
 
     def __getattr__(self, name: str) -> Any:
-        """What else is asked of the model: n_bits, parameters, ..."""
+        """What else is asked of the runtime: n_bits, prepare, ..."""
         return getattr(self._model, name)
 
-    def encode(self, images: list[Tensor]) -> list[EncodedImage]:
-        """As `HashModel.encode`."""
-        return self._wait([_Job(image, None, Future()) for image in images])
-
-    def encode_boxes(self, images: list[Tensor], boxes: list[Tensor]) -> list[Regions]:
-        """As `HashModel.encode_boxes`."""
+    def encode(
+        self, images: Sequence[Pixels], given: Sequence[Detections] | None = None
+    ) -> list[EncodedImage]:
+        """As `Runtime.encode`."""
+        groups = given if given is not None else [None] * len(images)
         return self._wait(
             [
-                _Job(image, boxes_of_image, Future())
+                _Job(image, None, group, Future())
+                for image, group in zip(images, groups, strict=True)
+            ]
+        )
+
+    def encode_boxes(self, images: Sequence[Pixels], boxes: Sequence[Floats]) -> list[Regions]:
+        """As `Runtime.encode_boxes`."""
+        return self._wait(
+            [
+                _Job(image, boxes_of_image, None, Future())
                 for image, boxes_of_image in zip(images, boxes, strict=True)
             ]
         )
@@ -128,8 +138,10 @@ class BatchedModel:
     def _compute_all(self, waiting: list[_Job]) -> None:
         from regionhash.data.batches import batches_of_one_shape
 
-        for with_boxes in (False, True):
-            jobs = [job for job in waiting if (job.boxes is not None) == with_boxes]
+        kinds: dict[tuple[bool, bool], list[_Job]] = defaultdict(list)
+        for job in waiting:
+            kinds[job.boxes is None, job.given is None].append(job)
+        for jobs in kinds.values():
             for batch in batches_of_one_shape(jobs, lambda job: job.image, MAX_BATCH):
                 try:
                     self._compute(batch)
@@ -137,17 +149,15 @@ class BatchedModel:
                     _fail(batch, error)
 
     def _compute(self, batch: list[_Job]) -> None:
-        from regionhash.models.encoding import device_of, inference
-
         self._on_batch(len(batch))
         images = [job.image for job in batch]
-        with inference(device_of(self._model), self._precision):
-            boxes = [job.boxes for job in batch if job.boxes is not None]
-            results: list[Regions] | list[EncodedImage]
-            if boxes:
-                results = self._model.encode_boxes(images, boxes)
-            else:
-                results = self._model.encode(images)
+        boxes = [job.boxes for job in batch if job.boxes is not None]
+        given = [job.given for job in batch if job.given is not None]
+        results: list[Regions] | list[EncodedImage]
+        if boxes:
+            results = self._model.encode_boxes(images, boxes)
+        else:
+            results = self._model.encode(images, given or None)
         for job, result in zip(batch, results, strict=True):
             job.result.set_result(result)
 

@@ -7,7 +7,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path, PurePath
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from regionhash.collection import Collection
 from regionhash.data.image_set import Image
@@ -16,6 +16,9 @@ from regionhash.service.decoding import Decoded, Decoders
 from regionhash.service.encoder import BatchedModel
 from regionhash.service.lru import LruBytes
 from regionhash.structures import EncodedImage
+
+if TYPE_CHECKING:
+    from regionhash.models.runtime import RuntimeName
 
 _KEPT_UPLOADS_BYTES = 256 << 20
 _KEPT_THUMBNAILS_BYTES = 64 << 20
@@ -43,7 +46,7 @@ class Opened:
 
     Args:
         folder: where the collection is.
-        device: where the model runs.
+        device: where the model runs; runtime: what runs it.
         decoders: what decodes pictures.
         on_batch: see `BatchedModel`.
 
@@ -52,9 +55,15 @@ class Opened:
     """
 
     def __init__(
-        self, folder: Path, *, device: str, decoders: Decoders, on_batch: Callable[[int], None]
+        self,
+        folder: Path,
+        *,
+        device: str,
+        runtime: RuntimeName = "auto",
+        decoders: Decoders,
+        on_batch: Callable[[int], None],
     ) -> None:
-        self.collection = Collection.open(folder, device=device, follow=False)
+        self.collection = Collection.open(folder, device=device, runtime=runtime, follow=False)
         try:
             model, self.checkpoint = self.collection.model
         except ValueError:

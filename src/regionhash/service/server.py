@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -17,6 +17,9 @@ from regionhash.service.app import create_app
 from regionhash.service.connections import connection_type
 from regionhash.service.limits import LOOPBACK, Limits
 from regionhash.service.state import ServiceState
+
+if TYPE_CHECKING:
+    from regionhash.models.runtime import RuntimeName
 
 _SECONDS_TO_END = 1  # for answers that are being sent
 _INTERRUPTED = 130  # the exit status that shells give SIGINT
@@ -30,6 +33,7 @@ def run_server(
     token: str | None = None,
     limits: Limits | None = None,
     device: str = "auto",
+    runtime: RuntimeName = "auto",
     note: Callable[[str], Any] = print,
 ) -> None:
     """Serves a collection until it is interrupted; see `create_app`.
@@ -38,7 +42,14 @@ def run_server(
         ValueError: as `create_app`; or the address cannot be listened on.
     """
     limits = limits or Limits()
-    app = create_app(folder, token=token, limits=limits, loopback=host in LOOPBACK, device=device)
+    app = create_app(
+        folder,
+        token=token,
+        limits=limits,
+        loopback=host in LOOPBACK,
+        device=device,
+        runtime=runtime,
+    )
     state: ServiceState = app.state.service
     try:
         with _listening(host, port) as listening:

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from regionhash.collection import Collection, CollectionMissingError, CollectionReplacedError
 from regionhash.service.decoding import Decoders
@@ -20,6 +20,9 @@ from regionhash.service.limits import Limits
 from regionhash.service.metrics import Metrics
 from regionhash.service.opened import Opened
 from regionhash.store import StoreError
+
+if TYPE_CHECKING:
+    from regionhash.models.runtime import RuntimeName
 
 SYNC_SECONDS = 0.2
 """How often changes by other processes are looked for; the service sees its own at once."""
@@ -48,6 +51,7 @@ class ServiceState:
         token: what a client must know to change the collection; None makes it read-only.
         token_to_read: whether searching requires the token, too.
         device: where the model runs.
+        runtime: what runs it, see `regionhash.models.runtime.load_runtime`.
     """
 
     def __init__(
@@ -58,9 +62,10 @@ class ServiceState:
         token: str | None,
         token_to_read: bool,
         device: str = "auto",
+        runtime: RuntimeName = "auto",
     ) -> None:
         self.limits, self.token, self.token_to_read = limits, token, token_to_read
-        self._folder, self._device = folder, device
+        self._folder, self._device, self._runtime = folder, device, runtime
         cores = os.cpu_count() or 1
         places = max(2, min(4, cores))
         self.metrics = Metrics(lambda: len(self.collection))
@@ -166,6 +171,7 @@ class ServiceState:
         return Opened(
             self._folder,
             device=self._device,
+            runtime=self._runtime,
             decoders=self._decoders,
             on_batch=self.metrics.batches.observe,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from regionhash.models.checkpoints import MAX_SHORT
-from regionhash.models.encoding import Precision
+from regionhash.models.runtime import Precision
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step", "constant"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regionhash.data.image_set import ImageSet
 from regionhash.files.atomic import replacing
 from regionhash.models import TrainedHashModel
-from regionhash.models.encoding import Precision
+from regionhash.models.runtime import Precision
 from regionhash.reporter import Reporter
 from regionhash.training.config import TrainingConfig
 from regionhash.training.reader import Cache, Reader, known_to
