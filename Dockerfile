@@ -3,9 +3,6 @@ FROM python:3.12-slim
 
 RUN useradd --create-home regionhash
 WORKDIR /app
-# PyTorch's CPU build first, so that the package does not bring the CUDA libraries.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.9" "torchvision>=0.24"
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 RUN pip install --no-cache-dir .

@@ -14,7 +14,9 @@ JOBS ?= 2
 THREADS ?= 1
 
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --no-input --disable-pip-version-check
 READY := .venv/ready
+DEV := .venv/ready-dev
 
 # Of the torture, see benchmarks/torture; OPTIONS may be --json.
 MINUTES ?= 5
@@ -30,35 +32,40 @@ demo: $(READY)
 # Threads that wait by spinning slow each other down where cores are shared.
 PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test: $(READY)
+test: $(DEV)
 	$(PYTEST) -m "not slow"
 
-test-slow: $(READY)
+test-slow: $(DEV)
 	$(PYTEST) -m slow
 
-check: $(READY)
+check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(READY)
+docs: $(DEV)
 	$(BIN)/python scripts/write_cli_docs.py
 
-torture: $(READY)
+torture: $(DEV)
 	$(BIN)/python benchmarks/torture --minutes $(MINUTES) --seed $(SEED) --writers $(WRITERS) $(OPTIONS)
 
 clean:
 	rm -rf build demo dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find benchmarks scripts src tests -name __pycache__ -prune -exec rm -rf {} +
 
-.venv: $(READY)
+.venv: $(DEV)
 
-# The file is written last: an installation that was interrupted starts again.
+# A file is written last: an installation that was interrupted starts again.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
 	  "regionhash needs Python 3.11 or newer, $(PYTHON) is %d.%d; " % sys.version_info[:2] + \
 	  "name another one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
-	@echo "Installing regionhash and all it needs into .venv: once, some minutes, about 7 GB of disk."
+	@echo "Installing regionhash into .venv: once, half a minute, about SIZE MB of disk."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --no-input --disable-pip-version-check --editable ".[dev]"
+	$(PIP) --editable .
+	touch $@
+
+$(DEV): $(READY)
+	@echo "Installing what training and tests need: once, some minutes, about 7 GB of disk."
+	$(PIP) --editable ".[dev]"
 	touch $@

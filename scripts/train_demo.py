@@ -10,6 +10,7 @@ from pathlib import Path
 from regionhash.cli.output import ConsoleReporter
 from regionhash.experiments.demo import METHODS, SHIPPED, train_models
 from regionhash.models.checkpoints import load_checkpoint, save_checkpoint
+from regionhash.models.graphs import convert
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
     for name in METHODS:
         model, checkpoint = load_checkpoint(runs / name)
         save_checkpoint(SHIPPED / name, model.half(), checkpoint)  # few bits change
+        convert(SHIPPED / name)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 import regionhash
 
 ROWS = (
-    ("files", "structures", "reporter", "codes"),
+    ("files", "structures", "reporter", "codes", "extras"),
     ("data", "store", "parts"),
     ("models",),
     ("training",),

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from regionhash.cli import app
 from regionhash.experiments import demo
 from regionhash.experiments.demo import METHODS, SHIPPED, run_demo
-from regionhash.models.checkpoints import load_checkpoint
+from regionhash.models.checkpoints import GRAPH_FILES, load_checkpoint
 from regionhash.reporter import Reporter
 from regionhash.store import CodeFile
 
@@ -51,8 +51,9 @@ def test_the_package_brings_a_small_checkpoint_of_every_method():
         assert checkpoint.classes == tuple("0123456789")
         assert model.n_bits == 48
     files = [path for path in SHIPPED.rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"model.json", "model.safetensors"}
-    assert sum(path.stat().st_size for path in files) < 6_000_000
+    names = {"model.json", "model.safetensors", *GRAPH_FILES}
+    assert {path.name for path in files} == names
+    assert sum(path.stat().st_size for path in files) < 22_000_000
 
 
 def test_region_dh_ranks_far_better_than_chance_and_before_the_others(shown):

@@ -3,9 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 
 from cli_runner import run
 from conftest import TINY_BACKBONE, build_tiny, save_tiny
+from plain import run_plain
 from regionhash.collection import Collection
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
@@ -33,6 +31,7 @@ from regionhash.models.encoding import encode_boxes, encode_picture
 from regionhash.models.graphs import ConversionError, convert
 from regionhash.models.onnx import Graphs, OnnxRuntime, n_threads
 from regionhash.models.runtime import TorchRuntime, load_runtime, runtime_of
+from regionhash.structures import Detections
 
 DATA = Path(os.environ.get("REGIONHASH_DATA", "../shared/data"))
 CLASSES = tuple("0123456789")
@@ -156,6 +155,8 @@ def test_graphs_give_the_codes_of_their_model(folder):
         ),
         ("drh", {"n_bits": 64}),
         ("drh", {"n_bits": 64, "proposals": "rpn", "n_proposals": 30}),
+        ("drh", {"n_bits": 64, "proposals": "rpn", "n_proposals": 60, "max_iou": 0.4}),
+        ("drh", {"n_bits": 64, "proposals": "pyramid", "n_proposals": 40, "max_iou": 0.7}),
         ("dlbhc", {"n_bits": 16, "n_classes": 10, "multi_label": "bce"}),
         ("control", {"n_bits": 16, "n_classes": 10, "n_hidden": 16}),
         ("one-stage", {"n_bits": 16, "n_classes": 10, "n_hidden_per_bit": 4}),
@@ -172,6 +173,28 @@ def test_graphs_of_every_family_give_the_codes_of_their_model(tmp_path, name, ar
     convert(tmp_path)
     different, total = compare(tmp_path, SCENES)
     assert total and different <= total / 1000 + 1
+
+
+def test_a_graph_takes_given_boxes_as_its_model_does(tmp_path):
+    saved_as(tmp_path, "drh", classes=("cat", "dog"), n_bits=64, proposals="boxes", max_iou=0.7)
+    convert(tmp_path)
+    (ours, _), (graph, _) = (load_runtime(tmp_path, runtime=x) for x in ("torch", "onnx"))
+    assert ours.takes_boxes and graph.takes_boxes
+    image = np.ascontiguousarray(SCENES[0].transpose(2, 0, 1)[:, :96, :128])
+    boxes = [[3, 10, 70, 80], [4, 11, 70, 80], [40, 20, 44, 28], [0, 0, 128, 50]]
+    found = Detections(
+        np.array(boxes, np.float32),
+        np.array([0.25, 0.5, 1, 0.75], np.float32),
+        np.array([0, 1, -1, 0], np.int64),
+    )
+    for given in ([found], [Detections.none()], None):
+        wanted, got = (x.encode([image], given)[0].regions for x in (ours, graph))
+        np.testing.assert_array_equal(got.boxes, wanted.boxes)
+        np.testing.assert_array_equal(got.scores, wanted.scores)
+        np.testing.assert_array_equal(got.labels, wanted.labels)
+        assert differing(wanted.codes, got.codes)[0] <= 1
+    (encoded,) = graph.encode([image], [found])
+    assert encoded.regions.labels.tolist() == [-1, -1, 0, 1]  # the last box overlaps another
 
 
 @pytest.mark.slow
@@ -197,17 +220,7 @@ def test_the_codes_of_photographs_are_equal(tmp_path):
 # -- without torch --------------------------------------------------------------------------------
 
 
-def without_torch(code, **names):
-    """Runs code in a process that cannot import torch; returns what it prints."""
-    head = "import sys\nfor name in ('torch', 'torchvision'): sys.modules[name] = None\n"
-    head += "".join(f"{name} = {str(value)!r}\n" for name, value in names.items())
-    command = [sys.executable, "-c", head + textwrap.dedent(code)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_pictures_are_encoded_searched_and_kept_without_torch(folder, photos, tmp_path):
+def test_pictures_are_encoded_searched_and_kept_run_plain(folder, photos, tmp_path):
     code = """
         from regionhash.cli import app
         def run(*words):
@@ -225,7 +238,7 @@ def test_pictures_are_encoded_searched_and_kept_without_torch(folder, photos, tm
         run("import", out + "/d", out + "/codes.h5")
         run("check", out + "/c")
     """
-    printed = without_torch(code, folder=folder, photos=photos, out=tmp_path)
+    printed = run_plain(code, folder=folder, photos=photos, out=tmp_path)
     assert '"encoded": 5' in printed and "6 pictures, 0 problems" in printed
     with Collection.open(tmp_path / "c", runtime="torch") as collection:
         model, checkpoint = collection.model
@@ -236,7 +249,7 @@ def test_pictures_are_encoded_searched_and_kept_without_torch(folder, photos, tm
             assert differing(wanted.image_code, found.image_code)[0] <= 1
 
 
-def test_the_service_answers_without_torch(folder, photos, tmp_path):
+def test_the_service_answers_run_plain(folder, photos, tmp_path):
     code = """
         from pathlib import Path
         from fastapi.testclient import TestClient
@@ -251,7 +264,7 @@ def test_the_service_answers_without_torch(folder, photos, tmp_path):
             answer = client.post("/api/search", json={"queries": queries})
             print(answer.status_code, client.get("/health").status_code, sorted(sent))
     """
-    printed = without_torch(code, folder=folder, photos=photos, out=tmp_path / "c")
+    printed = run_plain(code, folder=folder, photos=photos, out=tmp_path / "c")
     assert printed.startswith("200 200"), printed
 
 
@@ -264,8 +277,8 @@ def test_a_model_without_graphs_says_what_it_needs(saved):
         except ValueError as error:
             print(error)
     """
-    printed = without_torch(code, folder=saved.folder)
-    assert "torch is not installed, and without it a model needs the graphs" in printed
+    printed = run_plain(code, folder=saved.folder)
+    assert printed.endswith('without: pip install "regionhash[train]"\n')
 
 
 # -- which runtime --------------------------------------------------------------------------------
@@ -392,7 +405,7 @@ def test_a_graph_that_gives_other_codes_is_not_written(copied, monkeypatch):
         (copied / name).unlink()
     encode = TorchRuntime.encode
 
-    def inverted(self, images):
+    def inverted(self, images, given=None):
         return [
             type(x)(x.size, ~x.image_code, x.class_probs, x.regions) for x in encode(self, images)
         ]

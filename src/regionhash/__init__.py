@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from regionhash.extras import imported_when_asked
 
 if TYPE_CHECKING:
     from regionhash.collection import Collection, open_codes
@@ -43,12 +44,7 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """What the package offers, imported when it is asked for: torch takes seconds (PEP 562)."""
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _PLACES[name].partition(":")
-    return getattr(import_module(f"{__name__}.{module}"), attribute)
+__getattr__ = imported_when_asked(__name__, _PLACES)
 
 
 def __dir__() -> list[str]:

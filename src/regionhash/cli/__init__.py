@@ -22,6 +22,7 @@ from regionhash.cli.reproduce import reproduce
 from regionhash.cli.search import search
 from regionhash.cli.serve import serve
 from regionhash.cli.train import train
+from regionhash.extras import missing
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # as in shells: 128 + SIGINT
@@ -59,8 +60,11 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise  # the reader has closed the pipe
-        except (ValueError, OSError) as error:
-            typer.echo(f"error: {_line_of(error)}", err=True)
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            line = missing(error) if isinstance(error, ModuleNotFoundError) else _line_of(error)
+            if line is None:
+                raise
+            typer.echo(f"error: {line}", err=True)
             raise typer.Exit(BAD_INPUT) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)

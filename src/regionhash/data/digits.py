@@ -1,13 +1,14 @@
 """Built-in scenes: handwritten digits among clutter, drawn on the fly. Needs no files.
 
-The digits are scikit-learn's copy of the UCI set "Optical Recognition of Handwritten Digits"
-(Alpaydin and Kaynak, 1998): 1797 pictures of 8 x 8 pixels.
+The digits are the test part of the UCI set "Optical Recognition of Handwritten Digits" (Alpaydin
+and Kaynak, 1998, CC BY 4.0), as scikit-learn has them: 1797 pictures of 8 x 8 pixels in 17 greys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from PIL import ImageDraw
 
 from regionhash.data.image_set import Image, ImageSet
 from regionhash.structures import Target
+
+_FILE = Path(__file__).with_name("digits.npz")
 
 SIZE = 160
 """Height and width of a scene in pixels."""
@@ -88,15 +91,13 @@ def handwriting(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
     Every third digit of each class belongs to "test", the others to "train".
     """
-    from sklearn.datasets import load_digits  # slow to import (1 s), and few commands need it
-
-    data = load_digits()
-    labels = data.target.astype(np.int64)
+    with np.load(_FILE, allow_pickle=False) as data:
+        images, labels = data["images"], data["labels"].astype(np.int64)
     occurrence = np.zeros(len(labels), np.int64)  # index within its class
     for label in range(10):
         occurrence[labels == label] = np.arange((labels == label).sum())
     kept = (occurrence % 3 == 2) == (split == "test")
-    return np.round(data.images[kept] * (255 / 16)).astype(np.uint8), labels[kept]
+    return np.round(images[kept] * (255 / 16)).astype(np.uint8), labels[kept]
 
 
 class _Scenes(Sequence[Image]):

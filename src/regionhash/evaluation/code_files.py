@@ -13,7 +13,6 @@ from regionhash.data.image_set import ImageSet
 from regionhash.data.inputs import class_indices
 from regionhash.evaluation.detection import DetectionMap, detection_map
 from regionhash.evaluation.metrics import RankingCurves
-from regionhash.evaluation.plots import plot_at_k, plot_precision_recall
 from regionhash.files.atomic import replacing
 from regionhash.store import CodeSet
 from regionhash.structures import Codes, Floats, Ints
@@ -109,6 +108,8 @@ def write_curves(folder: Path, method: str, curves: RankingCurves) -> None:
         table = csv.writer(file)
         table.writerow(["k", "precision", "recall", "acg"])
         table.writerows(zip(curves.ks, curves.precision, curves.recall, curves.acg, strict=True))
+    from regionhash.evaluation.plots import plot_at_k, plot_precision_recall  # need matplotlib
+
     plot_precision_recall(folder / "precision_recall.png", {method: curves})
     plot_at_k(folder / "precision_at_k.png", {method: curves}, metric="precision")
     plot_at_k(folder / "acg_at_k.png", {method: curves}, metric="acg")

@@ -16,7 +16,6 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 from regionhash.codes import hamming_distances, pack_bits
 from regionhash.evaluation.levels import (
@@ -221,7 +220,7 @@ def per_query(
     ranks = np.arange(1, k + 1)
     harmonic = prefix_sums(1 / ranks)  # (k + 1,)
     discount = prefix_sums(1 / np.log2(1 + ranks))  # (k + 1,)
-    log_factorial = gammaln(np.arange(n_items + 1) + 1.0)  # (N + 1,)
+    log_factorial = prefix_sums(np.log(np.arange(1, n_items + 1)))  # (N + 1,)
 
     blocks = []
     for block in _blocks(distances, similarities, ties, depth=k):

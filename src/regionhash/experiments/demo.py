@@ -25,17 +25,15 @@ from regionhash.data.inputs import Pictures, Source, open_inputs
 from regionhash.evaluation import SharedLabels, evaluate_ranking, per_query
 from regionhash.evaluation.code_files import LabelledCodes, labelled_codes
 from regionhash.files.atomic import replacing
-from regionhash.models import HashModel
-from regionhash.models.checkpoints import Checkpoint, load_checkpoint
-from regionhash.models.encoding import encode_set, pick_device
+from regionhash.models.encoding import encode_set
+from regionhash.models.runtime import load_runtime
 from regionhash.reporter import SILENT, Reporter
 from regionhash.search.answer import write_answer
 from regionhash.search.request import Mode, Query, Search
 from regionhash.search.run import run
 from regionhash.store import CodeSet
 from regionhash.structures import Box
-from regionhash.training import TrainingConfig
-from regionhash.training import train as train_model
+from regionhash.training.config import TrainingConfig
 
 SHIPPED = Path(__file__).parents[1] / "demo_model"
 """Checkpoints of all `METHODS`, made by scripts/train_demo.py."""
@@ -131,6 +129,9 @@ def train_models(folder: Path, *, reporter: Reporter) -> None:
     Raises:
         ValueError: `folder` holds trainings with other settings.
     """
+    from regionhash.models.checkpoints import load_checkpoint
+    from regionhash.training import train as train_model
+
     scenes = open_dataset(TRAINING_SCENES)
     for name, method in METHODS.items():
         start = load_checkpoint(folder / method.start)[0] if method.start else None
@@ -175,17 +176,18 @@ def run_demo(
         ValueError: a number of scenes is not positive.
         OSError: `folder` cannot be written.
     """
-    console.print(
-        f"Drawing {n_database} scenes to search and {n_queries} to search by ...", highlight=False
-    )
-    scenes = {
-        "database": _draw(DATABASE_SCENES.format(n=n_database)),
-        "queries": _draw(QUERY_SCENES.format(n=n_queries)),
+    described = {
+        "database": open_inputs([DATABASE_SCENES.format(n=n_database)]),
+        "queries": open_inputs([QUERY_SCENES.format(n=n_queries)]),
     }
     folder.mkdir(parents=True, exist_ok=True)
     models = folder / "models" if train else SHIPPED
     if train:
         train_models(models, reporter=reporter)
+    console.print(
+        f"Drawing {n_database} scenes to search and {n_queries} to search by ...", highlight=False
+    )
+    scenes = {part: _drawn(*opened) for part, opened in described.items()}
     results: dict[str, Measures] = {}
     for name, method in METHODS.items():
         files = {}
@@ -218,9 +220,8 @@ def make_collection(folder: Path) -> Path:
     return path
 
 
-def _draw(data: str) -> tuple[ImageSet, Source]:
-    """The scenes that `data` names, drawn once for all methods, and what code files call them."""
-    scenes, source = open_inputs([data])
+def _drawn(scenes: ImageSet, source: Source) -> tuple[ImageSet, Source]:
+    """The scenes, drawn once for all methods, and what code files call them."""
     return replace(scenes, images=list(scenes.images)), source
 
 
@@ -233,7 +234,7 @@ def _encode(
     """The code file `path` of `scenes`, in place of what an earlier demonstration left there."""
     for left in (path, path.with_name(f"{path.name}.part")):
         left.unlink(missing_ok=True)
-    model, checkpoint = _load(checkpoint_folder)
+    model, checkpoint = load_runtime(checkpoint_folder)
     image_set, source = scenes
     encode_set(
         model,
@@ -246,12 +247,6 @@ def _encode(
         reporter=reporter,
     )
     return CodeSet.open(path)
-
-
-def _load(checkpoint_folder: Path) -> tuple[HashModel, Checkpoint]:
-    """A model, on the GPU if there is one, and what is known of it."""
-    model, checkpoint = load_checkpoint(checkpoint_folder)
-    return model.to(pick_device("auto")), checkpoint
 
 
 def _table(results: dict[str, Measures], codes: LabelledCodes) -> Table:
@@ -302,7 +297,7 @@ def _write_sheets(
     checkpoint_folder: Path, file: CodeSet, example: _Example, console: Console
 ) -> None:
     """Searches `file` by the whole example, by one digit of it, and by two."""
-    model, checkpoint = _load(checkpoint_folder)
+    model, checkpoint = load_runtime(checkpoint_folder)
     find_picture = Pictures(file.recorded("sources")).__getitem__
     searches: dict[Mode, int] = {"image": 0, "region": 1, "objects": 2}  # boxes of the query
     for mode, n_boxes in searches.items():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from regionhash.extras import imported_when_asked
 
 if TYPE_CHECKING:
     from regionhash.models.families import (
@@ -38,9 +39,4 @@ NAMES = (
 
 _OF_FAMILIES = ("MODELS", "HashModel", "ImageHashModel", "TrainedHashModel", "learns_from_labels")
 
-
-def __getattr__(name: str) -> Any:
-    """What stands in `regionhash.models.families`."""
-    if name not in _OF_FAMILIES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.families"), name)
+__getattr__ = imported_when_asked(__name__, {name: f"families:{name}" for name in _OF_FAMILIES})

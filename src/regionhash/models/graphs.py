@@ -102,13 +102,6 @@ def export_graphs(model: HashModel, checkpoint: Checkpoint, scratch: Path) -> di
         checkpoint: from `load_checkpoint`.
         scratch: an existing folder for what the exporter writes.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConversionError(
-            f"converting needs {error.name}: pip install 'regionhash[onnx]'"
-        ) from error
     facts = {
         "format": GRAPH_FORMAT,
         "model": checkpoint.name,

@@ -114,12 +114,7 @@ class Graphs:
 
 
 def _open_session(content: bytes | Path, place: str) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise CheckpointError(
-            f"{place}: running it needs {error.name}: pip install 'regionhash[onnx]'"
-        ) from error
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     # Threads that wait by spinning slow everything else down on shared cores.

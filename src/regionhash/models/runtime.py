@@ -178,8 +178,8 @@ def load_runtime(
         return OnnxRuntime(graphs, checkpoint), checkpoint
     if not find_spec("torch"):
         raise CheckpointError(
-            f"{folder_of(path)}: torch is not installed, and without it a model needs the graphs "
-            "that `regionhash convert` writes where it is"
+            f"{folder_of(path)}: has no graphs; `regionhash convert` writes them where torch is "
+            'installed, and torch runs it without: pip install "regionhash[train]"'
         )
     model, checkpoint = load_checkpoint(path)
     return runtime_of(model.to(pick_device(device)), precision), checkpoint
