@@ -9,8 +9,7 @@ import torch
 from conftest import build_tiny, noise
 from regionhash.codes import hamming_distances, unpack_bits
 from regionhash.data import open_dataset
-from regionhash.models.drh import DRH, bit_statistics, fit_drh, orthogonal_frame
-from regionhash.parts.losses import drh_losses
+from regionhash.models.drh import DRH, fit_drh
 from regionhash.parts.windows import pyramid_windows, sliding_windows
 from regionhash.structures import Detections
 from regionhash.training import TrainingConfig, TrainingError, train
@@ -181,71 +180,7 @@ def test_training_on_labels_is_refused_with_what_to_do(tmp_path):
         train("drh", arguments, open_dataset("digits:train:4"), tmp_path / "run", TrainingConfig())
 
 
-# The loss
-
-
-def test_the_loss_is_that_of_the_paper_with_the_mean_taken_away():
-    rng = np.random.default_rng(0)
-    h = rng.uniform(-1, 1, (7, 5))
-    weight, bias = rng.standard_normal((5, 3)), rng.standard_normal(5)
-    quantisation = variance = 0.0
-    for row in h:
-        for k, value in enumerate(row):
-            quantisation += (np.sign(value) - value) ** 2 / 2 / len(h)
-            variance += (value - h[:, k].mean()) ** 2 / len(h)
-    terms = drh_losses(*map(torch.from_numpy, (h, weight, bias)), alpha=3.0, beta=0.5, eta=0.25)
-    assert terms["quantisation"].item() == pytest.approx(quantisation)
-    assert terms["variance"].item() == pytest.approx(-3 / 2 * variance)
-    assert terms["weight"].item() == pytest.approx(0.25 * (weight**2).sum())
-    assert terms["bias"].item() == pytest.approx(0.125 * (bias**2).sum())
-
-
-def test_bits_that_are_all_one_are_not_the_optimum():
-    ones, half = torch.ones(6, 4), torch.ones(6, 4)
-    half[::2] = -1
-
-    def loss(h):
-        nothing = torch.zeros(4, 2), torch.zeros(4)
-        return sum(drh_losses(h, *nothing, alpha=100.0, beta=0.0, eta=0.0).values())
-
-    assert loss(half) < loss(ones) == 0
-
-
-def test_the_gradient_of_the_loss_is_right():
-    generator = torch.Generator().manual_seed(0)
-    h = (torch.rand(4, 3, dtype=torch.float64, generator=generator) - 0.5).requires_grad_()
-    weight = torch.randn(3, 2, dtype=torch.float64, generator=generator).requires_grad_()
-    bias = torch.randn(3, dtype=torch.float64, generator=generator).requires_grad_()
-
-    def loss(*x):
-        return torch.stack(list(drh_losses(*x, alpha=2.0, beta=0.1, eta=0.2).values())).sum()
-
-    assert torch.autograd.gradcheck(loss, (h, weight, bias))
-
-
 # Fitting
-
-
-def test_the_frame_is_orthonormal_in_blocks_and_the_blocks_differ():
-    frame = orthogonal_frame(20, 8, torch.Generator().manual_seed(0))
-    for block in frame.split(8):
-        torch.testing.assert_close(block @ block.T, torch.eye(len(block)), atol=1e-5, rtol=0)
-    assert (frame[:8] - frame[8:16]).abs().max() > 0.1
-
-
-def test_the_statistics_of_bits_are_those_of_a_loop():
-    activations = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-    activations[:, 3] = 1.0  # never changes
-    activations[:, 5] = -activations[:, 4]
-    bits = (activations >= 0).double().numpy()
-    correlations = []
-    for i in range(6):
-        for j in range(i):
-            constant = bits[:, i].std() == 0 or bits[:, j].std() == 0
-            correlations.append(0 if constant else np.corrcoef(bits[:, i], bits[:, j])[0, 1])
-    found = bit_statistics(activations)
-    assert found.balance == pytest.approx(np.abs(bits.mean(0) - 0.5).mean(), abs=1e-6)
-    assert found.correlation == pytest.approx(np.abs(correlations).mean(), abs=1e-6)
 
 
 def test_fitting_lowers_the_loss_moves_the_hash_and_keeps_the_bits_apart():

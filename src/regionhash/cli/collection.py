@@ -23,7 +23,7 @@ from regionhash.cli.options import (
 from regionhash.cli.output import ConsoleReporter, added_line, added_record, print_json
 
 if TYPE_CHECKING:
-    from regionhash.models.drh import FitReport
+    from regionhash.parts.hashes import FitReport
 
 
 def index(

@@ -23,11 +23,12 @@ from regionhash.models.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from regionhash.models.drh import DRH, FitReport, fit_drh
+from regionhash.models.drh import DRH, fit_drh
 from regionhash.models.encoding import Input, finder_of, pick_device, read_inputs
 from regionhash.models.parameters import defaults_of
 from regionhash.models.region_dh import RegionDH
 from regionhash.parts.backbones import load_weights
+from regionhash.parts.hashes import FitReport
 from regionhash.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:

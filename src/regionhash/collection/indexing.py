@@ -32,7 +32,7 @@ from regionhash.parts.choosing import RegionChoice
 from regionhash.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
-    from regionhash.models.drh import FitReport
+    from regionhash.parts.hashes import FitReport
 
 _Load = Callable[[Path], tuple[Runtime, Checkpoint]]
 

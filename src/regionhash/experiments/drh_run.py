@@ -54,8 +54,9 @@ from regionhash.experiments.drh_report import (
 )
 from regionhash.models.checkpoints import read_checkpoint
 from regionhash.models.classical import RandomHyperplanes
-from regionhash.models.drh import DRH, FitReport, fit_drh
+from regionhash.models.drh import DRH, fit_drh
 from regionhash.parts.descriptors import aggregate
+from regionhash.parts.hashes import FitReport
 from regionhash.parts.whitening import Whitening
 from regionhash.reporter import Reporter
 from regionhash.search import search_images, united_hamming

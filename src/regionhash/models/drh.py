@@ -14,9 +14,8 @@ how the paper is read where it is ambiguous.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -28,18 +27,13 @@ from regionhash.codes import check_n_bits
 from regionhash.parts.backbones import BACKBONES, build_backbone, stack_images
 from regionhash.parts.cells import crop_maps
 from regionhash.parts.choosing import Proposals, RegionChoice, thinned
-from regionhash.parts.losses import drh_losses
+from regionhash.parts.hashes import N_STEPS, FitReport, fit_drh_hash, fit_hash
 from regionhash.parts.proposals import ScoredRPN, build_rpn
 from regionhash.parts.regions import codes_of, regions_of
 from regionhash.parts.whitening import Whitening
 from regionhash.parts.windows import max_pool_windows, snap_boxes
 from regionhash.reporter import SILENT, Reporter
 from regionhash.structures import Detections, EncodedImage, Regions
-
-ALPHA, BETA, ETA = 100.0, 0.001, 0.001  # "Network Training"
-_GAIN = 0.3  # initial spread of activations, where tanh is nearly linear: bits can still change
-_BATCH = 512  # regions of a step of the hash's training
-_STATISTICS = 4096  # regions from which the statistics of the bits are computed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,7 +118,7 @@ class DRH(nn.Module):
         self.whitening = Whitening(body.top_channels, n_dims, power=whitening)
         self.hash = nn.Linear(n_dims, n_bits)
         with torch.no_grad():
-            self.hash.weight.copy_(orthogonal_frame(n_bits, n_dims))
+            nn.init.orthogonal_(self.hash.weight)
             self.hash.bias.zero_()
         self.n_bits = n_bits
         self.n_region_bits = n_bits
@@ -238,121 +232,45 @@ def _maxima(top: Tensor, windows: np.ndarray) -> Tensor:
     return F.normalize(max_pool_windows(top[None].float(), windows)[0], dim=1)
 
 
-def orthogonal_frame(n: int, d: int, generator: torch.Generator | None = None) -> Tensor:
-    """Random directions (n, d) in blocks of d that are orthonormal.
-
-    Orthogonal directions carry more information than independent ones (Ji et al., "Super-Bit
-    Locality-Sensitive Hashing", NIPS 2012). With more bits than dimensions the blocks are
-    independent of each other, so each bit is still a different cut through the features.
-    """
-    blocks = [torch.linalg.qr(torch.randn(d, d, generator=generator))[0] for _ in range(-(-n // d))]
-    return torch.cat(blocks)[:n]
-
-
 # -- fitting --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class BitStatistics:
-    """How evenly bits are used.
-
-    Attributes:
-        balance: mean over the bits of |share of ones - 1/2|: 0 is best, 1/2 a bit that never
-            changes.
-        correlation: mean over the pairs of bits of |correlation|; a bit that never changes counts
-            as uncorrelated.
-    """
-
-    balance: float
-    correlation: float
-
-
-@dataclass(frozen=True)
-class FitReport:
-    """The mean loss per bit in each tenth of the training, and the bits before and after it."""
-
-    losses: tuple[float, ...]
-    before: BitStatistics
-    after: BitStatistics
-
-
-def bit_statistics(activations: Tensor) -> BitStatistics:
-    """Balance and correlation of the bits [a >= 0] of activations (N, K), N and K at least 1."""
-    bits = (activations >= 0).float()
-    centred = bits - bits.mean(0)
-    scaled = F.normalize(centred, dim=0)  # a constant bit stays zero
-    n_bits = bits.shape[1]
-    correlations = (scaled.T @ scaled).abs()
-    pairs = max(n_bits * (n_bits - 1), 1)
-    return BitStatistics(
-        balance=float((bits.mean(0) - 0.5).abs().mean()),
-        correlation=float((correlations.sum() - correlations.diagonal().sum()) / pairs),
-    )
 
 
 def fit_drh(
     model: DRH,
     features: Tensor,
     *,
-    n_steps: int = 200,
+    n_steps: int = N_STEPS,
     learning_rate: float = 0.01,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> FitReport:
     """Fits the whitening on features of regions, then trains the hash layer on them (eqs. 1 to 3).
 
-    The layer starts from orthogonal directions rather than from N(0, 0.01), and with activations
-    of a spread of 0.3: from there, the printed loss moves each cut to where fewer regions are,
-    without making the cuts alike. The loss is divided by 1 + alpha, so that the paper's rate suits
-    any alpha.
-
     Args:
         model: a `DRH`, changed in place.
         features: (N, D), N at least 1, as `DRH.region_features` gives them.
-        n_steps: training steps, independent of the size of the collection.
-        learning_rate: of SGD with momentum 0.9 (the paper's rate).
+        n_steps: see `fit_drh_hash`, as for `learning_rate`.
+        learning_rate: of SGD.
         seed: random seed of the first directions and of the order.
         reporter: is told the steps done and the total.
 
     Raises:
-        ValueError: see `Whitening.fit`.
+        ValueError: see `fit_whitening`.
     """
-    device = model.hash.weight.device
-    generator = torch.Generator().manual_seed(seed)
     chunks = features.split(8192)
     model.whitening.fit(chunks)
+    device = model.hash.weight.device
+    x = torch.cat([model.whitening(chunk.to(device)).cpu() for chunk in chunks]).numpy()  # (N, P)
+    fitted, report = fit_hash(
+        fit_drh_hash,
+        x,
+        model.n_bits,
+        seed=seed,
+        reporter=reporter,
+        n_steps=n_steps,
+        learning_rate=learning_rate,
+    )
     with torch.no_grad():
-        x = torch.cat([model.whitening(chunk.to(device)) for chunk in chunks])  # (N, P)
-        frame = orthogonal_frame(model.n_bits, x.shape[1], generator).to(device)
-        spread = x.square().mean().sqrt()  # of the projections: the frame's rows have length 1
-        model.hash.weight.copy_(frame * (_GAIN / spread.clamp(min=1e-3)))
-        model.hash.bias.zero_()
-        shown = x[torch.randperm(len(x), generator=generator)[:_STATISTICS].to(device)]
-        before = bit_statistics(model(shown))
-    optimizer = torch.optim.SGD(model.hash.parameters(), lr=learning_rate, momentum=0.9)
-    losses = []
-    for step, rows in enumerate(islice(_batches(len(x), generator), n_steps), 1):
-        terms = drh_losses(
-            model(x[rows.to(device)]),
-            model.hash.weight,
-            model.hash.bias,
-            alpha=ALPHA,
-            beta=BETA,
-            eta=ETA,
-        )
-        loss = torch.stack(list(terms.values())).sum()
-        optimizer.zero_grad()
-        (loss / (1 + ALPHA)).backward()
-        optimizer.step()
-        losses.append(loss.item() / model.n_bits)
-        reporter.progress(step, n_steps)
-    with torch.no_grad():
-        after = bit_statistics(model(shown))
-    tenths = np.array_split(losses, min(10, n_steps))
-    return FitReport(tuple(float(tenth.mean()) for tenth in tenths), before, after)
-
-
-def _batches(n: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of row numbers below `n` in random order, endlessly."""
-    while True:
-        yield from torch.randperm(n, generator=generator).split(_BATCH)
+        model.hash.weight.copy_(torch.from_numpy(fitted.weight))
+        model.hash.bias.copy_(torch.from_numpy(fitted.bias))
+    return report

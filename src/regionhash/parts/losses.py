@@ -183,37 +183,6 @@ def pair_hash_loss(
     return (terms * (images[:, None] < images)).sum() / n_pairs
 
 
-def drh_losses(
-    activations: Tensor, weight: Tensor, bias: Tensor, *, alpha: float, beta: float, eta: float
-) -> dict[str, Tensor]:
-    """The terms of DRH's loss (eqs. 1 to 3), weighted, by name; averaged over the regions.
-
-        quantisation   1/2 ||y - h||^2,  y = sign(h)
-        variance       -alpha/2 tr((h - m)(h - m)^T),  m the mean of the batch
-        weight, bias   beta/2 ||W||_F^2 and eta/2 ||b||^2
-
-    The second term is printed as -alpha/2 tr(h h^T), which is least when all bits of all regions
-    are 1. It "aims to maximize the variance of learned binary vectors to ensure balanced bits",
-    which it does after the mean is subtracted.
-
-    Args:
-        activations: (N, K) in [-1, 1], h.
-        weight: (K, P), W.
-        bias: (K,), b.
-        alpha: weight of the variance.
-        beta: weight of the decay of W.
-        eta: weight of the decay of b.
-    """
-    signs = torch.where(activations >= 0, 1.0, -1.0)
-    spread = activations - activations.mean(0)
-    return {
-        "quantisation": (signs - activations).square().sum(1).mean() / 2,
-        "variance": -alpha / 2 * spread.square().sum(1).mean(),
-        "weight": beta / 2 * weight.square().sum(),
-        "bias": eta / 2 * bias.square().sum(),
-    }
-
-
 def triplet_loss(
     activations: Tensor, similarity: Tensor, *, margin: float = 1.0, weighted: bool = True
 ) -> Tensor:
