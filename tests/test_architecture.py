@@ -12,7 +12,7 @@ import pytest
 import regionhash
 
 ROWS = (
-    ("files", "structures", "reporter", "codes"),
+    ("files", "structures", "reporter", "codes", "sessions"),
     ("data", "store", "parts"),
     ("models",),
     ("training",),
@@ -67,6 +67,7 @@ def test_the_table_of_rows_is_in_the_guide():
 
 
 LIGHT = (
+    "sessions",
     "models.encoding",
     "models.onnx",
     "models.runtime",
