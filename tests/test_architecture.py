@@ -14,6 +14,7 @@ import regionhash
 ROWS = (
     ("files", "structures", "reporter", "codes", "sessions"),
     ("data", "store", "parts"),
+    ("encoders",),
     ("models",),
     ("training",),
     ("search",),
@@ -68,6 +69,7 @@ def test_the_table_of_rows_is_in_the_guide():
 
 LIGHT = (
     "sessions",
+    "encoders",
     "models.encoding",
     "models.onnx",
     "models.runtime",
