@@ -3,14 +3,17 @@
 from regionhash.encoders.encoder import Encoder, OnnxEncoder
 from regionhash.encoders.errors import EncoderError
 from regionhash.encoders.sources import DEFAULT_ENCODER, resolve
-from regionhash.encoders.stored import Resolved, check_encoder, read_encoder
+from regionhash.encoders.stored import RECORD_FILE, Resolved, check_encoder, read_encoder
+from regionhash.encoders.text import TextEncoder
 
 __all__ = [
     "DEFAULT_ENCODER",
+    "RECORD_FILE",
     "Encoder",
     "EncoderError",
     "OnnxEncoder",
     "Resolved",
+    "TextEncoder",
     "check_encoder",
     "read_encoder",
     "resolve",

@@ -222,7 +222,7 @@ def _exported(
     preprocessing: Preprocessing,
     prefix: int | None,
     reporter: Reporter,
-    **origin: str,
+    **origin: Any,
 ) -> Resolved:
     """The network as a graph: of any size if that gives what the network gives, else of its own."""
     from regionhash.encoders.sources import encoder_of

@@ -236,6 +236,10 @@ def _first_run(
         except EncoderError as error:
             first = first or error
     assert first is not None
+    if not hints.sizes:
+        raise EncoderError(
+            f"{first}; if it takes another size, a preprocessor_config.json beside it says which"
+        )
     raise first
 
 
@@ -286,17 +290,17 @@ def _readings(output: NDArray[Any], size: tuple[int, int], hints: Hints) -> list
             )
         return [_Reading(height // h, None)]
     n_tokens = output.shape[1]
-    side = math.gcd(height, width)
-    strides = [stride for stride in range(1, side + 1) if side % stride == 0]
     found = []
-    for stride in strides:
+    for stride in range(1, min(height, width) + 1):
         prefix = n_tokens - (height // stride) * (width // stride)
         if 0 <= prefix <= MAX_PREFIX:
             found.append(_Reading(stride, prefix))
-    if not found:
+    # A patch that leaves pixels over at the edges is rare: it must be named or the only one.
+    exact = [reading for reading in found if height % reading.stride == width % reading.stride == 0]
+    named = [reading for reading in found if reading.stride == hints.patch]
+    found = named or exact or found
+    if not found or (len(found) > 1 and not exact):
         raise EncoderError(f"its {n_tokens} tokens are no grid of {height} x {width} pixels")
-    by_patch = [reading for reading in found if reading.stride == hints.patch]
-    found = by_patch or found
     return [reading for reading in found if reading.prefix == hints.prefix] or found
 
 

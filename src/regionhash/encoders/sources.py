@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from regionhash.encoders.graph_file import read_graph
 from regionhash.encoders.layout import Hints, find_layout
 from regionhash.encoders.preprocessing import Preprocessing, side_pair
 from regionhash.encoders.stored import RECORD_FILE, Resolved, read_encoder
+from regionhash.encoders.text import TEXT_GRAPHS, TOKENIZER_CONFIGS, TOKENIZER_FILE, find_text
 from regionhash.files import strict_json
-from regionhash.files.text import one_line, reason_of, refusing, shown
+from regionhash.files.text import one_line, read_bytes, reason_of, refusing, shown
 from regionhash.reporter import SILENT, Reporter
 from regionhash.sessions import open_session
 
@@ -29,13 +31,14 @@ The entry point SCHEME is a function: given REST of "SCHEME:REST", it returns an
 """
 
 
-def resolve(spec: str, reporter: Reporter = SILENT) -> Resolved:
+def resolve(spec: str, reporter: Reporter = SILENT, *, words: bool = True) -> Resolved:
     """The encoder that a spec names, ready to run.
 
     Args:
         spec: onnx:FILE or onnx:FOLDER, hf:NAME[@REVISION] or hf:FOLDER, timm:NAME[=FILE],
             torchvision:NAME[=FILE], or SCHEME:REST of another package; see docs/encoders.md.
         reporter: is told what is fetched, and what had to be assumed.
+        words: whether its text tower is taken too, if it has one; it may be as large as the rest.
 
     Raises:
         EncoderError: there is no such encoder, or it cannot be used: one line.
@@ -46,42 +49,61 @@ def resolve(spec: str, reporter: Reporter = SILENT) -> Resolved:
             f"encoder {shown(spec)}: must be onnx:FILE, hf:NAME, timm:NAME or torchvision:NAME"
         )
     if scheme in SCHEMES:
-        return SCHEMES[scheme](rest, reporter)
+        return SCHEMES[scheme](rest, reporter, words)
     return of_package(spec, f"encoder {one_line(spec)}")
 
 
-def _of_file(rest: str, reporter: Reporter) -> Resolved:
+def _of_file(rest: str, reporter: Reporter, words: bool) -> Resolved:
     """A graph, or a folder: a stored encoder, or one in the hub's layout."""
     path = Path(rest)
     if path.is_dir():
         if (path / RECORD_FILE).exists():
             return read_encoder(path)
-        return _of_folder(f"onnx:{rest}", path, reporter)
+        return _of_folder(f"onnx:{rest}", path, reporter, words)
     beside = path.parent.parent if path.parent.name == "onnx" else path.parent
     return _of_graph(f"onnx:{rest}", path, [path.parent, beside], reporter)
 
 
-def _of_hub(rest: str, reporter: Reporter) -> Resolved:
+def _of_hub(rest: str, reporter: Reporter, words: bool) -> Resolved:
     """A repository of the hub, or a folder in its layout."""
     if Path(rest).is_dir():
-        return _of_folder(f"hf:{rest}", Path(rest), reporter)
-    fetched = hub.fetch(rest, reporter)
+        return _of_folder(f"hf:{rest}", Path(rest), reporter, words)
+    also = (*TEXT_GRAPHS, TOKENIZER_FILE, *TOKENIZER_CONFIGS) if words else ()
+    fetched = hub.fetch(rest, reporter, also=also)
     spec = f"hf:{fetched.name}@{fetched.revision}"
-    return _of_folder(
-        spec, fetched.folder, reporter, revision=fetched.revision, licence=fetched.licence
-    )
+    origin = {"revision": fetched.revision, "licence": fetched.licence}
+    return _of_folder(spec, fetched.folder, reporter, words, **origin)
 
 
-def _of_folder(spec: str, folder: Path, reporter: Reporter, **origin: str) -> Resolved:
+def _of_folder(spec: str, folder: Path, reporter: Reporter, words: bool, **origin: str) -> Resolved:
     """An encoder in the hub's layout."""
     graph = next((folder / name for name in hub.GRAPHS if (folder / name).is_file()), None)
     if graph is None:
         raise EncoderError(f"{folder}: has no {', '.join(hub.GRAPHS[:-1])} or {hub.GRAPHS[-1]}")
-    return _of_graph(spec, graph, [folder], reporter, **origin)
+    found = _of_graph(spec, graph, [folder], reporter, folder=folder, **origin)
+    text_graph = next((folder / name for name in TEXT_GRAPHS if (folder / name).is_file()), None)
+    if not words or text_graph is None:
+        return found
+    with refusing(f"{text_graph}: no words without {TOKENIZER_FILE}", EncoderError):
+        tokenizer = read_bytes(folder / TOKENIZER_FILE, "the tokenizer")
+    tokens: dict[str, Any] = {}
+    for name in reversed(TOKENIZER_CONFIGS):
+        tokens |= _read(folder / name) or {}
+    layout = found.identity["layout"]
+    text = find_text(
+        read_graph(text_graph),
+        tokenizer,
+        _read(folder / "config.json") or {},
+        tokens,
+        layout["vector_output"],
+        layout["n_vector"],
+        str(text_graph),
+    )
+    return replace(found, text=text)
 
 
 def _of_graph(
-    spec: str, path: Path, folders: list[Path], reporter: Reporter, **origin: str
+    spec: str, path: Path, folders: list[Path], reporter: Reporter, **origin: Any
 ) -> Resolved:
     """A graph with the configurations in the first of the folders that has any."""
     graph = read_graph(path)
@@ -89,7 +111,7 @@ def _of_graph(
     for folder in folders:
         preprocessing = preprocessing or _preprocessing_in(folder)
         hints = hints or _hints_in(folder)
-    made = encoder_of(
+    found = encoder_of(
         spec, graph, preprocessing or Preprocessing(), hints or Hints(), str(path), **origin
     )
     if preprocessing is None:
@@ -97,11 +119,11 @@ def _of_graph(
             f"{path}: no preprocessor_config.json beside it; pixels are scaled to [0, 1] and "
             "normalised with ImageNet's mean and standard deviation"
         )
-    return made
+    return found
 
 
 def encoder_of(
-    spec: str, graph: bytes, preprocessing: Preprocessing, hints: Hints, place: str, **origin: str
+    spec: str, graph: bytes, preprocessing: Preprocessing, hints: Hints, place: str, **origin: Any
 ) -> Resolved:
     """An encoder that is a graph, whose layout is found by running it.
 
@@ -158,13 +180,13 @@ def _read(path: Path) -> dict[str, Any] | None:
         return strict_json.read_object(path)
 
 
-def _of_timm(rest: str, reporter: Reporter) -> Resolved:
+def _of_timm(rest: str, reporter: Reporter, words: bool) -> Resolved:
     from regionhash.encoders.exported import of_timm
 
     return of_timm(rest, reporter)
 
 
-def _of_torchvision(rest: str, reporter: Reporter) -> Resolved:
+def _of_torchvision(rest: str, reporter: Reporter, words: bool) -> Resolved:
     from regionhash.encoders.exported import of_torchvision
 
     return of_torchvision(rest, reporter)
@@ -204,7 +226,7 @@ _PROTOCOL = (
     "prepare", "map", "vectors",
 )  # fmt: skip
 
-SCHEMES: dict[str, Callable[[str, Reporter], Resolved]] = {
+SCHEMES: dict[str, Callable[[str, Reporter, bool], Resolved]] = {
     "onnx": _of_file,
     "hf": _of_hub,
     "timm": _of_timm,

@@ -2,6 +2,8 @@
 
     encoder.json    where it comes from, preprocessing, layout, size and sha256 of each graph
     encoder.onnx    the graph, in one file
+    text.onnx       the graph of words, if there is one, and its
+    tokenizer.json
 
 docs/encoders.md has the fields of encoder.json.
 """
@@ -18,12 +20,14 @@ from regionhash.encoders.encoder import Encoder, OnnxEncoder
 from regionhash.encoders.errors import EncoderError
 from regionhash.encoders.layout import Layout
 from regionhash.encoders.preprocessing import Preprocessing
+from regionhash.encoders.text import TOKENIZER_FILE, TextEncoder, TextLayout
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing, write_text
-from regionhash.files.text import refusing, shown
+from regionhash.files.text import read_bytes, refusing, shown
 
 RECORD_FILE = "encoder.json"
 GRAPH_FILE = "encoder.onnx"
+TEXT_GRAPH_FILE = "text.onnx"
 FORMAT = 1
 
 _MAX_TEXT = 500  # characters of a spec, revision or licence
@@ -40,6 +44,8 @@ class Resolved:
         graph: the graph, or its file; None if another package runs the encoder.
         revision: of its source, "" if that has none.
         licence: its identifier, "" if unknown.
+        text: encodes words into the space of the vectors of pictures; None if it has no words.
+        folder: where the files of its source are, if they are on this machine.
     """
 
     spec: str
@@ -48,12 +54,14 @@ class Resolved:
     graph: bytes | Path | None = None
     revision: str = ""
     licence: str = ""
+    text: TextEncoder | None = None
+    folder: Path | None = None
 
     @classmethod
     def of_graph(
-        cls, spec: str, graph: bytes | Path, encoder: OnnxEncoder, **origin: str
+        cls, spec: str, graph: bytes | Path, encoder: OnnxEncoder, **origin: Any
     ) -> Resolved:
-        """That of an encoder that is a graph; `origin` are revision and licence."""
+        """That of an encoder that is a graph; `origin` are the attributes after it."""
         identity = {
             "sha256": sha256_of(graph),
             "preprocessing": encoder.preprocessing.to_record(),
@@ -63,8 +71,9 @@ class Resolved:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the graph; 0 without one."""
-        return 0 if self.graph is None else _size_of(self.graph)
+        """Size of the graphs; 0 without any."""
+        graphs = [self.graph, None if self.text is None else self.text.graph]
+        return sum(_size_of(graph) for graph in graphs if graph is not None)
 
     def write(self, folder: Path) -> None:
         """Writes the stored form into a folder, which is made; `read_encoder` reads it.
@@ -79,14 +88,18 @@ class Resolved:
             "revision": self.revision,
             "licence": self.licence,
             "graph": None,
+            "text": None,
         }
         if self.graph is not None:
-            content = self.graph if isinstance(self.graph, bytes) else self.graph.read_bytes()
-            with replacing(folder / GRAPH_FILE) as new:
-                new.write_bytes(content)
-            facts = dict(self.identity)
-            record["graph"] = {"bytes": len(content), "sha256": facts.pop("sha256")}
-            record |= facts
+            record |= self.identity
+            del record["sha256"]
+            record["graph"] = _written(folder / GRAPH_FILE, self.graph)
+        if self.text is not None:
+            record["text"] = {
+                "graph": _written(folder / TEXT_GRAPH_FILE, self.text.graph),
+                "tokenizer": _written(folder / TOKENIZER_FILE, self.text.tokenizer),
+                "layout": self.text.layout.to_record(),
+            }
         write_text(folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
 
 
@@ -108,32 +121,36 @@ def read_encoder(folder: Path) -> Resolved:
                 f"{FORMAT}"
             )
         spec, revision, licence = (_text(record, name) for name in ("spec", "revision", "licence"))
-        if record.get("graph") is None:
-            stored = None
-        else:
-            facts = strict_json.field(record, "graph", dict)
-            n_bytes = strict_json.whole_number(facts, "bytes", 1, 1 << 40)
-            sha256 = _text(facts, "sha256")
+        ours = record.get("graph") is not None
+        graph = _Stored.of(folder / GRAPH_FILE, record, "graph") if ours else None
+        if graph:
             preprocessing = Preprocessing.from_record(
                 strict_json.field(record, "preprocessing", dict)
             )
             layout = Layout.from_record(strict_json.field(record, "layout", dict))
-            stored = OnnxEncoder(folder / GRAPH_FILE, preprocessing, layout, str(folder))
-    if stored is None:
+        words = strict_json.field(record, "text", dict) if record.get("text") is not None else None
+        if words:
+            text_graph = _Stored.of(folder / TEXT_GRAPH_FILE, words, "graph")
+            tokenizer = _Stored.of(folder / TOKENIZER_FILE, words, "tokenizer")
+            text_layout = TextLayout.from_record(strict_json.field(words, "layout", dict))
+    if graph is None:
         from regionhash.encoders.sources import of_package
 
         return of_package(spec, str(path))
-    graph = folder / GRAPH_FILE
-    with refusing(str(graph), EncoderError):
-        found = graph.stat().st_size
-        if found != n_bytes:
-            raise ValueError(f"{found:,} bytes, but {RECORD_FILE} says {n_bytes:,}")
+    graph.check_size()
+    text = None
+    if words:
+        text_graph.check_size()
+        tokenizer.check_size()
+        content = read_bytes(tokenizer.path, "the tokenizer")
+        text = TextEncoder(text_graph.path, content, text_layout, str(folder))
     identity = {
-        "sha256": sha256,
+        "sha256": graph.sha256,
         "preprocessing": preprocessing.to_record(),
         "layout": layout.to_record(),
     }
-    return Resolved(spec, stored, identity, graph, revision, licence)
+    encoder = OnnxEncoder(graph.path, preprocessing, layout, str(folder))
+    return Resolved(spec, encoder, identity, graph.path, revision, licence, text, folder)
 
 
 def check_encoder(folder: Path) -> None:
@@ -143,10 +160,53 @@ def check_encoder(folder: Path) -> None:
         EncoderError: see `read_encoder`; or the graph is not the one that encoder.json describes.
     """
     stored = read_encoder(folder)
-    if stored.graph is not None:
-        with refusing(str(folder / GRAPH_FILE), EncoderError):
-            if sha256_of(stored.graph) != stored.identity["sha256"]:
-                raise ValueError(f"not the graph that {RECORD_FILE} describes: another sha256")
+    if stored.graph is None:
+        return
+    path = folder / RECORD_FILE
+    with refusing(str(path), EncoderError):
+        record = strict_json.read_object(path)
+        files = [_Stored.of(folder / GRAPH_FILE, record, "graph")]
+        if stored.text is not None:
+            files.append(_Stored.of(folder / TEXT_GRAPH_FILE, record["text"], "graph"))
+            files.append(_Stored.of(folder / TOKENIZER_FILE, record["text"], "tokenizer"))
+    for file in files:
+        file.check_content()
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A file and what encoder.json says of it."""
+
+    path: Path
+    n_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, record: dict[str, Any], name: str) -> _Stored:
+        facts = strict_json.field(record, name, dict)
+        return cls(
+            path, strict_json.whole_number(facts, "bytes", 1, 1 << 40), _text(facts, "sha256")
+        )
+
+    def check_size(self) -> None:
+        with refusing(str(self.path), EncoderError):
+            found = self.path.stat().st_size
+            if found != self.n_bytes:
+                raise ValueError(f"{found:,} bytes, but {RECORD_FILE} says {self.n_bytes:,}")
+
+    def check_content(self) -> None:
+        with refusing(str(self.path), EncoderError):
+            if sha256_of(self.path) != self.sha256:
+                raise ValueError(f"not the file that {RECORD_FILE} describes: another sha256")
+
+
+def _written(path: Path, content: bytes | Path) -> dict[str, Any]:
+    """Writes a file; what encoder.json says of it."""
+    if isinstance(content, Path):
+        content = content.read_bytes()
+    with replacing(path) as new:
+        new.write_bytes(content)
+    return {"bytes": len(content), "sha256": sha256_of(content)}
 
 
 def sha256_of(graph: bytes | Path) -> str:
