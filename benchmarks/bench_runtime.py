@@ -22,8 +22,8 @@ from typing import Any
 from regionhash.data.frames import Pixels
 from regionhash.data.inputs import open_inputs
 from regionhash.models.checkpoints import BOXES_GRAPH, ENCODE_GRAPH
-from regionhash.models.onnx import n_threads
 from regionhash.models.runtime import load_runtime
+from regionhash.sessions import n_threads
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ import pytest
 import regionhash
 
 ROWS = (
-    ("files", "structures", "reporter", "codes", "extras"),
+    ("files", "structures", "reporter", "codes", "extras", "sessions"),
     ("data", "store", "parts"),
+    ("encoders",),
     ("models",),
     ("training",),
     ("search",),
@@ -67,6 +68,8 @@ def test_the_table_of_rows_is_in_the_guide():
 
 
 LIGHT = (
+    "sessions",
+    "encoders",
     "models.encoding",
     "models.onnx",
     "models.runtime",

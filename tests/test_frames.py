@@ -77,3 +77,13 @@ def test_resizing_needs_no_torch():
     """  # 32 * 60 / 40 = 48 is rounded to 64 (half to even)
     command = [sys.executable, "-c", textwrap.dedent(code)]
     assert subprocess.run(command, check=False).returncode == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES, SIDES, st.sampled_from([1, 8, 14, 16, 32]))
+def test_sides_are_multiples_of_the_stride_and_keep_the_aspect(height, width, short, stride):
+    sides = fit_size(height, width, short, stride)
+    assert not any(side % stride for side in sides)
+    assert min(sides) == max(stride, stride * round(short / stride))
+    assert max(sides) <= 2 * min(sides)
+    assert fit_size(width, height, short, stride) == (sides if height == width else sides[::-1])

@@ -29,8 +29,9 @@ from regionhash.models.checkpoints import (
 from regionhash.models.drh import fit_drh
 from regionhash.models.encoding import encode_boxes, encode_picture
 from regionhash.models.graphs import ConversionError, convert
-from regionhash.models.onnx import Graphs, OnnxRuntime, n_threads
+from regionhash.models.onnx import Graphs, OnnxRuntime
 from regionhash.models.runtime import TorchRuntime, load_runtime, runtime_of
+from regionhash.sessions import n_threads
 from regionhash.structures import Detections
 
 DATA = Path(os.environ.get("REGIONHASH_DATA", "../shared/data"))

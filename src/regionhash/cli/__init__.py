@@ -17,6 +17,7 @@ from regionhash.cli.convert import convert
 from regionhash.cli.demo import demo
 from regionhash.cli.encode import encode
 from regionhash.cli.evaluate import evaluate
+from regionhash.cli.fetch import fetch
 from regionhash.cli.info import datasets, info, models
 from regionhash.cli.reproduce import reproduce
 from regionhash.cli.search import search
@@ -30,6 +31,7 @@ INTERRUPTED = 130  # as in shells: 128 + SIGINT
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "convert": convert,
+    "fetch": fetch,
     "encode": encode,
     "index": index,
     "add": add,

@@ -23,10 +23,10 @@ _Boxes = TypeVar("_Boxes", bound=Any)  # an array or a tensor
 _BLOCK_BYTES = 256 << 10  # of sums that are made at a time, so that they stay in the cache
 
 
-def fit_size(height: int, width: int, short: int) -> tuple[int, int]:
-    """Input size (h, w) for a picture: multiples of 32, close to its aspect.
+def fit_size(height: int, width: int, short: int, stride: int = STRIDE) -> tuple[int, int]:
+    """Input size (h, w) for a picture: multiples of `stride`, close to its aspect.
 
-    The short side is `short`, the long side at most twice that. The aspect changes by a few per
+    The short side is the multiple next to `short`, the long side at most twice that.
     cent (more for pictures longer than 2:1); in return, pictures of one input size form a batch
     without padding, so a code does not depend on the rest of its batch.
 
@@ -35,9 +35,9 @@ def fit_size(height: int, width: int, short: int) -> tuple[int, int]:
     """
     if min(height, width, short) < 1:
         raise ValueError(f"lengths must be positive, got {height} x {width}, short side {short}")
-    short_side = max(STRIDE, STRIDE * round(short / STRIDE))
+    short_side = max(stride, stride * round(short / stride))
     aspect = min(max(height, width) / min(height, width), 2)
-    long_side = STRIDE * round(short_side * aspect / STRIDE)
+    long_side = stride * round(short_side * aspect / stride)
     return (short_side, long_side) if height <= width else (long_side, short_side)
 
 

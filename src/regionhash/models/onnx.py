@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from regionhash.data.frames import Frame, Pixels, to_pixels
 from regionhash.data.image_set import Image
-from regionhash.files.text import one_line, shown
+from regionhash.files.text import shown
 from regionhash.models.checkpoints import (
     BOXES_GRAPH,
     ENCODE_GRAPH,
@@ -28,6 +27,7 @@ from regionhash.models.checkpoints import (
 )
 from regionhash.parts.choosing import RegionChoice, overlaps, thinned
 from regionhash.parts.windows import windows_of_scales
+from regionhash.sessions import open_session
 from regionhash.structures import (
     CategoryCodes,
     Codes,
@@ -92,7 +92,9 @@ class Graphs:
                     raise CheckpointError(
                         f"{self._where}: has no {name}; run `regionhash convert` again"
                     )
-                self._sessions[name] = _open_session(self._contents[name], self.place(name))
+                self._sessions[name] = open_session(
+                    self._contents[name], self.place(name), CheckpointError
+                )
             return self._sessions[name]
 
     def facts(self, name: str) -> dict[str, Any]:
@@ -111,32 +113,6 @@ class Graphs:
                 f"{self.place(name)}: not a graph that `regionhash convert` wrote"
             )
         return facts
-
-
-def _open_session(content: bytes | Path, place: str) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # Threads that wait by spinning slow everything else down on shared cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.intra_op_num_threads = n_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # errors are raised as well
-    given = content if isinstance(content, bytes) else os.fspath(content)
-    try:
-        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # whatever its reader runs into
-        reason = one_line(str(error).partition("\n")[0])
-        raise CheckpointError(f"{place}: not a readable graph ({reason})") from error
-
-
-def n_threads() -> int:
-    """Threads of a session: $OMP_NUM_THREADS, as torch reads it, or the cores of this process."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdecimal() and int(given):
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class OnnxRuntime:
