@@ -16,6 +16,7 @@ from cli_runner import run
 from conftest import TINY_BACKBONE, build_tiny, save_tiny
 from regionhash.collection import Collection
 from regionhash.data import open_dataset
+from regionhash.data.frames import to_pixels
 from regionhash.data.images import read_image
 from regionhash.models import MODELS, NAMES
 from regionhash.models.checkpoints import (
@@ -33,6 +34,7 @@ from regionhash.models.encoding import encode_boxes, encode_picture
 from regionhash.models.graphs import ConversionError, convert
 from regionhash.models.onnx import Graphs, OnnxRuntime, n_threads
 from regionhash.models.runtime import TorchRuntime, load_runtime, runtime_of
+from regionhash.structures import Detections
 
 DATA = Path(os.environ.get("REGIONHASH_DATA", "../shared/data"))
 CLASSES = tuple("0123456789")
@@ -171,6 +173,30 @@ def test_graphs_of_every_family_give_the_codes_of_their_model(tmp_path, name, ar
     saved_as(tmp_path, name, classes=() if name == "drh" else CLASSES, **arguments)
     convert(tmp_path)
     different, total = compare(tmp_path, SCENES)
+    assert total and different <= total / 1000 + 1
+
+
+@pytest.mark.parametrize("kind", ["boxes", "boxes+windows", "boxes+pyramid"])
+def test_given_boxes_and_windows_are_the_same_regions_in_graphs(tmp_path, kind):
+    saved_as(tmp_path, "drh", classes=(), n_bits=64, proposals=kind, n_proposals=30, max_iou=0.8)
+    convert(tmp_path)
+    boxes = np.array([[3.5, 5, 60, 40], [10, 20, 18, 28]], np.float32)
+    given = Detections(boxes, np.array([0.2, 0.9], np.float32), np.array([1, 0], np.int64))
+    pixels, _ = to_pixels(SCENES[0], 96)
+    different = total = 0
+    for found in (given, Detections.none(), None):
+        (wanted,), (other,) = (
+            load_runtime(tmp_path, runtime=name)[0].encode(
+                [pixels], None if found is None else [found]
+            )
+            for name in ("torch", "onnx")
+        )
+        for name in ("boxes", "scores", "labels"):
+            np.testing.assert_allclose(
+                getattr(other.regions, name), getattr(wanted.regions, name), atol=1e-4
+            )
+        wrong, n_bits = differing(wanted.regions.codes, other.regions.codes)
+        different, total = different + wrong, total + n_bits
     assert total and different <= total / 1000 + 1
 
 
