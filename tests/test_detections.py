@@ -56,7 +56,7 @@ def write(path, content):
     return path
 
 
-WITHOUT = "pictures without boxes, of which the whole picture is the only region"
+WITHOUT = "pictures without boxes, encoded without them"
 
 
 def coco():

@@ -139,6 +139,50 @@ def test_a_picture_without_given_boxes_has_the_windows():
     np.testing.assert_array_equal(boxes.regions.codes, windows.regions.codes)
 
 
+@pytest.mark.parametrize("kind", ["windows", "pyramid"])
+def test_given_boxes_and_windows_are_regions_of_one_picture(kind):
+    model, images = build(proposals=f"boxes+{kind}", n_proposals=40), noise((96, 128), (64, 64))
+    some = detections([[3.5, 10, 70, 80], [40, 20, 44, 28]], [0.2, 0.9], [4, 2])
+    both = model.encode(images, [some, Detections.none()])
+    (boxes, _), windows = (
+        build(proposals="boxes").encode(images, [some, Detections.none()]),
+        build(proposals=kind, n_proposals=40).encode(images),
+    )
+    expected = [*boxes.regions.boxes, *windows[0].regions.boxes[1:]]
+    np.testing.assert_allclose(both[0].regions.boxes, expected)
+    assert both[0].regions.labels.tolist() == [-1, 2, 4, *[-1] * (len(expected) - 3)]
+    assert both[0].regions.scores[3:].tolist() == [1] * (len(expected) - 3)
+    codes = [*boxes.regions.codes, *windows[0].regions.codes[1:]]
+    np.testing.assert_array_equal(both[0].regions.codes, codes)
+    # Without boxes, or if none are given, only windows are left.
+    for found in (both[1], model.encode(images)[1]):
+        np.testing.assert_allclose(found.regions.boxes, windows[1].regions.boxes)
+        np.testing.assert_array_equal(found.regions.codes, windows[1].regions.codes)
+
+
+def test_boxes_and_windows_are_thinned_together_the_boxes_first():
+    model = build(proposals="boxes+windows", n_proposals=2, max_iou=0.5)
+    given = detections(
+        [[1, 0, 63, 47], [0, 2, 64, 48], [64, 48, 128, 96]], [0.5, 0.4, 0.3], [0] * 3
+    )
+    (encoded,) = model.encode(noise((96, 128)), [given])
+    found = encoded.regions.boxes.tolist()
+    # The second box overlaps the first; the third is the second of at most two.
+    assert found[:3] == [[0, 0, 128, 96], [1, 0, 63, 47], [64, 48, 128, 96]]
+    left: list[list[float]] = found[:3]
+    for window in build().encode(noise((96, 128)))[0].regions.boxes.tolist():
+        if all(iou(window, box) <= 0.5 for box in left):
+            left.append(window)
+    assert found == left and [0, 0, 64, 48] not in found and len(found) > 4
+
+
+def iou(box, other):
+    sides = [min(box[n + 2], other[n + 2]) - max(box[n], other[n]) for n in (0, 1)]
+    both = max(sides[0], 0) * max(sides[1], 0)
+    areas = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (box, other))
+    return both / (areas - both)
+
+
 def test_regions_that_overlap_a_better_one_are_dropped():
     images = noise((96, 128))
     boxes = [[0, 0, 40, 40], [0, 0, 40, 36], [0, 0, 40, 20], [1, 0, 128, 96]]
@@ -163,7 +207,7 @@ def test_regions_that_overlap_a_better_one_are_dropped():
         ({"whitening": 2.0}, r"power must be in \[0, 1\]"),
         (
             {"proposals": "selective"},
-            "must be one of windows, rpn, pyramid, boxes, got 'selective'",
+            r"of windows, rpn, pyramid, boxes, boxes\+windows, boxes\+pyramid, got 'selective'",
         ),
         ({"n_proposals": 0}, r"n_proposals must be in \[1, 10000\], got 0"),
         ({"max_iou": 0.0}, r"max_iou must be in \(0, 1\], got 0"),

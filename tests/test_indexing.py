@@ -340,7 +340,7 @@ def test_the_regions_are_the_boxes_with_their_classes_and_scores(boxed, photos):
     np.testing.assert_array_equal(again.codes, regions.codes)
     assert record_of(result)["noticed"] == {
         "pictures with boxes that are not among the pictures, left out": 1,
-        "pictures without boxes, of which the whole picture is the only region": 2,
+        "pictures without boxes, encoded without them": 2,
     }
 
 
@@ -356,6 +356,39 @@ def test_pictures_can_be_selected_by_the_classes_of_the_boxes(boxed, photos):
         assert found(labels=("dog",)) == {"0.png", "1.png", "2.png"}
         assert found(labels=("cat",), min_score=0.5) == set()
         assert found(min_score=0.5) == {"0.png", "1.png", "2.png"}  # the whole picture is none
+
+
+def test_boxes_and_windows_are_one_index(boxed, made, photos, tmp_path):
+    file = boxed[1]
+    index(photos, tmp_path / "index", *SMALL, "--proposals", f"boxes:{file}+windows")
+    model, checkpoint = load_checkpoint(tmp_path / "index")
+    assert model.choice == RegionChoice("boxes+windows")
+    assert checkpoint.arguments["proposals"] == "boxes+windows" and model.takes_boxes
+    assert json.loads((tmp_path / "index/boxes.json").read_text()) == {"files": [str(file)]}
+    both, boxes, windows = (
+        open_codes(folder).compact().table for folder in (tmp_path / "index", boxed[0], made[0])
+    )
+    for n in range(6):
+        found, own, others = (table.regions(n) for table in (both, boxes, windows))
+        np.testing.assert_allclose(found.boxes, [*own.boxes, *others.boxes[1:]], atol=1e-3)
+        assert found.labels.tolist() == [*own.labels, *[-1] * (len(others) - 1)]
+    index(photos, tmp_path / "index", *SMALL, "--proposals", f"boxes:{file}+windows")
+    said = error_of("index", photos, "-o", tmp_path / "index", "--proposals", f"boxes:{file}")
+    assert "is an index with proposals boxes+windows, got boxes" in said
+    shutil.copytree(photos, tmp_path / "more")
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "more/new.png")
+    run("add", tmp_path / "index", tmp_path / "more/new.png", "--workers", 0)
+    with Collection.open(tmp_path / "index") as opened:  # no file has it: windows alone
+        (new,) = [image.id for image in opened.images() if image.id.endswith("new.png")]
+        assert len(opened.encoded(new).regions) > 1
+
+
+def test_a_file_whose_name_ends_in_windows_is_that_file(boxed, photos, tmp_path):
+    file = tmp_path / "texts+windows"
+    file.mkdir()
+    (file / "0.txt").write_text("0 .5 .5 .5 .5 .9\n")
+    index(photos, tmp_path / "index", *SMALL, "--proposals", f"boxes:{file}")
+    assert load_checkpoint(tmp_path / "index")[0].choice.proposals == "boxes"
 
 
 def test_a_query_without_boxes_has_windows_and_a_stored_one_its_objects(boxed, photos, tmp_path):
@@ -391,7 +424,7 @@ def test_new_pictures_have_the_boxes_of_their_own_file_or_of_the_first(photos, t
     shutil.copy(photos / "3.png", pictures)
     result = run("refresh", folder, "--workers", 0)
     assert f"{second}: " in result.stderr and "No such file" in result.stderr
-    assert "no file has boxes of it; the whole picture is its region" in result.stderr
+    assert "no file has boxes of it; it is encoded without them" in result.stderr
     assert np.diff(open_codes(folder).compact().table.offsets).tolist() == [3, 3, 3, 1]
     assert record_of(run("check", folder, "--json"))["problems"] == []
 
@@ -634,9 +667,11 @@ def test_bad_settings_are_named(photos, saved, tmp_path):
         (["--proposals", saved.folder, "--backbone", "vgg16"], "leave out backbone"),
         (
             ["--proposals", "piramid"],
-            "boxes:FILE or detector:CHECKPOINT, got 'piramid'",
+            "boxes:FILE+pyramid or detector:CHECKPOINT, got 'piramid'",
         ),
-        (["--proposals", "boxes:"], "boxes:FILE or detector:CHECKPOINT, got 'boxes:'"),
+        (["--proposals", "boxes:"], "boxes:FILE+pyramid or detector:CHECKPOINT, got 'boxes:'"),
+        (["--proposals", "boxes:+windows"], "+windows: no such file or folder; detections are"),
+        (["--proposals", "boxes:x+rpn"], "x+rpn: no such file or folder; detections are"),
         (["--model", saved.folder, "--proposals", "boxes:x"], "is not fitted: leave out proposals"),
         (
             ["--proposals", f"boxes:{tmp_path / 'no.json'}", *SMALL],

@@ -14,6 +14,7 @@ from conftest import TINY_BACKBONE, build_tiny, save_tiny
 from plain import run_plain
 from regionhash.collection import Collection
 from regionhash.data import open_dataset
+from regionhash.data.frames import to_pixels
 from regionhash.data.images import read_image
 from regionhash.models import MODELS, NAMES
 from regionhash.models.checkpoints import (
@@ -176,26 +177,28 @@ def test_graphs_of_every_family_give_the_codes_of_their_model(tmp_path, name, ar
     assert total and different <= total / 1000 + 1
 
 
-def test_a_graph_takes_given_boxes_as_its_model_does(tmp_path):
-    saved_as(tmp_path, "drh", classes=("cat", "dog"), n_bits=64, proposals="boxes", max_iou=0.7)
+@pytest.mark.parametrize("kind", ["boxes", "boxes+windows", "boxes+pyramid"])
+def test_given_boxes_and_windows_are_the_same_regions_in_graphs(tmp_path, kind):
+    saved_as(tmp_path, "drh", classes=(), n_bits=64, proposals=kind, n_proposals=30, max_iou=0.8)
     convert(tmp_path)
-    (ours, _), (graph, _) = (load_runtime(tmp_path, runtime=x) for x in ("torch", "onnx"))
-    assert ours.takes_boxes and graph.takes_boxes
-    image = np.ascontiguousarray(SCENES[0].transpose(2, 0, 1)[:, :96, :128])
-    boxes = [[3, 10, 70, 80], [4, 11, 70, 80], [40, 20, 44, 28], [0, 0, 128, 50]]
-    found = Detections(
-        np.array(boxes, np.float32),
-        np.array([0.25, 0.5, 1, 0.75], np.float32),
-        np.array([0, 1, -1, 0], np.int64),
-    )
-    for given in ([found], [Detections.none()], None):
-        wanted, got = (x.encode([image], given)[0].regions for x in (ours, graph))
-        np.testing.assert_array_equal(got.boxes, wanted.boxes)
-        np.testing.assert_array_equal(got.scores, wanted.scores)
-        np.testing.assert_array_equal(got.labels, wanted.labels)
-        assert differing(wanted.codes, got.codes)[0] <= 1
-    (encoded,) = graph.encode([image], [found])
-    assert encoded.regions.labels.tolist() == [-1, -1, 0, 1]  # the last box overlaps another
+    boxes = np.array([[3.5, 5, 60, 40], [10, 20, 18, 28]], np.float32)
+    given = Detections(boxes, np.array([0.2, 0.9], np.float32), np.array([1, 0], np.int64))
+    pixels, _ = to_pixels(SCENES[0], 96)
+    different = total = 0
+    for found in (given, Detections.none(), None):
+        (wanted,), (other,) = (
+            load_runtime(tmp_path, runtime=name)[0].encode(
+                [pixels], None if found is None else [found]
+            )
+            for name in ("torch", "onnx")
+        )
+        for name in ("boxes", "scores", "labels"):
+            np.testing.assert_allclose(
+                getattr(other.regions, name), getattr(wanted.regions, name), atol=1e-4
+            )
+        wrong, n_bits = differing(wanted.regions.codes, other.regions.codes)
+        different, total = different + wrong, total + n_bits
+    assert total and different <= total / 1000 + 1
 
 
 @pytest.mark.slow

@@ -56,14 +56,16 @@ def index(
             metavar="REGIONS",
             help="The regions: `windows`; `pyramid`, windows down to a sixth of a side; "
             "`boxes:FILE`, boxes that a detector found, as COCO results, COCO, CSV or a folder of "
-            "YOLO's text files; or `detector:CHECKPOINT`, proposals of a trained region-dh. A "
-            "CHECKPOINT alone is taken as the latter.  [default: windows]",
+            "YOLO's text files; `boxes:FILE+windows` or `boxes:FILE+pyramid`, these and windows; "
+            "or `detector:CHECKPOINT`, proposals of a trained region-dh. A CHECKPOINT alone is "
+            "taken as the latter.  [default: windows]",
         ),
     ] = None,
     regions: Annotated[
         int | None,
         typer.Option(
-            help="Greatest number of regions per picture, except `windows`.  [default: 300]"
+            help="Greatest number of boxes, and of windows of a pyramid, per picture.  "
+            "[default: 300]"
         ),
     ] = None,
     max_iou: Annotated[
@@ -112,13 +114,13 @@ def index(
         "backbone": backbone,
         "weights": weights,
         "overlap": overlap,
-        "proposals": None if place else kind,
+        "proposals": None if kind in ("boxes", "detector") else kind,
         "n_proposals": regions,
         "max_iou": max_iou,
     }
     arguments = {name: value for name, value in given.items() if value is not None}
     detector = place if kind == "detector" else None
-    boxes = place if kind == "boxes" else None
+    boxes = None if kind == "detector" else place
     settings = IndexSettings(arguments, short, seed, detector, model, boxes)
     report = build_index(
         images,
@@ -367,17 +369,24 @@ def import_codes(
 def _proposals(given: str | None) -> tuple[str | None, Path | None]:
     """What the regions are, and the file or folder that they come from, if any.
 
+    A file whose name ends in "+windows" is meant by it if it exists.
+
     Raises:
         ValueError: it is none of the forms.
     """
-    kind, colon, place = (given or "").partition(":")
+    kind, _, place = (given or "").partition(":")
     if given in (None, "windows", "pyramid"):
         return given, None
-    if kind in ("boxes", "detector") and colon and place:
+    file, plus, windows = place.rpartition("+")
+    joined = file and windows in ("windows", "pyramid") and not Path(place).exists()
+    if kind == "boxes" and joined:
+        return kind + plus + windows, Path(file)
+    if kind in ("boxes", "detector") and place:
         return kind, Path(place)
     if "/" not in given and not Path(given).exists():
         raise ValueError(
-            f"proposals must be windows, pyramid, boxes:FILE or detector:CHECKPOINT, got {given!r}"
+            "proposals must be windows, pyramid, boxes:FILE, boxes:FILE+windows, "
+            f"boxes:FILE+pyramid or detector:CHECKPOINT, got {given!r}"
         )
     return "detector", Path(given)
 

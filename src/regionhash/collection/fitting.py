@@ -67,6 +67,8 @@ def fit_model(
         ValueError: see `detector_arguments`, `take_detector` and `sample_features`.
     """
     arguments = defaults_of(DRH) | settings.arguments
+    if settings.proposals:
+        arguments["proposals"] = settings.proposals
     short = settings.short or DEFAULT_SHORT
     if settings.detector:
         arguments |= detector_arguments(settings.detector)
@@ -75,8 +77,6 @@ def fit_model(
         boxes = Boxes([read_detections(settings.boxes)])
     elif settings.boxes is not None:
         boxes = settings.boxes
-    if boxes is not None:
-        arguments["proposals"] = "boxes"
     names = boxes.classes if isinstance(boxes, Boxes) else settings.classes
     classes = tuple(dict.fromkeys([*settings.classes, *image_set.classes, *names]))
     torch.manual_seed(settings.seed)

@@ -42,7 +42,8 @@ class IndexSettings:
     """How to index a folder. None is the model's default, or what an existing index has.
 
     Attributes:
-        arguments: the model's arguments, see `regionhash.models.drh.DRH`.
+        arguments: the model's arguments, see `regionhash.models.drh.DRH`. With `boxes`, "proposals"
+            may be "boxes+windows" or "boxes+pyramid"; otherwise it is "boxes".
         short: short side of the network's input, in pixels.
         seed: random seed of the sample of regions and of the fitting.
         detector: folder of a Region-DH checkpoint whose RPN proposes the regions.
@@ -60,13 +61,24 @@ class IndexSettings:
     boxes: Path | Detector | None = None
     classes: tuple[str, ...] = ()
 
+    @property
+    def proposals(self) -> str | None:
+        """What the regions are, see `Proposals`; None is the model's default."""
+        given: str | None = self.arguments.get("proposals")
+        if self.detector:
+            return "rpn"
+        if self.boxes and not (given or "").startswith("boxes"):
+            return "boxes"
+        return given
+
     def __post_init__(self) -> None:
         if self.detector and self.boxes:
             raise ValueError("regions are those of a detector or given boxes, not both")
         if self.model and (self.arguments or self.short or self.detector or self.boxes):
             given = [*self.arguments, *["short"] * bool(self.short)]
             given += ["proposals"] * bool(self.detector or self.boxes)
-            raise ValueError(f"a given model is not fitted: leave out {', '.join(given)}")
+            names = ", ".join(dict.fromkeys(given))
+            raise ValueError(f"a given model is not fitted: leave out {names}")
         given = [name for name in ("backbone", "weights") if name in self.arguments]
         if self.detector and given:
             raise ValueError(f"the detector has its own backbone: leave out {', '.join(given)}")
@@ -211,10 +223,8 @@ def _check_same(output: Path, checkpoint: Checkpoint, settings: IndexSettings) -
     wanted = dict(settings.arguments)
     if settings.short:
         wanted["short"] = settings.short
-    if settings.detector:
-        wanted["proposals"] = "rpn"
-    if settings.boxes:
-        wanted["proposals"] = "boxes"
+    if settings.proposals:
+        wanted["proposals"] = settings.proposals
     # What an older version did not record is its default now.
     built = asdict(RegionChoice()) | checkpoint.arguments
     known = built | {"short": checkpoint.short}

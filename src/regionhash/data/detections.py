@@ -46,7 +46,7 @@ _CLASSES_FILE = "classes.txt"  # of a folder of text files, as LabelImg writes i
 _UNMATCHED = "pictures with boxes that are not among the pictures, left out"
 _AMBIGUOUS = "names that fit several pictures, their boxes left out"
 _BY_NAME = "boxes of a picture in another folder, found by its name"
-_WITHOUT = "pictures without boxes, of which the whole picture is the only region"
+_WITHOUT = "pictures without boxes, encoded without them"
 _UNKNOWN = "boxes of classes that the model does not know, stored without class"
 _UNNAMED = "boxes of classes without a name, stored without class"
 
@@ -246,7 +246,7 @@ class Boxes:
             left = {row: None for row in left if row not in own}
             file.notices.move_to(image_set.notices)
         for row in left:
-            line = f"{image_set.ids[row]}: no file has boxes of it; the whole picture is its region"
+            line = f"{image_set.ids[row]}: no file has boxes of it; it is encoded without them"
             image_set.notices.add(_WITHOUT, line)
         return found
 

@@ -71,10 +71,12 @@ class DRH(nn.Module):
         overlap: lambda, overlap of the sliding windows.
         proposals: what the regions are. "windows" are sliding windows, "pyramid" windows of more
             scales, see `pyramid_windows`. "boxes" are given with the pictures; a picture for which
-            none are given has sliding windows. "rpn" takes the best proposals of an RPN. It needs
-            the feature pyramid and the RPN of a trained Region-DH, which `weights` does not bring:
+            none are given has sliding windows. "boxes+windows" and "boxes+pyramid" are given boxes
+            and windows. "rpn" takes the best proposals of an RPN. It needs the feature pyramid and
+            the RPN of a trained Region-DH, which `weights` does not bring:
             `regionhash.collection.fitting.take_detector` does.
-        n_proposals: greatest number of regions beside the whole picture, except "windows".
+        n_proposals: greatest number of boxes, and of windows of a pyramid, beside the whole
+            picture.
         fpn_channels: channels of the feature pyramid, which the RPN reads.
         max_iou: a region that overlaps a better one by more than this is dropped, see `thinned`;
             1 keeps all.
@@ -132,7 +134,7 @@ class DRH(nn.Module):
 
         Args:
             images: the pictures.
-            given: their boxes in input pixels, for `proposals="boxes"`.
+            given: their boxes in input pixels, for a `proposals` that takes boxes.
         """
         batch, sizes = stack_images(images)
         if self.rpn is None:
@@ -159,8 +161,8 @@ class DRH(nn.Module):
 
     @property
     def takes_boxes(self) -> bool:
-        """Whether the regions are boxes that are given with the pictures."""
-        return self.choice.proposals == "boxes"
+        """Whether boxes that are given with the pictures are regions."""
+        return self.choice.takes_boxes
 
     def forward(self, features: Tensor) -> Tensor:
         """Activations (N, K) in [-1, 1] of whitened features (N, P)."""
@@ -199,8 +201,8 @@ class DRH(nn.Module):
         return _on_map(top, chosen, _maxima(top, windows))
 
     def _given(self, top: Tensor, size: tuple[int, int], found: Detections) -> RegionFeatures:
-        """The given boxes on the map (D, h, w) of an image of `size`, the best ones first."""
-        chosen = self.choice.of_boxes(found, size)
+        """The given boxes on the map (D, h, w) of an image of `size`, best first, then windows."""
+        chosen = self.choice.of_boxes(found, size, (top.shape[1], top.shape[2]))
         return _on_map(top, chosen, self._pool(top, torch.from_numpy(chosen.boxes), size))
 
     def _pool(self, top: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

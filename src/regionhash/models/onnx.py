@@ -295,7 +295,7 @@ class _DRH(_Decoder):
         super().__init__(arguments)
         names = [field.name for field in fields(RegionChoice)]
         self.choice = RegionChoice(**{name: arguments[name] for name in names if name in arguments})
-        self.takes_boxes = self.choice.proposals == "boxes"
+        self.takes_boxes = self.choice.takes_boxes
         self.first = ENCODE_GRAPH if self.choice.proposals == "rpn" else BOXES_GRAPH
 
     def encode(self, run: _Run, image: Pixels, given: Detections | None = None) -> EncodedImage:
@@ -305,11 +305,12 @@ class _DRH(_Decoder):
             kept = thinned(x["boxes"], self.choice.max_iou)
             regions = _regions(x["boxes"][kept], x["codes"][kept], x["scores"][kept])
         else:
-            if given is None:  # the graph cuts boxes to cells; those of windows are whole cells
-                cells = (size[0] // self.stride, size[1] // self.stride)
+            # The graph cuts boxes to cells; those of windows are whole cells.
+            cells = (size[0] // self.stride, size[1] // self.stride)
+            if given is None:
                 chosen, _ = self.choice.of_map(*cells, size)
             else:
-                chosen = self.choice.of_boxes(given, size)
+                chosen = self.choice.of_boxes(given, size, cells)
             codes = run(BOXES_GRAPH, image, chosen.boxes)["codes"]
             regions = _regions(chosen.boxes, codes, chosen.scores, chosen.labels)
         return EncodedImage(size, regions.codes[0], regions=regions)

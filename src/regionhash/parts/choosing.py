@@ -10,10 +10,11 @@ import numpy as np
 from regionhash.parts.windows import pyramid_windows, sliding_windows
 from regionhash.structures import Detections, Floats, Ints
 
-Proposals = Literal["windows", "rpn", "pyramid", "boxes"]
+Proposals = Literal["windows", "rpn", "pyramid", "boxes", "boxes+windows", "boxes+pyramid"]
 """What the regions are. "windows" are sliding windows, "pyramid" windows of more scales. "boxes"
-are given with the pictures; a picture for which none are given has sliding windows. "rpn" takes
-those of a region proposal network."""
+are given with the pictures; a picture for which none are given has sliding windows. "boxes+windows"
+and "boxes+pyramid" are given boxes followed by windows. "rpn" takes those of a region proposal
+network."""
 
 MAX_PROPOSALS = 10_000
 """NMS compares four times as many boxes with each other, which takes seconds per picture."""
@@ -28,7 +29,8 @@ class RegionChoice:
     Attributes:
         proposals: see `Proposals`.
         overlap: of the sliding windows, see `sliding_windows`.
-        n_proposals: greatest number of regions beside the whole picture, except sliding windows.
+        n_proposals: greatest number of boxes, and of windows of a pyramid, beside the whole
+            picture; sliding windows are as many as there are.
         max_iou: a region that overlaps a better one by more than this is dropped, see `thinned`;
             1 keeps all.
 
@@ -52,12 +54,14 @@ class RegionChoice:
             raise ValueError(f"overlap must be at most {MAX_OVERLAP}, got {self.overlap}")
         sliding_windows(1, 1, self.overlap)  # refuses an overlap out of range
 
+    @property
+    def takes_boxes(self) -> bool:
+        """Whether boxes that are given with the pictures are regions."""
+        return self.proposals.startswith("boxes")
+
     def windows(self, height: int, width: int) -> Ints:
         """The windows (R, 4) on a map, x0, y0, x1, y1 in cells; the first is the whole map."""
-        if self.proposals == "pyramid":
-            windows = pyramid_windows(height, width, self.n_proposals)
-        else:
-            windows = sliding_windows(height, width, self.overlap)
+        windows = self._windows(height, width)
         return windows[thinned(windows.astype(np.float32), self.max_iou)]
 
     def of_map(self, height: int, width: int, size: tuple[int, int]) -> tuple[Detections, Ints]:
@@ -67,19 +71,35 @@ class RegionChoice:
             The regions, and the cells (R, 4) that each of them holds.
         """
         windows = self.windows(height, width)
-        pixels = np.array([size[1] / width, size[0] / height] * 2, np.float32)
-        boxes = windows.astype(np.float32) * pixels
-        return _unlabelled(boxes, np.ones(len(boxes), np.float32)), windows
+        return _unlabelled(_in_pixels(windows, height, width, size)), windows
 
-    def of_boxes(self, found: Detections, size: tuple[int, int]) -> Detections:
-        """The whole picture of `size` and the best of given boxes, the best ones first."""
+    def of_boxes(
+        self, found: Detections, size: tuple[int, int], cells: tuple[int, int]
+    ) -> Detections:
+        """The whole picture of `size` and the best of given boxes, the best ones first.
+
+        With windows, they follow the boxes, and all are thinned together: a window that overlaps a
+        box by more than `max_iou` is dropped. Windows have the score 1 and the label -1.
+
+        Args:
+            found: the boxes, in pixels of the input.
+            size: height and width of the input.
+            cells: height and width of its map.
+        """
+        whole = _unlabelled(np.array([[0, 0, *size[::-1]]], np.float32))
         order = np.argsort(-found.scores, kind="stable")
-        whole = _unlabelled(np.array([[0, 0, *size[::-1]]], np.float32), np.ones(1, np.float32))
-        boxes = np.concatenate([whole.boxes, found.boxes[order]])
-        kept = thinned(boxes, self.max_iou)[: 1 + self.n_proposals]
-        scores = np.concatenate([whole.scores, found.scores[order]])
-        labels = np.concatenate([whole.labels, found.labels[order]])
-        return Detections(boxes[kept], scores[kept], labels[kept])
+        best = _joined(whole, _rows(found, order))
+        chosen = _rows(best, thinned(best.boxes, self.max_iou)[: 1 + self.n_proposals])
+        if self.proposals == "boxes":
+            return chosen
+        windows = _in_pixels(self._windows(*cells)[1:], *cells, size)
+        every = _joined(chosen, _unlabelled(windows))
+        return _rows(every, thinned(every.boxes, self.max_iou))
+
+    def _windows(self, height: int, width: int) -> Ints:
+        if self.proposals.endswith("pyramid"):
+            return pyramid_windows(height, width, self.n_proposals)
+        return sliding_windows(height, width, self.overlap)
 
 
 def check_n_proposals(n_proposals: int) -> None:
@@ -88,8 +108,26 @@ def check_n_proposals(n_proposals: int) -> None:
         raise ValueError(f"n_proposals must be in [1, {MAX_PROPOSALS}], got {n_proposals}")
 
 
-def _unlabelled(boxes: Floats, scores: Floats) -> Detections:
-    return Detections(boxes, scores, np.full(len(boxes), -1, np.int64))
+def _in_pixels(windows: Ints, height: int, width: int, size: tuple[int, int]) -> Floats:
+    """Windows (R, 4) on a map of `height` x `width` cells, in pixels of an input of `size`."""
+    pixels = np.array([size[1] / width, size[0] / height] * 2, np.float32)
+    return windows.astype(np.float32) * pixels
+
+
+def _unlabelled(boxes: Floats) -> Detections:
+    return Detections(boxes, np.ones(len(boxes), np.float32), np.full(len(boxes), -1, np.int64))
+
+
+def _rows(found: Detections, rows: Ints) -> Detections:
+    return Detections(found.boxes[rows], found.scores[rows], found.labels[rows])
+
+
+def _joined(first: Detections, second: Detections) -> Detections:
+    return Detections(
+        np.concatenate([first.boxes, second.boxes]),
+        np.concatenate([first.scores, second.scores]),
+        np.concatenate([first.labels, second.labels]),
+    )
 
 
 def thinned(boxes: Floats, max_iou: float) -> Ints:
