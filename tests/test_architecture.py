@@ -71,8 +71,11 @@ LIGHT = (
     "sessions",
     "encoders",
     "models.encoding",
+    "encoders",
     "models.onnx",
+    "models.region_hash",
     "models.runtime",
+    "parts.hashes",
     "files",
     "structures",
     "codes",
@@ -82,7 +85,7 @@ LIGHT = (
     "evaluation",
     "service",
 )
-FITS = "fitting"  # of collection: fits a model
+FITS = "fitting_drh"  # of collection: fits a network of torch
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -38,9 +38,36 @@ def index(
     bits: Annotated[
         int | None, typer.Option(help="Bits of every code, a multiple of 8.  [default: 1024]")
     ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENCODER",
+            help="What gives the features: `onnx:FILE`, `hf:NAME` of the Hugging Face hub, "
+            "`timm:NAME` or `torchvision:NAME`; docs/encoders.md has them all.  "
+            "[default: hf:onnx-community/dinov2-small]",
+        ),
+    ] = None,
+    hash_name: Annotated[
+        str | None,
+        typer.Option(
+            "--hash",
+            metavar="HASH",
+            help="Of the features of an encoder: `drh`, trained on them; `itq`; `sign`, of the "
+            "whitened features; or `hyperplanes`, at random.  [default: drh]",
+        ),
+    ] = None,
+    regions: Annotated[
+        Literal["map", "crop"] | None,
+        typer.Option(
+            help="Pool regions from an encoder's `map` of the whole picture, in one pass, or "
+            "`crop` each and encode it as a picture of its own, which takes many.  [default: map]"
+        ),
+    ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="A backbone listed by `regionhash models`.  [default: mobilenet_v2_fpn]"),
+        typer.Option(
+            help="Instead of an encoder, a backbone listed by `regionhash models`, run by torch."
+        ),
     ] = None,
     weights: Weights = None,
     overlap: Annotated[
@@ -61,7 +88,7 @@ def index(
             "taken as the latter.  [default: windows]",
         ),
     ] = None,
-    regions: Annotated[
+    max_regions: Annotated[
         int | None,
         typer.Option(
             help="Greatest number of boxes, and of windows of a pyramid, per picture.  "
@@ -94,9 +121,10 @@ def index(
 ) -> None:
     """Make unlabelled pictures searchable, as a collection.
 
-    A collection is one folder that you can search, change, move and copy. The model (DRH) is fitted
-    once, on at most 2,000 of the pictures. Run the command again to resume it, add new pictures and
-    re-encode changed ones. Files that cannot be read are reported and skipped.
+    A collection is one folder that you can search, change, move and copy. What makes the bits is
+    fitted once, on at most 2,000 of the pictures; no labels are needed. Run the command again to
+    resume it, add new pictures and re-encode changed ones. Files that cannot be read are reported
+    and skipped.
 
     \b
     Example:
@@ -115,13 +143,15 @@ def index(
         "weights": weights,
         "overlap": overlap,
         "proposals": None if kind in ("boxes", "detector") else kind,
-        "n_proposals": regions,
+        "n_proposals": max_regions,
+        "hash": hash_name,
+        "regions": regions,
         "max_iou": max_iou,
     }
     arguments = {name: value for name, value in given.items() if value is not None}
     detector = place if kind == "detector" else None
     boxes = None if kind == "detector" else place
-    settings = IndexSettings(arguments, short, seed, detector, model, boxes)
+    settings = IndexSettings(arguments, short, seed, detector, model, boxes, encoder=encoder)
     report = build_index(
         images,
         output,
@@ -395,7 +425,7 @@ def _fit_line(fit: FitReport) -> str:
     def change(name: str) -> str:
         return f"{name} {getattr(fit.before, name):.3f} -> {getattr(fit.after, name):.3f}"
 
-    return (
-        f"fitted: loss per bit {fit.losses[0]:.3f} -> {fit.losses[-1]:.3f}, "
-        f"{change('balance')}, {change('correlation')}"
-    )
+    parts = [change("balance"), change("correlation")]
+    if fit.losses:
+        parts.insert(0, f"loss per bit {fit.losses[0]:.3f} -> {fit.losses[-1]:.3f}")
+    return f"fitted: {', '.join(parts)}"

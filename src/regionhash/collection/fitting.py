@@ -1,47 +1,52 @@
-"""Fitting a DRH on pictures without labels, for `regionhash index`."""
+"""Fitting a model on pictures without labels, for `regionhash index`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from regionhash.data.detections import Boxes, Detector, read_detections
+from regionhash.data.frames import Pixels
 from regionhash.data.image_set import ImageSet
 from regionhash.data.notices import Notices
+from regionhash.encoders import resolve
 from regionhash.files.names import absolute
-from regionhash.models.checkpoints import (
-    Checkpoint,
-    build_model,
-    load_checkpoint,
-    provenance,
-    read_checkpoint,
-    save_checkpoint,
-)
-from regionhash.models.drh import DRH, fit_drh
-from regionhash.models.encoding import Input, finder_of, pick_device, read_inputs
-from regionhash.models.parameters import defaults_of
-from regionhash.models.region_dh import RegionDH
-from regionhash.parts.backbones import load_weights
+from regionhash.models import ENCODED_REGIONS
+from regionhash.models.checkpoints import Checkpoint, provenance, save_checkpoint
+from regionhash.models.encoding import Input, finder_of, read_inputs
+from regionhash.models.region_hash import RegionHash
+from regionhash.models.runtime import Runtime
 from regionhash.parts.hashes import FitReport
 from regionhash.reporter import SILENT, Reporter
+from regionhash.structures import Detections, Floats
 
 if TYPE_CHECKING:
     from regionhash.collection.indexing import IndexSettings
+    from regionhash.models import HashModel
 
 DEFAULT_SHORT = 384
 """Short side of the network's input, in pixels; docs/drh.md compares others."""
+
+DEFAULT_CROP_SHORT = 768
+"""Short side of the picture that regions are cut from, in pixels."""
 
 MAX_PICTURES = 2_000
 """Largest number of pictures to fit a model on, which takes minutes on a CPU."""
 
 MAX_REGIONS = 40_000
 """Largest number of their regions: 205 MB of features of 1,280 dimensions."""
+
+
+class Describes(Protocol):
+    """What fitting needs of a model."""
+
+    def describe(self, image: Pixels, given: Detections | None = None) -> tuple[Detections, Floats]:
+        """The regions of a picture (3, h, w), whole picture first, and their features (R, D)."""
 
 
 def fit_model(
@@ -53,107 +58,88 @@ def fit_model(
     workers: int,
     reporter: Reporter = SILENT,
 ) -> FitReport:
-    """Fits a DRH on pictures and writes it to a folder.
+    """Fits a model on pictures and writes it to a folder.
 
     Args:
         image_set: the pictures.
         output: the folder.
-        settings: see `IndexSettings`.
-        device: see `pick_device`.
+        settings: see `IndexSettings`; with an encoder it is a `RegionHash`, otherwise a DRH.
+        device: see `pick_device`; an encoder runs on the CPU.
         workers: processes that read pictures.
         reporter: is told the pictures read and their number.
 
     Raises:
-        ValueError: see `detector_arguments`, `take_detector` and `sample_features`.
+        ValueError: there is no such encoder; an argument is out of range; no picture can be read.
     """
-    arguments = defaults_of(DRH) | settings.arguments
-    if settings.proposals:
-        arguments["proposals"] = settings.proposals
-    short = settings.short or DEFAULT_SHORT
-    if settings.detector:
-        arguments |= detector_arguments(settings.detector)
     boxes: Boxes | Detector | None = None
     if isinstance(settings.boxes, str | Path):
         boxes = Boxes([read_detections(settings.boxes)])
     elif settings.boxes is not None:
         boxes = settings.boxes
+    arguments = dict(settings.arguments)
+    if settings.proposals:
+        arguments["proposals"] = settings.proposals
     names = boxes.classes if isinstance(boxes, Boxes) else settings.classes
     classes = tuple(dict.fromkeys([*settings.classes, *image_set.classes, *names]))
-    torch.manual_seed(settings.seed)
-    model = cast(DRH, build_model("drh", arguments).eval())
-    if settings.detector:
-        take_detector(model, settings.detector)
-    model.to(pick_device(device))
-    features = sample_features(
-        model,
-        image_set,
-        short=short,
+    sample = partial(
+        sample_features,
+        image_set=image_set,
         seed=settings.seed,
         workers=workers,
         boxes=boxes,
         classes=classes,
         reporter=reporter,
     )
-    report = fit_drh(model, features, seed=settings.seed)
+    model: RegionHash | HashModel
+    if (spec := settings.encoder_to_fit) is None:
+        from regionhash.collection import fitting_drh
+
+        short = settings.short or DEFAULT_SHORT
+        model, arguments, features, report = fitting_drh.fitted(
+            arguments,
+            settings.detector,
+            partial(sample, short=short),
+            device=device,
+            seed=settings.seed,
+        )
+    else:
+        resolved = resolve(spec, reporter)
+        unfitted = RegionHash.of_encoder(resolved, arguments)
+        short = settings.short or (
+            DEFAULT_CROP_SHORT if unfitted.settings.regions == "crop" else DEFAULT_SHORT
+        )
+        features = sample(unfitted, short=short, runtime=unfitted)
+        model, report = unfitted.fitted(features, seed=settings.seed, reporter=reporter)
+        arguments = model.arguments
+        resolved.write(output)
     record = provenance() | {
         "data": image_set.fingerprint(),
         "fit": asdict(report) | {"regions": len(features), "seed": settings.seed},
     }
     if isinstance(settings.boxes, str | Path):
         record["boxes"] = str(absolute(settings.boxes))
-    save_checkpoint(
-        output,
-        model,
-        Checkpoint("drh", arguments, classes, short, provenance=record),
-    )
+    name = "drh" if spec is None else ENCODED_REGIONS
+    save_checkpoint(output, model, Checkpoint(name, arguments, classes, short, provenance=record))
     return report
 
 
-def detector_arguments(path: Path) -> dict[str, Any]:
-    """Arguments of a DRH that uses the regions of a Region-DH; see `take_detector`.
-
-    Raises:
-        ValueError: there is no checkpoint, or it is of another model.
-    """
-    theirs = read_checkpoint(path)
-    if theirs.name != "region-dh":
-        raise ValueError(f"{path}: a {theirs.name} proposes no regions")
-    built = defaults_of(RegionDH) | theirs.arguments
-    shared = {name: built[name] for name in ("backbone", "fpn_channels")}
-    return shared | {"weights": "none", "proposals": "rpn"}
-
-
-def take_detector(model: DRH, path: Path) -> None:
-    """Copies the backbone, the pyramid and the RPN of a Region-DH checkpoint into a DRH.
-
-    Raises:
-        ValueError: there is no checkpoint, it has another backbone or pyramid, or the DRH has no
-            RPN.
-    """
-    detector, _ = load_checkpoint(path, RegionDH)
-    detector.backbone.freeze_all_but(0)  # folds what was still trainable, as in a DRH
-    if model.rpn is None:
-        raise ValueError("the model has no RPN; build it with proposals='rpn'")
-    message = f"{path}: its detector does not fit this model"
-    load_weights(model.backbone, detector.backbone.state_dict(), message)
-    load_weights(model.rpn, detector.rpn.state_dict(), message)
-
-
 def sample_features(
-    model: DRH,
+    model: Describes,
     image_set: ImageSet,
     *,
     short: int,
     seed: int,
     workers: int,
+    runtime: Runtime | None = None,
     boxes: Boxes | Detector | None = None,
     classes: Sequence[str] = (),
     reporter: Reporter = SILENT,
-) -> Tensor:
+) -> Floats:
     """Features (N, D) of regions of some pictures, always including the whole picture.
 
     At most `MAX_PICTURES` pictures and about `MAX_REGIONS` regions are drawn at random, the same
-    for the same seed. Pictures that cannot be read are left out.
+    for the same seed. Pictures that cannot be read are left out. `runtime` prepares the
+    pictures, see `read_inputs`.
 
     Raises:
         ValueError: no picture can be read.
@@ -161,23 +147,22 @@ def sample_features(
     rng = np.random.default_rng(seed)
     rows = sorted(rng.permutation(len(image_set))[:MAX_PICTURES].tolist())
     per_picture = max(1, MAX_REGIONS // len(rows))
-    device = next(model.parameters()).device
-    found: list[Tensor] = []
+    found: list[Floats] = []
     reason = ""
     find = None
     if boxes is not None:
         silent = replace(image_set, notices=Notices())  # encoding will notice the same
         find = finder_of(boxes, silent, rows, classes)
         workers = 0 if callable(boxes) else workers
-    for n, (_, item) in enumerate(read_inputs(image_set, rows, short, workers, find=find), 1):
+    inputs = read_inputs(image_set, rows, short, workers, find=find, runtime=runtime)
+    for n, (_, item) in enumerate(inputs, 1):
         if isinstance(item, Input):
-            given = None if find is None else [item.boxes]
-            (regions,) = model.region_features([torch.from_numpy(item.image).to(device)], given)
-            chosen = 1 + rng.permutation(len(regions.features) - 1)[: per_picture - 1]
-            found.append(regions.features[[0, *chosen.tolist()]].cpu())
+            _, features = model.describe(item.image, None if find is None else item.boxes)
+            chosen = 1 + rng.permutation(len(features) - 1)[: per_picture - 1]
+            found.append(features[[0, *chosen.tolist()]])
         else:
             reason = item
         reporter.progress(n, len(rows))
     if not found:
         raise ValueError(f"no picture of {image_set.name} can be read: {reason}")
-    return torch.cat(found)
+    return np.concatenate(found)

@@ -17,6 +17,7 @@ from regionhash.collection.adding import AddReport
 from regionhash.data.detections import Detector
 from regionhash.data.image_set import ImageSet
 from regionhash.data.inputs import absolute_inputs, open_inputs
+from regionhash.encoders import DEFAULT_ENCODER
 from regionhash.files.atomic import locked_folder
 from regionhash.models.checkpoints import (
     CONFIG_FILE,
@@ -42,8 +43,9 @@ class IndexSettings:
     """How to index a folder. None is the model's default, or what an existing index has.
 
     Attributes:
-        arguments: the model's arguments, see `regionhash.models.drh.DRH`. With `boxes`, "proposals"
-            may be "boxes+windows" or "boxes+pyramid"; otherwise it is "boxes".
+        arguments: the model's arguments, see `regionhash.models.region_hash.RegionHashSettings` or,
+            with a backbone, `regionhash.models.drh.DRH`. With `boxes`, "proposals" may be
+            "boxes+windows" or "boxes+pyramid"; otherwise it is "boxes".
         short: short side of the network's input, in pixels.
         seed: random seed of the sample of regions and of the fitting.
         detector: folder of a Region-DH checkpoint whose RPN proposes the regions.
@@ -51,6 +53,8 @@ class IndexSettings:
         boxes: a file of boxes that become the regions, see `read_detections`, or a function that
             finds them.
         classes: names of the classes of such a function, by its labels; a file has its own.
+        encoder: what gives the features, see `regionhash.encoders.resolve`; None is
+            `DEFAULT_ENCODER`, unless a backbone, its weights or a detector are given.
     """
 
     arguments: dict[str, Any]
@@ -60,6 +64,18 @@ class IndexSettings:
     model: Path | None = None
     boxes: Path | Detector | None = None
     classes: tuple[str, ...] = ()
+    encoder: str | None = None
+
+    @property
+    def encoder_to_fit(self) -> str | None:
+        """The encoder of a new index; None if it is a backbone of torch."""
+        if self.encoder or not (self.detector or self._of_backbone):
+            return self.encoder or DEFAULT_ENCODER
+        return None
+
+    @property
+    def _of_backbone(self) -> list[str]:
+        return [name for name in ("backbone", "weights") if name in self.arguments]
 
     @property
     def proposals(self) -> str | None:
@@ -74,14 +90,23 @@ class IndexSettings:
     def __post_init__(self) -> None:
         if self.detector and self.boxes:
             raise ValueError("regions are those of a detector or given boxes, not both")
-        if self.model and (self.arguments or self.short or self.detector or self.boxes):
+        if self.model and (
+            self.arguments or self.short or self.detector or self.boxes or self.encoder
+        ):
             given = [*self.arguments, *["short"] * bool(self.short)]
+            given += ["encoder"] * bool(self.encoder)
             given += ["proposals"] * bool(self.detector or self.boxes)
             names = ", ".join(dict.fromkeys(given))
             raise ValueError(f"a given model is not fitted: leave out {names}")
-        given = [name for name in ("backbone", "weights") if name in self.arguments]
-        if self.detector and given:
-            raise ValueError(f"the detector has its own backbone: leave out {', '.join(given)}")
+        if self.detector and self._of_backbone:
+            names = ", ".join(self._of_backbone)
+            raise ValueError(f"the detector has its own backbone: leave out {names}")
+        given = [*self._of_backbone, *["detector"] * bool(self.detector)]
+        if self.encoder and given:
+            raise ValueError(f"an encoder is given: leave out {', '.join(given)}")
+        only = [name for name in ("hash", "regions") if name in self.arguments]
+        if given and only:
+            raise ValueError(f"{' and '.join(only)} need an encoder: leave out {', '.join(given)}")
         if self.short is not None and not MIN_SHORT <= self.short <= MAX_SHORT:
             raise ValueError(f"short must be in [{MIN_SHORT}, {MAX_SHORT}], got {self.short}")
 
@@ -228,6 +253,11 @@ def _check_same(output: Path, checkpoint: Checkpoint, settings: IndexSettings) -
     # What an older version did not record is its default now.
     built = asdict(RegionChoice()) | checkpoint.arguments
     known = built | {"short": checkpoint.short}
+    if settings.encoder:
+        spec = known.get("encoder", {}).get("spec", f"of backbone {known.get('backbone')}")
+        pinned = spec.rpartition("@")[0]
+        known["encoder"] = settings.encoder if settings.encoder in (spec, pinned) else spec
+        wanted["encoder"] = settings.encoder
     for name, value in wanted.items():
         if name in known and known[name] != value:
             raise ValueError(

@@ -76,10 +76,10 @@ def clip_boxes(boxes: Floats, size: tuple[int, int]) -> Floats:
     return np.clip(boxes, 0, np.array([width, height, width, height], boxes.dtype))
 
 
-def to_pixels(image: Image, short: int) -> tuple[Pixels, Frame]:
+def to_pixels(image: Image, short: int, stride: int = STRIDE) -> tuple[Pixels, Frame]:
     """The picture resized by `fit_size`, (3, h, w) uint8, and the frame of its boxes."""
     size = (image.shape[0], image.shape[1])
-    input_size = fit_size(*size, short)
+    input_size = fit_size(*size, short, stride)
     pixels = resize(image, input_size).transpose(2, 0, 1)
     return np.ascontiguousarray(pixels), Frame(size, input_size)
 

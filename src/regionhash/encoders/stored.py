@@ -28,6 +28,7 @@ from regionhash.files.text import read_bytes, refusing, shown
 RECORD_FILE = "encoder.json"
 GRAPH_FILE = "encoder.onnx"
 TEXT_GRAPH_FILE = "text.onnx"
+ENCODER_FILES = (RECORD_FILE, GRAPH_FILE, TEXT_GRAPH_FILE, TOKENIZER_FILE)
 FORMAT = 1
 
 _MAX_TEXT = 500  # characters of a spec, revision or licence

@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regionhash.collection.fitting import detector_arguments, take_detector
+from regionhash.collection.fitting_drh import detector_arguments, take_detector
 from regionhash.data.frames import Frame
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
         learns_from_labels as learns_from_labels,
     )
 
+ENCODED_REGIONS = "region-hash"
+"""The model of `regionhash.models.region_hash`, which needs no torch and is none of `MODELS`."""
+
 NAMES = (
     "region-dh",
     "ssdh",
@@ -34,8 +37,9 @@ NAMES = (
     "category-baseline",
     "drh",
     "dmih",
+    ENCODED_REGIONS,
 )
-"""Names of all models: the keys of `MODELS`, which imports torch."""
+"""Names of all models: the keys of `MODELS`, which imports torch, and the one without."""
 
 _OF_FAMILIES = ("MODELS", "HashModel", "ImageHashModel", "TrainedHashModel", "learns_from_labels")
 

@@ -10,18 +10,21 @@ import re
 import shutil
 import subprocess
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from safetensors import SafetensorError, safe_open
+import numpy as np
+from safetensors import SafetensorError, numpy, safe_open
 
+from regionhash.encoders.stored import ENCODER_FILES
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing, sync_directory, write_text
 from regionhash.files.text import reason_of, refusing, shown
-from regionhash.models import NAMES
+from regionhash.models import ENCODED_REGIONS, NAMES
 from regionhash.models.parameters import checked, defaults_of, types_of
 
 FORMAT_VERSION = 1
@@ -39,9 +42,8 @@ _PACKAGES = ("regionhash", "torch", "torchvision", "onnxruntime", "numpy", "fais
 
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from regionhash.models import HashModel
+    from regionhash.models.region_hash import RegionHash
     from regionhash.store import CodeSet
 
 Kind = TypeVar("Kind", bound="HashModel")
@@ -109,7 +111,9 @@ def _git_hash() -> str | None:
     return head.stdout.strip()
 
 
-def save_checkpoint(folder: Path, model: HashModel, checkpoint: Checkpoint) -> Checkpoint:
+def save_checkpoint(
+    folder: Path, model: HashModel | RegionHash, checkpoint: Checkpoint
+) -> Checkpoint:
     """Writes `folder`/model.safetensors and model.json, replacing an older pair.
 
     Killed at any moment, it leaves the older pair or the new one, whole; see `load_checkpoint`.
@@ -122,16 +126,12 @@ def save_checkpoint(folder: Path, model: HashModel, checkpoint: Checkpoint) -> C
         CheckpointError: what `read_checkpoint` would refuse, or a full disk.
         OSError: writing fails.
     """
-    from regionhash.models import MODELS
-
-    state = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / NEXT_WEIGHTS_FILE) as weights:
-        _save_file(state, weights)
+        _save_weights(model, weights)
         weights_hash = _file_hash(weights)
-        complete = replace(
-            checkpoint, arguments=defaults_of(MODELS[checkpoint.name]) | checkpoint.arguments
-        )
+        defaults = defaults_of(_builder(checkpoint.name))
+        complete = replace(checkpoint, arguments=defaults | checkpoint.arguments)
         model_hash = _identity_hash(_identity(complete), weights_hash)
         hashes = {"weights_hash": weights_hash, "model_hash": model_hash}
         record = _identity(complete) | hashes | {"provenance": checkpoint.provenance}
@@ -151,13 +151,13 @@ def copy_checkpoint(origin: Path, folder: Path) -> None:
         OSError: writing fails.
     """
     record, _ = _read_record(origin)
-    weights, _ = _find_weights(origin)
+    weights, _ = find_weights(origin)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / NEXT_WEIGHTS_FILE) as copied:
         shutil.copyfile(weights, copied)
         _finish_pair(folder)
     _put_in_place(folder, json.dumps(record, indent=2) + "\n")
-    for name in GRAPH_FILES:
+    for name in (*GRAPH_FILES, *ENCODER_FILES):
         if (graph := folder_of(origin) / name).is_file():
             with replacing(folder / name) as copied:
                 shutil.copyfile(graph, copied)
@@ -185,7 +185,7 @@ def _finish_pair(folder: Path) -> None:
     if not waiting.exists():
         return
     try:
-        used, _ = _find_weights(folder)
+        used, _ = find_weights(folder)
     except CheckpointError:  # no pair to keep
         return
     if used == waiting:
@@ -193,13 +193,42 @@ def _finish_pair(folder: Path) -> None:
         sync_directory(folder)
 
 
-def _save_file(state: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
+def _builder(name: str) -> Callable[..., Any]:
+    """What takes the arguments of a model; that of `MODELS` needs torch."""
+    if name == ENCODED_REGIONS:
+        from regionhash.models.region_hash import RegionHashSettings
 
+        return RegionHashSettings
+    from regionhash.models import MODELS
+
+    return MODELS[name]
+
+
+def _save_weights(model: HashModel | RegionHash, path: Path) -> None:
     try:
-        save_file(state, path)
+        if hasattr(model, "arrays"):
+            numpy.save_file(model.arrays(), path)
+            return
+        from safetensors.torch import save_file
+
+        state = model.state_dict()
+        save_file({name: x.detach().contiguous().cpu() for name, x in state.items()}, path)
     except SafetensorError as error:  # also if the disk is full
         raise CheckpointError(f"{path}: cannot write: {reason_of(error)}") from error
+
+
+def read_arrays(weights: Path) -> dict[str, Any]:
+    """The arrays in a file of weights that `find_weights` has found.
+
+    Raises:
+        CheckpointError: values that are not finite.
+    """
+    with refusing(f"{weights}: not readable", CheckpointError, SafetensorError):
+        arrays = numpy.load_file(weights)
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"{weights}: {name} holds values that are not finite")
+    return arrays
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -240,7 +269,9 @@ def load_checkpoint(path: Path, kind: type[Any] | None = None) -> tuple[Any, Che
 
     from regionhash.models import MODELS
 
-    weights, checkpoint = _find_weights(path)
+    weights, checkpoint = find_weights(path)
+    if checkpoint.name == ENCODED_REGIONS:
+        raise CheckpointError(f"{path}: a {ENCODED_REGIONS} is no network of torch")
     if kind is not None and MODELS[checkpoint.name] is not kind:
         (wanted,) = (name for name, known in MODELS.items() if known is kind)
         raise CheckpointError(f"{path}: must be a {wanted}, is a {checkpoint.name}")
@@ -332,9 +363,8 @@ def _hash_field(record: dict[str, Any], name: str, length: int) -> str:
 
 def _check_arguments(checkpoint: Checkpoint) -> None:
     """Raises ValueError for arguments that the builder does not take."""
-    from regionhash.models import MODELS
-
-    types, defaults = types_of(MODELS[checkpoint.name]), defaults_of(MODELS[checkpoint.name])
+    builder = _builder(checkpoint.name)
+    types, defaults = types_of(builder), defaults_of(builder)
     for name, value in checkpoint.arguments.items():
         if name not in types:
             known = ", ".join(types)
@@ -344,7 +374,11 @@ def _check_arguments(checkpoint: Checkpoint) -> None:
         if name not in checkpoint.arguments and name not in defaults:
             raise ValueError(f"arguments: {name} is missing")
     n_classes = checkpoint.arguments.get("n_classes")
-    if "n_classes" not in defaults and n_classes != len(checkpoint.classes):
+    if (
+        "n_classes" in types
+        and "n_classes" not in defaults
+        and n_classes != len(checkpoint.classes)
+    ):
         raise ValueError(f"arguments: n_classes is {n_classes}, of {len(checkpoint.classes)}")
 
 
@@ -370,7 +404,7 @@ _Shapes = dict[str, tuple[str, tuple[int, ...]]]  # kind of number, and shape, o
 _KINDS = {**dict.fromkeys(("F16", "BF16", "F32", "F64"), "float"), "I64": "int"}
 
 
-def _find_weights(path: Path) -> tuple[Path, Checkpoint]:
+def find_weights(path: Path) -> tuple[Path, Checkpoint]:
     """The file of the weights that belong to model.json, and its checkpoint.
 
     Raises:
@@ -379,7 +413,7 @@ def _find_weights(path: Path) -> tuple[Path, Checkpoint]:
     folder = folder_of(path)
     record, checkpoint = _read_record(folder)
     wanted = None  # without torch: a model that cannot be built here is only copied
-    if find_spec("torch"):
+    if find_spec("torch") or checkpoint.name == ENCODED_REGIONS:
         with refusing(str(folder / CONFIG_FILE), CheckpointError):
             _check_arguments(checkpoint)
             wanted = _shapes_wanted(checkpoint)
@@ -405,6 +439,9 @@ def _shapes_wanted(checkpoint: Checkpoint) -> _Shapes:
     Raises:
         ValueError: the model cannot be built.
     """
+    if checkpoint.name == ENCODED_REGIONS:
+        settings = _builder(checkpoint.name)(**checkpoint.arguments)
+        return {name: ("float", shape) for name, shape in settings.shapes.items()}
     import torch
 
     from regionhash.models import MODELS
@@ -452,7 +489,7 @@ def _shapes_in(weights: Path) -> _Shapes:
         length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
         raise ValueError(f"a header of {length} bytes")
-    with safe_open(weights, framework="pt") as file:
+    with safe_open(weights, framework="np") as file:
         views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {
             name: (_KINDS.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape()))

@@ -74,7 +74,7 @@ class DRH(nn.Module):
             none are given has sliding windows. "boxes+windows" and "boxes+pyramid" are given boxes
             and windows. "rpn" takes the best proposals of an RPN. It needs the feature pyramid and
             the RPN of a trained Region-DH, which `weights` does not bring:
-            `regionhash.collection.fitting.take_detector` does.
+            `regionhash.collection.fitting_drh.take_detector` does.
         n_proposals: greatest number of boxes, and of windows of a pyramid, beside the whole
             picture.
         fpn_channels: channels of the feature pyramid, which the RPN reads.

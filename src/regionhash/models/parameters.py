@@ -49,6 +49,8 @@ def checked(where: str, value: Any, hint: Any, *, most: int = MOST) -> Any:
     if get_origin(hint) is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(checked(where, item, get_args(hint)[0], most=most) for item in items)
+    if get_origin(hint) is dict:
+        hint = dict
     allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if Path in allowed and type(value) is str and value and "\0" not in value:
         value = Path(value)

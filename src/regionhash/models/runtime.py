@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from regionhash.data.frames import Frame, Pixels
 from regionhash.data.image_set import Image
+from regionhash.models import ENCODED_REGIONS
 from regionhash.models.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -22,6 +23,7 @@ from regionhash.models.checkpoints import (
     read_checkpoint,
 )
 from regionhash.models.onnx import Graphs, OnnxRuntime
+from regionhash.models.region_hash import RegionHash
 from regionhash.structures import Detections, EncodedImage, Floats, Regions
 
 if TYPE_CHECKING:
@@ -163,6 +165,13 @@ def load_runtime(
         )
     check_precision(precision)
     checkpoint = read_checkpoint(path)
+    if checkpoint.name == ENCODED_REGIONS:
+        if runtime == "torch" or device == "cuda" or precision != "32-true":
+            raise ValueError(
+                f"{folder_of(path)}: its encoder is an ONNX graph, which runs on the CPU with "
+                "precision 32-true"
+            )
+        return RegionHash.load(path)
     graphs = Graphs.in_folder(folder_of(path))
     can = device != "cuda" and precision == "32-true"
     if runtime == "auto":

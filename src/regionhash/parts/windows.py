@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -133,7 +133,7 @@ def _spans(length: int, parts: int, overlap: float) -> list[tuple[int, int]]:
     return [(start, start + span) for start in starts]
 
 
-def snap_boxes(boxes: Tensor, stride: float, height: int, width: int) -> Ints:
+def snap_boxes(boxes: Tensor | Floats, stride: float, height: int, width: int) -> Ints:
     """The cells (R, 4) of a map that boxes touch: x0, y0, x1, y1, one cell at least.
 
     Args:
@@ -142,11 +142,35 @@ def snap_boxes(boxes: Tensor, stride: float, height: int, width: int) -> Ints:
         height: height of the map, in cells.
         width: width of the map, in cells.
     """
-    cells = boxes.double().cpu().numpy() / stride
+    array = boxes if isinstance(boxes, np.ndarray) else boxes.cpu().numpy()
+    cells = array.astype(np.float64) / stride
     limits = np.array([width, height])
     low = np.clip(np.floor(cells[:, :2] + TOUCH), 0, limits - 1)
     high = np.clip(np.ceil(cells[:, 2:] - TOUCH), low + 1, limits)
     return np.concatenate([low, high], axis=1).astype(np.int64)
+
+
+def pool_map(features: Floats, windows: Ints, how: Literal["max", "mean"]) -> Floats:
+    """The maximum or mean (R, D) of each channel of one map in each window, with NumPy alone.
+
+    Args:
+        features: (D, h, w) float32.
+        windows: (R, 4), x0, y0, x1, y1 in cells, at least one cell each, within the map.
+        how: "max" or "mean".
+    """
+    cells = np.ascontiguousarray(features.transpose(1, 2, 0))  # (h, w, D)
+    if how == "max":
+        pooled = [cells[y0:y1, x0:x1].max((0, 1)) for x0, y0, x1, y1 in windows.tolist()]
+        return np.array(pooled, np.float32)
+    # Sums of the map's rectangles from its first corner.
+    sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1, cells.shape[2]))
+    np.cumsum(cells, axis=0, dtype=np.float64, out=sums[1:, 1:])
+    np.cumsum(sums, axis=1, out=sums)
+    x0, y0, x1, y1 = windows.T
+    areas = ((x1 - x0) * (y1 - y0))[:, None]
+    inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+    means: Floats = (inside / areas).astype(np.float32)
+    return means
 
 
 def max_pool_windows(maps: Tensor, windows: Ints) -> Tensor:

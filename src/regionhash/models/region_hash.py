@@ -1,0 +1,375 @@
+"""Codes of regions by any image encoder, with ONNX Runtime and NumPy: no torch.
+
+    picture -> encoder -> map -> windows or given boxes -> maximum or mean in each region
+                                                   (or: each region cut out and encoded)
+                              -> L2, whitening -> hash -> code of each region
+
+What follows the encoder is DRH (`regionhash.models.drh`) with a choice of hashes. The whole picture
+is a region too; its code is the picture's. Whitening and hash are fitted without labels, on regions
+of the collection that will be searched (`RegionHash.fitted`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from regionhash.codes import binarize, check_n_bits, pack_bits
+from regionhash.data.frames import STRIDE, Frame, Pixels, to_pixels
+from regionhash.data.image_set import Image
+from regionhash.encoders import (
+    Encoder,
+    EncoderError,
+    Resolved,
+    TextEncoder,
+    check_encoder,
+    read_encoder,
+)
+from regionhash.models.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    find_weights,
+    read_arrays,
+)
+from regionhash.parts.choosing import Proposals, RegionChoice
+from regionhash.parts.hashes import (
+    HASHES,
+    Fit,
+    FitReport,
+    LinearHash,
+    Whitening,
+    check_whitening,
+    fit_hash,
+    fit_whitening,
+    unit_length,
+)
+from regionhash.parts.windows import pool_map, snap_boxes
+from regionhash.reporter import SILENT, Reporter
+from regionhash.structures import Codes, Detections, EncodedImage, Floats, Ints, Regions
+
+HASH_ENTRY_POINTS = "regionhash.hashes"
+"""Group of the entry points with which other packages offer hashes: functions of the form `Fit`."""
+
+DEFAULT_BITS, DEFAULT_DIMS = 1024, 128
+MAX_BITS = 4096
+
+
+@dataclass(frozen=True)
+class RegionHashSettings:
+    """The arguments of a `RegionHash`, as model.json has them.
+
+    Attributes:
+        encoder: what its features depend on, see `regionhash.encoders.Resolved.identity`.
+        n_channels: D, length of a region's feature.
+        pooling: how a region of the map becomes a feature: its "max" or its "mean".
+        regions: "map" pools regions from the map of the whole picture, in one pass; "crop" cuts
+            each region out and encodes it as a picture of its own, which sees small objects in
+            more detail and takes as many passes as there are regions.
+        crop: short side of the input that a cut-out region becomes, in pixels.
+        n_bits: K, bits of every code.
+        hash: a key of `HASHES`, or the name that another package gives its hash.
+        n_dims: P, features after whitening.
+        whitening: how much of the whitening is done, in [0, 1]; see `fit_whitening`.
+        proposals: see `Proposals`; "rpn" is not possible.
+        overlap: see `RegionChoice`, as the others.
+        n_proposals: see there.
+        max_iou: see there.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    encoder: dict[str, Any]
+    n_channels: int
+    pooling: Literal["max", "mean"] = "max"
+    regions: Literal["map", "crop"] = "map"
+    crop: int = 224
+    n_bits: int = DEFAULT_BITS
+    hash: str = "drh"
+    n_dims: int = DEFAULT_DIMS
+    whitening: float = 0.5
+    proposals: Proposals = "windows"
+    overlap: float = 0.6
+    n_proposals: int = 300
+    max_iou: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_n_bits(self.n_bits)
+        if self.n_bits > MAX_BITS:
+            raise ValueError(f"n_bits must be at most {MAX_BITS}, got {self.n_bits}")
+        if self.regions not in ("map", "crop"):
+            raise ValueError(f"regions must be map or crop, got {self.regions!r}")
+        check_whitening(self.n_channels, self.n_dims, self.whitening)
+        if self.choice.proposals == "rpn":
+            raise ValueError("regions of an RPN need a model of torch; leave out the encoder")
+
+    @property
+    def choice(self) -> RegionChoice:
+        """How the regions of a picture are chosen."""
+        return RegionChoice(self.proposals, self.overlap, self.n_proposals, self.max_iou)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each array that is fitted, by name."""
+        d, p, k = self.n_channels, self.n_dims, self.n_bits
+        return {
+            "whitening.mean": (d,),
+            "whitening.projection": (d, p),
+            "whitening.post_mean": (p,),
+            "hash.weight": (k, p),
+            "hash.bias": (k,),
+        }
+
+
+class RegionHash:
+    """Codes of regions by any encoder; a `regionhash.models.runtime.Runtime`. Threads may share it.
+
+    Args:
+        encoder: of pictures.
+        settings: see `RegionHashSettings`.
+        whitening: of the features; None until it is fitted.
+        hash_of: of whitened features; None until it is fitted.
+        text: encodes words into the space of the encoder's vectors, if it can.
+    """
+
+    shared_code_space = True
+    precision = "32-true"
+    threads_read = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: RegionHashSettings,
+        whitening: Whitening | None = None,
+        hash_of: LinearHash | None = None,
+        text: TextEncoder | None = None,
+    ) -> None:
+        self.encoder, self.settings, self.text = encoder, settings, text
+        self._whitening, self._hash = whitening, hash_of
+        self._choice = settings.choice
+        self.n_bits = self.n_region_bits = settings.n_bits
+        self.takes_boxes = self._choice.takes_boxes
+
+    @classmethod
+    def of_encoder(cls, resolved: Resolved, arguments: dict[str, Any]) -> RegionHash:
+        """One that is not fitted yet, of an encoder and some of the arguments.
+
+        What is left out depends on the encoder: how it is pooled, the size of its crops, and the
+        number of dimensions, which is at least that of the bits for hashes that need it.
+
+        Raises:
+            ValueError: an argument is out of range, or not possible with this encoder.
+        """
+        encoder = resolved.encoder
+        if arguments.get("regions", "map") == "map" and not encoder.gives_map:
+            if "regions" in arguments:
+                raise ValueError(
+                    f"encoder {resolved.spec}: gives no map of a picture, so each region must be "
+                    "encoded on its own: regions must be crop"
+                )
+            arguments = arguments | {"regions": "crop"}
+        cropped = arguments.get("regions") == "crop"
+        n_channels = encoder.n_vector if cropped and encoder.n_vector else encoder.n_channels
+        n_dims = DEFAULT_DIMS
+        if arguments.get("hash") in ("itq", "sign"):  # a bit of these is a direction
+            n_dims = max(n_dims, arguments.get("n_bits", DEFAULT_BITS))
+        built: dict[str, Any] = {
+            "encoder": {"spec": resolved.spec} | resolved.identity,
+            "n_channels": n_channels,
+            "pooling": encoder.pooling,
+            "crop": _crop_size(encoder),
+            "n_dims": n_dims,
+        } | arguments
+        built["n_dims"] = min(built["n_dims"], n_channels)
+        return cls(encoder, RegionHashSettings(**built), text=resolved.text)
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple[RegionHash, Checkpoint]:
+        """The model in a folder, and its checkpoint.
+
+        Raises:
+            CheckpointError: it is missing or damaged, or its encoder is.
+        """
+        weights, checkpoint = find_weights(folder)
+        settings = RegionHashSettings(**checkpoint.arguments)
+        try:
+            check_encoder(weights.parent)
+            stored = read_encoder(weights.parent)
+        except EncoderError as error:
+            raise CheckpointError(str(error)) from error
+        wanted = {key: value for key, value in settings.encoder.items() if key != "spec"}
+        if json.loads(json.dumps(stored.identity)) != wanted:
+            raise CheckpointError(
+                f"{weights.parent}: its encoder, {stored.spec}, is not the one that model.json "
+                f"describes, {settings.encoder.get('spec')}"
+            )
+        arrays = read_arrays(weights)
+        whitening = Whitening(*(arrays[f"whitening.{x.name}"] for x in fields(Whitening)))
+        hash_of = LinearHash(arrays["hash.weight"], arrays["hash.bias"])
+        return cls(stored.encoder, settings, whitening, hash_of, stored.text), checkpoint
+
+    def fitted(
+        self, features: Floats, *, seed: int = 0, reporter: Reporter = SILENT
+    ) -> tuple[RegionHash, FitReport]:
+        """The same with whitening and hash fitted on features (N, D) of regions.
+
+        Args:
+            features: as `describe` gives them, N at least 1.
+            seed: of what the hash draws at random.
+            reporter: is told the steps of the hash's training.
+
+        Raises:
+            ValueError: the hash is unknown or cannot have as many bits; see `fit_whitening`.
+        """
+        settings = self.settings
+        whitening = fit_whitening(
+            [features], settings.n_channels, settings.n_dims, power=settings.whitening
+        )
+        hash_of, report = fit_hash(
+            _hash_named(settings.hash),
+            whitening(features),
+            settings.n_bits,
+            seed=seed,
+            reporter=reporter,
+        )
+        return RegionHash(self.encoder, settings, whitening, hash_of, self.text), report
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As model.json has them."""
+        return asdict(self.settings)
+
+    def arrays(self) -> dict[str, Floats]:
+        """What was fitted, by name."""
+        assert self._whitening is not None and self._hash is not None
+        whitening = {
+            f"whitening.{x.name}": getattr(self._whitening, x.name) for x in fields(Whitening)
+        }
+        return whitening | {"hash.weight": self._hash.weight, "hash.bias": self._hash.bias}
+
+    # Pictures
+
+    def prepare(self, image: Image, short: int) -> tuple[Pixels, Frame]:
+        """The encoder's input of a picture, or the picture that regions are cut from; its frame."""
+        if self.settings.regions == "map":
+            return self.encoder.prepare(image, short)
+        return to_pixels(image, min(short, *image.shape[:2]), stride=1)
+
+    def describe(self, image: Pixels, given: Detections | None = None) -> tuple[Detections, Floats]:
+        """The regions of a picture (3, h, w), whole picture first, and their features (R, D)."""
+        size = (image.shape[1], image.shape[2])
+        cropped = self.settings.regions == "crop"
+        # Windows to cut out are laid out as on a map of the usual stride.
+        features = None if cropped else self.encoder.map(image)  # (D, h, w)
+        stride = STRIDE if features is None else size[1] / features.shape[2]
+        cells = (max(1, round(size[0] / stride)), max(1, round(size[1] / stride)))
+        if given is not None and self.takes_boxes:
+            chosen = self._choice.of_boxes(given, size, cells)
+        else:
+            chosen, _ = self._choice.of_map(*cells, size)
+        if features is None:
+            return chosen, self._of_crops(image, chosen.boxes)
+        return chosen, self._pooled(features, snap_boxes(chosen.boxes, stride, *cells))
+
+    def encode(
+        self, images: Sequence[Pixels], given: Sequence[Detections] | None = None
+    ) -> list[EncodedImage]:
+        """Codes of pictures (3, h, w) uint8; boxes in their pixels."""
+        encoded = []
+        groups = [None] * len(images) if given is None else given
+        for image, boxes in zip(images, groups, strict=True):
+            size = (image.shape[1], image.shape[2])
+            chosen, features = self.describe(image, boxes)
+            codes = self.codes_of(features)
+            regions = Regions(chosen.boxes, chosen.scores, chosen.labels, codes)
+            encoded.append(EncodedImage(size, codes[0], regions=regions))
+        return encoded
+
+    def encode_boxes(self, images: Sequence[Pixels], boxes: Sequence[Floats]) -> list[Regions]:
+        """Codes of given boxes of pictures: (R, 4) float32 each, xyxy in their pixels."""
+        found = []
+        for image, asked in zip(images, boxes, strict=True):
+            n = len(asked)
+            codes = self.codes_of(self._of_boxes(image, asked))
+            found.append(Regions(asked, np.ones(n, np.float32), np.full(n, -1, np.int64), codes))
+        return found
+
+    def codes_of(self, features: Floats) -> Codes:
+        """Packed codes (R, K/8) of features (R, D)."""
+        return pack_bits(binarize(self.activations(features), 0.0))
+
+    def activations(self, features: Floats) -> Floats:
+        """What the bits of features (R, D) are the signs of, (R, K)."""
+        if self._whitening is None or self._hash is None:
+            raise ValueError("the model is not fitted")
+        return self._hash(self._whitening(features))
+
+    def text_activations(self, texts: Sequence[str]) -> Floats:
+        """The same (N, K) of words.
+
+        Raises:
+            ValueError: the encoder has no words, or its regions are not in the space of words.
+        """
+        spec = self.settings.encoder.get("spec")
+        if self.text is None:
+            raise ValueError(f"encoder {spec} has no words: it needs a text tower, as CLIP has")
+        if self.settings.regions != "crop":
+            raise ValueError(
+                f"regions pooled from the map of {spec} are not in the space of its words; "
+                "`regionhash index --regions crop` makes such a collection"
+            )
+        return self.activations(unit_length(self.text.vectors(texts)))
+
+    # Features
+
+    def _of_boxes(self, image: Pixels, boxes: Floats) -> Floats:
+        """Features (R, D) of boxes (R, 4) in the pixels of a picture."""
+        if not len(boxes):
+            return np.zeros((0, self.settings.n_channels), np.float32)
+        if self.settings.regions == "crop":
+            return self._of_crops(image, boxes)
+        features = self.encoder.map(image)
+        h, w = features.shape[1:]
+        return self._pooled(features, snap_boxes(boxes, image.shape[2] / w, h, w))
+
+    def _pooled(self, features: Floats, cells: Ints) -> Floats:
+        return unit_length(pool_map(features, cells, self.settings.pooling))
+
+    def _of_crops(self, image: Pixels, boxes: Floats) -> Floats:
+        """Features (R, D) of boxes, each encoded as a picture of its own."""
+        height, width = image.shape[1:]
+        limits = np.array([width, height], np.int64)
+        low = np.clip(np.floor(boxes[:, :2]).astype(np.int64), 0, limits - 1)
+        high = np.clip(np.ceil(boxes[:, 2:]).astype(np.int64), low + 1, limits)
+        crops = [
+            self.encoder.prepare(image[:, y0:y1, x0:x1].transpose(1, 2, 0), self.settings.crop)[0]
+            for (x0, y0), (x1, y1) in zip(low.tolist(), high.tolist(), strict=True)
+        ]
+        if self.encoder.n_vector:
+            return unit_length(self.encoder.vectors(crops))
+        whole = [self.encoder.map(crop) for crop in crops]
+        cells = [np.array([[0, 0, x.shape[2], x.shape[1]]]) for x in whole]
+        return np.concatenate([self._pooled(x, c) for x, c in zip(whole, cells, strict=True)])
+
+
+def _crop_size(encoder: Encoder) -> int:
+    """Short side of the pictures that an encoder was trained on, as far as it is known."""
+    size = encoder.fixed_size or getattr(getattr(encoder, "preprocessing", None), "size", None)
+    return min(size) if size else 224
+
+
+def _hash_named(name: str) -> Fit:
+    """A hash by its name. Raises ValueError if there is none."""
+    if name in HASHES:
+        return HASHES[name]
+    found = {entry.name: entry for entry in entry_points(group=HASH_ENTRY_POINTS)}
+    if name not in found:
+        raise ValueError(f"unknown hash {name!r}; known: {', '.join([*HASHES, *sorted(found)])}")
+    fit: Fit = found[name].load()
+    return fit
