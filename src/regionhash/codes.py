@@ -5,6 +5,7 @@ Bit i of a code is in byte i // 8, most significant bit first (`numpy.packbits`)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import faiss
@@ -86,6 +87,54 @@ def hamming_distances(queries: Codes, database: Codes) -> NDArray[np.int32]:
             faiss.swig_ptr(distances),
         )
     return distances
+
+
+Weights = Sequence[NDArray[np.float32] | None]
+"""For each query the weight (8 * B,) of each bit, or None if all bits weigh 1."""
+
+
+def asymmetric_distances(
+    queries: Codes, weights: Weights | None, database: Codes
+) -> NDArray[np.int32]:
+    """The Hamming distance in which some queries weigh their bits, rounded to whole bits.
+
+    A query that is known before it was cut to bits says more of the bits that it is sure of: with
+    the absolute values of its activations as weights, this is the asymmetric distance of Gordo et
+    al. ("Asymmetric Distances for Binary Embeddings", TPAMI 2014, the expectation-based form for
+    signs), up to scale.
+
+    Args:
+        queries: (Q, B) uint8, packed.
+        weights: see `Weights`, of mean 1, so that they can be added to other distances; None is
+            the Hamming distance.
+        database: (N, B) uint8, packed; may be memory-mapped.
+
+    Returns:
+        (Q, N) int32, in bits.
+
+    Raises:
+        ValueError: see `hamming_distances`.
+    """
+    if weights is None:
+        return hamming_distances(queries, database)
+    distances = np.empty((len(queries), len(database)), np.int32)
+    for query, weight, row in zip(queries, weights, distances, strict=True):
+        if weight is None:
+            row[:] = hamming_distances(query[None], database)[0]
+            continue
+        hamming_distances(query[None], database[:0])  # checks shapes and types
+        by_byte = weight.reshape(-1, 8) @ _BITS.T  # (B, 256): what each difference of a byte costs
+        sums = np.zeros(len(database), np.float32)
+        for column, byte in enumerate(query):
+            costs = by_byte[column, np.arange(256, dtype=np.uint8) ^ byte]
+            sums += costs[database[:, column]]
+        np.rint(sums, out=sums)
+        row[:] = sums
+    return distances
+
+
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)
+"""The bits (256, 8) of each byte."""
 
 
 def distances_to_one(query: Codes, database: Codes) -> NDArray[np.unsignedinteger[Any]]:

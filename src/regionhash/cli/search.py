@@ -36,12 +36,20 @@ _FLAGS = {
 def search(
     codes: Annotated[Path, typer.Argument(metavar="CODES", help="A code file or a collection.")],
     query: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="PICTURE[@x0,y0,x1,y1]",
             help="Picture to search by, optionally with a box in it; may be repeated.",
         ),
-    ],
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORDS",
+            help="Words for an object, alone or beside --query; may be repeated. Needs a "
+            "collection whose encoder has a text tower.",
+        ),
+    ] = None,
     box: Annotated[
         list[str] | None,
         typer.Option(
@@ -186,11 +194,13 @@ def search(
       regionhash search photos.index --query cat.jpg --box 10,20,200,220 --steps exact,local-expand
       regionhash search iah.h5 --query cat_and_dog.jpg --mode category --sheet found.html
       regionhash search photos.collection --query cat.jpg --box 10,20,200,220 --near 4
+      regionhash search photos.collection --text "a red backpack"
+      regionhash search photos.collection --query chair.jpg@10,20,200,220 --text "a cat"
     """
     from regionhash.collection import Collection, Filter, Search, is_collection
     from regionhash.data.inputs import Pictures
     from regionhash.search.answer import write_answer
-    from regionhash.search.request import RequestError
+    from regionhash.search.request import Query, RequestError
     from regionhash.search.run import load_model_of, run
     from regionhash.store import CodeSet
 
@@ -213,7 +223,7 @@ def search(
         raise ValueError("--min-prob needs --mode category")
     try:
         request = Search(
-            _queries(query, box or []),
+            [*_queries(query or [], box or []), *(Query(text=words) for words in text or ())],
             exclude=_queries(without or [], []),
             mode=mode,
             steps=[step.strip() for step in steps.split(",")] if steps is not None else (),
@@ -368,7 +378,12 @@ def _record(answer: Answer) -> dict[str, Any]:
         "mode": answer.mode,
         "steps": answer.steps,
         "notes": answer.notes,
-        "queries": [{"picture": query.name, "boxes": query.boxes} for query in answer.queries],
+        "queries": [
+            {"picture": query.name, "boxes": query.boxes}
+            if query.text is None
+            else {"text": query.text}
+            for query in answer.queries
+        ],
         "groups": [
             {
                 "category": answer.codes.classes[group.category],

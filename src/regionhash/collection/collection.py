@@ -276,6 +276,7 @@ class Collection:
         boxes: Sequence[Box] = (),
         regions: Sequence[int] = (),
         queries: Sequence[Query] = (),
+        text: str | None = None,
         filter: Filter | None = None,
         **options: Any,
     ) -> Results:
@@ -287,6 +288,7 @@ class Collection:
             boxes: objects in that picture.
             regions: numbers of its regions, as the objects.
             queries: more pictures to search by.
+            text: words for an object, alone or beside the picture.
             filter: which pictures to search.
             options: other fields of `Search`: exclude, mode, steps, limit, offset, ...
 
@@ -297,6 +299,8 @@ class Collection:
         asked = list(queries)
         if image is not None or image_id is not None:
             asked.insert(0, Query(image, image_id, boxes, regions))
+        if text is not None:
+            asked.append(Query(text=text))
         return self.results(Search(asked, filter=filter or Filter(), **options))
 
     def results(self, search: Search) -> Results:

@@ -105,6 +105,12 @@ def fit_model(
     else:
         resolved = resolve(spec, reporter)
         unfitted = RegionHash.of_encoder(resolved, arguments)
+        if unfitted.settings.regions == "crop" and "regions" not in arguments:
+            reporter.note(
+                "each region is cut out and encoded on its own"
+                + (", so that words can be searched for" if unfitted.text else "")
+                + "; --regions map is faster" * resolved.encoder.gives_map
+            )
         short = settings.short or (
             DEFAULT_CROP_SHORT if unfitted.settings.regions == "crop" else DEFAULT_SHORT
         )

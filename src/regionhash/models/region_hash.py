@@ -161,7 +161,8 @@ class RegionHash:
         """One that is not fitted yet, of an encoder and some of the arguments.
 
         What is left out depends on the encoder: how it is pooled, the size of its crops, and the
-        number of dimensions, which is at least that of the bits for hashes that need it.
+        number of dimensions, which is at least that of the bits for hashes that need it. An encoder
+        with words cuts regions out, since only vectors of pictures are in the space of words.
 
         Raises:
             ValueError: an argument is out of range, or not possible with this encoder.
@@ -174,6 +175,8 @@ class RegionHash:
                     "encoded on its own: regions must be crop"
                 )
             arguments = arguments | {"regions": "crop"}
+        if resolved.text is not None:
+            arguments = {"regions": "crop"} | arguments
         cropped = arguments.get("regions") == "crop"
         n_channels = encoder.n_vector if cropped and encoder.n_vector else encoder.n_channels
         n_dims = DEFAULT_DIMS
@@ -239,6 +242,11 @@ class RegionHash:
             reporter=reporter,
         )
         return RegionHash(self.encoder, settings, whitening, hash_of, self.text), report
+
+    @property
+    def knows_words(self) -> bool:
+        """Whether `text_activations` may be called."""
+        return self.text is not None and self.settings.regions == "crop"
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from regionhash.data.images import ImageError
-from regionhash.search.run import Answer
+from regionhash.search.run import Answer, QueryPicture
 from regionhash.search.sheet import THUMBNAIL, Tile, with_saliency, write_sheet
 from regionhash.store import CodeSet
 from regionhash.structures import CategoryHits, Hit
@@ -85,8 +85,15 @@ def write_answer(
         ]
         heading = heading_text(group, codes)
         results += [replace(tile, heading=heading) for tile in tiles[:1]] + tiles[1:]
-    queries = [Tile(query.pixels, query.boxes, query.name) for query in answer.queries]
+    queries = [_query_tile(query) for query in answer.queries]
     write_sheet(path, queries, results, title=title)
+
+
+def _query_tile(query: QueryPicture) -> Tile:
+    if query.text is None:
+        return Tile(query.pixels, query.boxes, query.name)
+    blank = np.full((THUMBNAIL // 8, THUMBNAIL, 3), 255, np.uint8)
+    return Tile(blank, (), f"\u201c{query.text}\u201d")
 
 
 def _tile(

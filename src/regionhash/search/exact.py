@@ -7,12 +7,19 @@ same on every machine; a `top` beyond the number of pictures returns all of them
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.codes import codes_within, distances_to_one, hamming_distances
+from regionhash.codes import (
+    Weights,
+    asymmetric_distances,
+    codes_within,
+    distances_to_one,
+    hamming_distances,
+)
 from regionhash.search.assignment import (
     Steps,
     assign,
@@ -108,6 +115,7 @@ def search_objects(
     exclude: Codes | None = None,
     max_distance: int | None = None,
     apart: bool | Mask = True,
+    weights: Weights | None = None,
 ) -> list[Hit]:
     """The `top` pictures that have regions near all query objects, each object a region of its own.
 
@@ -127,6 +135,7 @@ def search_objects(
             `max_distance` bits from one of them are left out.
         max_distance: for `exclude`; None is an eighth of the bits, see `default_max_distance`.
         apart: whether objects need different regions; or (Q, Q) bool, symmetric, which of them.
+        weights: of the bits of each query, see `asymmetric_distances`.
 
     Raises:
         ValueError: the table has no regions, the queries do not fit them, there is no query, `top`
@@ -148,23 +157,25 @@ def search_objects(
     elif max_distance is not None:
         raise ValueError("max_distance needs objects to exclude")
     pairs = _pairs_apart(apart, len(queries))
-    if len(queries) == 1:
+    if len(queries) == 1 and weights is None:
         rows, distances = nearest_bags(
             queries[0], table.region_codes, table.offsets, top=top, mask=mask
         )
         pairs = None
     else:
-        united = united_hamming(queries, table.region_codes, table.offsets)  # (N,)
+        united = united_hamming(queries, table.region_codes, table.offsets, weights)  # (N,)
         searched = np.diff(table.offsets) > 0
         candidates = np.flatnonzero(searched if mask is None else searched & mask)
         if pairs is None:
             rows = candidates[_nearest(united[candidates], top)]
             distances = united[rows]
         else:
-            rows, distances = _nearest_apart(queries, table, candidates, united, top, pairs)
-    steps = Steps()
+            rows, distances = _nearest_apart(
+                queries, table, candidates, united, top, pairs, weights
+            )
+    matches = partial(_matches, queries, apart=pairs, steps=Steps(), weights=weights)
     return [
-        Hit(row, table.ids[row], distance, _matches(queries, table.regions(row), pairs, steps))
+        Hit(row, table.ids[row], distance, matches(table.regions(row)))
         for row, distance in zip(rows.tolist(), distances.tolist(), strict=True)
     ]
 
@@ -186,7 +197,13 @@ def _pairs_apart(apart: bool | Mask, n_objects: int) -> Mask | None:
 
 
 def _nearest_apart(
-    queries: Codes, table: CodeTable, candidates: Ints, united: Ints, top: int, apart: Mask
+    queries: Codes,
+    table: CodeTable,
+    candidates: Ints,
+    united: Ints,
+    top: int,
+    apart: Mask,
+    weights: Weights | None,
 ) -> tuple[Ints, Ints]:
     """The `top` pictures by the least sum over different regions, and these sums.
 
@@ -206,7 +223,7 @@ def _nearest_apart(
                     return rows, sums
                 block = block[united[block] <= sums[-1]]  # of a sorted block, the beginning
             limit = int(sums[-1]) if len(rows) == top else None
-            found, own = _sums_apart(queries, table, block, limit, apart, steps)
+            found, own = _sums_apart(queries, table, block, limit, apart, steps, weights)
             rows, sums = np.concatenate([rows, found]), np.concatenate([sums, own])
             best = np.lexsort([rows, sums])[:top]
             rows, sums = rows[best], sums[best]
@@ -225,7 +242,13 @@ def _block_of(table: CodeTable, rows: Ints) -> int:
 
 
 def _sums_apart(
-    queries: Codes, table: CodeTable, rows: Ints, limit: int | None, apart: Mask, steps: Steps
+    queries: Codes,
+    table: CodeTable,
+    rows: Ints,
+    limit: int | None,
+    apart: Mask,
+    steps: Steps,
+    weights: Weights | None,
 ) -> tuple[Ints, Ints]:
     """Those of P pictures whose least sum over different regions is at most `limit`, and the sums.
 
@@ -236,6 +259,7 @@ def _sums_apart(
         limit: None is no limit.
         apart: (Q, Q) bool.
         steps: of the search.
+        weights: see `search_objects`.
     """
     assert table.offsets is not None and table.region_codes is not None
     assert table.boxes is not None and table.labels is not None
@@ -245,7 +269,7 @@ def _sums_apart(
     items = np.repeat(offsets[rows] - np.cumsum(lengths) + lengths, lengths)
     items = items + np.arange(len(items))
     distances = np.full((len(rows), there.shape[1], len(queries)), n_bits, np.int32)
-    distances[there] = hamming_distances(queries, table.region_codes[items]).T
+    distances[there] = asymmetric_distances(queries, weights, table.region_codes[items]).T
     boxes = np.zeros((*there.shape, 4), np.float32)
     labels = np.full(there.shape, -1, np.int64)
     boxes[there], labels[there] = table.boxes[items], table.labels[items]
@@ -412,7 +436,9 @@ def _gathered(codes: Codes, offsets: Ints, names: Ints) -> tuple[Codes, Ints]:
     return codes[np.repeat(offsets[names] - bounds[:-1], lengths) + np.arange(bounds[-1])], bounds
 
 
-def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:
+def united_hamming(
+    queries: Codes, codes: Codes, offsets: Ints, weights: Weights | None = None
+) -> Ints:
     """United Hamming distance between several query objects and each bag of codes (DMIH, eq. 8).
 
     d(n) = sum over the queries q of the minimum over the codes c of bag n of hamming(q, c).
@@ -422,6 +448,7 @@ def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:
         queries: (Q, B) uint8, packed.
         codes: (M, B) uint8, packed; may be memory-mapped.
         offsets: (N + 1,) integers; bag n is `codes[offsets[n]:offsets[n + 1]]`.
+        weights: of the bits of each query, see `asymmetric_distances`.
 
     Returns:
         (N,) int64, in bits.
@@ -448,7 +475,7 @@ def united_hamming(queries: Codes, codes: Codes, offsets: Ints) -> Ints:
         fitting = int(np.searchsorted(ends, starts[first] + block, side="right"))
         last = max(fitting, first + 1)  # a bag larger than the block is taken whole
         block_bags = slice(first, last)
-        distances = hamming_distances(queries, codes[starts[first] : ends[last - 1]])
+        distances = asymmetric_distances(queries, weights, codes[starts[first] : ends[last - 1]])
         minima = np.minimum.reduceat(distances, starts[block_bags] - starts[first], axis=1)
         united[bags[block_bags]] = minima.sum(axis=0)
         first = last
@@ -494,10 +521,15 @@ def _hits(rows: Ints, distances: NDArray[np.signedinteger[Any]], table: CodeTabl
 
 
 def _matches(
-    queries: Codes, regions: Regions, apart: Mask | None, steps: Steps
+    queries: Codes,
+    regions: Regions,
+    *,
+    apart: Mask | None,
+    steps: Steps,
+    weights: Weights | None,
 ) -> tuple[Match, ...]:
     """The region of each query object: the nearest, the first of equals; or as `apart` allows."""
-    distances = hamming_distances(queries, regions.codes).astype(np.int32)  # (Q, R)
+    distances = asymmetric_distances(queries, weights, regions.codes)  # (Q, R)
     chosen = distances.argmin(axis=1).tolist()
     n_bits = 8 * queries.shape[1]
     if apart is not None:

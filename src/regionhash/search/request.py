@@ -39,7 +39,7 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Query:
-    """A picture to search by: a given one, or one of the collection.
+    """What to search by: a given picture, one of the collection, or words.
 
     Attributes:
         image: a file, or pixels (H, W, 3) uint8 RGB.
@@ -49,6 +49,7 @@ class Query:
             objects; their codes are searched for, and the file of `image_id` is not needed.
         name: of `image`, for messages.
         encoded: the codes of `image`, if already known.
+        text: instead of a picture, words for one object; the model's encoder must know words.
         like: an older name of `image_id`.
     """
 
@@ -58,6 +59,7 @@ class Query:
     regions: Sequence[int] = ()
     name: str = "picture"
     encoded: EncodedImage | None = None
+    text: str | None = None
     like: InitVar[str | None] = None
 
     def __post_init__(self, like: str | None) -> None:
@@ -65,8 +67,15 @@ class Query:
             raise TypeError("like is an older name of image_id; give one of them")
         if like is not None:
             object.__setattr__(self, "image_id", like)
-        if (self.image is None) == (self.image_id is None):
-            raise ValueError("a query needs either an image or the id of a picture (image_id)")
+        if [self.image is None, self.image_id is None, self.text is None].count(False) != 1:
+            raise ValueError(
+                "a query needs one of an image, the id of a picture (image_id), or words (text)"
+            )
+        if self.text is not None:
+            if not self.text.strip():
+                raise ValueError("text must not be empty")
+            if self.boxes or self.regions or self.encoded:
+                raise ValueError("words are one object, without boxes, regions or codes")
         if any(len(box) != 4 for box in self.boxes):
             raise ValueError("a box must be four numbers x0, y0, x1, y1")
         object.__setattr__(self, "boxes", tuple(tuple(map(float, box)) for box in self.boxes))
@@ -76,8 +85,8 @@ class Query:
 
     @property
     def n_objects(self) -> int:
-        """Number of marked objects."""
-        return len(self.boxes) + len(self.regions)
+        """Number of marked objects; words are one."""
+        return len(self.boxes) + len(self.regions) + (self.text is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +165,7 @@ class Search:
         for name in ("queries", "exclude", "steps"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.queries:
-            raise ValueError("nothing to search by: give an image, or the id of a picture")
+            raise ValueError("nothing to search by: give an image, the id of a picture, or words")
         if self.mode is not None and self.mode not in get_args(Mode):
             known = ", ".join(get_args(Mode))
             raise RequestError("mode", f"must be one of {known}, got {self.mode!r}")
@@ -184,6 +193,10 @@ class Search:
             raise RequestError("exclude", f"needs mode objects, got mode {mode}")
         if self.steps and mode != "region":
             raise RequestError("steps", f"need a search for one object (mode region), got {mode}")
+        if any(query.text is not None for query in self.exclude):
+            raise RequestError("exclude", "takes pictures, not words")
+        if mode != "objects" and any(query.text is not None for query in self.queries):
+            raise RequestError("steps" if self.steps else "mode", "must be objects for words")
         n_objects = sum(query.n_objects for query in self.queries)
         if mode != "objects" and (len(self.queries) > 1 or n_objects > (mode == "region")):
             wanted = "one picture with at most one box" if mode == "region" else "one whole picture"
@@ -214,7 +227,8 @@ class Search:
         if self.steps and len(self.queries) == 1:
             return "region"
         n_objects = sum(query.n_objects for query in self.queries)
-        if self.exclude or len(self.queries) > 1 or n_objects > 1:
+        words = any(query.text is not None for query in self.queries)
+        if self.exclude or words or len(self.queries) > 1 or n_objects > 1:
             return "objects"
         if n_objects:
             return "region"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from regionhash.codes import Weights, pack_signs
 from regionhash.search.assignment import same_objects
 from regionhash.search.duplicates import fold_duplicates
 from regionhash.search.exact import search_categories, search_images, search_objects
@@ -27,6 +28,7 @@ from regionhash.structures import (
     Codes,
     CodeTable,
     EncodedImage,
+    Floats,
     Hit,
     Mask,
     Regions,
@@ -45,15 +47,17 @@ class QueryPicture:
 
     Attributes:
         name: for messages and captions.
-        image: (H, W, 3) uint8, RGB; None if `encoded` suffices.
+        image: (H, W, 3) uint8, RGB; None if `encoded` or `text` suffices.
         boxes: xyxy in its pixels, one per object; without any, the mode decides what is searched.
         encoded: the codes of the picture, or of its boxes if it has any, if already known.
+        text: words in place of a picture.
     """
 
     name: str
     image: Image | None
     boxes: tuple[Box, ...] = ()
     encoded: EncodedImage | None = None
+    text: str | None = None
 
     @property
     def pixels(self) -> Image:
@@ -104,6 +108,7 @@ class EncodedSearch:
         image: (K2/8,) uint8, code of the query picture, or of its part inside the box.
         objects: (Q, K1/8) uint8, codes of the query objects.
         apart: (Q, Q) bool, which of the objects need different regions.
+        weights: of the bits of each object, see `asymmetric_distances`; None without words.
         unwanted: (W, K1/8) uint8, codes of the excluded objects.
         categories: categories of the query picture and their codes.
         certain: whether the model gives every category, without a probability.
@@ -116,6 +121,7 @@ class EncodedSearch:
     image: Codes | None = None
     objects: Codes | None = None
     apart: Mask | None = None
+    weights: Weights | None = None
     unwanted: Codes | None = None
     categories: CategoryCodes | None = None
     certain: bool = False
@@ -242,6 +248,8 @@ def read_query(query: Query) -> QueryPicture:
     """
     from regionhash.data.images import read_image
 
+    if query.text is not None:
+        return QueryPicture(query.text, None, text=query.text)
     if query.image is None:
         raise ValueError(f"{query.image_id}: searching by id needs a collection")
     image, name = query.image, query.name
@@ -281,6 +289,7 @@ class _Encoder:
     ) -> None:
         self._model, self._checkpoint, self._precision = model, checkpoint, precision
         self._notes: list[str] = []
+        self._words: dict[str, Floats] = {}
 
     def encode(
         self,
@@ -299,6 +308,7 @@ class _Encoder:
             tuple(picture for picture, _ in unwanted),
             objects=np.concatenate([regions.codes for _, regions in asked]),
             apart=self._apart(queries, [regions for _, regions in asked], search),
+            weights=self._weights(queries, [regions for _, regions in asked]),
             unwanted=np.vstack([regions.codes for _, regions in unwanted]) if unwanted else None,
             notes=tuple(self._notes),
         )
@@ -324,6 +334,31 @@ class _Encoder:
             first += len(regions)
         np.fill_diagonal(apart, val=False)
         return apart
+
+    def _weights(self, queries: Sequence[QueryPicture], asked: Sequence[Regions]) -> Weights | None:
+        """The weights of the bits of each object: words are known before they were cut to bits."""
+        if all(query.text is None for query in queries):
+            return None
+        weights: list[Floats | None] = []
+        for query, regions in zip(queries, asked, strict=True):
+            if query.text is None:
+                weights += [None] * len(regions)
+            else:
+                sure = np.abs(self._activations(query.text))
+                weights.append((sure / max(float(sure.mean()), 1e-12)).astype(np.float32))
+        return weights
+
+    def _activations(self, text: str) -> Floats:
+        """What the bits (K,) of words are the signs of."""
+        if text not in self._words:
+            encode = getattr(self._model, "text_activations", None)
+            if encode is None:
+                raise ValueError(
+                    f"the model {self._checkpoint.name} has no words: it needs an encoder with a "
+                    "text tower, see `regionhash index --encoder`"
+                )
+            self._words[text] = encode([text])[0]
+        return self._words[text]
 
     def _whole(self, mode: Mode, search: Search, query: QueryPicture) -> EncodedSearch:
         found = self._encoded(query)
@@ -366,6 +401,10 @@ class _Encoder:
         """A query picture with the boxes of its objects, and their regions, at least one."""
         from regionhash.models.encoding import encode_boxes
 
+        if query.text is not None:
+            codes = pack_signs(self._activations(query.text)[None])
+            nowhere = np.zeros((1, 4), np.float32)
+            return query, Regions(nowhere, np.ones(1, np.float32), np.full(1, -1), codes)
         if query.boxes and query.encoded is not None and query.encoded.regions is not None:
             return query, query.encoded.regions
         if query.boxes:
@@ -459,6 +498,7 @@ def _scan_objects(scan: _Scan) -> list[CategoryHits]:
         exclude=scan.encoded.unwanted,
         max_distance=scan.search.max_distance,
         apart=scan.encoded.apart,
+        weights=scan.encoded.weights,
     )
     return [_unnamed(hits)]
 

@@ -29,12 +29,20 @@ class _Request(BaseModel):
 
 
 class QueryIn(_Request):
-    """A picture to search by: an upload, or a picture of the collection."""
+    """What to search by: an upload, a picture of the collection, or words."""
 
     upload: Annotated[
         str | None, Field(max_length=64, description="An upload, as POST /api/uploads named it.")
     ] = None
     image: Annotated[Row | None, Field(description="Row of a picture in the collection.")] = None
+    text: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=500,
+            description="Words for an object, instead of a picture; see `words` of /api/info.",
+        ),
+    ] = None
     boxes: Annotated[
         list[BoxIn],
         Field(max_length=16, description="Objects: x0, y0, x1, y1 in pixels of the picture."),
@@ -350,6 +358,7 @@ class InfoOut(BaseModel):
     region_bits: int
     classes: list[str]
     by_category: bool
+    words: Annotated[bool, Field(description="Whether `text` of a query is accepted.")]
     has_scores: Annotated[bool, Field(description="Whether `min_score` of a filter is accepted.")]
     can_change: bool
     max_upload_bytes: int

@@ -79,6 +79,11 @@ class Opened:
         self._lock = threading.Lock()
         self._holders, self._retired = 0, False
 
+    @property
+    def knows_words(self) -> bool:
+        """Whether words can be searched for."""
+        return bool(getattr(self.model, "knows_words", False))
+
     # Holding
 
     def hold(self) -> Self:

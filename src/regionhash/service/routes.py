@@ -160,6 +160,7 @@ async def info(request: Request, state: State, opened: Used) -> InfoOut:
         region_bits=header["n_region_bits"],
         classes=header["classes"],
         by_category=table.category_codes is not None,
+        words=opened.knows_words,
         has_scores=table.has_scores,
         can_change=state.knows(given_token(request)),
         max_upload_bytes=state.limits.upload_bytes,
@@ -280,8 +281,14 @@ async def _query(
     query: QueryIn, state: ServiceState, opened: Opened, until: float
 ) -> CollectionQuery:
     """The query as the collection takes it; its picture is decoded only if it must be encoded."""
-    if (query.upload is None) == (query.image is None):
-        raise HTTPException(422, "a query needs either an upload or an image")
+    if [query.upload is None, query.image is None, query.text is None].count(False) != 1:
+        raise HTTPException(
+            422, "a query needs an upload, an image or a text, and only one of them"
+        )
+    if query.text is not None:
+        if query.boxes or query.regions:
+            raise HTTPException(422, "a text takes no boxes and no regions")
+        return CollectionQuery(text=query.text)
     if query.boxes and query.regions:
         raise HTTPException(422, "a query takes either boxes or regions, not both")
     if query.image is not None:

@@ -85,6 +85,12 @@ async function takeImage(row, name, another) {
   search();
 }
 
+/** Words for one object, alone or beside the pictures. */
+function takeWords(text) {
+  begin({ name: `\u201c${text}\u201d`, text, regions: [], chosen: new Set(), boxes: [] }, queries.length > 0);
+  search();
+}
+
 function begin(query, another) {
   if (queries.length) past.push(queries.map(before => ({ ...before, chosen: new Set(before.chosen), boxes: [...before.boxes] })));
   queries = another ? [...queries, query] : [query];
@@ -104,7 +110,7 @@ const objectsOf = query => [...query.chosen].map(n => ({ box: query.regions[n].b
 const wanted = () => queries.filter(query => !query.unwanted);
 
 /** Whether the query is one whole picture, with nothing left out. */
-const isWhole = () => queries.length === 1 && !objectsOf(queries[0]).length;
+const isWhole = () => queries.length === 1 && !queries[0].text && !objectsOf(queries[0]).length;
 
 function boxAttributes([x0, y0, x1, y1]) { return { x: x0, y: y0, width: Math.max(0, x1 - x0), height: Math.max(0, y1 - y0) }; }
 
@@ -117,6 +123,12 @@ function showQueries() {
   $("back").hidden = !past.length;
   let color = 0;
   $("queries").replaceChildren(...queries.map(query => {
+    if (query.text) {
+      const swatch = make("span", { className: "swatch" });
+      swatch.style.background = COLORS[color++ % COLORS.length];
+      const remove = make("button", { className: "button small", textContent: "Remove", ariaLabel: `Remove ${query.name}`, onclick: () => { queries = queries.filter(other => other !== query); changed(); } });
+      return make("figure", { className: "card query" }, make("figcaption", {}, swatch, make("span", { textContent: query.name, title: query.name }), remove));
+    }
     const image = make("img", { src: query.url, alt: query.name, draggable: false });
     const canvas = make("div", { className: query.busy ? "canvas busy" : "canvas" }, image);
     const caption = make("figcaption", {}, make("span", { textContent: query.name, title: query.name }));
@@ -203,6 +215,7 @@ function changed() {
 function request() {
   const day = (id, add) => $(id).value ? Date.parse(`${$(id).value}T00:00:00Z`) / 1000 + add : null;
   const asked = query => {
+    if (query.text) return { text: query.text };
     const source = query.upload ? { upload: query.upload } : { image: query.image };
     // Drawn objects are sent as boxes, and clicked ones with them; clicked ones alone by their codes.
     if (query.boxes.length) return { ...source, boxes: objectsOf(query).map(object => object.box) };
@@ -322,6 +335,11 @@ addEventListener("drop", event => {
   takeFile(event.dataTransfer.files[0], queries.length > 0 && $("drop").contains(event.target));
 });
 addEventListener("paste", event => { const file = [...event.clipboardData.files][0]; if (file) takeFile(file, false); });
+$("words").onsubmit = event => {
+  event.preventDefault();
+  const text = $("text").value.trim();
+  if (text) { takeWords(text); $("text").value = ""; }
+};
 $("clear").onclick = () => { queries = []; past.length = 0; changed(); };
 $("back").onclick = () => { queries = past.pop() || []; changed(); };
 $("group").onclick = () => { grouped = !grouped; $("group").setAttribute("aria-pressed", grouped); about.by_category && isWhole() ? search() : showHits(); };
