@@ -162,7 +162,7 @@ def export(network, path, inputs, free, names):
         )
 
 
-def _antialiased(g, x, size, align_corners, scales_h, scales_w):
+def _antialiased(g, x, size, *_):
     """The filter of the positions of DINOv2 with registers, which this exporter does not know."""
 
     def numbers(*values):
@@ -172,7 +172,7 @@ def _antialiased(g, x, size, align_corners, scales_h, scales_w):
     kept = g.op("Slice", g.op("Shape", x), numbers(0), numbers(2))
     none = g.op("Constant", value_t=torch.zeros(0))
     sizes = g.op("Concat", kept, *sides, axis_i=0)
-    options = {"mode_s": "cubic", "cubic_coeff_a_f": -0.5, "antialias_i": 1}
+    options = {"mode_s": "cubic", "cubic_coeff_a_f": -0.5, "antialias_i": 1, "exclude_outside_i": 1}
     return g.op("Resize", x, none, none, sizes, **options)
 
 
