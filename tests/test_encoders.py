@@ -187,6 +187,22 @@ def test_every_field_of_a_preprocessor_counts(preprocessor, field):
     assert read.resample == "bicubic"
 
 
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ({"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": True}, (224, 224)),
+        ({"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": False}, (256, 256)),
+        ({"size": {"height": 96, "width": 64}}, (96, 64)),
+        ({"size": {"longest_edge": 512}}, None),
+        ({}, None),
+    ],
+)
+def test_the_size_of_a_preprocessor_is_that_of_the_input(sizes, wanted):
+    read = Preprocessing.of_transformers({"image_mean": 0, "image_std": 1} | sizes)
+    assert read.size == wanted
+    assert Preprocessing.from_record(json.loads(json.dumps(read.to_record()))) == read
+
+
 # -- timm and torchvision -------------------------------------------------------------------------
 
 
@@ -453,6 +469,24 @@ def test_tokens_that_are_several_grids_need_a_patch_size(tmp_path):
     assert "its 5 tokens may be cells of 16 or 32 pixels; a config.json beside it" in found
     (tmp_path / "config.json").write_text('{"patch_size": 16}')
     assert resolve(f"onnx:{path}").encoder.layout.prefix == 1
+
+
+def test_a_graph_that_gives_the_same_grid_for_any_size_takes_one_size(tmp_path):
+    text = (
+        f"g ({INPUT}) => (float[1,50,D] y) <int64[3] s = {{1, 50, -1}}, int64[1] a = {{0}},"
+        "int64[1] c = {50}, int64[1] d = {3}> { f = Slice(x, a, c, d) y = Reshape(f, s) }"
+    )
+    encoder = resolve(f"onnx:{write_graph(tmp_path / 'g.onnx', text)}").encoder
+    assert encoder.fixed_size == (224, 224)
+    assert (encoder.stride, encoder.layout.prefix) == (32, 1)
+
+
+def test_a_graph_whose_batches_depend_on_each_other_is_fed_one_at_a_time(tmp_path):
+    text = f"g ({INPUT}) => (float[B,3] y) {AXES} {{ r = ReduceMean<keepdims=0>(x, axes)"
+    text += " y = CumSum(r, zero) }"
+    text = text.replace("axes = {2, 3}", "axes = {2, 3}, int64 zero = {0}")
+    encoder = resolve(f"onnx:{write_graph(tmp_path / 'g.onnx', text)}").encoder
+    assert encoder.n_vector == 3 and not encoder.layout.batched
 
 
 def test_a_picture_without_numbers_is_refused_when_it_is_encoded(tmp_path):

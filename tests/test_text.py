@@ -306,6 +306,19 @@ def test_a_mask_is_ignored_by_siglip(siglip):
     assert resolve(f"onnx:{siglip}").text.vectors(["a"]).tolist() == [[1.0] * 32]
 
 
+def test_the_mask_of_clip_hides_the_padding(made, tmp_path):
+    folder = Path(shutil.copytree(made("clip").folder, tmp_path / "clip"))
+    text = (
+        "g (int64[B,77] input_ids, int64[B,77] attention_mask) => (float[B,24] text_embeds)"
+        "<int64[1] a = {0}, int64[1] c = {24}, int64[1] d = {1}>"
+        "{ f = Cast<to=1>(attention_mask) text_embeds = Slice(f, a, c, d) }"
+    )
+    write_graph(folder / "onnx" / "text_model.onnx", text)
+    encoder = resolve(f"onnx:{folder}").text
+    n_words = len(made("clip").tokenizer.encode("a red dog").ids)
+    assert encoder.vectors(["a red dog"]).tolist() == [[1.0] * n_words + [0.0] * (24 - n_words)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
