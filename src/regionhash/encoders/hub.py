@@ -78,6 +78,8 @@ def fetch(spec: str, reporter: Reporter, *, also: tuple[str, ...] = ()) -> Fetch
         raise EncoderError(
             f"{place}: no such repository, or a private one; for those, set HF_TOKEN"
         ) from error
+    except errors.HFValidationError as error:
+        raise EncoderError(f"{place}: {one_line(str(error))}") from error
     except EncoderError:
         raise
     except Exception as error:  # of its HTTP library, which changes with versions

@@ -255,10 +255,10 @@ def _choose(outputs: dict[str, NDArray[Any]]) -> tuple[str, str]:
     vectors = [name for name, x in outputs.items() if x.ndim == 2 or x.shape[2:] == (1, 1)]
     maps = [name for name, x in outputs.items() if x.ndim == 4 and name not in vectors]
     tokens = [name for name, x in outputs.items() if x.ndim == 3]
+    known = [name for name in MAP_NAMES if name in maps or name in tokens]
     if maps:  # of several stages, the last
         fewest = min(math.prod(outputs[name].shape[2:]) for name in maps)
         maps = [name for name in maps if math.prod(outputs[name].shape[2:]) == fewest][-1:]
-    known = [name for name in MAP_NAMES if name in outputs]
     chosen = (
         _only(known or maps or tokens, "maps"),
         _only([name for name in VECTOR_NAMES if name in vectors][:1] or vectors, "vectors"),

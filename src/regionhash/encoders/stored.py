@@ -23,7 +23,7 @@ from regionhash.encoders.preprocessing import Preprocessing
 from regionhash.encoders.text import TOKENIZER_FILE, TextEncoder, TextLayout
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing, write_text
-from regionhash.files.text import read_bytes, refusing, shown
+from regionhash.files.text import refusing, shown
 
 RECORD_FILE = "encoder.json"
 GRAPH_FILE = "encoder.onnx"
@@ -143,8 +143,7 @@ def read_encoder(folder: Path) -> Resolved:
     if words:
         text_graph.check_size()
         tokenizer.check_size()
-        content = read_bytes(tokenizer.path, "the tokenizer")
-        text = TextEncoder(text_graph.path, content, text_layout, str(folder))
+        text = TextEncoder(text_graph.path, tokenizer.path, text_layout, str(folder))
     identity = {
         "sha256": graph.sha256,
         "preprocessing": preprocessing.to_record(),

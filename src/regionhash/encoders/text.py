@@ -92,21 +92,20 @@ class TextLayout:
 class TextEncoder:
     """A text tower; see the module. Threads may share it.
 
+    Graph and tokenizer are opened when they are first needed.
+
     Args:
         graph: its graph, or the file.
-        tokenizer: the content of a tokenizer.json.
+        tokenizer: the content of a tokenizer.json, or the file.
         layout: of inputs and output.
         place: the graph, for messages.
         session: of the graph, if it is open already.
-
-    Raises:
-        EncoderError: the tokenizer is damaged, or the package tokenizers is missing.
     """
 
     def __init__(
         self,
         graph: bytes | Path,
-        tokenizer: bytes,
+        tokenizer: bytes | Path,
         layout: TextLayout,
         place: str,
         session: Any = None,
@@ -116,14 +115,22 @@ class TextEncoder:
         self._place = place
         self._lock = threading.Lock()
         self._session = session
-        self._tokenizer = open_tokenizer(tokenizer, place)
-        self._tokenizer.enable_truncation(layout.length)
-        self._tokenizer.enable_padding(
-            direction=layout.side, pad_id=layout.pad, length=layout.length
-        )
+        self._tokenizer: Any = None
 
     def tokens(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The numbers of a text's tokens (length,) and 1 for each that is no padding."""
+        """The numbers of a text's tokens (length,) and 1 for each that is no padding.
+
+        Raises:
+            EncoderError: the tokenizer is damaged, or the package tokenizers is missing.
+        """
+        with self._lock:
+            if self._tokenizer is None:
+                opened = open_tokenizer(self.tokenizer, self._place)
+                opened.enable_truncation(self.layout.length)
+                opened.enable_padding(
+                    direction=self.layout.side, pad_id=self.layout.pad, length=self.layout.length
+                )
+                self._tokenizer = opened
         if self.layout.lowercase:
             from tokenizers.normalizers import Lowercase
 
@@ -135,7 +142,7 @@ class TextEncoder:
         """The vectors (N, n_vector) float32 of N texts, in the space of the pictures' vectors.
 
         Raises:
-            EncoderError: the graph cannot be run.
+            EncoderError: see `tokens`; or the graph cannot be run.
         """
         with self._lock:
             if self._session is None:
@@ -153,12 +160,14 @@ class TextEncoder:
         return vectors
 
 
-def open_tokenizer(content: bytes, place: str) -> Any:
+def open_tokenizer(content: bytes | Path, place: str) -> Any:
     """A tokenizer of the package tokenizers. Raises EncoderError."""
     try:
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_buffer(content)
+        return Tokenizer.from_buffer(
+            content if isinstance(content, bytes) else content.read_bytes()
+        )
     except ImportError as error:
         raise EncoderError(f"{place}: words need tokenizers: pip install regionhash") from error
     except Exception as error:  # whatever its parser runs into
