@@ -282,9 +282,7 @@ async def _query(
 ) -> CollectionQuery:
     """The query as the collection takes it; its picture is decoded only if it must be encoded."""
     if [query.upload is None, query.image is None, query.text is None].count(False) != 1:
-        raise HTTPException(
-            422, "a query needs an upload, an image or a text, and only one of them"
-        )
+        raise HTTPException(422, "a query needs one of an upload, an image and a text")
     if query.text is not None:
         if query.boxes or query.regions:
             raise HTTPException(422, "a text takes no boxes and no regions")

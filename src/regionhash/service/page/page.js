@@ -362,6 +362,7 @@ addEventListener("keydown", event => {
   $("label").append(...about.classes.map(name => make("option", { value: name, textContent: name })));
   $("leave").hidden = !about.can_change; // the cookie holds the token
   $("label-field").hidden = !about.classes.length;
+  $("words").hidden = !about.words;
   $("score-field").hidden = !about.has_scores;
   $("folder").parentNode.classList.toggle("wide", !about.has_scores); // so that both days are in one row
   browse();
