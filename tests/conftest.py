@@ -137,6 +137,20 @@ def drh_collection(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def worded(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of the six photos, not to be changed, by an encoder with words."""
+    from tiny_encoders import write_encoder_with_words
+
+    folder = tmp_path_factory.mktemp("worded")
+    (folder / "encoder").mkdir()
+    arguments = {"n_bits": 64, "proposals": "pyramid", "n_proposals": 12}
+    spec = write_encoder_with_words(folder / "encoder")
+    settings = IndexSettings(arguments, 96, encoder=spec)
+    build_index([str(photos)], folder / "index", settings, workers=0)
+    return folder / "index"
+
+
+@pytest.fixture(scope="session")
 def certain_collection(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A collection of the six photos, not to be changed, with categories of no probability."""
     model = tmp_path_factory.mktemp("baseline")

@@ -216,6 +216,22 @@ def test_a_score_is_asked_for_only_where_there_are_scores(browser, page, drh_col
         assert len(tips) == 6 and all(re.fullmatch(r"\d+ bits", tip) for tip in tips)
 
 
+def test_words_are_searched_alone_and_beside_a_picture(browser, page, worded, photos):
+    assert page.is_hidden("#words")
+    with served(create_app(worded)) as address, opened(browser, address) as words:
+        words.fill("#text", " red cat ")
+        words.press("#text", "Enter")
+        words.wait_for_selector("#title:has-text('with this object')")
+        assert words.inner_text(".query figcaption span:not(.swatch)") == "\u201cred cat\u201d"
+        assert len(words.query_selector_all(".hit rect.match, .hit svg rect")) >= 6
+        words.set_input_files("#file", photos / "2.png")
+        words.wait_for_selector("#title:has-text('with all of these objects')")
+        assert len(words.query_selector_all(".query")) == 2
+        words.click(".query:first-child button:has-text('Remove')")
+        words.wait_for_selector("#title:has-text('like this')")
+        assert len(words.query_selector_all(".query")) == 1
+
+
 def test_a_category_without_a_probability_shows_none(browser, certain_collection):
     with served(create_app(certain_collection)) as address, opened(browser, address) as page:
         page.evaluate("grouped = true")

@@ -114,8 +114,8 @@ def test_a_refusal_names_its_field_so_that_others_can_name_it_their_way():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "either an image or the id"),
-        ({"image": IMAGE, "image_id": "a"}, "either an image or the id"),
+        ({}, "one of an image, the id"),
+        ({"image": IMAGE, "image_id": "a"}, "one of an image, the id"),
         ({"image": IMAGE, "regions": [0]}, "regions need a picture whose codes are known"),
         ({"image_id": "a", "regions": [0], "boxes": [BOX]}, "and exclude boxes"),
         ({"image": IMAGE, "boxes": [(1, 2, 3)]}, "a box must be four numbers"),

@@ -879,7 +879,7 @@ def test_no_path_leads_out_of_the_collection(client, path):
     ("body", "status", "detail"),
     [
         ({"queries": []}, 422, "queries"),
-        ({"queries": [{}]}, 422, "either an upload or an image"),
+        ({"queries": [{}]}, 422, "one of an upload, an image and a text"),
         ({"queries": [{"image": 77}]}, 404, "no such picture"),
         ({"queries": [{"upload": "gone"}]}, 404, "upload the picture again"),
         ({"queries": [{"image": 1, "boxes": [[5, 5, 1, 1]]}]}, 422, "x0 < x1"),
@@ -906,7 +906,11 @@ def test_no_path_leads_out_of_the_collection(client, path):
         ({"queries": [{"image": 1}], "unknown": 1}, 422, "unknown"),
         ({"queries": [{"image": 1}], "mode": "category"}, 422, "no codes of categories"),
         ({"queries": [{"image": 1}], "within": 3}, 422, "within needs objects to exclude"),
-        ({"queries": [{"image": 1}], "without": [{}]}, 422, "either an upload or an image"),
+        (
+            {"queries": [{"image": 1}], "without": [{}]},
+            422,
+            "one of an upload, an image and a text",
+        ),
         ({"queries": [{"image": 1}], "limit": 10**9}, 422, "limit"),
     ],
 )

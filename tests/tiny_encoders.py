@@ -14,7 +14,7 @@ def kernel(seed=0):
     return np.random.default_rng(seed).standard_normal((CHANNELS, 3, STRIDE, STRIDE)) / 400
 
 
-def write_encoder(folder, *, kind="map", seed=0, size=None):
+def write_encoder(folder, *, kind="map", seed=0, size=None, vector="vector"):
     """Writes encoder.onnx, of one layer that reads patches of 16 x 16 pixels; returns its path.
 
     Args:
@@ -23,6 +23,7 @@ def write_encoder(folder, *, kind="map", seed=0, size=None):
             class token of zeros, "vector" their mean.
         seed: of the weights.
         size: side of the input if it is fixed.
+        vector: name of the output of that kind.
     """
     weights = numpy_helper.from_array(kernel(seed).astype(np.float32), "w")
     nodes = [
@@ -45,10 +46,10 @@ def write_encoder(folder, *, kind="map", seed=0, size=None):
     if kind == "vector":
         nodes += [
             helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
-            helper.make_node("Flatten", ["pooled"], ["vector"]),
+            helper.make_node("Flatten", ["pooled"], [vector]),
         ]
         shape = [1, CHANNELS]
-    name = {"map": "map", "tokens": "last_hidden_state", "vector": "vector"}[kind]
+    name = {"map": "map", "tokens": "last_hidden_state", "vector": vector}[kind]
     sides = [size, size] if size else ["height", "width"]
     graph = helper.make_graph(
         nodes,
@@ -79,3 +80,43 @@ def features(pixels, seed=0):
             product = kernel(seed) * patch.transpose(2, 0, 1)
             found[:, i, j] = np.maximum(product.sum((1, 2, 3)), 0)
     return found
+
+
+WORDS = ("red", "green", "blue", "cat", "dog", "chair", "a", "and")
+LENGTH = 12
+
+
+def word_vectors():
+    """The vector (W, D) of each of the words; the first row is of the padding."""
+    return np.random.default_rng(7).standard_normal((len(WORDS) + 2, CHANNELS)).astype(np.float32)
+
+
+def write_encoder_with_words(folder):
+    """Writes an encoder in the hub's layout: `features` averaged, and the mean of word vectors."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    (folder / "onnx").mkdir(parents=True)
+    write_encoder(folder, kind="vector", vector="image_embeds").rename(
+        folder / "onnx/vision_model.onnx"
+    )
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["each"]),
+        helper.make_node("ReduceMean", ["each", "axes"], ["text_embeds"], keepdims=0),
+    ]
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", LENGTH])
+    vectors = helper.make_tensor_value_info("text_embeds", TensorProto.FLOAT, ["batch", CHANNELS])
+    constants = [
+        numpy_helper.from_array(word_vectors(), "table"),
+        numpy_helper.from_array(np.array([1], np.int64), "axes"),
+    ]
+    graph = helper.make_graph(nodes, "words", [ids], [vectors], constants)
+    opsets = [helper.make_opsetid("", 20)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    save(model, folder / "onnx/text_model.onnx")
+    known = {"<pad>": 0, "<unk>": 1} | {word: n + 2 for n, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"pad_token": "<pad>", "model_max_length": LENGTH}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return f"onnx:{folder}"

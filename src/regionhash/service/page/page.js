@@ -242,7 +242,7 @@ async function search(more = false) {
     if (turn !== running) return;
     const found = answer.mode === "category" ? answer.groups.flatMap(group => group.hits.map(hit => ({ ...hit, group: group.prob === null ? group.category : `${group.category}, probability ${group.prob.toFixed(2)}` }))) : answer.hits;
     hits = more ? [...hits, ...found] : found;
-    const what = { image: "like this", region: "with this object", objects: answer.boxes.flat().length > 1 ? "with all of these objects" : "with this object", category: "like this in each of its categories" }[answer.mode];
+    const what = { image: "like this", region: "with this object", objects: answer.boxes.flat().length + wanted().filter(query => query.text).length > 1 ? "with all of these objects" : "with this object", category: "like this in each of its categories" }[answer.mode];
     $("title").textContent = `Pictures ${what}${answer.without.length ? ", but not that" : ""}`;
     $("title").title = `${answer.searched.toLocaleString("en")} pictures searched in ${Math.max(1, Math.round(answer.seconds * 1000))} ms`;
     $("more").hidden = !answer.more;
