@@ -16,7 +16,7 @@ from regionhash.collection import Collection
 from regionhash.data import open_dataset
 from regionhash.data.frames import to_pixels
 from regionhash.data.images import read_image
-from regionhash.models import MODELS, NAMES
+from regionhash.models import ENCODED_REGIONS, MODELS, NAMES
 from regionhash.models.checkpoints import (
     BOXES_GRAPH,
     ENCODE_GRAPH,
@@ -127,7 +127,7 @@ def paired(wanted, found):
 
 
 def test_every_model_has_a_name_that_needs_no_torch():
-    assert list(NAMES) == list(MODELS)
+    assert list(NAMES) == [*MODELS, ENCODED_REGIONS]
 
 
 def test_graphs_give_the_codes_of_their_model(folder):

@@ -167,7 +167,7 @@ def test_filters_and_pages_hold_for_words(worded):
         (("--text", "cat", "--mode", "region"), "must be objects for words"),
         (("--text", "cat", "--mode", "image"), "must be objects for words"),
         (("--text", "cat", "--steps", "exact"), "must be objects for words"),
-        ((), "nothing to search by: give an image, the id of a picture, or words"),
+        ((), "nothing to search by: give --query or --text"),
     ],
 )
 def test_bad_words_are_one_line(worded, words, message):

@@ -197,6 +197,8 @@ def search(
       regionhash search photos.collection --text "a red backpack"
       regionhash search photos.collection --query chair.jpg@10,20,200,220 --text "a cat"
     """
+    if not (query or text):
+        raise ValueError("nothing to search by: give --query or --text")
     from regionhash.collection import Collection, Filter, Search, is_collection
     from regionhash.data.inputs import Pictures
     from regionhash.search.answer import write_answer
