@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from regionhash.extras import imported_when_asked
@@ -39,7 +40,17 @@ NAMES = (
     "dmih",
     ENCODED_REGIONS,
 )
-"""Names of all models: the keys of `MODELS`, which imports torch, and the one without."""
+"""Names of our models: the keys of `MODELS`, which imports torch, and the one without."""
+
+ENTRY_POINTS = "regionhash.models"
+"""Group of the entry points with which other packages offer models: what builds each."""
+
+
+def known_names() -> tuple[str, ...]:
+    """Names of all models that are installed."""
+    others = sorted(entry_points(group=ENTRY_POINTS).names - set(NAMES))
+    return (*NAMES, *others)
+
 
 _OF_FAMILIES = ("MODELS", "HashModel", "ImageHashModel", "TrainedHashModel", "learns_from_labels")
 

@@ -24,7 +24,7 @@ from regionhash.encoders.stored import ENCODER_FILES
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing, sync_directory, write_text
 from regionhash.files.text import reason_of, refusing, shown
-from regionhash.models import ENCODED_REGIONS, NAMES
+from regionhash.models import ENCODED_REGIONS, known_names
 from regionhash.models.parameters import checked, defaults_of, types_of
 
 FORMAT_VERSION = 1
@@ -335,8 +335,8 @@ def _checked(record: dict[str, Any]) -> Checkpoint:
             f"{FORMAT_VERSION}"
         )
     name = strict_json.field(record, "model", str)
-    if name not in NAMES:
-        raise ValueError(f"unknown model {shown(name)}; known: {', '.join(NAMES)}")
+    if name not in known_names():
+        raise ValueError(f"unknown model {shown(name)}; known: {', '.join(known_names())}")
     checkpoint = Checkpoint(
         name,
         strict_json.field(record, "arguments", dict),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
 from typing import Any, Protocol, Self, TypeGuard
 
 from torch import Tensor, nn
 
+from regionhash.files.text import reason_of
+from regionhash.models import ENCODED_REGIONS, ENTRY_POINTS, known_names
 from regionhash.models.dmih import DMIH
 from regionhash.models.drh import DRH
 from regionhash.models.iah import IAH
@@ -97,15 +100,42 @@ def learns_from_labels(model: HashModel) -> TypeGuard[TrainedHashModel]:
     return hasattr(model, "losses")
 
 
-MODELS: dict[str, Callable[..., HashModel]] = {
-    "region-dh": RegionDH,
-    "ssdh": SSDH,
-    "dlbhc": DLBHC,
-    "control": Control,
-    "iah": IAH,
-    "one-stage": OneStage,
-    "dsrh": DSRH,
-    "category-baseline": CategoryBaseline,
-    "drh": DRH,
-    "dmih": DMIH,
-}
+class _Models(Mapping[str, Callable[..., HashModel]]):
+    """Our models, and those of other packages, which are imported when they are asked for."""
+
+    def __init__(self, own: dict[str, Callable[..., HashModel]]) -> None:
+        self._own = own
+
+    def __getitem__(self, name: str) -> Callable[..., HashModel]:
+        if name in self._own:
+            return self._own[name]
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            try:
+                builder: Callable[..., HashModel] = entry.load()
+            except Exception as error:  # of another package
+                raise ValueError(f"model {name}: {entry.value}: {reason_of(error)}") from error
+            return builder
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(name for name in known_names() if name != ENCODED_REGIONS)
+
+    def __len__(self) -> int:
+        return len(known_names()) - 1
+
+
+MODELS = _Models(
+    {
+        "region-dh": RegionDH,
+        "ssdh": SSDH,
+        "dlbhc": DLBHC,
+        "control": Control,
+        "iah": IAH,
+        "one-stage": OneStage,
+        "dsrh": DSRH,
+        "category-baseline": CategoryBaseline,
+        "drh": DRH,
+        "dmih": DMIH,
+    }
+)
+"""What builds each model, by its name; a package adds its own by an entry point `ENTRY_POINTS`."""

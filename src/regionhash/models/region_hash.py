@@ -206,8 +206,7 @@ class RegionHash:
             stored = read_encoder(weights.parent)
         except EncoderError as error:
             raise CheckpointError(str(error)) from error
-        wanted = {key: value for key, value in settings.encoder.items() if key != "spec"}
-        if json.loads(json.dumps(stored.identity)) != wanted:
+        if json.loads(json.dumps({"spec": stored.spec} | stored.identity)) != settings.encoder:
             raise CheckpointError(
                 f"{weights.parent}: its encoder, {stored.spec}, is not the one that model.json "
                 f"describes, {settings.encoder.get('spec')}"

@@ -40,7 +40,7 @@ class QueryIn(_Request):
         Field(
             min_length=1,
             max_length=500,
-            description="Words for an object, instead of a picture, if `words` of the collection is true.",
+            description="Words for an object, instead of a picture, if the collection has `words`.",
         ),
     ] = None
     boxes: Annotated[
