@@ -31,8 +31,8 @@ PRESETS = {
         "objects.csv with the header image,label,xmin,ymin,xmax,ymax and the pictures in images"
     ),
 }
-"""With "boxes/voc2012" a picture is right if it has an object of the query's class, and what is
-chosen is chosen on pictures held out of the database. "boxes/instances" takes these choices over."""
+"""With "boxes/voc2012" a picture is right if it has an object of the query's class. Choices are
+made on pictures held out of its database, and "boxes/instances" takes them over."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class BoxesOptions:
         backbone, weights, short: see `RegionDHOptions`.
         detections: files of boxes, see `read_detections`; at least one.
         distractors: specs of further pictures to search, as `open_dataset` takes them.
+        more: also tries larger inputs, finer maps and wider crops, which double the time.
     """
 
     backbone: str = "mobilenet_v2_fpn"
@@ -50,3 +51,4 @@ class BoxesOptions:
     short: int = 384
     detections: tuple[str, ...] = ()
     distractors: tuple[str, ...] = ()
+    more: bool = False

@@ -35,6 +35,9 @@ POOLS = ("max", "mean", "gem")
 """GeM has the exponent 3 (Radenovic et al., "Fine-tuning CNN Image Retrieval with No Human
 Annotation", TPAMI 2019)."""
 
+POOLS_OF = {"windows": ("max", "mean"), "pyramid": ("max",)}
+"""Of kinds of which there are too many for all."""
+
 _LEAST = 1e-6  # of what GeM raises to a power
 _SAME = 0.5  # IoU from which on a detector's box is the query's
 
@@ -197,29 +200,31 @@ def features_of(
 def _described(
     backbone: Backbone, image: Image, view: View, groups: dict[str, Floats]
 ) -> dict[str, Tensor]:
-    every = torch.from_numpy(np.concatenate([*groups.values()]))
-    ends = np.cumsum([len(group) for group in groups.values()])[:-1].tolist()
-    vectors: dict[str, Tensor] = {}
+    described: dict[str, Tensor] = {}
     if view.margin is None:
         tensor, frame = to_input(image, view.side)
         top = map_of(backbone, stack_images([tensor])[0], view.stage)  # (1, D, h, w)
         stride = frame.input_size[1] / top.shape[3]
-        cells = snap_boxes(frame.to_input(every), stride, *top.shape[2:])
-        for pool in POOLS:
-            vectors[pool] = pooled(top, cells, pool)
+        for kind, boxes in groups.items():
+            cells = snap_boxes(frame.to_input(torch.from_numpy(boxes)), stride, *top.shape[2:])
+            for pool in POOLS_OF.get(kind, POOLS):
+                described[f"{kind} {pool}"] = pooled(top, cells, pool)
     else:
-        crops = [crop(image, box, view) for box in every.numpy()]
+        every = np.concatenate([*groups.values()])
+        crops = [crop(image, box, view) for box in every]
         maps = map_of(backbone, stack_images(crops)[0], view.stage)  # (R, D, h, w)
         vectors = {
             "max": maps.amax((2, 3)),
             "mean": maps.mean((2, 3)),
             "gem": maps.clamp(min=_LEAST).pow(3).mean((2, 3)).pow(1 / 3),
         }
-    return {
-        f"{kind} {pool}": part
-        for pool, rows in vectors.items()
-        for kind, part in zip(groups, F.normalize(rows, dim=1).tensor_split(ends), strict=True)
-    }
+        ends = np.cumsum([len(group) for group in groups.values()])[:-1].tolist()
+        described = {
+            f"{kind} {pool}": part
+            for pool, rows in vectors.items()
+            for kind, part in zip(groups, rows.tensor_split(ends), strict=True)
+        }
+    return {name: F.normalize(rows, dim=1) for name, rows in described.items()}
 
 
 def map_of(backbone: Backbone, images: Tensor, stage: int) -> Tensor:
@@ -238,16 +243,14 @@ def pooled(top: Tensor, cells: Ints, pool: str) -> Tensor:
     """
     if pool == "max":
         return max_pool_windows(top, cells)[0]
-    x = top[0].double()
-    power = 3 if pool == "gem" else 1
+    x = top[0].permute(1, 2, 0).double()  # (h, w, D)
     if pool == "gem":
-        x = x.clamp(min=_LEAST).pow(power)
-    sums = F.pad(x.cumsum(1).cumsum(2), (1, 0, 1, 0))  # (D, h + 1, w + 1)
+        x = x.clamp(min=_LEAST).pow(3)
+    sums = F.pad(x.cumsum(0).cumsum(1), (0, 0, 1, 0, 1, 0))  # (h + 1, w + 1, D)
     x0, y0, x1, y1 = cells.T
-    total = sums[:, y1, x1] - sums[:, y0, x1] - sums[:, y1, x0] + sums[:, y0, x0]  # (D, R)
-    areas = torch.from_numpy((x1 - x0) * (y1 - y0))
-    means = (total / areas).T  # (R, D)
-    return (means.clamp(min=0).pow(1 / power) if pool == "gem" else means).float()
+    totals = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]  # (R, D)
+    means = totals / torch.from_numpy((x1 - x0) * (y1 - y0))[:, None]
+    return (means.clamp(min=0).pow(1 / 3) if pool == "gem" else means).float()
 
 
 def crop(image: Image, box: Floats, view: View) -> Tensor:

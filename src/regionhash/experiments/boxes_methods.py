@@ -1,4 +1,4 @@
-"""Ranking pictures by one of their regions, in several ways, and how right ranking and region are."""
+"""Ranking pictures by their nearest region, in several ways, and how right both of them are."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ FLOATS = 0
 """In place of a number of bits: whitened features, compared by their cosine."""
 
 _CHUNK = 8192  # features at a time
+_BLOCK = 16  # queries at a time
 
 
 @dataclass(frozen=True)
@@ -305,7 +306,9 @@ def nearest(
     distances = np.empty((len(asked), len(counts)), np.float32)
     matched = np.empty((len(asked), len(counts)), np.int64)
     for n in range(len(asked)):
-        row = compared(asked[n : n + 1], described)[0]
+        if n % _BLOCK == 0:
+            block = compared(asked[n : n + _BLOCK], described)
+        row = block[n % _BLOCK]
         if unlike is not None and unlike[0][n] >= 0:
             differ = (unlike[1] >= 0) & (unlike[1] != unlike[0][n])
             row = row + np.float32(unlike[2]) * differ

@@ -1,4 +1,4 @@
-"""Runs a preset of `boxes`: windows and a detector's boxes as regions, and levers for small objects.
+"""Runs a preset of `boxes`: windows and a detector's boxes as regions, and small objects.
 
 What is chosen is chosen on a third of the database that is held out: its objects are the queries to
 the rest. The queries of the report are ranked once, by what was chosen.
@@ -34,9 +34,9 @@ FEW = 9
 
 CHOSEN = (
     "crops and map, 64 dimensions, picture .5",
-    "crops and map, 64 dimensions, picture .5, labels .1",
+    "crops and map, 64 dimensions, picture .25, labels .1",
 )
-"""Names of the `levers` that were best for small objects on the pictures held out of VOC's train."""
+"""The `levers` that were best for small objects on the pictures held out of VOC's train."""
 
 _BITS = (FLOATS, DEFAULT_BITS, 256)
 
@@ -63,7 +63,7 @@ def reproduce(name: str, root: Path, out: Path, options: BoxesOptions, reporter:
     labels = [target.labels[~target.difficult] for each in image_sets for target in each.targets]
     task = task_of(regions, labels, searched, rows[len(sides) - 1])
     short = options.short
-    of_all = {view for method in (*kinds(short), *chosen(short)) for view in method.views}
+    of_all = {view for method in (*kinds(short), *levers(short)) for view in method.views}
 
     def describe(view: View) -> Mapping[str, Bags]:
         most = FEW if view.margin is not None else None
@@ -81,32 +81,30 @@ def reproduce(name: str, root: Path, out: Path, options: BoxesOptions, reporter:
         )
 
     features = _Views(describe)
-    tried = None
+
+    def measured(task: Task, methods: Sequence[Method], bits: Sequence[int]) -> list[Score]:
+        found = []
+        for method in methods:
+            found += _told(scores(task, features, method, bits), reporter)
+        return found
+
+    tried, best = None, [*CHOSEN]
     if len(sides) > 1:
         held, rest = held_out(rows[0])
         practice = task_of(regions, labels, rest, held)
-        found = [
-            score
-            for method in levers(short)
-            for score in _told(scores(practice, features, method, [DEFAULT_BITS]), reporter)
-        ]
+        found = measured(practice, levers(short), [DEFAULT_BITS])
+        best = best_of(practice, found)
+        if options.more:
+            found += measured(practice, more_levers(short), [DEFAULT_BITS])
         tried = (practice, found)
     report = BoxesReport(
         title=f"{name}: windows and a detector's boxes",
         facts=_facts(command(name, root, options), options, image_sets, sides, regions, task),
         task=task,
-        compared=[
-            score
-            for method in kinds(short)
-            for score in _told(scores(task, features, method, _BITS), reporter)
-        ],
-        chosen=[
-            score
-            for method in chosen(short)
-            for score in _told(scores(task, features, method, _BITS), reporter)
-        ],
+        compared=measured(task, kinds(short), _BITS),
+        chosen=measured(task, named(short, best), _BITS),
         tried=tried,
-        best=[] if tried is None else best_of(*tried),
+        best=best,
         default_bits=DEFAULT_BITS,
     )
     return write_report(out, report)
@@ -211,47 +209,53 @@ def kinds(short: int) -> list[Method]:
 
 def levers(short: int) -> list[Method]:
     """What is tried for small objects on pictures held out, windows first."""
-    picture, finer = View(short), View(short, stage=-2)
-    crops, wide = _crops(short), View(_crops(short).side, 0.5)
-    large = View(640 * short // 384)
+    picture, crops = View(short), _crops(short)
     windows = Method("windows", views=(picture,))
     boxes = Method(f"{FEW} best boxes", ("boxes",), (picture,), n_boxes=FEW)
     mean = replace(boxes, name="boxes, mean", pool="mean")
-    joined = _joined(short)
-
-    def like(method: Method, words: str, **changes: Any) -> Method:
-        return replace(method, name=f"{method.name}, {words}", **changes)
-
+    joined = replace(mean, name="crops and map", views=(crops, picture))
     return [
         windows,
-        like(windows, "mean", pool="mean"),
-        like(windows, "mean, 64 dimensions, picture .5", pool="mean", n_dims=64, picture=0.5),
+        _like(windows, "mean", pool="mean"),
+        _like(windows, "mean, 64 dimensions, picture .5", pool="mean", n_dims=64, picture=0.5),
         boxes,
         mean,
         replace(boxes, name="boxes, GeM", pool="gem"),
-        like(mean, "stage of stride 16 joined", views=(finer, picture)),
-        like(mean, f"input of {large.side}", views=(large,)),
-        like(mean, f"input of {large.side} joined", views=(large, picture)),
-        like(mean, "picture .25", picture=0.25),
-        like(mean, "labels .1", labels=0.1),
+        _like(mean, "picture .25", picture=0.25),
+        _like(mean, "labels .1", labels=0.1),
         replace(mean, name="crops", views=(crops,)),
-        replace(mean, name="crops, margin .5", views=(wide,)),
         joined,
-        like(joined, "GeM", pool="gem"),
-        like(joined, f"input of {large.side} too", views=(crops, picture, large)),
-        like(joined, "less .3 of the picture", minus=0.3),
-        like(joined, "fitted on regions below 20 %", fitted_on=0.2),
-        like(joined, "full whitening", power=1.0),
-        like(joined, "quarter of the whitening", power=0.25),
-        like(joined, "64 dimensions", n_dims=64),
-        like(joined, "32 dimensions", n_dims=32),
-        like(joined, "picture .5", picture=0.5),
-        like(joined, "64 dimensions, picture .5", n_dims=64, picture=0.5),
-        like(joined, "32 dimensions, picture .5", n_dims=32, picture=0.5),
-        like(joined, "labels .1", labels=0.1),
-        like(joined, "64 dimensions, picture .5, labels .1", n_dims=64, picture=0.5, labels=0.1),
-        like(joined, "32 dimensions, picture .5, labels .1", n_dims=32, picture=0.5, labels=0.1),
+        _like(joined, "less .3 of the picture", minus=0.3),
+        _like(joined, "fitted on regions below 20 %", fitted_on=0.2),
+        _like(joined, "full whitening", power=1.0),
+        _like(joined, "64 dimensions", n_dims=64),
+        _like(joined, "32 dimensions", n_dims=32),
+        _like(joined, "picture .5", picture=0.5),
+        _like(joined, "64 dimensions, picture .5", n_dims=64, picture=0.5),
+        _like(joined, "32 dimensions, picture .5", n_dims=32, picture=0.5),
+        _like(joined, "labels .1", labels=0.1),
+        _like(joined, "64 dimensions, picture .25, labels .1", n_dims=64, picture=0.25, labels=0.1),
+        _like(joined, "32 dimensions, picture .5, labels .1", n_dims=32, picture=0.5, labels=0.1),
     ]
+
+
+def more_levers(short: int) -> list[Method]:
+    """Those that need further views."""
+    picture, crops, finer = View(short), _crops(short), View(short, stage=-2)
+    large, wide = View(640 * short // 384), View(crops.side, 0.5)
+    mean = Method("boxes, mean", ("boxes",), (picture,), pool="mean", n_boxes=FEW)
+    side = f"input of {large.side}"
+    return [
+        _like(mean, "stage of stride 16 joined", views=(finer, picture)),
+        _like(mean, side, views=(large,)),
+        replace(mean, name=f"crops and map, {side} too", views=(crops, picture, large)),
+        replace(mean, name="crops, margin .5", views=(wide,)),
+        replace(mean, name="crops and map, margin .5", views=(wide, picture)),
+    ]
+
+
+def _like(method: Method, words: str, **changes: Any) -> Method:
+    return replace(method, name=f"{method.name}, {words}", **changes)
 
 
 def _crops(short: int) -> View:
@@ -259,15 +263,9 @@ def _crops(short: int) -> View:
     return View(160 * short // 384, 0.1)
 
 
-def _joined(short: int) -> Method:
-    """A region's vector is that of its crop and that of its cells on the map, joined."""
-    views = (_crops(short), View(short))
-    return Method("crops and map", ("boxes",), views, pool="mean", n_boxes=FEW)
-
-
-def chosen(short: int) -> list[Method]:
-    """What `levers` showed to be best for small objects, without and with classes."""
-    return [method for method in levers(short) if method.name in CHOSEN]
+def named(short: int, names: Sequence[str]) -> list[Method]:
+    """Some of the `levers`."""
+    return [method for method in levers(short) if method.name in names]
 
 
 def best_of(task: Task, found: Sequence[Score]) -> list[str]:
@@ -302,10 +300,11 @@ def _facts(
     return [
         f"Command: `{words}`",
         f"Database: {described(name, ids)}.",
-        f"Queries: {len(task.queries)} objects of {sides[-1].name}, with {right:.1f} right pictures "
-        f"on average; {known:.0%} have a class from a box of the detector with an IoU of .5.",
-        "Whitening (128 dimensions, power 0.5, if not stated) and hash are fitted on at most 40,000 "
-        "regions of the database, for each row by itself, without labels; one seed.",
+        f"Queries: {len(task.queries)} objects of {sides[-1].name}, with {right:.1f} right "
+        f"pictures on average; {known:.0%} have a class from a box of the detector with an IoU of "
+        ".5.",
+        "Whitening (128 dimensions, power 0.5, if not stated) and hash are fitted on at most "
+        "40,000 regions of the database, for each row by itself, without labels; one seed.",
         f"Backbone {options.backbone}, weights `{Path(options.weights).name}`, short side "
         f"{options.short} pixels.",
         *facts_of_run(),
