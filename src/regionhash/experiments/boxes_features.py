@@ -205,26 +205,20 @@ def _described(
         tensor, frame = to_input(image, view.side)
         top = map_of(backbone, stack_images([tensor])[0], view.stage)  # (1, D, h, w)
         stride = frame.input_size[1] / top.shape[3]
-        for kind, boxes in groups.items():
-            cells = snap_boxes(frame.to_input(torch.from_numpy(boxes)), stride, *top.shape[2:])
-            for pool in POOLS_OF.get(kind, POOLS):
-                described[f"{kind} {pool}"] = pooled(top, cells, pool)
     else:
-        every = np.concatenate([*groups.values()])
-        crops = [crop(image, box, view) for box in every]
+        crops = [crop(image, box, view) for group in groups.values() for box in group]
         maps = map_of(backbone, stack_images(crops)[0], view.stage)  # (R, D, h, w)
-        vectors = {
-            "max": maps.amax((2, 3)),
-            "mean": maps.mean((2, 3)),
-            "gem": maps.clamp(min=_LEAST).pow(3).mean((2, 3)).pow(1 / 3),
-        }
-        ends = np.cumsum([len(group) for group in groups.values()])[:-1].tolist()
-        described = {
-            f"{kind} {pool}": part
-            for pool, rows in vectors.items()
-            for kind, part in zip(groups, rows.tensor_split(ends), strict=True)
-        }
-    return {name: F.normalize(rows, dim=1) for name, rows in described.items()}
+    for pool in POOLS:
+        own = {kind: group for kind, group in groups.items() if pool in POOLS_OF.get(kind, POOLS)}
+        if view.margin is None:
+            boxes = frame.to_input(torch.from_numpy(np.concatenate([*own.values()])))
+            rows = pooled(top, snap_boxes(boxes, stride, *top.shape[2:]), pool)
+        else:
+            rows = pooled_whole(maps, pool)
+        ends = np.cumsum([len(group) for group in own.values()])[:-1].tolist()
+        parts = F.normalize(rows, dim=1).tensor_split(ends)
+        described |= {f"{kind} {pool}": part for kind, part in zip(own, parts, strict=True)}
+    return described
 
 
 def map_of(backbone: Backbone, images: Tensor, stage: int) -> Tensor:
@@ -253,6 +247,15 @@ def pooled(top: Tensor, cells: Ints, pool: str) -> Tensor:
     return (means.clamp(min=0).pow(1 / 3) if pool == "gem" else means).float()
 
 
+def pooled_whole(maps: Tensor, pool: str) -> Tensor:
+    """What whole maps (R, D, h, w) have: (R, D)."""
+    if pool == "max":
+        return maps.amax((2, 3))
+    if pool == "mean":
+        return maps.mean((2, 3))
+    return maps.clamp(min=_LEAST).pow(3).mean((2, 3)).pow(1 / 3)
+
+
 def crop(image: Image, box: Floats, view: View) -> Tensor:
     """The part of a picture (H, W, 3) that a view sees of a box, (3, side, side) uint8."""
     x0, y0, x1, y1 = enlarged(box, view.margin or 0.0, square=view.square).tolist()
@@ -262,7 +265,8 @@ def crop(image: Image, box: Floats, view: View) -> Tensor:
     x0, y0 = min(x0, width - 1), min(y0, height - 1)
     part = image[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
     tensor = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)
-    return resize(tensor, [view.side, view.side], antialias=True)
+    made: Tensor = resize(tensor, [view.side, view.side], antialias=True)
+    return made
 
 
 def enlarged(box: Floats, margin: float, *, square: bool) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -254,7 +255,7 @@ def fitted(vectors: Tensor, method: Method, n_bits: int) -> DRH:
     model = DRH(n_bits or 8, backbone="tiny_fpn", weights="none").eval()
     model.whitening = Whitening(vectors.shape[1], n_dims, power=method.power)
     if n_bits == FLOATS:
-        model.whitening.fit(vectors.split(_CHUNK))
+        model.whitening.fit(torch.split(vectors, _CHUNK))
         return model
     model.hash = nn.Linear(n_dims, n_bits)
     fit_drh(model, vectors)
@@ -266,7 +267,7 @@ def describe(model: DRH, vectors: Tensor, n_bits: int) -> Codes | Floats:
     """Codes (M, K/8), or whitened floats (M, P) of unit length, of vectors (M, D)."""
     parts: list[NDArray[np.float32]] = []
     packed: list[Codes] = []
-    for chunk in vectors.split(_CHUNK):
+    for chunk in torch.split(vectors, _CHUNK):
         x = model.whitening(chunk.float())
         if n_bits == FLOATS:
             parts.append(F.normalize(x, dim=1).numpy())
@@ -278,7 +279,8 @@ def describe(model: DRH, vectors: Tensor, n_bits: int) -> Codes | Floats:
 def compared(asked: Codes | Floats, described: Codes | Floats) -> Floats:
     """Distances (Q, M) in [0, 1]: the share of differing bits, or (1 - cosine) / 2."""
     if asked.dtype == np.uint8:
-        return hamming_distances(asked, described).astype(np.float32) / (8 * asked.shape[1])
+        codes, others = cast(Codes, asked), cast(Codes, described)
+        return hamming_distances(codes, others).astype(np.float32) / np.float32(8 * codes.shape[1])
     return np.asarray((1 - asked @ described.T) / 2, np.float32)
 
 

@@ -90,7 +90,7 @@ def _pair(task: Task, score: Score, size: tuple[str, float, float]) -> str:
 def _regions(task: Task, rows: Sequence[Score]) -> list[str]:
     sizes = [ALL, *SIZES]
     header = ["regions", "per picture", "bytes per picture"]
-    header += [f"{name}: {len(_rows(task, (name, *ends)))} queries" for name, *ends in sizes]
+    header += [f"{size[0]}: {len(_rows(task, size))} queries" for size in sizes]
     table = [
         [
             score.method.name,
