@@ -33,8 +33,8 @@ FEW = 9
 """Boxes of a picture for a quarter of the codes of windows, of which there are 41 or 44."""
 
 CHOSEN = (
-    "crops and map, 64 dimensions, picture .5",
-    "crops and map, 64 dimensions, picture .25, labels .1",
+    "crops and map, 32 dimensions, picture .5",
+    "crops and map, 32 dimensions, picture .5, labels .1",
 )
 """The `levers` that were best for small objects on the pictures held out of VOC's train."""
 
