@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regionhash.data import open_dataset
-from regionhash.experiments.drh_features import _BagWriter, _stored
+from regionhash.experiments.drh_features import BagWriter, _stored
 from regionhash.training import Cache, TrainingConfig, feature_cache
 from regionhash.training.feature_cache import kept_features
 from reporters import Recording
@@ -65,7 +65,7 @@ def bags(path: Path) -> None:
     """Features for instance search of two pictures and a query."""
     path.mkdir()
     for part, n in (("database", 2), ("queries", 1)):
-        writer = _BagWriter(path / part)
+        writer = BagWriter(path / part)
         for _ in range(n):
             writer.add({"MAC": torch.ones(3, 4)})
         writer.finish()

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from regionhash.experiments import dmih, drh, iah, region_dh
+from regionhash.experiments import boxes, dmih, drh, iah, region_dh
 from regionhash.reporter import Reporter
 
 Run = Callable[[str, Path, Path, Any, Reporter], Path]
@@ -51,8 +51,9 @@ EXPERIMENTS = {
     "iah": Experiment(iah.PRESETS, iah.IAHOptions, _run("iah_run")),
     "drh": Experiment(drh.PRESETS, drh.DRHOptions, _run("drh_run")),
     "dmih": Experiment(dmih.PRESETS, dmih.DMIHOptions, _run("dmih_run")),
+    "boxes": Experiment(boxes.PRESETS, boxes.BoxesOptions, _run("boxes_run")),
 }
-"""By paper."""
+"""By paper, and "boxes", which is of none."""
 
 
 def preset_names() -> list[str]:

@@ -159,8 +159,11 @@ def _sync(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-class _BagWriter:
-    """Writes the features of picture after picture: one file per kind, and their numbers."""
+class BagWriter:
+    """Writes the features of picture after picture: one file per kind, and their numbers.
+
+    All kinds have as many dimensions. `open_bags` reads them.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -199,7 +202,7 @@ def _compute(
     reporter: Reporter,
 ) -> None:
     query_set.database.notices.tell(reporter)
-    database, ids, skipped = _BagWriter(folder / "database"), [], {}
+    database, ids, skipped = BagWriter(folder / "database"), [], {}
     for n, image_id in enumerate(query_set.database.ids):
         try:
             top, frame, tensor = _map_of(model, query_set.database.images[n], short)
@@ -221,7 +224,7 @@ def _compute(
         if len(ids) % 500 == 0:
             reporter.note(f"{len(ids)} of {len(query_set.database)} pictures")
     database.finish()
-    queries, shown = _BagWriter(folder / "queries"), ""
+    queries, shown = BagWriter(folder / "queries"), ""
     for query in query_set.queries:
         if query.image_id != shown:  # the queries of one picture follow each other
             image = query_set.database.images[query_set.database.ids.index(query.image_id)]
@@ -251,18 +254,18 @@ def _whole(top: Tensor) -> dict[str, Tensor]:
     return {kind: f(top) for kind, f in DESCRIPTORS.items()} | {"R-MAC": rmac_vectors(top)[0]}
 
 
+def open_bags(folder: Path) -> dict[str, Bags]:
+    """What a `BagWriter` wrote, memory-mapped."""
+    record = json.loads((folder / "bags.json").read_text())
+    found = {}
+    for kind, counts in record["counts"].items():
+        values = np.memmap(folder / f"{kind}.f16", np.float16, "r")
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        found[kind] = Bags(values.reshape(offsets[-1], record["n_dims"]), offsets)
+    return found
+
+
 def _opened(path: Path) -> InstanceFeatures:
     pictures = json.loads((path / "pictures.json").read_text())
-
-    def bags(folder: Path) -> dict[str, Bags]:
-        record = json.loads((folder / "bags.json").read_text())
-        found = {}
-        for kind, counts in record["counts"].items():
-            values = np.memmap(folder / f"{kind}.f16", np.float16, "r")
-            offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-            found[kind] = Bags(values.reshape(offsets[-1], record["n_dims"]), offsets)
-        return found
-
-    return InstanceFeatures(
-        tuple(pictures["ids"]), pictures["skipped"], bags(path / "database"), bags(path / "queries")
-    )
+    database, queries = (open_bags(path / part) for part in ("database", "queries"))
+    return InstanceFeatures(tuple(pictures["ids"]), pictures["skipped"], database, queries)
