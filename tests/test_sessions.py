@@ -1,0 +1,30 @@
+"""Sessions of ONNX Runtime: what runs a graph."""
+
+import onnxruntime
+import pytest
+
+from regionhash.sessions import n_threads, open_session
+from tiny_encoders import write_encoder
+
+
+@pytest.mark.parametrize("openvino", [False, True])
+def test_openvino_runs_graphs_where_it_is_installed(tmp_path, monkeypatch, openvino):
+    asked = []
+
+    class Session:
+        def __init__(self, given, options, providers):
+            asked.append((options.intra_op_num_threads, providers))
+
+    found = ["OpenVINOExecutionProvider"] * openvino + ["CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: found)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    open_session(write_encoder(tmp_path), "here")
+    options = {"device_type": "CPU", "num_of_threads": str(n_threads())}
+    first = [("OpenVINOExecutionProvider", options)] * openvino
+    assert asked == [(n_threads(), [*first, "CPUExecutionProvider"])]
+
+
+def test_a_file_that_is_no_graph_is_one_line(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"no graph")
+    with pytest.raises(KeyError, match="here: not a readable graph"):
+        open_session(tmp_path / "x.onnx", "here", type("Refused", (KeyError, ValueError), {}))
