@@ -25,7 +25,7 @@ from regionhash.models.runtime import load_runtime
 from regionhash.parts.hashes import LinearHash
 from regionhash.parts.windows import pool_map, sliding_windows
 from regionhash.structures import Detections
-from tiny_encoders import CHANNELS, STRIDE, features, write_encoder
+from tiny_encoders import CHANNELS, STRIDE, features, write_encoder, write_encoder_with_words
 
 SMALL = ("--bits", 64, "--short", 96, "--workers", 0)
 
@@ -252,6 +252,22 @@ def test_the_copy_of_an_index_is_one_folder(made, photos, tmp_path):
     with Collection.open(tmp_path / "copy") as opened:
         found = opened.search(image=photos / "4.png")
         assert found.hits[0].id == "4.png" and found.hits[0].distance == 0
+
+
+def test_info_names_the_encoder(made, encoders, worded):
+    record = json.loads(run("info", made, "--json").stdout)
+    assert (record["encoder"], record["licence"], record["words"]) == (encoders(), "", False)
+    assert json.loads(run("info", worded, "--json").stdout)["words"] is True
+
+
+def test_words_are_left_out_where_they_cannot_be_searched(photos, tmp_path):
+    (tmp_path / "encoder").mkdir()
+    spec = write_encoder_with_words(tmp_path / "encoder", kind="both")
+    index(photos, tmp_path / "i", spec, "--regions", "map")
+    assert not (tmp_path / "i/text.onnx").exists()
+    index(photos, tmp_path / "j", spec, "--max-regions", 4, "--proposals", "pyramid")
+    assert (tmp_path / "j/text.onnx").exists()
+    assert read_checkpoint(tmp_path / "j").arguments["regions"] == "crop"
 
 
 def test_the_service_searches_it(made, photos):

@@ -20,7 +20,7 @@ def write_encoder(folder, *, kind="map", seed=0, size=None, vector="vector"):
     Args:
         folder: an existing folder.
         kind: "map" gives rectified features of each patch, "tokens" the same as tokens behind a
-            class token of zeros, "vector" their mean.
+            class token of zeros, "vector" their mean, "both" the map and the vector.
         seed: of the weights.
         size: side of the input if it is fixed.
         vector: name of the output of that kind.
@@ -31,7 +31,7 @@ def write_encoder(folder, *, kind="map", seed=0, size=None, vector="vector"):
         helper.make_node("Relu", ["conv"], ["map"]),
     ]
     constants = [weights]
-    shape = [1, CHANNELS, "h", "w"]
+    outputs = [("map", [1, CHANNELS, "h", "w"])]
     if kind == "tokens":
         constants += [
             numpy_helper.from_array(np.array([0, CHANNELS, -1], np.int64), "flat"),
@@ -42,20 +42,20 @@ def write_encoder(folder, *, kind="map", seed=0, size=None, vector="vector"):
             helper.make_node("Transpose", ["columns"], ["patches"], perm=[0, 2, 1]),
             helper.make_node("Concat", ["cls", "patches"], ["last_hidden_state"], axis=1),
         ]
-        shape = [1, "tokens", CHANNELS]
-    if kind == "vector":
+        outputs = [("last_hidden_state", [1, "tokens", CHANNELS])]
+    if kind in ("vector", "both"):
         nodes += [
             helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
             helper.make_node("Flatten", ["pooled"], [vector]),
         ]
-        shape = [1, CHANNELS]
-    name = {"map": "map", "tokens": "last_hidden_state", "vector": vector}[kind]
+        outputs = outputs * (kind == "both") + [(vector, [1, CHANNELS])]
+    each = [(name, TensorProto.FLOAT, shape) for name, shape in outputs]
     sides = [size, size] if size else ["height", "width"]
     graph = helper.make_graph(
         nodes,
         "encoder",
         [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [1, 3, *sides])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(*output) for output in each],
         constants,
     )
     path = folder / "encoder.onnx"
@@ -91,12 +91,12 @@ def word_vectors():
     return np.random.default_rng(7).standard_normal((len(WORDS) + 2, CHANNELS)).astype(np.float32)
 
 
-def write_encoder_with_words(folder):
-    """Writes an encoder in the hub's layout: `features` averaged, and the mean of word vectors."""
+def write_encoder_with_words(folder, kind="vector"):
+    """Writes an encoder of a kind in the hub's layout, whose words are means of word vectors."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     (folder / "onnx").mkdir(parents=True)
-    write_encoder(folder, kind="vector", vector="image_embeds").rename(
+    write_encoder(folder, kind=kind, vector="image_embeds").rename(
         folder / "onnx/vision_model.onnx"
     )
     nodes = [

@@ -590,6 +590,7 @@ class Collection:
             "classes": header["classes"],
             "model": header["model"],
             "model_hash": header["model_hash"],
+            **_encoder_of(self.folder),
             "added": [{"inputs": shown_inputs(text), "pictures": n} for text, n in sources],
             "bytes": _n_bytes(self.folder),
             **header["meta"],
@@ -709,3 +710,16 @@ def _n_bytes(folder: Path) -> int:
             with suppress(OSError):
                 total += (Path(parent) / name).stat().st_size
     return total
+
+
+def _encoder_of(folder: Path) -> dict[str, Any]:
+    """What is known of the origin of a collection's encoder; nothing if it has none."""
+    from regionhash.encoders import RECORD_FILE, EncoderError, read_encoder
+
+    if not (folder / RECORD_FILE).exists():
+        return {}
+    try:
+        stored = read_encoder(folder)
+    except EncoderError as error:
+        return {"encoder": f"damaged: {error}"}
+    return {"encoder": stored.spec, "licence": stored.licence, "words": stored.text is not None}

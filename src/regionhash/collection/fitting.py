@@ -103,7 +103,8 @@ def fit_model(
             seed=settings.seed,
         )
     else:
-        resolved = resolve(spec, reporter)
+        # The words of an encoder can be as large as the rest, and need cut-out regions.
+        resolved = resolve(spec, reporter, words=arguments.get("regions") != "map")
         unfitted = RegionHash.of_encoder(resolved, arguments)
         if unfitted.settings.regions == "crop" and "regions" not in arguments:
             reporter.note(
