@@ -699,7 +699,7 @@ def test_bad_questions_are_named(photo_collection, photos):
                 collection.search(**arguments)
         with pytest.raises(KeyError):
             collection.search(image_id="gone.png")
-    with pytest.raises(ValueError, match="either an image or the id"):
+    with pytest.raises(ValueError, match="one of an image, the id"):
         Query()
     with pytest.raises(ValueError, match="min_score must be in"):
         Filter(min_score=2)
