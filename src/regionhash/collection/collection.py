@@ -6,6 +6,7 @@ photos.collection/
   arrays/                         derived, rebuilt when missing or stale
   uploads/                        files uploaded to the service
   boxes.json                      the files of boxes it was given, if any
+  detector.json, detector.onnx    what finds the boxes of pictures that no file has, if any
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.collection.arrays import Arrays, Snapshot, without_removed
-from regionhash.collection.box_files import boxes_of
+from regionhash.collection.box_files import boxes_of, detector_in
 from regionhash.collection.checking import CheckReport, check, header_of_model
 from regionhash.collection.database import (
     DATABASE_FILE,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from regionhash.data.detections import Boxes, Detector
     from regionhash.data.image_set import ImageSet
     from regionhash.data.inputs import Source
+    from regionhash.detectors import OnnxDetector
     from regionhash.models import HashModel
     from regionhash.models.checkpoints import Checkpoint
     from regionhash.models.runtime import Runtime, RuntimeName
@@ -91,6 +93,7 @@ class Collection:
         self._databases: WeakSet[Database] = WeakSet()  # one per living thread
         self._loading, self._following = threading.Lock(), threading.Lock()
         self._model: tuple[Runtime, Checkpoint] | None = None
+        self._detector: tuple[OnnxDetector | None] | None = None  # None: not read yet
         self._arrays = Arrays(folder)
         self._masks = Masks()
         self._snapshot = self._arrays.follow(self._database)
@@ -265,6 +268,19 @@ class Collection:
 
         self._model = runtime_of(given[0], self.header["meta"]["precision"]), given[1]
 
+    @property
+    def detector(self) -> OnnxDetector | None:
+        """What finds the boxes of pictures that no file has; None if there is none.
+
+        Raises:
+            ValueError: it is missing, damaged, or not the one that the collection was made with.
+        """
+        checkpoint = self.model[1]
+        with self._loading:
+            if self._detector is None:
+                self._detector = (detector_in(self.folder, checkpoint),)
+            return self._detector[0]
+
     # Searching
 
     @renamed(like="image_id", without="exclude", near="group_within", within="max_distance")
@@ -327,6 +343,7 @@ class Collection:
             search,
             picture_of=lambda query: self._query_picture(query, snapshot),
             mask=mask,
+            detector_of=lambda: self.detector,
         )
         return answer, snapshot
 
@@ -455,7 +472,7 @@ class Collection:
         """`add` for an image set that is already open."""
         from regionhash.collection.adding import add_pictures
 
-        given = boxes_of(self.folder, self.model[0], boxes, image_set.notices)
+        given = boxes_of(self.folder, self.model[0], boxes, image_set.notices, self.detector)
         source = self._database.source(inputs, place)
         report = add_pictures(
             self._database, *self.model, image_set, source, boxes=given, **options
@@ -480,7 +497,8 @@ class Collection:
         Args:
             reporter: is told about each source or picture that is kept, and as in `add`.
             remove_empty: also removes the pictures of folders that are empty now.
-            boxes: a function, see `add`; otherwise the recorded files are read again.
+            boxes: a function, see `add`; otherwise the recorded files are read again, and the
+                collection's detector finds the boxes of pictures that they do not have.
             options: see `add_pictures`.
         """
         from regionhash.collection.adding import AddReport
@@ -495,7 +513,7 @@ class Collection:
         from regionhash.models.encoding import EncodingReport
 
         notices = Notices()
-        given = boxes_of(self.folder, self.model[0], boxes, notices)
+        given = boxes_of(self.folder, self.model[0], boxes, notices, self.detector)
         notices.tell(reporter)
         reports: dict[int, AddReport] = {}
         for source, text in self._database.read("SELECT source, inputs FROM sources ORDER BY 1"):
