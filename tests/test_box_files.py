@@ -10,12 +10,15 @@ import pytest
 import tiny_detectors
 from cli_runner import error_of, run
 from conftest import write_picture
+from killing import killed_in
 from plain import run_plain
-from regionhash.collection import Collection, open_codes
+from regionhash.collection import Collection, adding, open_codes
+from regionhash.collection.database import Database
 from regionhash.collection.indexing import IndexSettings, build_index
 from regionhash.data.images import read_image
 from regionhash.detectors import OnnxDetector, write_detector
 from regionhash.models.checkpoints import load_checkpoint, read_checkpoint
+from regionhash.models.encoding import encode_boxes
 from regionhash.service import create_app
 from tiny_detectors import FRACTIONS, NAMES, ULTRALYTICS
 from tiny_encoders import write_encoder
@@ -306,3 +309,124 @@ def test_a_graph_that_is_none_is_refused_before_anything_is_made(photos, tmp_pat
     assert said.startswith("no.onnx: ") and not (tmp_path / "c").exists()
     said = error_of("index", photos, "-o", tmp_path / "c", "--min-box-score", 0.5)
     assert said == "min_box_score needs the proposals onnx:FILE"
+
+
+# Newer boxes
+
+
+def written_boxes(path, *names, box=(5, 6, 20, 30), label="cow"):
+    rows = [{"file_name": name, "bbox": box, "label": label, "score": 0.5} for name in names]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture
+def boxed(graphs, photos, tmp_path):
+    """A collection of the six photos with a box in the first four, and its pictures."""
+    pictures = shutil.copytree(photos, tmp_path / "pictures")
+    file = written_boxes(tmp_path / "old.json", *(f"{n}.png" for n in range(4)))
+    run("index", pictures, "-o", tmp_path / "boxed", "--encoder", graphs[0],
+        "--proposals", f"boxes:{file}", *TINY)  # fmt: skip
+    return tmp_path / "boxed", pictures
+
+
+def rows_and_boxes(folder):
+    """Row and boxes, without the whole picture, of each picture."""
+    with Collection.open(folder) as opened:
+        return {
+            image.id: (image.row, opened.encoded(image.id).regions.boxes[1:].round().tolist())
+            for image in opened.images()
+        }
+
+
+OLD, NEW = [5, 6, 25, 36], [10, 10, 50, 60]
+
+
+def test_newer_boxes_renew_the_pictures_that_the_file_has_and_no_others(boxed, tmp_path):
+    folder, pictures = boxed
+    before = rows_and_boxes(folder)
+    assert [boxes for _, boxes in before.values()] == [[OLD]] * 4 + [[]] * 2
+    newer = written_boxes(tmp_path / "new.json", "1.png", "4.png", "x.png", box=(10, 10, 40, 50))
+    words = ("add", folder, pictures, "--boxes", newer, "--workers", 0)
+    assert record_of(*words)["encoded"] == 0  # without being told to
+    assert rows_and_boxes(folder) == before
+    result = run(*words, "--renew-boxes")
+    assert "2 encoded" in result.stdout and "2 of the encoded have newer boxes" in result.stdout
+    assert result.stderr.count("x.png") == 1
+    after = rows_and_boxes(folder)
+    assert after.keys() == before.keys()
+    for name, (row, boxes) in after.items():
+        if name in ("1.png", "4.png"):
+            assert row > 6 and boxes == [NEW]
+        else:
+            assert (row, boxes) == before[name]
+    # The same boxes again change no row, and neither does a refresh.
+    record = record_of(*words, "--renew-boxes")
+    assert (record["encoded"], record["renewed"], record["stored_before"]) == (2, 2, 4)
+    assert rows_and_boxes(folder) == after
+    run("refresh", folder, "--workers", 0)
+    assert rows_and_boxes(folder) == after
+    assert record_of("check", folder)["problems"] == []
+    with Collection.open(folder) as opened:
+        model, checkpoint = opened.model
+        found = opened.encoded("1.png").regions
+        wanted = encode_boxes(model, checkpoint, read_image(pictures / "1.png"), found.boxes.copy())
+    np.testing.assert_array_equal(found.codes, wanted.codes)
+
+
+def test_removed_moved_and_unreadable_pictures_are_renewed_as_they_can_be(boxed, tmp_path):
+    folder, pictures = boxed
+    run("remove", folder, "0.png")
+    (pictures / "1.png").rename(pictures / "moved.png")
+    (pictures / "2.png").write_bytes(b"no picture")
+    (pictures / "deeper").mkdir()
+    shutil.copy(pictures / "3.png", pictures / "deeper/copy.png")
+    names = ("0.png", "moved.png", "2.png", "deeper/copy.png")
+    newer = written_boxes(tmp_path / "new.json", *names, box=(10, 10, 40, 50))
+    words = ("add", folder, pictures, "--boxes", newer, "--renew-boxes", "--workers", 0)
+    record = record_of(*words)
+    assert (record["renewed"], record["moved"], record["copied"]) == (2, 1, 1)
+    assert list(record["skipped"]) == ["2.png"]
+    found = {name: boxes for name, (_, boxes) in rows_and_boxes(folder).items()}
+    assert "0.png" not in found
+    assert found["2.png"] == found["3.png"] == [OLD]
+    assert found["deeper/copy.png"] == [NEW]
+    assert list(found.values()).count([NEW]) == 2
+
+
+def test_renewing_that_is_killed_is_finished_by_the_same_command(boxed, tmp_path, monkeypatch):
+    folder, pictures = boxed
+    before = rows_and_boxes(folder)
+    newer = written_boxes(
+        tmp_path / "new.json", *(f"{n}.png" for n in range(6)), box=(10, 10, 40, 50)
+    )
+    monkeypatch.setattr(adding, "_COMMIT_IMAGES", 2)
+    words = ("add", folder, pictures, "--boxes", newer, "--renew-boxes", "--workers", 0)
+    killed_in(Database, "store", lambda: run(*words))
+    between = rows_and_boxes(folder)
+    assert between.keys() == before.keys()
+    renewed = [name for name in between if between[name] != before[name]]
+    assert renewed == ["0.png", "1.png"]
+    assert all(between[name][1] == [NEW] for name in renewed)
+    assert record_of("check", folder)["problems"] == []
+    assert record_of(*words)["renewed"] == 6
+    after = rows_and_boxes(folder)
+    assert [boxes for _, boxes in after.values()] == [[NEW]] * 6
+    assert {name: after[name] for name in renewed} == {name: between[name] for name in renewed}
+    assert len(after) == 6
+
+
+def test_a_function_renews_all_pictures_that_are_given(boxed):
+    folder, pictures = boxed
+    with Collection.open(folder) as opened:
+        inputs = [str(pictures / "4.png"), str(pictures / "5.png")]
+        report = opened.add(inputs, boxes=lambda _: [[10, 10, 50, 60]], renew_boxes=True, workers=0)
+        assert report.renewed == 2
+    found = [boxes for _, boxes in rows_and_boxes(folder).values()]
+    assert found == [[OLD]] * 4 + [[NEW]] * 2
+
+
+def test_newer_boxes_must_be_given(boxed):
+    folder, pictures = boxed
+    said = error_of("add", folder, pictures, "--renew-boxes")
+    assert said == "renew_boxes needs boxes: a file of them, or a function"

@@ -72,6 +72,7 @@ HELD = {
         "test_detections.test_a_class_that_the_model_does_not_know_is_none_and_told",
         "test_detections.test_an_error_names_file_and_field_in_one_line",
         "test_detections.test_boxes_are_turned_cut_and_left_out_as_those_of_labels",
+        "test_box_files.test_newer_boxes_renew_the_pictures_that_the_file_has_and_no_others",
         "test_indexing.test_new_pictures_have_the_boxes_of_their_own_file_or_of_the_first",
         "test_box_files.test_a_query_and_an_upload_have_what_the_detector_finds",
         "test_box_files.test_a_file_of_boxes_counts_before_the_detector",

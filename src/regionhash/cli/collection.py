@@ -210,6 +210,14 @@ def add(
             "read again by `refresh`."
         ),
     ] = None,
+    renew_boxes: Annotated[
+        bool,
+        typer.Option(
+            "--renew-boxes",
+            help="Also encode pictures again that are in the collection already, if the file of "
+            "--boxes has them.",
+        ),
+    ] = False,
     strict: Strict = False,
     batch_size: BatchSize = 8,
     workers: Workers = None,
@@ -234,6 +242,7 @@ def add(
             images,
             again=again,
             boxes=boxes,
+            renew_boxes=renew_boxes,
             batch_size=batch_size,
             workers=n_workers(workers),
             reporter=ConsoleReporter(),

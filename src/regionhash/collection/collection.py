@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -433,6 +433,7 @@ class Collection:
         *,
         again: bool = False,
         boxes: str | Path | Detector | None = None,
+        renew_boxes: bool = False,
         **options: Any,
     ) -> AddReport:
         """Adds new and changed pictures.
@@ -444,10 +445,13 @@ class Collection:
             again: adds all pictures that were removed before.
             boxes: of a collection whose regions are given boxes: a further file, which is recorded,
                 see `read_detections`; or a function that finds them in these pictures.
+            renew_boxes: encodes unchanged pictures again too if they are in that file; with a
+                function, all of them. Those that the file does not have stay as they are.
             options: see `add_pictures`.
 
         Raises:
-            ValueError: there is no picture, or one has classes that the model does not know.
+            ValueError: there is no picture, or one has classes that the model does not know; or
+                boxes are to be renewed, but none are given.
             StoreError: writing fails; what was stored before stays.
         """
         from regionhash.collection.adding import keys_of
@@ -457,7 +461,13 @@ class Collection:
         named = {self._database.path_of(Path(given)) for given in inputs}
         wanted = keys_of(self._database, image_set) if again else named
         return self.add_set(
-            image_set, absolute_inputs(inputs), place, again=wanted, boxes=boxes, **options
+            image_set,
+            absolute_inputs(inputs),
+            place,
+            again=wanted,
+            boxes=boxes,
+            renew_boxes=renew_boxes,
+            **options,
         )
 
     def add_set(
@@ -467,15 +477,22 @@ class Collection:
         place: Source,
         *,
         boxes: str | Path | Boxes | Detector | None = None,
+        renew_boxes: bool = False,
         **options: Any,
     ) -> AddReport:
         """`add` for an image set that is already open."""
         from regionhash.collection.adding import add_pictures
+        from regionhash.data.detections import Boxes
 
+        if renew_boxes and boxes is None:
+            raise ValueError("renew_boxes needs boxes: a file of them, or a function")
         given = boxes_of(self.folder, self.model[0], boxes, image_set.notices, self.detector)
+        renew: Iterable[str] = ()
+        if renew_boxes:
+            renew = given.newly_given(image_set) if isinstance(given, Boxes) else image_set.ids
         source = self._database.source(inputs, place)
         report = add_pictures(
-            self._database, *self.model, image_set, source, boxes=given, **options
+            self._database, *self.model, image_set, source, boxes=given, renew=renew, **options
         )
         self.sync()
         return report

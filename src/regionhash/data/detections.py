@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -231,6 +232,15 @@ class Boxes:
     def classes(self) -> tuple[str, ...]:
         """The names of the classes of all files, each once."""
         return tuple(dict.fromkeys(name for file in self.files for name in file.classes))
+
+    def newly_given(self, image_set: ImageSet) -> set[str]:
+        """Ids of the pictures that the new files have, if only without boxes; notices nothing."""
+        found: set[str] = set()
+        for file in self.files[: self._told]:
+            silent = copy(file)
+            silent.notices = Notices()
+            found.update(image_set.ids[row] for row in silent.matched(image_set, told=False))
+        return found
 
     def of(
         self, image_set: ImageSet, rows: Iterable[int], classes: Sequence[str]
