@@ -328,8 +328,9 @@ def test_a_class_in_parts_is_refused(tmp_path):
     beside = {"columns": ["x0", "y0", "x1", "y1", "class", "score"], "min_score": 0}
     said = refusal(tiny_detectors.write_detector(tmp_path, "table", beside=beside))
     assert "scores must be in [0, 1], got 7" in said
-    beside["columns"] = ["x0", "y0", "x1", "score", "class", "y1"]
-    refusal(tiny_detectors.write_detector(tmp_path, "table", beside=beside))
+    beside["columns"] = ["x0", "y0", "x1", "y1", "score", "number", "class"]  # which is .5
+    said = refusal(tiny_detectors.write_detector(tmp_path, "masks", beside=beside))
+    assert "numbers of classes must be whole" in said
 
 
 @pytest.mark.parametrize(
@@ -380,6 +381,13 @@ def test_a_wrong_file_beside_it_is_named_with_the_field(beside, reason, tmp_path
 def test_metadata_that_cannot_be_meant_is_refused(metadata, reason, tmp_path):
     said = refusal(tiny_detectors.write_detector(tmp_path, "table", metadata=metadata))
     assert reason in said
+
+
+def test_metadata_does_not_matter_where_the_file_beside_it_speaks(tmp_path):
+    path = tiny_detectors.write_detector(
+        tmp_path, "table", metadata={"names": "{0: "}, beside={"names": NAMES}
+    )
+    assert_the_two(*found_by(path))
 
 
 # Stored
