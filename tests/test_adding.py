@@ -13,6 +13,7 @@ import pytest
 
 from cli_runner import error_of, run
 from conftest import write_picture
+from killing import killed_in
 from regionhash.collection import Collection, Filter, adding, open_codes, transfer
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data import open_dataset
@@ -71,29 +72,6 @@ class Halting:
         self.process.join()
         assert self.process.exitcode == 0
         return said
-
-
-def killed_in(owner, name, work):
-    """Does some work in a process that is killed when it has called `owner.name` once."""
-    context = multiprocessing.get_context("fork")
-    called = context.Event()
-
-    def halting():
-        original = getattr(owner, name)
-
-        def halt(*arguments):
-            original(*arguments)
-            called.set()
-            time.sleep(60)
-
-        setattr(owner, name, halt)
-        work()
-
-    process = context.Process(target=halting)
-    process.start()
-    assert called.wait(60)
-    process.kill()
-    process.join()
 
 
 def added(command, folder, *options):

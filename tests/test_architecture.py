@@ -14,7 +14,7 @@ import regionhash
 ROWS = (
     ("files", "structures", "reporter", "codes", "extras", "sessions"),
     ("data", "store", "parts"),
-    ("encoders",),
+    ("encoders", "detectors"),
     ("models",),
     ("training",),
     ("search",),
@@ -70,8 +70,8 @@ def test_the_table_of_rows_is_in_the_guide():
 LIGHT = (
     "sessions",
     "encoders",
+    "detectors",
     "models.encoding",
-    "encoders",
     "models.onnx",
     "models.region_hash",
     "models.runtime",

@@ -668,9 +668,9 @@ def test_bad_settings_are_named(photos, saved, tmp_path):
         (["--proposals", saved.folder, "--backbone", "vgg16"], "leave out backbone"),
         (
             ["--proposals", "piramid"],
-            "boxes:FILE+pyramid or detector:CHECKPOINT, got 'piramid'",
+            "+pyramid after it, or detector:CHECKPOINT, got 'piramid'",
         ),
-        (["--proposals", "boxes:"], "boxes:FILE+pyramid or detector:CHECKPOINT, got 'boxes:'"),
+        (["--proposals", "boxes:"], "+pyramid after it, or detector:CHECKPOINT, got 'boxes:'"),
         (["--proposals", "boxes:+windows"], "+windows: no such file or folder; detections are"),
         (["--proposals", "boxes:x+rpn"], "x+rpn: no such file or folder; detections are"),
         (["--model", saved.folder, "--proposals", "boxes:x"], "is not fitted: leave out proposals"),

@@ -83,8 +83,10 @@ def index(
             metavar="REGIONS",
             help="The regions: `windows`; `pyramid`, windows down to a sixth of a side; "
             "`boxes:FILE`, boxes that a detector found, as COCO results, COCO, CSV or a folder of "
-            "YOLO's text files; `boxes:FILE+windows` or `boxes:FILE+pyramid`, these and windows; "
-            "or `detector:CHECKPOINT`, proposals of a trained region-dh. A CHECKPOINT alone is "
+            "YOLO's text files; `onnx:FILE`, boxes that a detector finds, a graph of ONNX with "
+            "non-maximum suppression, which is copied into the collection; `+windows` or "
+            "`+pyramid` after either, these and windows; or `detector:CHECKPOINT`, proposals of a "
+            "trained region-dh. A CHECKPOINT alone is "
             "taken as the latter.  [default: windows]",
         ),
     ] = None,
@@ -93,6 +95,15 @@ def index(
         typer.Option(
             help="Greatest number of boxes, and of windows of a pyramid, per picture.  "
             "[default: 300]"
+        ),
+    ] = None,
+    min_box_score: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Least score of the boxes that `onnx:FILE` finds.  [default: 0.25, or that of "
+            "FILE.json]",
         ),
     ] = None,
     max_iou: Annotated[
@@ -137,12 +148,14 @@ def index(
     from regionhash.collection.indexing import IndexSettings, build_index
 
     kind, place = _proposals(proposals)
+    if min_box_score is not None and not (kind or "").startswith("onnx"):
+        raise ValueError("min_box_score needs the proposals onnx:FILE")
     given = {
         "n_bits": bits,
         "backbone": backbone,
         "weights": weights,
         "overlap": overlap,
-        "proposals": None if kind in ("boxes", "detector") else kind,
+        "proposals": None if kind == "detector" else kind and kind.replace("onnx", "boxes"),
         "n_proposals": max_regions,
         "hash": hash_name,
         "regions": regions,
@@ -150,7 +163,11 @@ def index(
     }
     arguments = {name: value for name, value in given.items() if value is not None}
     detector = place if kind == "detector" else None
-    boxes = None if kind == "detector" else place
+    boxes: Path | OnnxDetector | None = None if kind == "detector" else place
+    if place and (kind or "").startswith("onnx"):
+        from regionhash.detectors import OnnxDetector
+
+        boxes = OnnxDetector(place, min_score=min_box_score)
     settings = IndexSettings(arguments, short, seed, detector, model, boxes, encoder=encoder)
     report = build_index(
         images,
@@ -193,6 +210,14 @@ def add(
             "read again by `refresh`."
         ),
     ] = None,
+    renew_boxes: Annotated[
+        bool,
+        typer.Option(
+            "--renew-boxes",
+            help="Also encode pictures again that are in the collection already, if the file of "
+            "--boxes has them.",
+        ),
+    ] = False,
     strict: Strict = False,
     batch_size: BatchSize = 8,
     workers: Workers = None,
@@ -217,6 +242,7 @@ def add(
             images,
             again=again,
             boxes=boxes,
+            renew_boxes=renew_boxes,
             batch_size=batch_size,
             workers=n_workers(workers),
             reporter=ConsoleReporter(),
@@ -409,14 +435,14 @@ def _proposals(given: str | None) -> tuple[str | None, Path | None]:
         return given, None
     file, plus, windows = place.rpartition("+")
     joined = file and windows in ("windows", "pyramid") and not Path(place).exists()
-    if kind == "boxes" and joined:
+    if kind in ("boxes", "onnx") and joined:
         return kind + plus + windows, Path(file)
-    if kind in ("boxes", "detector") and place:
+    if kind in ("boxes", "onnx", "detector") and place:
         return kind, Path(place)
     if "/" not in given and not Path(given).exists():
         raise ValueError(
-            "proposals must be windows, pyramid, boxes:FILE, boxes:FILE+windows, "
-            f"boxes:FILE+pyramid or detector:CHECKPOINT, got {given!r}"
+            "proposals must be windows, pyramid, boxes:FILE or onnx:FILE, either with +windows or "
+            f"+pyramid after it, or detector:CHECKPOINT, got {given!r}"
         )
     return "detector", Path(given)
 

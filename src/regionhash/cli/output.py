@@ -127,7 +127,9 @@ def encoding_line(output: Path, report: EncodingReport, *more: str) -> str:
 
 def added_record(report: AddReport) -> dict[str, Any]:
     """The result of adding pictures, for JSON."""
-    counts = {name: getattr(report, name) for name in ("moved", "copied", "removed", "kept")}
+    counts = {
+        name: getattr(report, name) for name in ("moved", "copied", "removed", "kept", "renewed")
+    }
     return encoding_record(report.encoding) | counts
 
 
@@ -135,4 +137,6 @@ def added_line(collection: Path, report: AddReport, *more: str) -> str:
     """The result of adding pictures, as a line; `more` counts stand before what was noticed."""
     if report.moved or report.copied:
         more = (f"{report.moved} moved", f"{report.copied} copied", *more)
+    if report.renewed:
+        more = (f"{report.renewed} of the encoded have newer boxes", *more)
     return encoding_line(collection, report.encoding, *more)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,7 @@ class AddReport:
             encoded again.
         removed: pictures whose file is gone.
         kept: pictures whose file cannot be accessed at the moment.
+        renewed: unchanged pictures that were encoded again because boxes of them were given.
     """
 
     encoding: EncodingReport
@@ -47,6 +48,7 @@ class AddReport:
     copied: int = 0
     removed: int = 0
     kept: int = 0
+    renewed: int = 0
 
 
 def add_pictures(
@@ -57,6 +59,7 @@ def add_pictures(
     source: int | None,
     *,
     again: Container[Key] = (),
+    renew: Iterable[str] = (),
     boxes: Boxes | Detector | None = None,
     batch_size: int = 8,
     workers: int = 1,
@@ -76,6 +79,8 @@ def add_pictures(
         source: number of their source, see `Database.source`.
         again: files, as `Database.path_of` gives them, and names of pictures without files that are
             stored although they were removed before.
+        renew: ids in the set of pictures that are encoded again even if they are unchanged; those
+            that were removed stay out.
         boxes: see `encode_images`.
         batch_size: pictures that the model takes at a time.
         workers: processes that read pictures.
@@ -87,9 +92,11 @@ def add_pictures(
             stays.
     """
     plan = _Plan(database, image_set, source, again)
+    renewed = plan.done.intersection(renew)
+    plan.done -= renewed
     if plan.left_out:
         image_set.notices.count("removed before, left out", len(plan.left_out))
-    writer = _Writer(database, source, plan)
+    writer = _Writer(database, source, plan, renewed)
     from regionhash.models.encoding import encode_images
 
     encoding = encode_images(
@@ -107,7 +114,8 @@ def add_pictures(
     writer.commit()
     stored_before = encoding.n_stored_before - len(plan.left_out)
     encoding = replace(encoding, n_stored_before=stored_before)
-    return AddReport(encoding, plan.moved, plan.copied)
+    n_renewed = len(renewed - encoding.skipped.keys())
+    return AddReport(encoding, plan.moved, plan.copied, renewed=n_renewed)
 
 
 def keys_of(database: Database, image_set: ImageSet) -> set[Key]:
@@ -213,11 +221,14 @@ class _Plan:
 class _Writer:
     """Where `encode_images` writes: collects pictures and stores them in batches."""
 
-    def __init__(self, database: Database, source: int | None, plan: _Plan) -> None:
+    def __init__(
+        self, database: Database, source: int | None, plan: _Plan, renewed: set[str]
+    ) -> None:
         self.done = plan.done | plan.left_out
         self._database = database
         self._source = source
         self._files = plan.files
+        self._renewed = renewed
         self._pending: list[NewImage] = []
         self._committed = time.monotonic()
 
@@ -227,7 +238,8 @@ class _Writer:
         """Takes one picture, which the next `commit` stores at the latest."""
         rows = rows_of(image_id, encoded, labels, self._database.header)
         file = self._files.pop(image_id, FileState())
-        self._pending.append(NewImage(image_id, file, self._source, rows))
+        renewed = image_id in self._renewed
+        self._pending.append(NewImage(image_id, file, self._source, rows, renewed))
         waited = time.monotonic() - self._committed
         if len(self._pending) >= _COMMIT_IMAGES or waited > _COMMIT_SECONDS:
             self.commit()

@@ -1,7 +1,8 @@
-"""The files of boxes that a collection was given: where they are, and what is in them.
+"""What gives the boxes of a collection's pictures: files that it was given, and a detector.
 
-`boxes.json` in the collection's folder lists their absolute paths, the newest first. The files stay
-where they are and are read again for new and changed pictures.
+`boxes.json` in the collection's folder lists the absolute paths of the files, the newest first. The
+files stay where they are and are read again for new and changed pictures. The detector is in the
+folder; it finds the boxes of pictures that no file has.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from regionhash.files.text import refusing, shown
 if TYPE_CHECKING:
     from regionhash.data.detections import Boxes, Detector
     from regionhash.data.notices import Notices
+    from regionhash.detectors import OnnxDetector
+    from regionhash.models.checkpoints import Checkpoint
     from regionhash.models.runtime import Runtime
 
 BOXES_FILE = "boxes.json"
@@ -30,6 +33,7 @@ def boxes_of(
     model: Runtime,
     given: str | Path | Boxes | Detector | None,
     notices: Notices,
+    detector: Detector | None = None,
 ) -> Boxes | Detector | None:
     """What gives the boxes of new pictures; None if the model takes none.
 
@@ -38,6 +42,7 @@ def boxes_of(
         model: the collection's.
         given: a further file, which is recorded and comes first; or what gives all boxes.
         notices: is told of recorded files that cannot be read.
+        detector: the collection's.
 
     Raises:
         ValueError: the model takes no boxes but some are given; the given file cannot be used; or
@@ -65,7 +70,38 @@ def boxes_of(
             files.append(read_detections(path))
         except ValueError as error:
             notices.add(_MISSING, f"{error}; pictures that only it has boxes of have none")
-    return Boxes(files, told=given is not None)
+    return Boxes(files, told=given is not None, detector=detector)
+
+
+def detector_in(folder: Path, checkpoint: Checkpoint) -> OnnxDetector | None:
+    """The detector in the folder of a collection; None if it was made without one.
+
+    Args:
+        folder: the collection's.
+        checkpoint: of its model, which records the sha256 of the detector that it was made with.
+
+    Raises:
+        ValueError: it is missing, damaged, or another one. The message is one line and names the
+            file.
+    """
+    from regionhash.detectors import DETECTOR_FILES, is_detector, read_detector
+
+    recorded = recorded_detector(checkpoint)
+    if recorded is None and not is_detector(folder):
+        return None
+    detector = read_detector(folder)
+    if detector.sha256 != recorded:
+        raise ValueError(
+            f"{folder / DETECTOR_FILES[0]}: not the detector that the collection was made with: "
+            "another sha256"
+        )
+    return detector
+
+
+def recorded_detector(checkpoint: Checkpoint) -> str | None:
+    """The sha256 of the detector that a model was made with; None without one."""
+    record = checkpoint.provenance.get("detector")
+    return str(record.get("sha256")) if isinstance(record, dict) else None
 
 
 def recorded_files(folder: Path) -> list[Path]:

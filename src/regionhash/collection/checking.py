@@ -67,6 +67,7 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
             elif state := _file_state(database, columns):
                 states[state].append(columns["id"])
         problems += _differences(database, snapshot)
+        problems += _of_detector(database.path.parent)
         count = database.count()
         orphans = [
             str(path) for path in [*_abandoned_files(database, leftovers), *_lost_uploads(database)]
@@ -135,6 +136,21 @@ def _database_problems(database: Database) -> list[str]:
     if not database.header_is_whole():
         problems.append(f"{database.path}: a copy of the header is damaged")
     return problems
+
+
+def _of_detector(folder: Path) -> list[str]:
+    """What is wrong with the collection's detector."""
+    from regionhash.collection.box_files import detector_in
+    from regionhash.detectors import check_detector, is_detector
+    from regionhash.models.checkpoints import CheckpointError, read_checkpoint
+
+    try:
+        detector_in(folder, read_checkpoint(folder))
+    except CheckpointError:  # a collection without its model
+        return [line] if is_detector(folder) and (line := check_detector(folder)) else []
+    except ValueError as error:
+        return [f"{error}; `regionhash index` with the same detector restores it"]
+    return []
 
 
 def _file_state(database: Database, columns: Columns) -> str | None:

@@ -6,6 +6,7 @@ photos.collection/
   arrays/                         derived, rebuilt when missing or stale
   uploads/                        files uploaded to the service
   boxes.json                      the files of boxes it was given, if any
+  detector.json, detector.onnx    what finds the boxes of pictures that no file has, if any
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.collection.arrays import Arrays, Snapshot, without_removed
-from regionhash.collection.box_files import boxes_of
+from regionhash.collection.box_files import boxes_of, detector_in
 from regionhash.collection.checking import CheckReport, check, header_of_model
 from regionhash.collection.database import (
     DATABASE_FILE,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from regionhash.data.detections import Boxes, Detector
     from regionhash.data.image_set import ImageSet
     from regionhash.data.inputs import Source
+    from regionhash.detectors import OnnxDetector
     from regionhash.models import HashModel
     from regionhash.models.checkpoints import Checkpoint
     from regionhash.models.runtime import Runtime, RuntimeName
@@ -91,6 +93,7 @@ class Collection:
         self._databases: WeakSet[Database] = WeakSet()  # one per living thread
         self._loading, self._following = threading.Lock(), threading.Lock()
         self._model: tuple[Runtime, Checkpoint] | None = None
+        self._detector: tuple[OnnxDetector | None] | None = None  # None: not read yet
         self._arrays = Arrays(folder)
         self._masks = Masks()
         self._snapshot = self._arrays.follow(self._database)
@@ -265,6 +268,19 @@ class Collection:
 
         self._model = runtime_of(given[0], self.header["meta"]["precision"]), given[1]
 
+    @property
+    def detector(self) -> OnnxDetector | None:
+        """What finds the boxes of pictures that no file has; None if there is none.
+
+        Raises:
+            ValueError: it is missing, damaged, or not the one that the collection was made with.
+        """
+        checkpoint = self.model[1]
+        with self._loading:
+            if self._detector is None:
+                self._detector = (detector_in(self.folder, checkpoint),)
+            return self._detector[0]
+
     # Searching
 
     @renamed(like="image_id", without="exclude", near="group_within", within="max_distance")
@@ -327,6 +343,7 @@ class Collection:
             search,
             picture_of=lambda query: self._query_picture(query, snapshot),
             mask=mask,
+            detector_of=lambda: self.detector,
         )
         return answer, snapshot
 
@@ -416,6 +433,7 @@ class Collection:
         *,
         again: bool = False,
         boxes: str | Path | Detector | None = None,
+        renew_boxes: bool = False,
         **options: Any,
     ) -> AddReport:
         """Adds new and changed pictures.
@@ -427,10 +445,13 @@ class Collection:
             again: adds all pictures that were removed before.
             boxes: of a collection whose regions are given boxes: a further file, which is recorded,
                 see `read_detections`; or a function that finds them in these pictures.
+            renew_boxes: encodes unchanged pictures again too if they are in that file; with a
+                function, all of them. Those that the file does not have stay as they are.
             options: see `add_pictures`.
 
         Raises:
-            ValueError: there is no picture, or one has classes that the model does not know.
+            ValueError: there is no picture, or one has classes that the model does not know; or
+                boxes are to be renewed, but none are given.
             StoreError: writing fails; what was stored before stays.
         """
         from regionhash.collection.adding import keys_of
@@ -440,7 +461,13 @@ class Collection:
         named = {self._database.path_of(Path(given)) for given in inputs}
         wanted = keys_of(self._database, image_set) if again else named
         return self.add_set(
-            image_set, absolute_inputs(inputs), place, again=wanted, boxes=boxes, **options
+            image_set,
+            absolute_inputs(inputs),
+            place,
+            again=wanted,
+            boxes=boxes,
+            renew_boxes=renew_boxes,
+            **options,
         )
 
     def add_set(
@@ -450,15 +477,22 @@ class Collection:
         place: Source,
         *,
         boxes: str | Path | Boxes | Detector | None = None,
+        renew_boxes: bool = False,
         **options: Any,
     ) -> AddReport:
         """`add` for an image set that is already open."""
         from regionhash.collection.adding import add_pictures
+        from regionhash.data.detections import Boxes
 
-        given = boxes_of(self.folder, self.model[0], boxes, image_set.notices)
+        if renew_boxes and boxes is None:
+            raise ValueError("renew_boxes needs boxes: a file of them, or a function")
+        given = boxes_of(self.folder, self.model[0], boxes, image_set.notices, self.detector)
+        renew: Iterable[str] = ()
+        if renew_boxes:
+            renew = given.newly_given(image_set) if isinstance(given, Boxes) else image_set.ids
         source = self._database.source(inputs, place)
         report = add_pictures(
-            self._database, *self.model, image_set, source, boxes=given, **options
+            self._database, *self.model, image_set, source, boxes=given, renew=renew, **options
         )
         self.sync()
         return report
@@ -480,7 +514,8 @@ class Collection:
         Args:
             reporter: is told about each source or picture that is kept, and as in `add`.
             remove_empty: also removes the pictures of folders that are empty now.
-            boxes: a function, see `add`; otherwise the recorded files are read again.
+            boxes: a function, see `add`; otherwise the recorded files are read again, and the
+                collection's detector finds the boxes of pictures that they do not have.
             options: see `add_pictures`.
         """
         from regionhash.collection.adding import AddReport
@@ -495,7 +530,7 @@ class Collection:
         from regionhash.models.encoding import EncodingReport
 
         notices = Notices()
-        given = boxes_of(self.folder, self.model[0], boxes, notices)
+        given = boxes_of(self.folder, self.model[0], boxes, notices, self.detector)
         notices.tell(reporter)
         reports: dict[int, AddReport] = {}
         for source, text in self._database.read("SELECT source, inputs FROM sources ORDER BY 1"):

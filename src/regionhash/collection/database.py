@@ -140,12 +140,16 @@ class FileState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewImage:
-    """A picture to store: the requested id, its file, its source, and its `rows_of`."""
+    """A picture to store: the requested id, its file, its source, and its `rows_of`.
+
+    If it is renewed, its codes replace those of the same bytes if they differ.
+    """
 
     id: str
     file: FileState
     source: int | None
     rows: Mapping[str, NDArray[Any]]
+    renewed: bool = False
 
 
 @contextmanager
@@ -438,8 +442,8 @@ class Database:
 
         Two pictures are the same if they have the same file; or no file, and the same name in a
         data set, or else the same name and the same codes. Then the new one replaces the old one,
-        or is left out if it was made of the same bytes. If another picture has the id, the new one
-        gets a free one; see `_free_id`.
+        or is left out if it was made of the same bytes and is not renewed. If another picture has
+        the id, the new one gets a free one; see `_free_id`.
 
         Args:
             images: the pictures.
@@ -467,7 +471,9 @@ class Database:
             content[name] = image.rows[name].tobytes() if name in image.rows else None
         old = self._same_picture(image, content)
         if old is not None and old[1] and _is_up_to_date(old[0], image):
-            return None
+            same = all(old[0][name] == content[name] for name in BLOBS if name in content)
+            if same or not image.renewed:
+                return None
         return self._replace(old, image.id, content | _file_columns(image.file, image.source))
 
     def set_file(self, file: FileState, source: int | None) -> bool:

@@ -14,11 +14,12 @@ from regionhash.data.detections import Boxes, Detector, read_detections
 from regionhash.data.frames import Pixels
 from regionhash.data.image_set import ImageSet
 from regionhash.data.notices import Notices
+from regionhash.detectors import OnnxDetector, write_detector
 from regionhash.encoders import resolve
 from regionhash.files.names import absolute
 from regionhash.models import ENCODED_REGIONS
 from regionhash.models.checkpoints import Checkpoint, provenance, save_checkpoint
-from regionhash.models.encoding import Input, finder_of, read_inputs
+from regionhash.models.encoding import Input, detector_of, finder_of, read_inputs
 from regionhash.models.region_hash import RegionHash
 from regionhash.models.runtime import Runtime
 from regionhash.parts.hashes import FitReport
@@ -76,10 +77,11 @@ def fit_model(
         boxes = Boxes([read_detections(settings.boxes)])
     elif settings.boxes is not None:
         boxes = settings.boxes
+    detector = settings.boxes if isinstance(settings.boxes, OnnxDetector) else None
     arguments = dict(settings.arguments)
     if settings.proposals:
         arguments["proposals"] = settings.proposals
-    names = boxes.classes if isinstance(boxes, Boxes) else settings.classes
+    names = getattr(boxes, "classes", ())  # a function has none
     classes = tuple(dict.fromkeys([*settings.classes, *image_set.classes, *names]))
     sample = partial(
         sample_features,
@@ -125,6 +127,9 @@ def fit_model(
     }
     if isinstance(settings.boxes, str | Path):
         record["boxes"] = str(absolute(settings.boxes))
+    if detector is not None:
+        record["detector"] = {"file": detector.place, "sha256": detector.sha256}
+        write_detector(output, detector)
     name = "drh" if spec is None else ENCODED_REGIONS
     save_checkpoint(output, model, Checkpoint(name, arguments, classes, short, provenance=record))
     return report
@@ -160,7 +165,7 @@ def sample_features(
     if boxes is not None:
         silent = replace(image_set, notices=Notices())  # encoding will notice the same
         find = finder_of(boxes, silent, rows, classes)
-        workers = 0 if callable(boxes) else workers
+        workers = 0 if detector_of(boxes) else workers
     inputs = read_inputs(image_set, rows, short, workers, find=find, runtime=runtime)
     for n, (_, item) in enumerate(inputs, 1):
         if isinstance(item, Input):

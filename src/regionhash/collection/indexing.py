@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from regionhash.collection import Collection, is_collection, model_hash_of
 from regionhash.collection.adding import AddReport
+from regionhash.collection.box_files import detector_in, recorded_detector
 from regionhash.data.detections import Detector
 from regionhash.data.image_set import ImageSet
 from regionhash.data.inputs import absolute_inputs, open_inputs
+from regionhash.detectors import OnnxDetector, write_detector
 from regionhash.encoders import DEFAULT_ENCODER
 from regionhash.files.atomic import locked_folder
 from regionhash.models.checkpoints import (
@@ -51,7 +53,7 @@ class IndexSettings:
         detector: folder of a Region-DH checkpoint whose RPN proposes the regions.
         model: folder of a checkpoint to use instead of fitting a model.
         boxes: a file of boxes that become the regions, see `read_detections`, or a function that
-            finds them.
+            finds them. An `OnnxDetector` is copied into the index, for later pictures.
         classes: names of the classes of such a function, by its labels; a file has its own.
         encoder: what gives the features, see `regionhash.encoders.resolve`; None is
             `DEFAULT_ENCODER`, unless a backbone, its weights or a detector are given.
@@ -172,7 +174,7 @@ def build_index(
             image_set,
             absolute_inputs(inputs),
             source,
-            boxes=settings.boxes,
+            boxes=None if isinstance(settings.boxes, OnnxDetector) else settings.boxes,
             batch_size=batch_size,
             workers=workers,
             reporter=reporter,
@@ -224,6 +226,8 @@ def _take_up_model(output: Path, settings: IndexSettings, load: _Load, reporter:
         reporter.note(f"{error}; restored from {settings.model}")
         return True
     _check_same(output, checkpoint, settings)
+    if isinstance(settings.boxes, OnnxDetector):
+        _check_detector(output, checkpoint, settings.boxes, reporter)
     return True
 
 
@@ -237,6 +241,32 @@ def _restore(output: Path, settings: IndexSettings, load: _Load, error: Checkpoi
         ) from error
     load(settings.model)
     copy_checkpoint(settings.model, output)
+
+
+def _check_detector(
+    output: Path, checkpoint: Checkpoint, detector: OnnxDetector, reporter: Reporter
+) -> None:
+    """Restores the detector of an index if it is damaged.
+
+    Raises:
+        ValueError: the index was made with another one, without one, or with another least score.
+    """
+    if recorded_detector(checkpoint) != detector.sha256:
+        raise ValueError(
+            f"{output}: is an index without the detector {detector.place}; give another folder"
+        )
+    try:
+        stored = detector_in(output, checkpoint)
+    except ValueError as error:
+        write_detector(output, detector)
+        reporter.note(f"{error}; restored from {detector.place}")
+        return
+    assert stored is not None
+    asked, known = detector.asked_score, stored.settings.min_score
+    if asked not in (None, known):
+        raise ValueError(
+            f"{output}: is an index with min_box_score {known}, got {asked}; give another folder"
+        )
 
 
 def _check_same(output: Path, checkpoint: Checkpoint, settings: IndexSettings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -217,10 +218,14 @@ class Boxes:
     Args:
         files: of which the first that has a picture counts.
         told: how many of the files are new: what they have and no picture fits is noticed.
+        detector: finds the boxes of pictures that no file has; None finds none.
     """
 
-    def __init__(self, files: Sequence[DetectionFile], *, told: int = 0) -> None:
+    def __init__(
+        self, files: Sequence[DetectionFile], *, told: int = 0, detector: Detector | None = None
+    ) -> None:
         self.files = files
+        self.detector = detector
         self._told = told
 
     @property
@@ -228,14 +233,29 @@ class Boxes:
         """The names of the classes of all files, each once."""
         return tuple(dict.fromkeys(name for file in self.files for name in file.classes))
 
+    def newly_given(self, image_set: ImageSet) -> set[str]:
+        """Ids of the pictures that the new files have, if only without boxes; notices nothing."""
+        found: set[str] = set()
+        for file in self.files[: self._told]:
+            silent = copy(file)
+            silent.notices = Notices()
+            found.update(image_set.ids[row] for row in silent.matched(image_set, told=False))
+        return found
+
     def of(
         self, image_set: ImageSet, rows: Iterable[int], classes: Sequence[str]
     ) -> dict[int, Detections]:
-        """The boxes of pictures by row, in pixels of the pictures; the notices are the set's.
+        """The boxes in files of pictures by row, in pixels of the pictures.
+
+        What is noticed is added to the set's notices: also pictures that no file has, unless there
+        is a detector.
 
         Raises:
-            ValueError: the pictures are no files; or see `make_targets`.
+            ValueError: the pictures are no files, but there are files of boxes; or see
+                `make_targets`.
         """
+        if self.detector is not None and not self.files:
+            return {}
         if not isinstance(image_set.images, FileImages):
             raise ValueError(f"{image_set.name}: files of boxes need pictures that are files")
         left, found = dict.fromkeys(rows), dict[int, Detections]()
@@ -245,7 +265,7 @@ class Boxes:
             found |= file.of(own, image_set, classes)
             left = {row: None for row in left if row not in own}
             file.notices.move_to(image_set.notices)
-        for row in left:
+        for row in left if self.detector is None else ():
             line = f"{image_set.ids[row]}: no file has boxes of it; it is encoded without them"
             image_set.notices.add(_WITHOUT, line)
         return found

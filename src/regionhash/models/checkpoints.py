@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 from safetensors import SafetensorError, numpy, safe_open
 
+from regionhash.detectors import DETECTOR_FILES
 from regionhash.encoders.stored import ENCODER_FILES
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing, sync_directory, write_text
@@ -146,6 +147,8 @@ def save_checkpoint(
 def copy_checkpoint(origin: Path, folder: Path) -> None:
     """Copies a model into a folder, replacing an older one, as `save_checkpoint` writes it.
 
+    Graphs, and the detector of a collection's model, come along.
+
     Raises:
         CheckpointError: there is no usable one at `origin`.
         OSError: writing fails.
@@ -153,14 +156,20 @@ def copy_checkpoint(origin: Path, folder: Path) -> None:
     record, _ = _read_record(origin)
     weights, _ = find_weights(origin)
     folder.mkdir(parents=True, exist_ok=True)
+    _copy_files(DETECTOR_FILES, origin, folder)
     with replacing(folder / NEXT_WEIGHTS_FILE) as copied:
         shutil.copyfile(weights, copied)
         _finish_pair(folder)
     _put_in_place(folder, json.dumps(record, indent=2) + "\n")
-    for name in (*GRAPH_FILES, *ENCODER_FILES):
-        if (graph := folder_of(origin) / name).is_file():
+    _copy_files((*GRAPH_FILES, *ENCODER_FILES), origin, folder)
+
+
+def _copy_files(names: Iterable[str], origin: Path, folder: Path) -> None:
+    """Copies the files that are there."""
+    for name in names:
+        if (file := folder_of(origin) / name).is_file():
             with replacing(folder / name) as copied:
-                shutil.copyfile(graph, copied)
+                shutil.copyfile(file, copied)
 
 
 # The new weights have a temporary name until the JSON with their hash is written. So at any moment

@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
+
 from regionhash.data.batches import batches_of_one_shape
 from regionhash.data.detections import Boxes, Detector, detect
 from regionhash.data.frames import Frame, Pixels, clip_boxes
@@ -210,7 +212,7 @@ def encode_images(
         on_file: called before a picture is stored with its id and the version of the file it was
             decoded from; for sets of files.
         boxes: what gives the regions of a model that takes boxes. If a file has none of a picture,
-            the whole picture is its region; without `boxes`, windows are. A function is called in
+            the whole picture is its region; without `boxes`, windows are. A detector is called in
             this process, and one picture is read at a time.
 
     Raises:
@@ -229,7 +231,7 @@ def encode_images(
     find = None
     if model.takes_boxes and boxes is not None:
         find = finder_of(boxes, image_set, rows, checkpoint.classes)
-    workers = 0 if callable(boxes) else workers
+    workers = 0 if detector_of(boxes) else workers
     image_set.notices.tell(reporter)
     if model.takes_boxes and boxes is None:
         reporter.note("the model takes boxes, but none are given; the regions are windows")
@@ -295,11 +297,20 @@ def encode_picture(
     image: Image,
     *,
     precision: Precision = "32-true",
+    detector: Detector | None = None,
 ) -> EncodedImage:
-    """The codes of one picture, as `encode_images` gives them with a batch of one."""
+    """The codes of one picture, as `encode_images` gives them with a batch of one.
+
+    Raises:
+        ValueError: the detector fails, or finds boxes of another form.
+    """
     model = runtime_of(model, precision)
     pixels, frame = model.prepare(image, checkpoint.short)
-    (encoded,) = model.encode([pixels])
+    given = None
+    if model.takes_boxes and detector is not None:
+        found = _detected(detector, image, checkpoint.classes)
+        given = [replace(found, boxes=frame.to_input(found.boxes))]
+    (encoded,) = model.encode([pixels], given)
     return _in_original(encoded, frame)
 
 
@@ -378,7 +389,7 @@ def finder_of(
     """What gives the boxes of pictures of a set; what is noticed is added to the set's notices.
 
     Args:
-        boxes: files, or a function.
+        boxes: files, for pictures without any with a detector, or a detector.
         image_set: the pictures.
         rows: those that will be asked for.
         classes: of the model.
@@ -386,26 +397,46 @@ def finder_of(
     Raises:
         ValueError: see `Boxes.of`.
     """
-    if isinstance(boxes, Boxes):
-        found = boxes.of(image_set, rows, classes)
+    found = boxes.of(image_set, rows, classes) if isinstance(boxes, Boxes) else {}
+    detector = detector_of(boxes)
+    if detector is None:
         return lambda row, _: found.get(row, Detections.none())
-    if boxes is None:
-        return lambda *_: Detections.none()
-    detector = boxes
 
     def find(row: int, image: Image) -> Detections:
+        if row in found:
+            return found[row]
         try:
-            detected = detect(detector, image)
-            if len(detected) and detected.labels.max() >= len(classes):
-                raise ValueError(
-                    f"labels must be below {len(classes)}, the number of classes, got "
-                    f"{detected.labels.max()}"
-                )
+            return _detected(detector, image, classes)
         except ValueError as error:
             raise ValueError(f"{image_set.ids[row]}: {error}") from error
-        return detected
 
     return find
+
+
+def detector_of(boxes: Boxes | Detector | None) -> Detector | None:
+    """The detector among what gives boxes, if there is one."""
+    return boxes.detector if isinstance(boxes, Boxes) else boxes
+
+
+def _detected(detector: Detector, image: Image, classes: Sequence[str]) -> Detections:
+    """What a detector finds in a picture, with labels of the model's classes.
+
+    A detector with names of its own, as an attribute `classes`, is matched by these.
+
+    Raises:
+        ValueError: see `detect`; or a label that is no class.
+    """
+    found = detect(detector, image)
+    names = getattr(detector, "classes", None)
+    if names is not None:
+        known = {name: index for index, name in enumerate(classes)}
+        of_label = np.array([*(known.get(name, -1) for name in names), -1])
+        return replace(found, labels=of_label[found.labels])
+    if len(found) and found.labels.max() >= len(classes):
+        raise ValueError(
+            f"labels must be below {len(classes)}, the number of classes, got {found.labels.max()}"
+        )
+    return found
 
 
 class _Inputs:

@@ -35,6 +35,7 @@ from regionhash.structures import (
 )
 
 if TYPE_CHECKING:
+    from regionhash.data.detections import Detector
     from regionhash.data.image_set import Image
     from regionhash.models import HashModel
     from regionhash.models.checkpoints import Checkpoint
@@ -137,6 +138,7 @@ def run(
     *,
     picture_of: Callable[[Query], QueryPicture] | None = None,
     mask: Mask | None = None,
+    detector_of: Callable[[], Detector | None] = lambda: None,
 ) -> Answer:
     """Searches codes.
 
@@ -147,6 +149,8 @@ def run(
         search: see `Search`; its filter is ignored, `mask` takes its place.
         picture_of: gives the picture of a query; None is `read_query`.
         mask: (N,) bool, the pictures that are searched; None searches all that are alive.
+        detector_of: gives what finds the objects of a query picture without boxes, if its model
+            takes boxes.
 
     Raises:
         ValueError: the codes are of another model, the codes or the model lack what the search
@@ -165,7 +169,7 @@ def run(
     if search.assignment == "shared" and mode != "objects":
         raise RequestError("assignment", f"needs mode objects, got mode {mode}")
     picture_of = picture_of or read_query
-    encoder = _Encoder(model, checkpoint, codes.recorded("precision"))
+    encoder = _Encoder(model, checkpoint, codes.recorded("precision"), detector_of)
     encoded = encoder.encode(
         mode,
         search,
@@ -285,9 +289,14 @@ class _Encoder:
     """Encodes query pictures, each of them once."""
 
     def __init__(
-        self, model: HashModel | Runtime, checkpoint: Checkpoint, precision: Precision
+        self,
+        model: HashModel | Runtime,
+        checkpoint: Checkpoint,
+        precision: Precision,
+        detector_of: Callable[[], Detector | None],
     ) -> None:
         self._model, self._checkpoint, self._precision = model, checkpoint, precision
+        self._detector_of = detector_of
         self._notes: list[str] = []
         self._words: dict[str, Floats] = {}
 
@@ -422,7 +431,7 @@ class _Encoder:
                 raise ValueError(f"{query.name}: {error}") from error
             self._notes += [f"{query.name}: {note}" for note in notes]
             return replace(query, boxes=regions.as_tuples()), regions
-        found = self._encoded(query).regions
+        found = self._encoded(query, detected=best_of_each).regions
         if found is None or not len(found):
             raise ValueError(
                 f"{query.name}: nothing was detected in it; mark the object with a box"
@@ -434,13 +443,18 @@ class _Encoder:
                 rows = rows[found.labels[rows] >= 0]
         return replace(query, boxes=found[rows].as_tuples()), found[rows]
 
-    def _encoded(self, query: QueryPicture) -> EncodedImage:
+    def _encoded(self, query: QueryPicture, *, detected: bool = False) -> EncodedImage:
+        """The codes of a query picture; `detected` if the objects in it matter."""
         from regionhash.models.encoding import encode_picture
 
         if query.encoded is not None:
             return query.encoded
         return encode_picture(
-            self._model, self._checkpoint, query.pixels, precision=self._precision
+            self._model,
+            self._checkpoint,
+            query.pixels,
+            precision=self._precision,
+            detector=self._detector_of() if detected else None,
         )
 
 

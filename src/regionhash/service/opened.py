@@ -51,7 +51,7 @@ class Opened:
         on_batch: see `BatchedModel`.
 
     Raises:
-        ValueError: no collection, or no model.
+        ValueError: no collection, no model, or its detector is damaged.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Opened:
         self.collection = Collection.open(folder, device=device, runtime=runtime, follow=False)
         try:
             model, self.checkpoint = self.collection.model
+            self._detector = self.collection.detector
         except ValueError:
             self.collection.close()
             raise
@@ -225,7 +226,13 @@ class Opened:
     def _encoded(self, image: Image) -> EncodedImage:
         from regionhash.models.encoding import encode_picture
 
-        return encode_picture(self.model, self.checkpoint, image, precision=self._precision)
+        return encode_picture(
+            self.model,
+            self.checkpoint,
+            image,
+            precision=self._precision,
+            detector=self._detector,
+        )
 
     # Changing
 
