@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ from regionhash.models.checkpoints import (
 )
 from regionhash.parts.choosing import RegionChoice, overlaps, thinned
 from regionhash.parts.windows import windows_of_scales
-from regionhash.sessions import open_session
+from regionhash.sessions import at_once, open_session
 from regionhash.structures import (
     CategoryCodes,
     Codes,
@@ -118,8 +119,8 @@ class Graphs:
 class OnnxRuntime:
     """A model as its graphs; see `regionhash.models.runtime.Runtime`.
 
-    Pictures run one by one: their codes do not depend on each other, and on a CPU a batch takes as
-    long as its pictures. Threads may share it.
+    Each picture is run by itself, several at once: their codes do not depend on each other. Threads
+    may share it.
 
     Args:
         graphs: of the model.
@@ -152,17 +153,11 @@ class OnnxRuntime:
     ) -> list[EncodedImage]:
         """Codes of pictures (3, h, w) uint8; boxes in their pixels."""
         groups = given if given is not None and self.takes_boxes else [None] * len(images)
-        return [
-            self._decoder.encode(self._run, image, group)
-            for image, group in zip(images, groups, strict=True)
-        ]
+        return at_once(partial(self._decoder.encode, self._run), images, groups)
 
     def encode_boxes(self, images: Sequence[Pixels], boxes: Sequence[Floats]) -> list[Regions]:
         """Codes of given boxes of pictures: (R, 4) float32 each, xyxy in their pixels."""
-        return [
-            self._decoder.encode_boxes(self._run, image, group)
-            for image, group in zip(images, boxes, strict=True)
-        ]
+        return at_once(partial(self._decoder.encode_boxes, self._run), images, boxes)
 
     def _run(self, name: str, image: Pixels, boxes: Floats | None = None) -> Outputs:
         """The outputs of a graph by name."""

@@ -12,7 +12,7 @@ of the collection that will be searched (`RegionHash.fitted`).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -26,6 +26,7 @@ from regionhash.data.image_set import Image
 from regionhash.encoders import (
     Encoder,
     EncoderError,
+    OnnxEncoder,
     Resolved,
     TextEncoder,
     check_encoder,
@@ -51,6 +52,7 @@ from regionhash.parts.hashes import (
 )
 from regionhash.parts.windows import pool_map, snap_boxes
 from regionhash.reporter import SILENT, Reporter
+from regionhash.sessions import Result, at_once
 from regionhash.structures import Codes, Detections, EncodedImage, Floats, Ints, Regions
 
 HASH_ENTRY_POINTS = "regionhash.hashes"
@@ -288,24 +290,28 @@ class RegionHash:
         self, images: Sequence[Pixels], given: Sequence[Detections] | None = None
     ) -> list[EncodedImage]:
         """Codes of pictures (3, h, w) uint8; boxes in their pixels."""
-        encoded = []
-        groups = [None] * len(images) if given is None else given
-        for image, boxes in zip(images, groups, strict=True):
-            size = (image.shape[1], image.shape[2])
-            chosen, features = self.describe(image, boxes)
-            codes = self.codes_of(features)
-            regions = Regions(chosen.boxes, chosen.scores, chosen.labels, codes)
-            encoded.append(EncodedImage(size, codes[0], regions=regions))
-        return encoded
+        return self._each(self._encode, images, [None] * len(images) if given is None else given)
 
     def encode_boxes(self, images: Sequence[Pixels], boxes: Sequence[Floats]) -> list[Regions]:
         """Codes of given boxes of pictures: (R, 4) float32 each, xyxy in their pixels."""
-        found = []
-        for image, asked in zip(images, boxes, strict=True):
-            n = len(asked)
-            codes = self.codes_of(self._of_boxes(image, asked))
-            found.append(Regions(asked, np.ones(n, np.float32), np.full(n, -1, np.int64), codes))
-        return found
+        return self._each(self._encode_boxes, images, boxes)
+
+    def _each(self, work: Callable[..., Result], *arguments: Sequence[Any]) -> list[Result]:
+        """`work` of each picture, several at once if the encoder is a graph."""
+        if isinstance(self.encoder, OnnxEncoder):
+            return at_once(work, *arguments)
+        return [work(*call) for call in zip(*arguments, strict=True)]
+
+    def _encode(self, image: Pixels, given: Detections | None) -> EncodedImage:
+        chosen, features = self.describe(image, given)
+        codes = self.codes_of(features)
+        regions = Regions(chosen.boxes, chosen.scores, chosen.labels, codes)
+        return EncodedImage((image.shape[1], image.shape[2]), codes[0], regions=regions)
+
+    def _encode_boxes(self, image: Pixels, boxes: Floats) -> Regions:
+        n = len(boxes)
+        codes = self.codes_of(self._of_boxes(image, boxes))
+        return Regions(boxes, np.ones(n, np.float32), np.full(n, -1, np.int64), codes)
 
     def codes_of(self, features: Floats) -> Codes:
         """Packed codes (R, K/8) of features (R, D)."""
