@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from regionhash.reporter import SILENT, Reporter
 from regionhash.search.answer import write_answer
 from regionhash.search.request import Mode, Query, Search
 from regionhash.search.run import run
+from regionhash.sessions import n_threads
 from regionhash.store import CodeSet
 from regionhash.structures import Box
 from regionhash.training.config import TrainingConfig
@@ -221,8 +224,10 @@ def make_collection(folder: Path) -> Path:
 
 
 def _drawn(scenes: ImageSet, source: Source) -> tuple[ImageSet, Source]:
-    """The scenes, drawn once for all methods, and what code files call them."""
-    return replace(scenes, images=list(scenes.images)), source
+    """The scenes, drawn once for all methods by all cores, and what code files call them."""
+    with ProcessPoolExecutor(n_threads(), mp_context=get_context("spawn")) as pool:
+        images = pool.map(scenes.images.__getitem__, range(len(scenes)), chunksize=50)
+        return replace(scenes, images=list(images)), source
 
 
 def _encode(
