@@ -116,6 +116,7 @@ def search_objects(
     max_distance: int | None = None,
     apart: bool | Mask = True,
     weights: Weights | None = None,
+    context: Ints | None = None,
 ) -> list[Hit]:
     """The `top` pictures that have regions near all query objects, each object a region of its own.
 
@@ -136,16 +137,20 @@ def search_objects(
         max_distance: for `exclude`; None is an eighth of the bits, see `default_max_distance`.
         apart: whether objects need different regions; or (Q, Q) bool, symmetric, which of them.
         weights: of the bits of each query, see `asymmetric_distances`.
+        context: (N,) int64, what is added to the distance of each picture, at least 0; see
+            `context_distances`.
 
     Raises:
         ValueError: the table has no regions, the queries do not fit them, there is no query, `top`
-            < 1, `max_distance` is negative or given without `exclude`, `apart` does not fit, or too
-            many objects compete for the same regions.
+            < 1, `max_distance` is negative or given without `exclude`, `apart` or `context` does
+            not fit, or too many objects compete for the same regions.
     """
     if table.offsets is None or table.region_codes is None:
         raise ValueError("these codes have no regions")
     if not len(queries):
         raise ValueError("queries must hold at least one object, got none")
+    if context is not None and context.shape != (len(table),):
+        raise ValueError(f"context must be ({len(table)},), got {context.shape}")
     if exclude is not None:
         n_bits = 8 * table.region_codes.shape[1]
         limit = default_max_distance(n_bits) if max_distance is None else max_distance
@@ -157,13 +162,15 @@ def search_objects(
     elif max_distance is not None:
         raise ValueError("max_distance needs objects to exclude")
     pairs = _pairs_apart(apart, len(queries))
-    if len(queries) == 1 and weights is None:
+    if len(queries) == 1 and weights is None and context is None:
         rows, distances = nearest_bags(
             queries[0], table.region_codes, table.offsets, top=top, mask=mask
         )
         pairs = None
     else:
         united = united_hamming(queries, table.region_codes, table.offsets, weights)  # (N,)
+        if context is not None:
+            united = united + context
         searched = np.diff(table.offsets) > 0
         candidates = np.flatnonzero(searched if mask is None else searched & mask)
         if pairs is None:
@@ -171,13 +178,36 @@ def search_objects(
             distances = united[rows]
         else:
             rows, distances = _nearest_apart(
-                queries, table, candidates, united, top, pairs, weights
+                queries, table, candidates, united, top, pairs, weights, context
             )
     matches = partial(_matches, queries, apart=pairs, steps=Steps(), weights=weights)
+    added = [None] * len(rows) if context is None else context[rows].tolist()
     return [
-        Hit(row, table.ids[row], distance, matches(table.regions(row)))
-        for row, distance in zip(rows.tolist(), distances.tolist(), strict=True)
+        Hit(row, table.ids[row], distance, matches(table.regions(row)), (), part)
+        for row, distance, part in zip(rows.tolist(), distances.tolist(), added, strict=True)
     ]
+
+
+def context_distances(queries: Codes, table: CodeTable, share: float) -> Ints:
+    """What whole pictures add to the distance of each picture of a search for objects.
+
+    Args:
+        queries: (P, B) uint8, packed: image codes of the query pictures, P >= 1.
+        table: N pictures with image codes.
+        share: how much of the distance between pictures is added.
+
+    Returns:
+        (N,) int64: `share` times the mean of the P Hamming distances, rounded to whole bits.
+
+    Raises:
+        ValueError: the table has no image codes, or the queries do not fit them.
+    """
+    if table.image_codes is None:
+        raise ValueError("these codes have no image codes")
+    total = np.zeros(len(table), np.int64)
+    for query in queries:
+        total += distances_to_one(query, table.image_codes)
+    return np.rint(share * total / len(queries)).astype(np.int64)
 
 
 def _pairs_apart(apart: bool | Mask, n_objects: int) -> Mask | None:
@@ -204,10 +234,11 @@ def _nearest_apart(
     top: int,
     apart: Mask,
     weights: Weights | None,
+    context: Ints | None,
 ) -> tuple[Ints, Ints]:
     """The `top` pictures by the least sum over different regions, and these sums.
 
-    `united` is never above that sum. So pictures are taken in its order, and once the next one is
+    The sums are with `context`, if it is given, and so is `united`. `united` is never above that sum. So pictures are taken in its order, and once the next one is
     not below the last of the `top` found so far, no further picture is.
     """
     steps = Steps()
@@ -222,8 +253,10 @@ def _nearest_apart(
                 if (united[block[0]], block[0]) > last:
                     return rows, sums
                 block = block[united[block] <= sums[-1]]  # of a sorted block, the beginning
-            limit = int(sums[-1]) if len(rows) == top else None
-            found, own = _sums_apart(queries, table, block, limit, apart, steps, weights)
+            added = np.zeros(len(block), np.int64) if context is None else context[block]
+            limits = sums[-1] - added if len(rows) == top else None
+            found, own = _sums_apart(queries, table, block, limits, apart, steps, weights)
+            own = own if context is None else own + context[found]
             rows, sums = np.concatenate([rows, found]), np.concatenate([sums, own])
             best = np.lexsort([rows, sums])[:top]
             rows, sums = rows[best], sums[best]
@@ -245,18 +278,18 @@ def _sums_apart(
     queries: Codes,
     table: CodeTable,
     rows: Ints,
-    limit: int | None,
+    limits: Ints | None,
     apart: Mask,
     steps: Steps,
     weights: Weights | None,
 ) -> tuple[Ints, Ints]:
-    """Those of P pictures whose least sum over different regions is at most `limit`, and the sums.
+    """Those of P pictures whose least sum over different regions is within limits, and the sums.
 
     Args:
         queries: (Q, B) uint8.
         table: the pictures.
         rows: (P,) their rows; all have regions.
-        limit: None is no limit.
+        limits: (P,), the greatest sum of each; None is no limit.
         apart: (Q, Q) bool.
         steps: of the search.
         weights: see `search_objects`.
@@ -282,11 +315,13 @@ def _sums_apart(
     if len(hard):
         by_object = np.ascontiguousarray(distances[hard].transpose(0, 2, 1))  # (P', Q, R)
         sums[hard] = pair_bounds(by_object, apart, n_bits)
-        if limit is not None:
-            by_object, hard = by_object[sums[hard] <= limit], hard[sums[hard] <= limit]
+        if limits is not None:
+            within = sums[hard] <= limits[hard]
+            by_object, hard = by_object[within], hard[within]
         same = same_objects(boxes[hard], labels[hard])
-        sums[hard] = least_sums(by_object, apart, same, n_bits, steps, limit)
-    kept = slice(None) if limit is None else sums <= limit
+        most = None if limits is None else limits[hard]
+        sums[hard] = least_sums(by_object, apart, same, n_bits, steps, most)
+    kept = slice(None) if limits is None else sums <= limits
     return rows[kept], sums[kept]
 
 

@@ -16,7 +16,12 @@ import numpy as np
 from regionhash.codes import Weights, pack_signs
 from regionhash.search.assignment import same_objects
 from regionhash.search.duplicates import fold_duplicates
-from regionhash.search.exact import search_categories, search_images, search_objects
+from regionhash.search.exact import (
+    context_distances,
+    search_categories,
+    search_images,
+    search_objects,
+)
 from regionhash.search.marks import place_boxes
 from regionhash.search.request import Filter, Mode, Query, RequestError, Search
 from regionhash.search.steps import CANDIDATES, EXPANSION, default_steps, search_in_steps
@@ -30,6 +35,7 @@ from regionhash.structures import (
     EncodedImage,
     Floats,
     Hit,
+    Ints,
     Mask,
     Regions,
 )
@@ -49,7 +55,8 @@ class QueryPicture:
         name: for messages and captions.
         image: (H, W, 3) uint8, RGB; None if `encoded` or `text` suffices.
         boxes: xyxy in its pixels, one per object; without any, the mode decides what is searched.
-        encoded: the codes of the picture, or of its boxes if it has any, if already known.
+        encoded: the codes of the picture, if already known; with boxes, its regions are the boxes,
+            or None.
         text: words in place of a picture.
     """
 
@@ -110,6 +117,8 @@ class EncodedSearch:
         apart: (Q, Q) bool, which of the objects need different regions.
         weights: of the bits of each object, see `asymmetric_distances`; None without words.
         unwanted: (W, K1/8) uint8, codes of the excluded objects.
+        pictures: (P, K2/8) uint8, codes of the query pictures as a whole, if they take part, see
+            `Search.context`.
         categories: categories of the query picture and their codes.
         certain: whether the model gives every category, without a probability.
         steps: steps of a search for one object.
@@ -123,6 +132,7 @@ class EncodedSearch:
     apart: Mask | None = None
     weights: Weights | None = None
     unwanted: Codes | None = None
+    pictures: Codes | None = None
     categories: CategoryCodes | None = None
     certain: bool = False
     steps: tuple[str, ...] = ()
@@ -152,8 +162,8 @@ def run(
         ValueError: the codes are of another model, the codes or the model lack what the search
             compares, a box does not belong to its picture (see `place_boxes`), or nothing is
             detected in a picture.
-        RequestError: a least probability, but the model gives none; or shared regions, but whole
-            pictures are compared.
+        RequestError: a least probability, but the model gives none; shared regions, but whole
+            pictures are compared; or a part of whole pictures, but they have no codes.
         ImageError: a query picture cannot be read.
     """
     if codes.model_hash != checkpoint.model_hash:
@@ -164,6 +174,10 @@ def run(
     mode = search.mode_for(whole_pictures=codes.table.image_codes is not None)
     if search.assignment == "shared" and mode != "objects":
         raise RequestError("assignment", f"needs mode objects, got mode {mode}")
+    if search.context and codes.table.image_codes is None:
+        raise RequestError(
+            "context", f"needs codes of whole pictures, which the model {checkpoint.name} lacks"
+        )
     picture_of = picture_of or read_query
     encoder = _Encoder(model, checkpoint, codes.recorded("precision"))
     encoded = encoder.encode(
@@ -267,7 +281,8 @@ def marked(
         ValueError: the picture lacks a region.
     """
     if query.boxes:
-        return QueryPicture(name, image, tuple(query.boxes))
+        whole = None if encoded is None else replace(encoded, regions=None)
+        return QueryPicture(name, image, tuple(query.boxes), whole)
     if not query.regions or encoded is None:
         return QueryPicture(name, image, (), encoded)
     regions, numbers = encoded.regions, list(query.regions)
@@ -301,7 +316,12 @@ class _Encoder:
     ) -> EncodedSearch:
         if mode in ("image", "category"):
             return self._whole(mode, search, queries[0])
-        asked = [self._objects(query, best_of_each=mode == "objects") for query in queries]
+        if search.context:
+            queries = [self._with_whole(query) for query in queries]
+        asked = [
+            self._objects(query, best_of_each=mode == "objects", whole=bool(search.context))
+            for query in queries
+        ]
         unwanted = [self._objects(query, best_of_each=False) for query in excluded]
         encoded = EncodedSearch(
             tuple(picture for picture, _ in asked),
@@ -310,9 +330,29 @@ class _Encoder:
             apart=self._apart(queries, [regions for _, regions in asked], search),
             weights=self._weights(queries, [regions for _, regions in asked]),
             unwanted=np.vstack([regions.codes for _, regions in unwanted]) if unwanted else None,
+            pictures=self._pictures([query for query, _ in asked]) if search.context else None,
             notes=tuple(self._notes),
         )
         return self._with_steps(encoded, search, table) if mode == "region" else encoded
+
+    def _with_whole(self, query: QueryPicture) -> QueryPicture:
+        """A query picture with its codes as a whole, unless boxes are encoded together with it."""
+        if query.text is not None or query.encoded is not None:
+            return query
+        if query.boxes and self._model.shared_code_space:
+            return query
+        encoded = self._encoded(query)
+        return replace(query, encoded=replace(encoded, regions=None) if query.boxes else encoded)
+
+    def _pictures(self, queries: Sequence[QueryPicture]) -> Codes:
+        """The image codes (P, K2/8) of query pictures that are encoded as a whole."""
+        codes = []
+        for query in queries:
+            if query.encoded is not None:
+                if query.encoded.image_code is None:
+                    raise ValueError(f"{query.name}: its code as a whole picture is missing")
+                codes.append(query.encoded.image_code)
+        return np.stack(codes)
 
     def _apart(
         self, queries: Sequence[QueryPicture], asked: Sequence[Regions], search: Search
@@ -391,14 +431,21 @@ class _Encoder:
         """
         assert encoded.objects is not None
         shared = self._model.shared_code_space
-        steps = tuple(search.steps) or default_steps(table, shared_code_space=shared)
+        steps = tuple(search.steps) or (
+            ("exact",) if search.context else default_steps(table, shared_code_space=shared)
+        )
         image = encoded.objects[0] if shared else None
         if steps[0] == "global" and image is None:
             image = self._encoded(QueryPicture("query", _cut_out(encoded.queries[0]))).image_code
         return replace(encoded, steps=steps, image=image)
 
-    def _objects(self, query: QueryPicture, *, best_of_each: bool) -> tuple[QueryPicture, Regions]:
-        """A query picture with the boxes of its objects, and their regions, at least one."""
+    def _objects(
+        self, query: QueryPicture, *, best_of_each: bool, whole: bool = False
+    ) -> tuple[QueryPicture, Regions]:
+        """A query picture with the boxes of its objects, and their regions, at least one.
+
+        With `whole`, a picture that has boxes and no codes also gets its code as a whole.
+        """
         from regionhash.models.encoding import encode_boxes
 
         if query.text is not None:
@@ -411,16 +458,21 @@ class _Encoder:
             height, width = query.pixels.shape[:2]
             try:
                 boxes, notes = place_boxes(query.boxes, (height, width))
+                together = whole and query.encoded is None  # in one pass
+                frame = [(0.0, 0.0, float(width), float(height))] if together else []
                 regions = encode_boxes(
                     self._model,
                     self._checkpoint,
                     query.pixels,
-                    np.array(boxes, np.float32),
+                    np.array([*boxes, *frame], np.float32),
                     precision=self._precision,
                 )
             except ValueError as error:
                 raise ValueError(f"{query.name}: {error}") from error
             self._notes += [f"{query.name}: {note}" for note in notes]
+            if together:
+                encoded = EncodedImage((height, width), regions.codes[-1])
+                query, regions = replace(query, encoded=encoded), regions[np.arange(len(boxes))]
             return replace(query, boxes=regions.as_tuples()), regions
         found = self._encoded(query).regions
         if found is None or not len(found):
@@ -457,13 +509,14 @@ def _cut_out(query: QueryPicture) -> Image:
 
 
 class _Scan(NamedTuple):
-    """The input of a mode's scan; `top` is the number of results."""
+    """The input of a mode's scan; `top` is the number of results, `context` that of pictures."""
 
     encoded: EncodedSearch
     table: CodeTable
     search: Search
     mask: Mask | None
     top: int
+    context: Ints | None = None
 
 
 def _scan_images(scan: _Scan) -> list[CategoryHits]:
@@ -475,6 +528,8 @@ def _scan_images(scan: _Scan) -> list[CategoryHits]:
 def _scan_regions(scan: _Scan) -> list[CategoryHits]:
     encoded = scan.encoded
     assert encoded.objects is not None
+    if scan.search.context:  # one step, exact
+        return _scan_objects(scan)
     hits = search_in_steps(
         scan.table,
         encoded.steps,
@@ -499,6 +554,7 @@ def _scan_objects(scan: _Scan) -> list[CategoryHits]:
         max_distance=scan.search.max_distance,
         apart=scan.encoded.apart,
         weights=scan.encoded.weights,
+        context=scan.context,
     )
     return [_unnamed(hits)]
 
@@ -538,8 +594,11 @@ def _page(
     """
     end = search.offset + search.limit
     top = end + 1
+    context = None
+    if encoded.pictures is not None:
+        context = context_distances(encoded.pictures, table, search.context)
     while True:
-        found = MODES[mode](_Scan(encoded, table, search, mask, top))
+        found = MODES[mode](_Scan(encoded, table, search, mask, top, context))
         folded = found
         if search.group_within is not None:
             folded = [
