@@ -238,8 +238,9 @@ def _nearest_apart(
 ) -> tuple[Ints, Ints]:
     """The `top` pictures by the least sum over different regions, and these sums.
 
-    The sums are with `context`, if it is given, and so is `united`. `united` is never above that sum. So pictures are taken in its order, and once the next one is
-    not below the last of the `top` found so far, no further picture is.
+    The sums are with `context`, if it is given, and so is `united`, which is never above them. So
+    pictures are taken in its order, and once the next one is not below the last of the `top` found
+    so far, no further picture is.
     """
     steps = Steps()
     rows, sums = np.zeros(0, np.int64), np.zeros(0, np.int64)
