@@ -1,6 +1,7 @@
 """Objects with a part of the whole pictures: distance, search, command line and service."""
 
 import json
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,10 @@ from regionhash.collection import Collection
 from regionhash.data.images import read_image
 from regionhash.models import encoding
 from regionhash.models.encoding import encode_boxes, encode_picture
-from regionhash.search.exact import context_distances, search_objects
+from regionhash.search.assignment import same_objects
+from regionhash.search.exact import Unlike, context_distances, search_objects
 from regionhash.search.request import Query, RequestError, Search
+from regionhash.search.run import QueryPicture, _classes_of
 from regionhash.search.run import run as run_search
 from regionhash.service import create_app
 from regionhash.store import CodeSet
@@ -373,3 +376,128 @@ def test_the_service_adds_a_part_of_the_picture(photo_collection, photos):
         assert refused.json()["detail"] == "context needs mode region or objects, got mode image"
         for wrong in (-1, 101, "much"):
             assert search({"image": 3, "regions": [1]}, context=wrong).status_code == 422
+
+
+# -- classes --------------------------------------------------------------------------------------
+
+
+def unlike_ranked(table, codes, classes, share, added=(0,) * N):
+    """(distance, row) of one object or several that share regions, sorted."""
+    n_bits = 8 * BYTES
+    penalty = round(share * n_bits)
+    wanted = []
+    for row in range(N):
+        regions = table.regions(row)
+        total = 0
+        for code, wanted_class in zip(codes, classes, strict=True):
+            each = []
+            for label, other in zip(regions.labels.tolist(), regions.codes, strict=True):
+                differ = wanted_class >= 0 <= label != wanted_class
+                each.append(min(bits(code, other) + penalty * differ, n_bits))
+            total += min(each, default=0)
+        if len(regions):
+            wanted.append((total + added[row], row))
+    return sorted(wanted)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 9999),
+    classes=st.lists(st.integers(-1, 1), min_size=1, max_size=2),
+    share=st.sampled_from([0.1, 0.5, 1.0]),
+    top=st.integers(1, N),
+)
+def test_regions_of_another_class_are_farther(seed, classes, share, top):
+    rng = np.random.default_rng(seed)
+    table, codes = table_of(rng), few_codes(rng, len(classes))
+    unlike = Unlike(np.array(classes), round(share * 8 * BYTES))
+    hits = search_objects(codes, table, top=top, apart=False, unlike=unlike)
+    found = [(hit.distance, hit.index) for hit in hits]
+    assert found == unlike_ranked(table, codes, classes, share)[:top]
+    for hit in hits:
+        assert hit.distance == sum(match.distance for match in hit.matches)
+    # Regions of their own, by trying all assignments.
+    hits = search_objects(codes, table, top=top, unlike=unlike)
+    wanted = []
+    for row in range(N):
+        regions = table.regions(row)
+        n_bits, n = 8 * BYTES, len(regions)
+        same = same_objects(regions.boxes, regions.labels)
+        sums = [
+            sum(
+                n_bits
+                if region == n
+                else min(
+                    bits(code, regions.codes[region])
+                    + unlike.bits * (own >= 0 <= regions.labels[region] != own),
+                    n_bits,
+                )
+                for code, own, region in zip(codes, classes, chosen, strict=True)
+            )
+            for chosen in product(range(n + 1), repeat=len(codes))
+            if len(chosen) == 1 or n in chosen or not same[chosen]
+        ]
+        if n:
+            wanted.append((min(sums), row))
+    assert [(hit.distance, hit.index) for hit in hits] == sorted(wanted)[:top]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_class_is_that_of_the_region_that_is_searched_for(seed):
+    rng = np.random.default_rng(seed)
+    table, query = table_of(rng), asked(rng, [0, 4], regions=[1])  # of class 0
+    codes = query.encoded.regions.codes[1:]
+    answer = searched(table, [query], other_class=0.5, context=0.5, limit=N)
+    added = whole_parts(table, [query.encoded.image_code], 0.5)
+    assert [(hit.distance, hit.index) for hit in answer.hits] == unlike_ranked(
+        table, codes, [0], 0.5, added
+    )
+    alone = searched(table, [query], other_class=0.5, limit=N)
+    assert alone.steps == ("exact",)
+    assert [(hit.distance, hit.index) for hit in alone.hits] == unlike_ranked(
+        table, codes, [0], 0.5
+    )
+
+
+def test_a_drawn_box_has_the_class_of_the_first_region_on_it():
+    labels = np.array([-1, 2, 1])
+    found = Regions(PLACES[[0, 3, 0]], np.ones(3, np.float32), labels, np.zeros((3, 2), np.uint8))
+    drawn = Regions(PLACES[[0, 1]], np.ones(2, np.float32), np.full(2, -1), found.codes[:2])
+    query = QueryPicture("a", IMAGE, drawn.as_tuples(), found=found)
+    assert _classes_of(query, drawn).tolist() == [2, -1]
+    known = Regions(drawn.boxes, drawn.scores, np.array([0, 0]), drawn.codes)
+    assert _classes_of(query, known).tolist() == [0, 0]
+    assert _classes_of(QueryPicture("a", IMAGE), drawn).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.01, float("nan")])
+def test_the_share_of_another_class_is_in_a_range(share):
+    with pytest.raises(RequestError, match=r"other_class must be in \[0, 1\], got"):
+        Search([Query(IMAGE, boxes=[BOX])], other_class=share)
+
+
+def test_command_and_service_add_for_another_class(photo_collection, photos):
+    picture = photos / "2.png"
+    with Collection.open(photo_collection) as opened:
+        wanted = [
+            (hit.distance, hit.id)
+            for hit in opened.search(image_id="2.png", boxes=[BOX], other_class=0.5).hits
+        ]
+        model, checkpoint = opened.model
+        own = encode_boxes(model, checkpoint, read_image(picture), np.float32([BOX]))
+        table = opened.code_file().table
+    slow = []
+    for row, name in enumerate(table.ids):
+        regions = table.regions(row)
+        differ = (regions.labels >= 0) & (regions.labels != own.labels[0])
+        each = np.array([bits(own.codes[0], code) for code in regions.codes])
+        slow.append((int(np.minimum(each + 8 * differ, 16).min()), row, name))
+    assert wanted == [(distance, name) for distance, _, name in sorted(slow)]
+    command = ("search", photo_collection, "--query", picture, "--other-class", 0.5)
+    hits = json.loads(run(*command, "--box", "20,30,90,100", "--json").stdout)["hits"]
+    assert [(hit["distance"], hit["picture"]) for hit in hits] == wanted
+    assert error_of(*command) == "--other-class needs mode region or objects, got mode image"
+    with TestClient(create_app(photo_collection), base_url="http://localhost") as client:
+        body = {"queries": [{"image": 3, "boxes": [BOX]}], "other_class": 0.5}
+        hits = client.post("/api/search", json=body).json()["hits"]
+        assert [(hit["distance"], hit["id"]) for hit in hits] == wanted

@@ -67,7 +67,7 @@ def index(
         Literal["max", "mean"] | None,
         typer.Option(
             help="How the cells of a region of an encoder's map become its feature: their maximum "
-            "or their average, which helps small objects of a detector.  [default: max for maps of "
+            "or their average, which is better for boxes of a detector.  [default: max for maps of "
             "convolutions, mean for tokens]"
         ),
     ] = None,

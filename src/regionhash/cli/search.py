@@ -29,6 +29,7 @@ _FLAGS = {
     "min_prob": "--min-prob",
     "min_score": "--min-score",
     "assignment": "--shared-regions",
+    "other_class": "--other-class",
 }
 """Flags whose names differ from the fields of `Search`."""
 
@@ -153,6 +154,14 @@ def search(
             "to the distance of a picture. 0.5 helps to find small objects.",
         ),
     ] = 0.0,
+    other_class: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Searches for objects: add this share of the bits to the distance of a region "
+            "that has another class than the query's object, if both are known.",
+        ),
+    ] = 0.0,
     candidates: Annotated[
         int | None,
         typer.Option(help="Pictures that the first of several steps passes on.  [default: 400]"),
@@ -245,6 +254,7 @@ def search(
             max_distance=without_distance,
             assignment="shared" if shared_regions else "distinct",
             context=context,
+            other_class=other_class,
             filter=chosen,
             group_within=near,
             limit=top,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,25 @@ _CANDIDATES = 64
 
 _PAIRS = 1 << 20
 """Pairs of regions compared at a time."""
+
+
+class Unlike(NamedTuple):
+    """What regions of another class than the query's cost, if both classes are known.
+
+    Attributes:
+        classes: (Q,) int64, of each query object; -1 is unknown.
+        bits: what is added to the distance, which stays within the bits of the code.
+    """
+
+    classes: Ints
+    bits: int
+
+
+class _Costs(NamedTuple):
+    """What changes the Hamming distance of regions, see `search_objects`."""
+
+    weights: Weights | None
+    unlike: Unlike | None
 
 
 @renamed(among="mask")
@@ -117,6 +136,7 @@ def search_objects(
     apart: bool | Mask = True,
     weights: Weights | None = None,
     context: Ints | None = None,
+    unlike: Unlike | None = None,
 ) -> list[Hit]:
     """The `top` pictures that have regions near all query objects, each object a region of its own.
 
@@ -139,6 +159,7 @@ def search_objects(
         weights: of the bits of each query, see `asymmetric_distances`.
         context: (N,) int64, what is added to the distance of each picture, at least 0; see
             `context_distances`.
+        unlike: see `Unlike`.
 
     Raises:
         ValueError: the table has no regions, the queries do not fit them, there is no query, `top`
@@ -161,14 +182,16 @@ def search_objects(
             mask &= united_hamming(unwanted[None], table.region_codes, table.offsets) > limit
     elif max_distance is not None:
         raise ValueError("max_distance needs objects to exclude")
-    pairs = _pairs_apart(apart, len(queries))
-    if len(queries) == 1 and weights is None and context is None:
+    pairs, costs = _pairs_apart(apart, len(queries)), _Costs(weights, unlike)
+    if len(queries) == 1 and weights is None and context is None and unlike is None:
         rows, distances = nearest_bags(
             queries[0], table.region_codes, table.offsets, top=top, mask=mask
         )
         pairs = None
     else:
-        united = united_hamming(queries, table.region_codes, table.offsets, weights)  # (N,)
+        united = united_hamming(
+            queries, table.region_codes, table.offsets, weights, unlike, table.labels
+        )  # (N,)
         if context is not None:
             united = united + context
         searched = np.diff(table.offsets) > 0
@@ -178,9 +201,9 @@ def search_objects(
             distances = united[rows]
         else:
             rows, distances = _nearest_apart(
-                queries, table, candidates, united, top, pairs, weights, context
+                queries, table, candidates, united, top, pairs, costs, context
             )
-    matches = partial(_matches, queries, apart=pairs, steps=Steps(), weights=weights)
+    matches = partial(_matches, queries, apart=pairs, steps=Steps(), costs=costs)
     added = [None] * len(rows) if context is None else context[rows].tolist()
     return [
         Hit(row, table.ids[row], distance, matches(table.regions(row)), (), part)
@@ -233,7 +256,7 @@ def _nearest_apart(
     united: Ints,
     top: int,
     apart: Mask,
-    weights: Weights | None,
+    costs: _Costs,
     context: Ints | None,
 ) -> tuple[Ints, Ints]:
     """The `top` pictures by the least sum over different regions, and these sums.
@@ -256,7 +279,7 @@ def _nearest_apart(
                 block = block[united[block] <= sums[-1]]  # of a sorted block, the beginning
             added = np.zeros(len(block), np.int64) if context is None else context[block]
             limits = sums[-1] - added if len(rows) == top else None
-            found, own = _sums_apart(queries, table, block, limits, apart, steps, weights)
+            found, own = _sums_apart(queries, table, block, limits, apart, steps, costs)
             own = own if context is None else own + context[found]
             rows, sums = np.concatenate([rows, found]), np.concatenate([sums, own])
             best = np.lexsort([rows, sums])[:top]
@@ -282,7 +305,7 @@ def _sums_apart(
     limits: Ints | None,
     apart: Mask,
     steps: Steps,
-    weights: Weights | None,
+    costs: _Costs,
 ) -> tuple[Ints, Ints]:
     """Those of P pictures whose least sum over different regions is within limits, and the sums.
 
@@ -293,7 +316,7 @@ def _sums_apart(
         limits: (P,), the greatest sum of each; None is no limit.
         apart: (Q, Q) bool.
         steps: of the search.
-        weights: see `search_objects`.
+        costs: see there.
     """
     assert table.offsets is not None and table.region_codes is not None
     assert table.boxes is not None and table.labels is not None
@@ -303,7 +326,8 @@ def _sums_apart(
     items = np.repeat(offsets[rows] - np.cumsum(lengths) + lengths, lengths)
     items = items + np.arange(len(items))
     distances = np.full((len(rows), there.shape[1], len(queries)), n_bits, np.int32)
-    distances[there] = asymmetric_distances(queries, weights, table.region_codes[items]).T
+    codes = table.region_codes[items]
+    distances[there] = _distances(queries, costs, codes, table.labels[items]).T
     boxes = np.zeros((*there.shape, 4), np.float32)
     labels = np.full(there.shape, -1, np.int64)
     boxes[there], labels[there] = table.boxes[items], table.labels[items]
@@ -473,7 +497,12 @@ def _gathered(codes: Codes, offsets: Ints, names: Ints) -> tuple[Codes, Ints]:
 
 
 def united_hamming(
-    queries: Codes, codes: Codes, offsets: Ints, weights: Weights | None = None
+    queries: Codes,
+    codes: Codes,
+    offsets: Ints,
+    weights: Weights | None = None,
+    unlike: Unlike | None = None,
+    labels: Ints | None = None,
 ) -> Ints:
     """United Hamming distance between several query objects and each bag of codes (DMIH, eq. 8).
 
@@ -485,6 +514,8 @@ def united_hamming(
         codes: (M, B) uint8, packed; may be memory-mapped.
         offsets: (N + 1,) integers; bag n is `codes[offsets[n]:offsets[n + 1]]`.
         weights: of the bits of each query, see `asymmetric_distances`.
+        unlike: see `Unlike`; needs `labels`.
+        labels: (M,) int64, the class of each code; -1 is unknown.
 
     Returns:
         (N,) int64, in bits.
@@ -511,11 +542,27 @@ def united_hamming(
         fitting = int(np.searchsorted(ends, starts[first] + block, side="right"))
         last = max(fitting, first + 1)  # a bag larger than the block is taken whole
         block_bags = slice(first, last)
-        distances = asymmetric_distances(queries, weights, codes[starts[first] : ends[last - 1]])
+        items = slice(starts[first], ends[last - 1])
+        classes = None if labels is None else labels[items]
+        distances = _distances(queries, _Costs(weights, unlike), codes[items], classes)
         minima = np.minimum.reduceat(distances, starts[block_bags] - starts[first], axis=1)
         united[bags[block_bags]] = minima.sum(axis=0)
         first = last
     return united
+
+
+def _distances(
+    queries: Codes, costs: _Costs, codes: Codes, labels: Ints | None
+) -> NDArray[np.int32]:
+    """`asymmetric_distances` (Q, M), with what other classes than the query's cost."""
+    distances = asymmetric_distances(queries, costs.weights, codes)
+    if costs.unlike is not None:
+        assert labels is not None
+        wanted, found = np.asarray(costs.unlike.classes)[:, None], np.asarray(labels)[None]
+        other = (wanted >= 0) & (found >= 0) & (wanted != found)
+        grown = np.minimum(distances + np.int32(costs.unlike.bits), 8 * queries.shape[1])
+        distances = np.where(other, grown, distances).astype(np.int32, copy=False)
+    return distances
 
 
 def _count(mask: Mask) -> int:
@@ -562,10 +609,10 @@ def _matches(
     *,
     apart: Mask | None,
     steps: Steps,
-    weights: Weights | None,
+    costs: _Costs,
 ) -> tuple[Match, ...]:
     """The region of each query object: the nearest, the first of equals; or as `apart` allows."""
-    distances = asymmetric_distances(queries, weights, regions.codes)  # (Q, R)
+    distances = _distances(queries, costs, regions.codes, regions.labels)  # (Q, R)
     chosen = distances.argmin(axis=1).tolist()
     n_bits = 8 * queries.shape[1]
     if apart is not None:

@@ -144,6 +144,9 @@ class Search:
             between the whole pictures that is added to the distance of a picture, rounded to whole
             bits; of several query pictures, the mean distance. 0 adds nothing. Words have no whole
             picture and do not take part.
+        other_class: in the same modes: what is added to the distance of a region that has another
+            class than the query's object, as a share of the bits, if both classes are known. A
+            distance stays within the bits. 0 adds nothing.
         filter: which pictures to search.
         group_within: show near-duplicates once: pictures whose codes differ in at most this many
             bits, see `regionhash.search.duplicates`.
@@ -165,6 +168,7 @@ class Search:
     max_distance: int | None = None
     assignment: Assignment = "distinct"
     context: float = 0.0
+    other_class: float = 0.0
     filter: Filter = Filter()
     group_within: int | None = None
     limit: int = 20
@@ -198,7 +202,8 @@ class Search:
         alone = self.mode_for(whole_pictures=False)
         if self.assignment == "shared" and alone != "objects":
             raise RequestError("assignment", f"needs mode objects, got mode {alone}")
-        self._check_context(mode)
+        self._check_share("context", MAX_CONTEXT, mode)
+        self._check_share("other_class", 1, mode)
         if self.exclude and mode != "objects":
             raise RequestError("exclude", f"needs mode objects, got mode {mode}")
         if self.steps and mode != "region":
@@ -215,18 +220,20 @@ class Search:
                 raise RequestError("steps", f"take {wanted}")
             raise RequestError("mode", f"{mode} takes {wanted}")
 
-    def _check_context(self, mode: Mode) -> None:
-        if not 0 <= self.context <= MAX_CONTEXT:
-            raise RequestError("context", f"must be in [0, {MAX_CONTEXT}], got {self.context}")
-        if not self.context:
+    def _check_share(self, name: str, most: int, mode: Mode) -> None:
+        """Checks a share that is added to distances of objects."""
+        share = getattr(self, name)
+        if not 0 <= share <= most:
+            raise RequestError(name, f"must be in [0, {most}], got {share}")
+        if not share:
             return
         if mode not in ("region", "objects"):
-            raise RequestError("context", f"needs mode region or objects, got mode {mode}")
+            raise RequestError(name, f"needs mode region or objects, got mode {mode}")
         if self.steps and self.steps != ("exact",):
             given = ",".join(self.steps)
-            raise RequestError("context", f"needs the step exact alone, got {given}")
+            raise RequestError(name, f"needs the step exact alone, got {given}")
         if all(query.text is not None for query in self.queries):
-            raise RequestError("context", "needs a query picture, got words alone")
+            raise RequestError(name, "needs a query picture, got words alone")
 
     def _check_numbers(self) -> None:
         for name, least in (

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from regionhash.codes import Weights, pack_signs
-from regionhash.search.assignment import same_objects
+from regionhash.search.assignment import SAME_IOU, same_objects
 from regionhash.search.duplicates import fold_duplicates
 from regionhash.search.exact import (
+    Unlike,
     context_distances,
     search_categories,
     search_images,
@@ -58,6 +59,7 @@ class QueryPicture:
         encoded: the codes of the picture, if already known; with boxes, its regions are the boxes,
             or None.
         text: words in place of a picture.
+        found: with boxes, the regions of the picture itself, if already known.
     """
 
     name: str
@@ -65,6 +67,7 @@ class QueryPicture:
     boxes: tuple[Box, ...] = ()
     encoded: EncodedImage | None = None
     text: str | None = None
+    found: Regions | None = None
 
     @property
     def pixels(self) -> Image:
@@ -117,6 +120,7 @@ class EncodedSearch:
         apart: (Q, Q) bool, which of the objects need different regions.
         weights: of the bits of each object, see `asymmetric_distances`; None without words.
         unwanted: (W, K1/8) uint8, codes of the excluded objects.
+        classes: (Q,) int64, of each object; -1 is unknown.
         pictures: (P, K2/8) uint8, codes of the query pictures as a whole, if they take part, see
             `Search.context`.
         categories: categories of the query picture and their codes.
@@ -132,6 +136,7 @@ class EncodedSearch:
     apart: Mask | None = None
     weights: Weights | None = None
     unwanted: Codes | None = None
+    classes: Ints | None = None
     pictures: Codes | None = None
     categories: CategoryCodes | None = None
     certain: bool = False
@@ -282,7 +287,8 @@ def marked(
     """
     if query.boxes:
         whole = None if encoded is None else replace(encoded, regions=None)
-        return QueryPicture(name, image, tuple(query.boxes), whole)
+        found = None if encoded is None else encoded.regions
+        return QueryPicture(name, image, tuple(query.boxes), whole, found=found)
     if not query.regions or encoded is None:
         return QueryPicture(name, image, (), encoded)
     regions, numbers = encoded.regions, list(query.regions)
@@ -330,6 +336,7 @@ class _Encoder:
             apart=self._apart(queries, [regions for _, regions in asked], search),
             weights=self._weights(queries, [regions for _, regions in asked]),
             unwanted=np.vstack([regions.codes for _, regions in unwanted]) if unwanted else None,
+            classes=np.concatenate([_classes_of(query, regions) for query, regions in asked]),
             pictures=self._pictures([query for query, _ in asked]) if search.context else None,
             notes=tuple(self._notes),
         )
@@ -432,7 +439,9 @@ class _Encoder:
         assert encoded.objects is not None
         shared = self._model.shared_code_space
         steps = tuple(search.steps) or (
-            ("exact",) if search.context else default_steps(table, shared_code_space=shared)
+            ("exact",)
+            if search.context or search.other_class
+            else default_steps(table, shared_code_space=shared)
         )
         image = encoded.objects[0] if shared else None
         if steps[0] == "global" and image is None:
@@ -496,6 +505,30 @@ class _Encoder:
         )
 
 
+def _classes_of(query: QueryPicture, regions: Regions) -> Ints:
+    """The classes (R,) of the objects of a picture.
+
+    A box that the model gives none has that of the first region of the picture that has a class and
+    overlaps it by an IoU of .5; -1 if there is none.
+    """
+    classes = np.array(regions.labels, np.int64)
+    if query.found is None:
+        return classes
+    known = query.found[np.flatnonzero(query.found.labels >= 0)]
+    for n in np.flatnonzero(classes < 0) if len(known) else ():
+        near = np.flatnonzero(_iou(regions.boxes[n], known.boxes) >= SAME_IOU)
+        classes[n] = known.labels[near[0]] if len(near) else -1
+    return classes
+
+
+def _iou(box: Floats, boxes: Floats) -> Floats:
+    """Intersection over union (R,) of a box (4,) and boxes (R, 4)."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=1)
+    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - shared
+    return np.asarray(shared / np.maximum(union, 1e-9), np.float32)
+
+
 def _cut_out(query: QueryPicture) -> Image:
     """The part of a picture that its one box touches."""
     ((x0, y0, x1, y1),) = query.boxes
@@ -528,7 +561,7 @@ def _scan_images(scan: _Scan) -> list[CategoryHits]:
 def _scan_regions(scan: _Scan) -> list[CategoryHits]:
     encoded = scan.encoded
     assert encoded.objects is not None
-    if scan.search.context:  # one step, exact
+    if scan.search.context or scan.search.other_class:  # one step, exact
         return _scan_objects(scan)
     hits = search_in_steps(
         scan.table,
@@ -545,6 +578,10 @@ def _scan_regions(scan: _Scan) -> list[CategoryHits]:
 
 def _scan_objects(scan: _Scan) -> list[CategoryHits]:
     assert scan.encoded.objects is not None and scan.encoded.apart is not None
+    unlike = None
+    if scan.search.other_class and scan.encoded.classes is not None:
+        n_bits = 8 * scan.encoded.objects.shape[1]
+        unlike = Unlike(scan.encoded.classes, round(scan.search.other_class * n_bits))
     hits = search_objects(
         scan.encoded.objects,
         scan.table,
@@ -555,6 +592,7 @@ def _scan_objects(scan: _Scan) -> list[CategoryHits]:
         apart=scan.encoded.apart,
         weights=scan.encoded.weights,
         context=scan.context,
+        unlike=unlike,
     )
     return [_unnamed(hits)]
 

@@ -138,6 +138,15 @@ class SearchIn(_Request):
             "that is added to the distance of a picture.",
         ),
     ] = 0.0
+    other_class: Annotated[
+        FiniteFloat,
+        Field(
+            ge=0,
+            le=1,
+            description="Searches for objects: what is added to the distance of a region that has "
+            "another class than the query's object, as a share of the bits, if both are known.",
+        ),
+    ] = 0.0
     mode: Annotated[
         Mode | None,
         Field(
@@ -179,6 +188,7 @@ class SearchIn(_Request):
                 max_distance=self.within,
                 assignment=self.assignment,
                 context=self.context,
+                other_class=self.other_class,
                 filter=self.filter.to_filter(),
                 group_within=self.near,
                 limit=self.limit,

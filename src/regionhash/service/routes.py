@@ -270,7 +270,7 @@ def _expired() -> HTTPException:
 async def search(wanted: SearchIn, state: State, opened: Used) -> SearchOut:
     """Finds the pictures that look like a picture, or that contain one or several objects."""
     started, until = perf_counter(), state.due()
-    whole = bool(wanted.context)
+    whole = bool(wanted.context or wanted.other_class)
     queries = [await _query(query, state, opened, until, whole) for query in wanted.queries]
     without = [await _query(query, state, opened, until) for query in wanted.without]
     request = wanted.to_search(queries, without)
@@ -283,7 +283,7 @@ async def _query(
 ) -> CollectionQuery:
     """The query as the collection takes it; its picture is decoded only if it must be encoded.
 
-    With `whole`, a picture of the collection brings its code as a whole.
+    With `whole`, a picture of the collection brings its own codes beside its boxes.
     """
     if [query.upload is None, query.image is None, query.text is None].count(False) != 1:
         raise HTTPException(422, "a query needs one of an upload, an image and a text")
