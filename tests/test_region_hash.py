@@ -319,6 +319,10 @@ def test_the_help_names_the_default_encoder():
         (["--bits", 8192], "n_bits must be at most 4096, got 8192"),
         (["--bits", 12], "must be a positive multiple of 8, got 12"),
         (["--overlap", 1], "overlap must be in [0, 1), got 1.0"),
+        (["--dims", 0], "n_dims must be in [1, 12], the number of features, got 0"),
+        (["--dims", 13], "n_dims must be in [1, 12], the number of features, got 13"),
+        (["--dims", 8, "--hash", "sign"], "sign has a bit for each of 8 features at most, got 64"),
+        (["--model", "x", "--dims", 8], "leave out n_bits, n_dims, short, encoder"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line_and_leave_nothing(
@@ -332,6 +336,42 @@ def test_settings_that_do_not_fit_are_one_line_and_leave_nothing(
 def test_settings_of_an_encoder_need_one():
     with pytest.raises(ValueError, match="hash and regions need an encoder: leave out backbone"):
         IndexSettings({"backbone": "tiny_fpn", "hash": "itq", "regions": "crop"})
+    with pytest.raises(ValueError, match="pooling need an encoder: leave out weights"):
+        IndexSettings({"weights": "none", "pooling": "mean"})
+
+
+@pytest.mark.parametrize(("kind", "default"), [("map", "max"), ("tokens", "mean")])
+def test_pooling_and_dimensions_are_those_asked_for(photos, encoders, tmp_path, kind, default):
+    windows = ("--proposals", "pyramid", "--max-regions", 6)
+    index(photos, tmp_path / "plain", encoders(kind), *windows)
+    assert read_checkpoint(tmp_path / "plain").arguments["pooling"] == default
+    folder, other = tmp_path / "asked", {"max": "mean", "mean": "max"}[default]
+    given = (*windows, "--pooling", other, "--dims", 5)
+    index(photos, folder, encoders(kind), *given)
+    model, checkpoint = load_runtime(folder)
+    assert (checkpoint.arguments["pooling"], checkpoint.arguments["n_dims"]) == (other, 5)
+    assert model.arrays()["hash.weight"].shape == (64, 5)
+    pixels, _ = model.prepare(read_image(photos / "2.png"), checkpoint.short)
+    _, described = model.describe(pixels)
+    values = features(pixels)
+    reduce = {"max": np.max, "mean": np.mean}[other]
+    whole = reduce(values, axis=(1, 2))
+    np.testing.assert_allclose(described[0], whole / np.linalg.norm(whole), atol=1e-5)
+    index(photos, folder, encoders(kind), *given)  # resumes
+    said = error_of("index", photos, "-o", folder, "--encoder", encoders(kind), *SMALL, "--dims", 6)
+    assert "is an index with n_dims 5, got 6" in said
+
+
+def test_crops_that_are_one_vector_have_nothing_to_pool(photos, encoders, tmp_path):
+    words = ("index", photos, "-o", tmp_path / "i", "--encoder", encoders("vector"), *SMALL)
+    assert "there is nothing to pool: leave out pooling" in error_of(*words, "--pooling", "max")
+    assert not (tmp_path / "i").exists()
+
+
+def test_dimensions_of_a_backbone_are_those_asked_for(photos, tmp_path):
+    words = ("--backbone", "tiny_fpn", "--weights", "none", "--dims", 7, *SMALL)
+    run("index", photos, "-o", tmp_path / "i", *words)
+    assert read_checkpoint(tmp_path / "i").arguments["n_dims"] == 7
 
 
 def test_an_encoder_without_a_map_is_cropped_or_refused(photos, encoders, tmp_path):

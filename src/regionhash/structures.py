@@ -402,9 +402,11 @@ class Hit(NamedTuple):
 
     Attributes:
         index: its row in the table; image_id: its id.
-        distance: Hamming distance; for several objects, their sum.
+        distance: Hamming distance; for several objects, their sum; and with it, `context`.
         matches: one per query object, in their order; empty for whole-picture search.
         duplicates: near-duplicates that rank below, if grouping was asked for.
+        context: the part of `distance` that the whole pictures add, see `Search.context`; None if
+            they do not take part.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nothing needs
@@ -412,6 +414,7 @@ class Hit(NamedTuple):
     distance: int
     matches: tuple[Match, ...] = ()
     duplicates: tuple[Hit, ...] = ()
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,22 @@ def index(
             "`crop` each and encode it as a picture of its own, which takes many.  [default: map]"
         ),
     ] = None,
+    pooling: Annotated[
+        Literal["max", "mean"] | None,
+        typer.Option(
+            help="How the cells of a region of an encoder's map become its feature: their maximum "
+            "or their average, which is better for boxes of a detector.  [default: max for maps of "
+            "convolutions, mean for tokens]"
+        ),
+    ] = None,
+    dims: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Dimensions of the features after whitening, at most as many as before it. Fewer "
+            "may find more; try 32 and 64.  [default: 128, or as many as bits for itq and sign]",
+        ),
+    ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -159,6 +175,8 @@ def index(
         "n_proposals": max_regions,
         "hash": hash_name,
         "regions": regions,
+        "pooling": pooling,
+        "n_dims": dims,
         "max_iou": max_iou,
     }
     arguments = {name: value for name, value in given.items() if value is not None}

@@ -29,6 +29,7 @@ _FLAGS = {
     "min_prob": "--min-prob",
     "min_score": "--min-score",
     "assignment": "--shared-regions",
+    "other_class": "--other-class",
 }
 """Flags whose names differ from the fields of `Search`."""
 
@@ -145,6 +146,22 @@ def search(
             "paper of DMIH. By default each object needs a region of its own.",
         ),
     ] = False,
+    context: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Searches for objects: add this share of the distance between the whole pictures "
+            "to the distance of a picture. 0.5 helps to find small objects.",
+        ),
+    ] = 0.0,
+    other_class: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Searches for objects: add this share of the bits to the distance of a region "
+            "that has another class than the query's object, if both are known.",
+        ),
+    ] = 0.0,
     candidates: Annotated[
         int | None,
         typer.Option(help="Pictures that the first of several steps passes on.  [default: 400]"),
@@ -183,13 +200,15 @@ def search(
     Distances are numbers of differing bits; ties are ranked in the order of the code file. A query
     picture without a box stands for its best detection in mode region, and for the best detection
     of each class in mode objects. Several objects are matched with different regions of a picture;
-    an object for which no region is left costs all bits, and its box is "none".
+    an object for which no region is left costs all bits, and its box is "none". A distance of
+    several parts is shown as their sum, the part of --context last.
 
     \b
     Examples:
       regionhash search codes.h5 --query cat.jpg
       regionhash search codes.h5 --query cat.jpg --box 10,20,200,220 --sheet found.html
       regionhash search codes.h5 --query cat.jpg@10,20,200,220 --query dog.jpg
+      regionhash search codes.h5 --query cup.jpg --box 10,20,40,50 --context 0.5
       regionhash search codes.h5 --query horse.jpg --without person.jpg@30,10,90,200
       regionhash search photos.index --query cat.jpg --box 10,20,200,220 --steps exact,local-expand
       regionhash search iah.h5 --query cat_and_dog.jpg --mode category --sheet found.html
@@ -234,6 +253,8 @@ def search(
             min_prob=min_prob,
             max_distance=without_distance,
             assignment="shared" if shared_regions else "distinct",
+            context=context,
+            other_class=other_class,
             filter=chosen,
             group_within=near,
             limit=top,
@@ -396,7 +417,8 @@ def _record(answer: Answer) -> dict[str, Any]:
         ],
         "without": [{"picture": query.name, "boxes": query.boxes} for query in answer.excluded],
         "hits": [
-            line(rank, hit) | {"matches": [match_record(match) for match in hit.matches]}
+            line(rank, hit)
+            | {"matches": [match_record(match) for match in hit.matches], "context": hit.context}
             for rank, hit in enumerate(answer.hits, first)
         ],
     }

@@ -106,7 +106,7 @@ class IndexSettings:
         given = [*self._of_backbone, *["detector"] * bool(self.detector)]
         if self.encoder and given:
             raise ValueError(f"an encoder is given: leave out {', '.join(given)}")
-        only = [name for name in ("hash", "regions") if name in self.arguments]
+        only = [name for name in ("hash", "regions", "pooling") if name in self.arguments]
         if given and only:
             raise ValueError(f"{' and '.join(only)} need an encoder: leave out {', '.join(given)}")
         if self.short is not None and not MIN_SHORT <= self.short <= MAX_SHORT:

@@ -25,11 +25,13 @@ class Result:
         id: the picture's id; row: its number in the database, never reused.
         path: its file; None if it has none.
         size: (height, width) in pixels.
-        distance: Hamming distance in bits; for several objects, their sum.
+        distance: Hamming distance in bits; for several objects, their sum; and with it, `context`.
         matches: the matched region of each query object, in order; empty for whole pictures.
         classes: names of its classes, known or detected.
         taken: seconds since 1970; None if unknown.
         duplicates: near-duplicates that rank below it, if the search grouped them.
+        context: the part of `distance` that the whole pictures add, see
+            `regionhash.search.request.Search`; None if they do not take part.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Result:
     classes: tuple[str, ...]
     taken: float | None
     duplicates: tuple[Result, ...] = ()
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +150,5 @@ def _result(hit: Hit, snapshot: Snapshot, paths: Mapping[int, Path]) -> Result:
         tuple(table.classes[label] for label in sorted(labels)),
         None if np.isnan(taken) else taken,
         tuple(_result(duplicate, snapshot, paths) for duplicate in hit.duplicates),
+        hit.context,
     )

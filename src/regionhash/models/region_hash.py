@@ -107,6 +107,13 @@ class RegionHashSettings:
             raise ValueError(f"n_bits must be at most {MAX_BITS}, got {self.n_bits}")
         if self.regions not in ("map", "crop"):
             raise ValueError(f"regions must be map or crop, got {self.regions!r}")
+        if self.pooling not in ("max", "mean"):
+            raise ValueError(f"pooling must be max or mean, got {self.pooling!r}")
+        if not 1 <= self.n_dims <= self.n_channels:
+            raise ValueError(
+                f"n_dims must be in [1, {self.n_channels}], the number of features, "
+                f"got {self.n_dims}"
+            )
         check_whitening(self.n_channels, self.n_dims, self.whitening)
         if self.choice.proposals == "rpn":
             raise ValueError("regions of an RPN need a model of torch; leave out the encoder")
@@ -181,6 +188,12 @@ class RegionHash:
             arguments = {"regions": "crop"} | arguments
         cropped = arguments.get("regions") == "crop"
         n_channels = encoder.n_vector if cropped and encoder.n_vector else encoder.n_channels
+        if cropped and encoder.n_vector and "pooling" in arguments:
+            raise ValueError(
+                f"encoder {resolved.spec}: gives one vector of each region that is cut out, so "
+                "there is nothing to pool: leave out pooling, or pool regions of its map "
+                "(regions map)"
+            )
         n_dims = DEFAULT_DIMS
         if arguments.get("hash") in ("itq", "sign"):  # a bit of these is a direction
             n_dims = max(n_dims, arguments.get("n_bits", DEFAULT_BITS))
@@ -189,9 +202,8 @@ class RegionHash:
             "n_channels": n_channels,
             "pooling": encoder.pooling,
             "crop": _crop_size(encoder),
-            "n_dims": n_dims,
+            "n_dims": min(n_dims, n_channels),
         } | arguments
-        built["n_dims"] = min(built["n_dims"], n_channels)
         return cls(encoder, RegionHashSettings(**built), text=resolved.text)
 
     @classmethod

@@ -22,10 +22,14 @@ FindPicture = Callable[[str], "Image"]
 
 
 def distance_text(hit: Hit) -> str:
-    """The distance of a hit; for several objects with that of each, in order: "12 = 5 + 7"."""
-    if len(hit.matches) < 2:
-        return str(hit.distance)
-    return f"{hit.distance} = {' + '.join(str(match.distance) for match in hit.matches)}"
+    """The distance of a hit, and its parts if there are several: "14 = 5 + 7 + 2 (picture)".
+
+    These are the distances of the objects, in order, and what the whole picture adds.
+    """
+    parts = [str(match.distance) for match in hit.matches]
+    if hit.context is not None:
+        parts.append(f"{hit.context} (picture)")
+    return str(hit.distance) if len(parts) < 2 else f"{hit.distance} = {' + '.join(parts)}"
 
 
 def heading_text(group: CategoryHits, codes: CodeSet) -> str:

@@ -161,7 +161,12 @@ def least_sum(
 
 
 def least_sums(
-    distances: Distances, apart: Mask, same: Mask, n_bits: int, steps: Steps, limit: int | None
+    distances: Distances,
+    apart: Mask,
+    same: Mask,
+    n_bits: int,
+    steps: Steps,
+    limit: int | Ints | None,
 ) -> Ints:
     """`least_sum` (P,) of P pictures; where it is above `limit`, some number above `limit`.
 
@@ -171,7 +176,7 @@ def least_sums(
         same: (P, R, R) bool.
         n_bits: cost of an object without a region.
         steps: of the search.
-        limit: None is no limit.
+        limit: of all pictures, or (P,) of each; None is no limit.
 
     Raises:
         ValueError: too many objects are in conflict.
@@ -180,12 +185,13 @@ def least_sums(
     sums = pair_bounds(distances, apart, n_bits, same)
     if n_objects == 2:  # the bound is the sum
         return sums
-    left = np.arange(len(sums)) if limit is None else np.flatnonzero(sums <= limit)
+    limits = None if limit is None else np.broadcast_to(limit, sums.shape)
+    left = np.arange(len(sums)) if limits is None else np.flatnonzero(sums <= limits)
     if n_objects == 3:
         sums[left] = triple_sums(distances[left], apart, same[left], n_bits)
         return sums
     for n in left.tolist():
-        most = None if limit is None else limit + 1
+        most = None if limits is None else int(limits[n]) + 1
         sums[n] = least_sum(distances[n], apart, same[n], n_bits, steps, most)
     return sums
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,25 @@ _CANDIDATES = 64
 
 _PAIRS = 1 << 20
 """Pairs of regions compared at a time."""
+
+
+class Unlike(NamedTuple):
+    """What regions of another class than the query's cost, if both classes are known.
+
+    Attributes:
+        classes: (Q,) int64, of each query object; -1 is unknown.
+        bits: what is added to the distance, which stays within the bits of the code.
+    """
+
+    classes: Ints
+    bits: int
+
+
+class _Costs(NamedTuple):
+    """What changes the Hamming distance of regions, see `search_objects`."""
+
+    weights: Weights | None
+    unlike: Unlike | None
 
 
 @renamed(among="mask")
@@ -116,6 +135,8 @@ def search_objects(
     max_distance: int | None = None,
     apart: bool | Mask = True,
     weights: Weights | None = None,
+    context: Ints | None = None,
+    unlike: Unlike | None = None,
 ) -> list[Hit]:
     """The `top` pictures that have regions near all query objects, each object a region of its own.
 
@@ -136,16 +157,21 @@ def search_objects(
         max_distance: for `exclude`; None is an eighth of the bits, see `default_max_distance`.
         apart: whether objects need different regions; or (Q, Q) bool, symmetric, which of them.
         weights: of the bits of each query, see `asymmetric_distances`.
+        context: (N,) int64, what is added to the distance of each picture, at least 0; see
+            `context_distances`.
+        unlike: see `Unlike`.
 
     Raises:
         ValueError: the table has no regions, the queries do not fit them, there is no query, `top`
-            < 1, `max_distance` is negative or given without `exclude`, `apart` does not fit, or too
-            many objects compete for the same regions.
+            < 1, `max_distance` is negative or given without `exclude`, `apart` or `context` does
+            not fit, or too many objects compete for the same regions.
     """
     if table.offsets is None or table.region_codes is None:
         raise ValueError("these codes have no regions")
     if not len(queries):
         raise ValueError("queries must hold at least one object, got none")
+    if context is not None and context.shape != (len(table),):
+        raise ValueError(f"context must be ({len(table)},), got {context.shape}")
     if exclude is not None:
         n_bits = 8 * table.region_codes.shape[1]
         limit = default_max_distance(n_bits) if max_distance is None else max_distance
@@ -156,14 +182,18 @@ def search_objects(
             mask &= united_hamming(unwanted[None], table.region_codes, table.offsets) > limit
     elif max_distance is not None:
         raise ValueError("max_distance needs objects to exclude")
-    pairs = _pairs_apart(apart, len(queries))
-    if len(queries) == 1 and weights is None:
+    pairs, costs = _pairs_apart(apart, len(queries)), _Costs(weights, unlike)
+    if len(queries) == 1 and weights is None and context is None and unlike is None:
         rows, distances = nearest_bags(
             queries[0], table.region_codes, table.offsets, top=top, mask=mask
         )
         pairs = None
     else:
-        united = united_hamming(queries, table.region_codes, table.offsets, weights)  # (N,)
+        united = united_hamming(
+            queries, table.region_codes, table.offsets, weights, unlike, table.labels
+        )  # (N,)
+        if context is not None:
+            united = united + context
         searched = np.diff(table.offsets) > 0
         candidates = np.flatnonzero(searched if mask is None else searched & mask)
         if pairs is None:
@@ -171,13 +201,36 @@ def search_objects(
             distances = united[rows]
         else:
             rows, distances = _nearest_apart(
-                queries, table, candidates, united, top, pairs, weights
+                queries, table, candidates, united, top, pairs, costs, context
             )
-    matches = partial(_matches, queries, apart=pairs, steps=Steps(), weights=weights)
+    matches = partial(_matches, queries, apart=pairs, steps=Steps(), costs=costs)
+    added = [None] * len(rows) if context is None else context[rows].tolist()
     return [
-        Hit(row, table.ids[row], distance, matches(table.regions(row)))
-        for row, distance in zip(rows.tolist(), distances.tolist(), strict=True)
+        Hit(row, table.ids[row], distance, matches(table.regions(row)), (), part)
+        for row, distance, part in zip(rows.tolist(), distances.tolist(), added, strict=True)
     ]
+
+
+def context_distances(queries: Codes, table: CodeTable, share: float) -> Ints:
+    """What whole pictures add to the distance of each picture of a search for objects.
+
+    Args:
+        queries: (P, B) uint8, packed: image codes of the query pictures, P >= 1.
+        table: N pictures with image codes.
+        share: how much of the distance between pictures is added.
+
+    Returns:
+        (N,) int64: `share` times the mean of the P Hamming distances, rounded to whole bits.
+
+    Raises:
+        ValueError: the table has no image codes, or the queries do not fit them.
+    """
+    if table.image_codes is None:
+        raise ValueError("these codes have no image codes")
+    total = np.zeros(len(table), np.int64)
+    for query in queries:
+        total += distances_to_one(query, table.image_codes)
+    return np.rint(share * total / len(queries)).astype(np.int64)
 
 
 def _pairs_apart(apart: bool | Mask, n_objects: int) -> Mask | None:
@@ -203,12 +256,14 @@ def _nearest_apart(
     united: Ints,
     top: int,
     apart: Mask,
-    weights: Weights | None,
+    costs: _Costs,
+    context: Ints | None,
 ) -> tuple[Ints, Ints]:
     """The `top` pictures by the least sum over different regions, and these sums.
 
-    `united` is never above that sum. So pictures are taken in its order, and once the next one is
-    not below the last of the `top` found so far, no further picture is.
+    The sums are with `context`, if it is given, and so is `united`, which is never above them. So
+    pictures are taken in its order, and once the next one is not below the last of the `top` found
+    so far, no further picture is.
     """
     steps = Steps()
     rows, sums = np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -222,8 +277,10 @@ def _nearest_apart(
                 if (united[block[0]], block[0]) > last:
                     return rows, sums
                 block = block[united[block] <= sums[-1]]  # of a sorted block, the beginning
-            limit = int(sums[-1]) if len(rows) == top else None
-            found, own = _sums_apart(queries, table, block, limit, apart, steps, weights)
+            added = np.zeros(len(block), np.int64) if context is None else context[block]
+            limits = sums[-1] - added if len(rows) == top else None
+            found, own = _sums_apart(queries, table, block, limits, apart, steps, costs)
+            own = own if context is None else own + context[found]
             rows, sums = np.concatenate([rows, found]), np.concatenate([sums, own])
             best = np.lexsort([rows, sums])[:top]
             rows, sums = rows[best], sums[best]
@@ -245,21 +302,21 @@ def _sums_apart(
     queries: Codes,
     table: CodeTable,
     rows: Ints,
-    limit: int | None,
+    limits: Ints | None,
     apart: Mask,
     steps: Steps,
-    weights: Weights | None,
+    costs: _Costs,
 ) -> tuple[Ints, Ints]:
-    """Those of P pictures whose least sum over different regions is at most `limit`, and the sums.
+    """Those of P pictures whose least sum over different regions is within limits, and the sums.
 
     Args:
         queries: (Q, B) uint8.
         table: the pictures.
         rows: (P,) their rows; all have regions.
-        limit: None is no limit.
+        limits: (P,), the greatest sum of each; None is no limit.
         apart: (Q, Q) bool.
         steps: of the search.
-        weights: see `search_objects`.
+        costs: see there.
     """
     assert table.offsets is not None and table.region_codes is not None
     assert table.boxes is not None and table.labels is not None
@@ -269,7 +326,8 @@ def _sums_apart(
     items = np.repeat(offsets[rows] - np.cumsum(lengths) + lengths, lengths)
     items = items + np.arange(len(items))
     distances = np.full((len(rows), there.shape[1], len(queries)), n_bits, np.int32)
-    distances[there] = asymmetric_distances(queries, weights, table.region_codes[items]).T
+    codes = table.region_codes[items]
+    distances[there] = _distances(queries, costs, codes, table.labels[items]).T
     boxes = np.zeros((*there.shape, 4), np.float32)
     labels = np.full(there.shape, -1, np.int64)
     boxes[there], labels[there] = table.boxes[items], table.labels[items]
@@ -282,11 +340,13 @@ def _sums_apart(
     if len(hard):
         by_object = np.ascontiguousarray(distances[hard].transpose(0, 2, 1))  # (P', Q, R)
         sums[hard] = pair_bounds(by_object, apart, n_bits)
-        if limit is not None:
-            by_object, hard = by_object[sums[hard] <= limit], hard[sums[hard] <= limit]
+        if limits is not None:
+            within = sums[hard] <= limits[hard]
+            by_object, hard = by_object[within], hard[within]
         same = same_objects(boxes[hard], labels[hard])
-        sums[hard] = least_sums(by_object, apart, same, n_bits, steps, limit)
-    kept = slice(None) if limit is None else sums <= limit
+        most = None if limits is None else limits[hard]
+        sums[hard] = least_sums(by_object, apart, same, n_bits, steps, most)
+    kept = slice(None) if limits is None else sums <= limits
     return rows[kept], sums[kept]
 
 
@@ -437,7 +497,12 @@ def _gathered(codes: Codes, offsets: Ints, names: Ints) -> tuple[Codes, Ints]:
 
 
 def united_hamming(
-    queries: Codes, codes: Codes, offsets: Ints, weights: Weights | None = None
+    queries: Codes,
+    codes: Codes,
+    offsets: Ints,
+    weights: Weights | None = None,
+    unlike: Unlike | None = None,
+    labels: Ints | None = None,
 ) -> Ints:
     """United Hamming distance between several query objects and each bag of codes (DMIH, eq. 8).
 
@@ -449,6 +514,8 @@ def united_hamming(
         codes: (M, B) uint8, packed; may be memory-mapped.
         offsets: (N + 1,) integers; bag n is `codes[offsets[n]:offsets[n + 1]]`.
         weights: of the bits of each query, see `asymmetric_distances`.
+        unlike: see `Unlike`; needs `labels`.
+        labels: (M,) int64, the class of each code; -1 is unknown.
 
     Returns:
         (N,) int64, in bits.
@@ -475,11 +542,27 @@ def united_hamming(
         fitting = int(np.searchsorted(ends, starts[first] + block, side="right"))
         last = max(fitting, first + 1)  # a bag larger than the block is taken whole
         block_bags = slice(first, last)
-        distances = asymmetric_distances(queries, weights, codes[starts[first] : ends[last - 1]])
+        items = slice(starts[first], ends[last - 1])
+        classes = None if labels is None else labels[items]
+        distances = _distances(queries, _Costs(weights, unlike), codes[items], classes)
         minima = np.minimum.reduceat(distances, starts[block_bags] - starts[first], axis=1)
         united[bags[block_bags]] = minima.sum(axis=0)
         first = last
     return united
+
+
+def _distances(
+    queries: Codes, costs: _Costs, codes: Codes, labels: Ints | None
+) -> NDArray[np.int32]:
+    """`asymmetric_distances` (Q, M), with what other classes than the query's cost."""
+    distances = asymmetric_distances(queries, costs.weights, codes)
+    if costs.unlike is not None:
+        assert labels is not None
+        wanted, found = np.asarray(costs.unlike.classes)[:, None], np.asarray(labels)[None]
+        other = (wanted >= 0) & (found >= 0) & (wanted != found)
+        grown = np.minimum(distances + np.int32(costs.unlike.bits), 8 * queries.shape[1])
+        distances = np.where(other, grown, distances).astype(np.int32, copy=False)
+    return distances
 
 
 def _count(mask: Mask) -> int:
@@ -526,10 +609,10 @@ def _matches(
     *,
     apart: Mask | None,
     steps: Steps,
-    weights: Weights | None,
+    costs: _Costs,
 ) -> tuple[Match, ...]:
     """The region of each query object: the nearest, the first of equals; or as `apart` allows."""
-    distances = asymmetric_distances(queries, weights, regions.codes)  # (Q, R)
+    distances = _distances(queries, costs, regions.codes, regions.labels)  # (Q, R)
     chosen = distances.argmin(axis=1).tolist()
     n_bits = 8 * queries.shape[1]
     if apart is not None:

@@ -24,6 +24,10 @@ Assignment = Literal["distinct", "shared"]
 of another object (United Hamming distance of DMIH)."""
 
 
+MAX_CONTEXT = 100
+"""Largest `Search.context`: beyond it, regions decide nothing."""
+
+
 class RequestError(ValueError):
     """A field of a `Search` is invalid.
 
@@ -136,6 +140,13 @@ class Search:
         max_distance: largest distance, in bits, at which a region counts as an excluded object;
             None is an eighth of the code.
         assignment: mode objects: whether objects need different regions, see `Assignment`.
+        context: modes region, with the step exact alone, and objects: share of the distance
+            between the whole pictures that is added to the distance of a picture, rounded to whole
+            bits; of several query pictures, the mean distance. 0 adds nothing. Words have no whole
+            picture and do not take part.
+        other_class: in the same modes: what is added to the distance of a region that has another
+            class than the query's object, as a share of the bits, if both classes are known. A
+            distance stays within the bits. 0 adds nothing.
         filter: which pictures to search.
         group_within: show near-duplicates once: pictures whose codes differ in at most this many
             bits, see `regionhash.search.duplicates`.
@@ -156,6 +167,8 @@ class Search:
     min_prob: float | None = None
     max_distance: int | None = None
     assignment: Assignment = "distinct"
+    context: float = 0.0
+    other_class: float = 0.0
     filter: Filter = Filter()
     group_within: int | None = None
     limit: int = 20
@@ -189,6 +202,8 @@ class Search:
         alone = self.mode_for(whole_pictures=False)
         if self.assignment == "shared" and alone != "objects":
             raise RequestError("assignment", f"needs mode objects, got mode {alone}")
+        self._check_share("context", MAX_CONTEXT, mode)
+        self._check_share("other_class", 1, mode)
         if self.exclude and mode != "objects":
             raise RequestError("exclude", f"needs mode objects, got mode {mode}")
         if self.steps and mode != "region":
@@ -204,6 +219,21 @@ class Search:
             if self.mode is None:  # the steps have chosen it
                 raise RequestError("steps", f"take {wanted}")
             raise RequestError("mode", f"{mode} takes {wanted}")
+
+    def _check_share(self, name: str, most: int, mode: Mode) -> None:
+        """Checks a share that is added to distances of objects."""
+        share = getattr(self, name)
+        if not 0 <= share <= most:
+            raise RequestError(name, f"must be in [0, {most}], got {share}")
+        if not share:
+            return
+        if mode not in ("region", "objects"):
+            raise RequestError(name, f"needs mode region or objects, got mode {mode}")
+        if self.steps and self.steps != ("exact",):
+            given = ",".join(self.steps)
+            raise RequestError(name, f"needs the step exact alone, got {given}")
+        if all(query.text is not None for query in self.queries):
+            raise RequestError(name, "needs a query picture, got words alone")
 
     def _check_numbers(self) -> None:
         for name, least in (

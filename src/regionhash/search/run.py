@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from regionhash.codes import Weights, pack_signs
-from regionhash.search.assignment import same_objects
+from regionhash.search.assignment import SAME_IOU, same_objects
 from regionhash.search.duplicates import fold_duplicates
-from regionhash.search.exact import search_categories, search_images, search_objects
+from regionhash.search.exact import (
+    Unlike,
+    context_distances,
+    search_categories,
+    search_images,
+    search_objects,
+)
 from regionhash.search.marks import place_boxes
 from regionhash.search.request import Filter, Mode, Query, RequestError, Search
 from regionhash.search.steps import CANDIDATES, EXPANSION, default_steps, search_in_steps
@@ -30,6 +36,7 @@ from regionhash.structures import (
     EncodedImage,
     Floats,
     Hit,
+    Ints,
     Mask,
     Regions,
 )
@@ -50,8 +57,10 @@ class QueryPicture:
         name: for messages and captions.
         image: (H, W, 3) uint8, RGB; None if `encoded` or `text` suffices.
         boxes: xyxy in its pixels, one per object; without any, the mode decides what is searched.
-        encoded: the codes of the picture, or of its boxes if it has any, if already known.
+        encoded: the codes of the picture, if already known; with boxes, its regions are the boxes,
+            or None.
         text: words in place of a picture.
+        found: with boxes, the regions of the picture itself, if already known.
     """
 
     name: str
@@ -59,6 +68,7 @@ class QueryPicture:
     boxes: tuple[Box, ...] = ()
     encoded: EncodedImage | None = None
     text: str | None = None
+    found: Regions | None = None
 
     @property
     def pixels(self) -> Image:
@@ -111,6 +121,9 @@ class EncodedSearch:
         apart: (Q, Q) bool, which of the objects need different regions.
         weights: of the bits of each object, see `asymmetric_distances`; None without words.
         unwanted: (W, K1/8) uint8, codes of the excluded objects.
+        classes: (Q,) int64, of each object; -1 is unknown.
+        pictures: (P, K2/8) uint8, codes of the query pictures as a whole, if they take part, see
+            `Search.context`.
         categories: categories of the query picture and their codes.
         certain: whether the model gives every category, without a probability.
         steps: steps of a search for one object.
@@ -124,6 +137,8 @@ class EncodedSearch:
     apart: Mask | None = None
     weights: Weights | None = None
     unwanted: Codes | None = None
+    classes: Ints | None = None
+    pictures: Codes | None = None
     categories: CategoryCodes | None = None
     certain: bool = False
     steps: tuple[str, ...] = ()
@@ -156,8 +171,8 @@ def run(
         ValueError: the codes are of another model, the codes or the model lack what the search
             compares, a box does not belong to its picture (see `place_boxes`), or nothing is
             detected in a picture.
-        RequestError: a least probability, but the model gives none; or shared regions, but whole
-            pictures are compared.
+        RequestError: a least probability, but the model gives none; shared regions, but whole
+            pictures are compared; or a part of whole pictures, but they have no codes.
         ImageError: a query picture cannot be read.
     """
     if codes.model_hash != checkpoint.model_hash:
@@ -168,6 +183,10 @@ def run(
     mode = search.mode_for(whole_pictures=codes.table.image_codes is not None)
     if search.assignment == "shared" and mode != "objects":
         raise RequestError("assignment", f"needs mode objects, got mode {mode}")
+    if search.context and codes.table.image_codes is None:
+        raise RequestError(
+            "context", f"needs codes of whole pictures, which the model {checkpoint.name} lacks"
+        )
     picture_of = picture_of or read_query
     encoder = _Encoder(model, checkpoint, codes.recorded("precision"), detector_of)
     encoded = encoder.encode(
@@ -271,7 +290,9 @@ def marked(
         ValueError: the picture lacks a region.
     """
     if query.boxes:
-        return QueryPicture(name, image, tuple(query.boxes))
+        whole = None if encoded is None else replace(encoded, regions=None)
+        found = None if encoded is None else encoded.regions
+        return QueryPicture(name, image, tuple(query.boxes), whole, found=found)
     if not query.regions or encoded is None:
         return QueryPicture(name, image, (), encoded)
     regions, numbers = encoded.regions, list(query.regions)
@@ -310,7 +331,12 @@ class _Encoder:
     ) -> EncodedSearch:
         if mode in ("image", "category"):
             return self._whole(mode, search, queries[0])
-        asked = [self._objects(query, best_of_each=mode == "objects") for query in queries]
+        if search.context:
+            queries = [self._with_whole(query) for query in queries]
+        asked = [
+            self._objects(query, best_of_each=mode == "objects", whole=bool(search.context))
+            for query in queries
+        ]
         unwanted = [self._objects(query, best_of_each=False) for query in excluded]
         encoded = EncodedSearch(
             tuple(picture for picture, _ in asked),
@@ -319,9 +345,30 @@ class _Encoder:
             apart=self._apart(queries, [regions for _, regions in asked], search),
             weights=self._weights(queries, [regions for _, regions in asked]),
             unwanted=np.vstack([regions.codes for _, regions in unwanted]) if unwanted else None,
+            classes=np.concatenate([_classes_of(query, regions) for query, regions in asked]),
+            pictures=self._pictures([query for query, _ in asked]) if search.context else None,
             notes=tuple(self._notes),
         )
         return self._with_steps(encoded, search, table) if mode == "region" else encoded
+
+    def _with_whole(self, query: QueryPicture) -> QueryPicture:
+        """A query picture with its codes as a whole, unless boxes are encoded together with it."""
+        if query.text is not None or query.encoded is not None:
+            return query
+        if query.boxes and self._model.shared_code_space:
+            return query
+        encoded = self._encoded(query)
+        return replace(query, encoded=replace(encoded, regions=None) if query.boxes else encoded)
+
+    def _pictures(self, queries: Sequence[QueryPicture]) -> Codes:
+        """The image codes (P, K2/8) of query pictures that are encoded as a whole."""
+        codes = []
+        for query in queries:
+            if query.encoded is not None:
+                if query.encoded.image_code is None:
+                    raise ValueError(f"{query.name}: its code as a whole picture is missing")
+                codes.append(query.encoded.image_code)
+        return np.stack(codes)
 
     def _apart(
         self, queries: Sequence[QueryPicture], asked: Sequence[Regions], search: Search
@@ -400,14 +447,23 @@ class _Encoder:
         """
         assert encoded.objects is not None
         shared = self._model.shared_code_space
-        steps = tuple(search.steps) or default_steps(table, shared_code_space=shared)
+        steps = tuple(search.steps) or (
+            ("exact",)
+            if search.context or search.other_class
+            else default_steps(table, shared_code_space=shared)
+        )
         image = encoded.objects[0] if shared else None
         if steps[0] == "global" and image is None:
             image = self._encoded(QueryPicture("query", _cut_out(encoded.queries[0]))).image_code
         return replace(encoded, steps=steps, image=image)
 
-    def _objects(self, query: QueryPicture, *, best_of_each: bool) -> tuple[QueryPicture, Regions]:
-        """A query picture with the boxes of its objects, and their regions, at least one."""
+    def _objects(
+        self, query: QueryPicture, *, best_of_each: bool, whole: bool = False
+    ) -> tuple[QueryPicture, Regions]:
+        """A query picture with the boxes of its objects, and their regions, at least one.
+
+        With `whole`, a picture that has boxes and no codes also gets its code as a whole.
+        """
         from regionhash.models.encoding import encode_boxes
 
         if query.text is not None:
@@ -420,16 +476,21 @@ class _Encoder:
             height, width = query.pixels.shape[:2]
             try:
                 boxes, notes = place_boxes(query.boxes, (height, width))
+                together = whole and query.encoded is None  # in one pass
+                frame = [(0.0, 0.0, float(width), float(height))] if together else []
                 regions = encode_boxes(
                     self._model,
                     self._checkpoint,
                     query.pixels,
-                    np.array(boxes, np.float32),
+                    np.array([*boxes, *frame], np.float32),
                     precision=self._precision,
                 )
             except ValueError as error:
                 raise ValueError(f"{query.name}: {error}") from error
             self._notes += [f"{query.name}: {note}" for note in notes]
+            if together:
+                encoded = EncodedImage((height, width), regions.codes[-1])
+                query, regions = replace(query, encoded=encoded), regions[np.arange(len(boxes))]
             return replace(query, boxes=regions.as_tuples()), regions
         found = self._encoded(query, detected=best_of_each).regions
         if found is None or not len(found):
@@ -458,6 +519,30 @@ class _Encoder:
         )
 
 
+def _classes_of(query: QueryPicture, regions: Regions) -> Ints:
+    """The classes (R,) of the objects of a picture.
+
+    A box that the model gives none has that of the first region of the picture that has a class and
+    overlaps it by an IoU of .5; -1 if there is none.
+    """
+    classes = np.array(regions.labels, np.int64)
+    if query.found is None:
+        return classes
+    known = query.found[np.flatnonzero(query.found.labels >= 0)]
+    for n in np.flatnonzero(classes < 0) if len(known) else ():
+        near = np.flatnonzero(_iou(regions.boxes[n], known.boxes) >= SAME_IOU)
+        classes[n] = known.labels[near[0]] if len(near) else -1
+    return classes
+
+
+def _iou(box: Floats, boxes: Floats) -> Floats:
+    """Intersection over union (R,) of a box (4,) and boxes (R, 4)."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=1)
+    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - shared
+    return np.asarray(shared / np.maximum(union, 1e-9), np.float32)
+
+
 def _cut_out(query: QueryPicture) -> Image:
     """The part of a picture that its one box touches."""
     ((x0, y0, x1, y1),) = query.boxes
@@ -471,13 +556,14 @@ def _cut_out(query: QueryPicture) -> Image:
 
 
 class _Scan(NamedTuple):
-    """The input of a mode's scan; `top` is the number of results."""
+    """The input of a mode's scan; `top` is the number of results, `context` that of pictures."""
 
     encoded: EncodedSearch
     table: CodeTable
     search: Search
     mask: Mask | None
     top: int
+    context: Ints | None = None
 
 
 def _scan_images(scan: _Scan) -> list[CategoryHits]:
@@ -489,6 +575,8 @@ def _scan_images(scan: _Scan) -> list[CategoryHits]:
 def _scan_regions(scan: _Scan) -> list[CategoryHits]:
     encoded = scan.encoded
     assert encoded.objects is not None
+    if scan.search.context or scan.search.other_class:  # one step, exact
+        return _scan_objects(scan)
     hits = search_in_steps(
         scan.table,
         encoded.steps,
@@ -504,6 +592,10 @@ def _scan_regions(scan: _Scan) -> list[CategoryHits]:
 
 def _scan_objects(scan: _Scan) -> list[CategoryHits]:
     assert scan.encoded.objects is not None and scan.encoded.apart is not None
+    unlike = None
+    if scan.search.other_class and scan.encoded.classes is not None:
+        n_bits = 8 * scan.encoded.objects.shape[1]
+        unlike = Unlike(scan.encoded.classes, round(scan.search.other_class * n_bits))
     hits = search_objects(
         scan.encoded.objects,
         scan.table,
@@ -513,6 +605,8 @@ def _scan_objects(scan: _Scan) -> list[CategoryHits]:
         max_distance=scan.search.max_distance,
         apart=scan.encoded.apart,
         weights=scan.encoded.weights,
+        context=scan.context,
+        unlike=unlike,
     )
     return [_unnamed(hits)]
 
@@ -552,8 +646,11 @@ def _page(
     """
     end = search.offset + search.limit
     top = end + 1
+    context = None
+    if encoded.pictures is not None:
+        context = context_distances(encoded.pictures, table, search.context)
     while True:
-        found = MODES[mode](_Scan(encoded, table, search, mask, top))
+        found = MODES[mode](_Scan(encoded, table, search, mask, top, context))
         folded = found
         if search.group_within is not None:
             folded = [

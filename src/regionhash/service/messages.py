@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from regionhash.collection import Filter, Result, ResultGroup, Results
-from regionhash.search.request import Assignment, Mode, Query, RequestError, Search
+from regionhash.search.request import (
+    MAX_CONTEXT,
+    Assignment,
+    Mode,
+    Query,
+    RequestError,
+    Search,
+)
 from regionhash.structures import EncodedImage, Match, meaningful_score
 
 MAX_ROW = 2**63 - 1
@@ -122,6 +129,24 @@ class SearchIn(_Request):
             "may have that of another (shared)."
         ),
     ] = "distinct"
+    context: Annotated[
+        FiniteFloat,
+        Field(
+            ge=0,
+            le=MAX_CONTEXT,
+            description="Searches for objects: share of the distance between the whole pictures "
+            "that is added to the distance of a picture.",
+        ),
+    ] = 0.0
+    other_class: Annotated[
+        FiniteFloat,
+        Field(
+            ge=0,
+            le=1,
+            description="Searches for objects: what is added to the distance of a region that has "
+            "another class than the query's object, as a share of the bits, if both are known.",
+        ),
+    ] = 0.0
     mode: Annotated[
         Mode | None,
         Field(
@@ -162,6 +187,8 @@ class SearchIn(_Request):
                 min_prob=self.min_prob,
                 max_distance=self.within,
                 assignment=self.assignment,
+                context=self.context,
+                other_class=self.other_class,
                 filter=self.filter.to_filter(),
                 group_within=self.near,
                 limit=self.limit,
@@ -192,7 +219,10 @@ class MatchOut(BaseModel):
 
 
 class HitOut(BaseModel):
-    """One found picture."""
+    """One found picture.
+
+    `context` is the part of `distance` that the whole pictures add; null if they do not take part.
+    """
 
     row: int
     id: str
@@ -202,6 +232,7 @@ class HitOut(BaseModel):
     matches: list[MatchOut]
     classes: list[str]
     taken: float | None
+    context: int | None
     duplicates: list[HitOut] = []
 
     @classmethod
@@ -216,6 +247,7 @@ class HitOut(BaseModel):
             matches=[MatchOut.of(match, classes) for match in result.matches],
             classes=list(result.classes),
             taken=result.taken,
+            context=result.context,
             duplicates=[HitOut.of(other, classes) for other in result.duplicates],
         )
 

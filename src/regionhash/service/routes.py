@@ -270,7 +270,8 @@ def _expired() -> HTTPException:
 async def search(wanted: SearchIn, state: State, opened: Used) -> SearchOut:
     """Finds the pictures that look like a picture, or that contain one or several objects."""
     started, until = perf_counter(), state.due()
-    queries = [await _query(query, state, opened, until) for query in wanted.queries]
+    whole = bool(wanted.context or wanted.other_class)
+    queries = [await _query(query, state, opened, until, whole) for query in wanted.queries]
     without = [await _query(query, state, opened, until) for query in wanted.without]
     request = wanted.to_search(queries, without)
     found = await state.scan(opened, lambda: opened.collection.results(request), until)
@@ -278,9 +279,12 @@ async def search(wanted: SearchIn, state: State, opened: Used) -> SearchOut:
 
 
 async def _query(
-    query: QueryIn, state: ServiceState, opened: Opened, until: float
+    query: QueryIn, state: ServiceState, opened: Opened, until: float, whole: bool = False
 ) -> CollectionQuery:
-    """The query as the collection takes it; its picture is decoded only if it must be encoded."""
+    """The query as the collection takes it; its picture is decoded only if it must be encoded.
+
+    With `whole`, a picture of the collection brings its own codes beside its boxes.
+    """
     if [query.upload is None, query.image is None, query.text is None].count(False) != 1:
         raise HTTPException(422, "a query needs one of an upload, an image and a text")
     if query.text is not None:
@@ -295,7 +299,10 @@ async def _query(
             image_id = await state.read(opened, lambda: opened.collection.get(row).id, until)
             return CollectionQuery(image_id=image_id, regions=query.regions)
         pixels = await state.decode(opened, lambda: opened.pixels(row, until), until)
-        return CollectionQuery(pixels, boxes=query.boxes, name=f"picture {row}")
+        encoded = None
+        if whole:
+            encoded = (await state.read(opened, lambda: opened.regions(row), until))[1]
+        return CollectionQuery(pixels, boxes=query.boxes, name=f"picture {row}", encoded=encoded)
     kept = opened.uploads.get(query.upload)
     if kept is None:
         raise _expired()
