@@ -178,7 +178,7 @@ def test_a_box_without_a_code_of_its_own_is_cut_out_for_the_step_that_compares_p
     seen = []
     encoded = query_of().encoded
 
-    def encode_picture(model, checkpoint, image, *, precision):
+    def encode_picture(model, checkpoint, image, *, precision, **_):
         seen.append(image)
         return encoded
 

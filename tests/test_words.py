@@ -163,7 +163,7 @@ def test_filters_and_pages_hold_for_words(worded):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--text", " "), "text must not be empty"),
+        (("--text", " "), "text must be words in Unicode"),
         (("--text", "cat", "--mode", "region"), "must be objects for words"),
         (("--text", "cat", "--mode", "image"), "must be objects for words"),
         (("--text", "cat", "--steps", "exact"), "must be objects for words"),

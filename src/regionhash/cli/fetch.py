@@ -42,10 +42,13 @@ def fetch(
       regionhash fetch timm:convnext_tiny -o convnext
     """
     from regionhash.encoders import RECORD_FILE, resolve
+    from regionhash.models.checkpoints import CONFIG_FILE
 
     if output is not None and output.exists():
         if not output.is_dir():
             raise ValueError(f"{output}: not a folder")
+        if (output / CONFIG_FILE).exists():
+            raise ValueError(f"{output}: holds a model or a collection; name a new folder")
         if any(output.iterdir()) and not (output / RECORD_FILE).exists():
             raise ValueError(f"{output}: holds other files; name a new folder")
     found = resolve(name, ConsoleReporter(), words=words)

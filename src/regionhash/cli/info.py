@@ -84,7 +84,12 @@ def models(as_json: Json = False) -> None:
     from regionhash.models import MODELS
     from regionhash.parts.backbones import BACKBONES
 
-    builders = {name: (build.__doc__ or "").partition("\n")[0] for name, build in MODELS.items()}
+    builders = {}
+    for name in MODELS:
+        try:
+            builders[name] = (MODELS[name].__doc__ or "").partition("\n")[0]
+        except ValueError as error:  # of another package
+            builders[name] = f"cannot be used: {error}"
     backbones = {name: spec.summary for name, spec in BACKBONES.items()}
     if as_json:
         print_json({"models": builders, "backbones": backbones})

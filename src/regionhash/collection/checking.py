@@ -67,6 +67,7 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
             elif state := _file_state(database, columns):
                 states[state].append(columns["id"])
         problems += _differences(database, snapshot)
+        problems += _of_encoder(database.path.parent)
         problems += _of_detector(database.path.parent)
         count = database.count()
         orphans = [
@@ -136,6 +137,24 @@ def _database_problems(database: Database) -> list[str]:
     if not database.header_is_whole():
         problems.append(f"{database.path}: a copy of the header is damaged")
     return problems
+
+
+def _of_encoder(folder: Path) -> list[str]:
+    """What is wrong with the collection's encoder."""
+    from regionhash.models import ENCODED_REGIONS
+    from regionhash.models.checkpoints import CheckpointError, read_checkpoint
+    from regionhash.models.region_hash import RegionHash
+
+    try:
+        if read_checkpoint(folder).name != ENCODED_REGIONS:
+            return []
+    except CheckpointError:  # a collection without its model
+        return []
+    try:
+        RegionHash.load(folder)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _of_detector(folder: Path) -> list[str]:

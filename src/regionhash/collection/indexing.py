@@ -5,6 +5,7 @@ The result is one directory to copy: a collection (`regionhash.collection`) that
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from regionhash.data.detections import Detector
 from regionhash.data.image_set import ImageSet
 from regionhash.data.inputs import absolute_inputs, open_inputs
 from regionhash.detectors import OnnxDetector, write_detector
-from regionhash.encoders import DEFAULT_ENCODER
+from regionhash.encoders import DEFAULT_ENCODER, resolve
 from regionhash.files.atomic import locked_folder
 from regionhash.models.checkpoints import (
     CONFIG_FILE,
@@ -284,12 +285,33 @@ def _check_same(output: Path, checkpoint: Checkpoint, settings: IndexSettings) -
     built = asdict(RegionChoice()) | checkpoint.arguments
     known = built | {"short": checkpoint.short}
     if settings.encoder:
-        spec = known.get("encoder", {}).get("spec", f"of backbone {known.get('backbone')}")
-        pinned = spec.rpartition("@")[0]
-        known["encoder"] = settings.encoder if settings.encoder in (spec, pinned) else spec
-        wanted["encoder"] = settings.encoder
+        _check_encoder(output, known, settings.encoder)
     for name, value in wanted.items():
         if name in known and known[name] != value:
             raise ValueError(
                 f"{output}: is an index with {name} {known[name]}, got {value}; give another folder"
             )
+
+
+def _check_encoder(output: Path, known: dict[str, Any], wanted: str) -> None:
+    """Raises ValueError unless an index has the encoder that is asked for.
+
+    Files are compared by their content: they may have another name now, or have changed.
+    """
+    there = dict(known.get("encoder", {}))
+    spec = there.pop("spec", f"of backbone {known.get('backbone')}")
+    local = Path(wanted.partition(":")[2]).exists()
+    if there and local:
+        found = resolve(wanted, words="text" in there).identity
+        if json.loads(json.dumps(found)) == there:
+            return
+        if wanted == spec:
+            raise ValueError(
+                f"{output}: is an index with another encoder than {wanted} is now; give another "
+                "folder"
+            )
+    elif wanted in (spec, spec.rpartition("@")[0]):
+        return
+    raise ValueError(
+        f"{output}: is an index with encoder {spec}, got {wanted}; give another folder"
+    )

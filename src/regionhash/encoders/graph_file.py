@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from regionhash.encoders.errors import EncoderError
-from regionhash.files.text import read_bytes, refusing, shown
+from regionhash.files.text import open_regular, read_bytes, refusing, shown
 
 MAX_BYTES = (1 << 31) - 1
 """Largest graph in one file."""
@@ -66,7 +66,8 @@ class _Loader:
         for number, head, value in _fields(content):
             if number == _EXTERNAL_DATA:
                 pair = {key: bytes(text) for key, _, text in _fields(value)}
-                entries[pair.get(_KEY, b"").decode()] = pair.get(_VALUE, b"").decode()
+                name, place = (bytes(pair.get(x, b"")) for x in (_KEY, _VALUE))
+                entries[name.decode(errors="replace")] = place.decode(errors="replace")
             elif number not in (_DATA_LOCATION, _RAW_DATA):
                 kept += head + value
         if "location" not in entries:
@@ -82,7 +83,9 @@ class _Loader:
         file = self._path.parent / name
         with refusing(f"{file}: cannot read the weights of {self._path.name}", EncoderError):
             offset = int(entries.get("offset", "0"))
-            with file.open("rb") as weights:
+            if not file.resolve().is_relative_to(self._path.parent.resolve()):
+                raise ValueError("a link that leads out of its folder")
+            with open_regular(file) as weights:
                 length = int(entries.get("length", str(file.stat().st_size - offset)))
                 self._n_bytes += length
                 if self._n_bytes > MAX_BYTES:
@@ -138,6 +141,8 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
         shift += 7
+        if shift > 63:
+            raise _NotProtobufError
 
 
 def _written(value: int) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from regionhash.encoders.errors import EncoderError
 from regionhash.encoders.graph_file import read_graph
 from regionhash.encoders.layout import Hints, find_layout
 from regionhash.encoders.preprocessing import Preprocessing, side_pair
-from regionhash.encoders.stored import RECORD_FILE, Resolved, read_encoder
+from regionhash.encoders.stored import RECORD_FILE, Resolved, check_encoder, read_encoder
 from regionhash.encoders.text import TEXT_GRAPHS, TOKENIZER_CONFIGS, TOKENIZER_FILE, find_text
 from regionhash.files import strict_json
 from regionhash.files.text import one_line, read_bytes, reason_of, refusing, shown
@@ -58,7 +57,8 @@ def _of_file(rest: str, reporter: Reporter, words: bool) -> Resolved:
     path = Path(rest)
     if path.is_dir():
         if (path / RECORD_FILE).exists():
-            return read_encoder(path)
+            check_encoder(path)
+            return read_encoder(path) if words else read_encoder(path).without_words()
         return _of_folder(f"onnx:{rest}", path, reporter, words)
     beside = path.parent.parent if path.parent.name == "onnx" else path.parent
     return _of_graph(f"onnx:{rest}", path, [path.parent, beside], reporter)
@@ -99,7 +99,7 @@ def _of_folder(spec: str, folder: Path, reporter: Reporter, words: bool, **origi
         layout["n_vector"],
         str(text_graph),
     )
-    return replace(found, text=text)
+    return found.with_words(text)
 
 
 def _of_graph(
@@ -214,10 +214,15 @@ def of_package(spec: str, place: str) -> Resolved:
     except Exception as error:  # of another package
         raise EncoderError(f"{place}: {one_line(found[0].value)}: {reason_of(error)}") from error
     missing = [name for name in _PROTOCOL if not hasattr(encoder, name)]
-    if missing:
-        raise EncoderError(
-            f"{place}: {one_line(found[0].value)} gives no encoder: it lacks {', '.join(missing)}"
-        )
+    wrong = (
+        []
+        if missing
+        else [name for name, fits in _FITTING.items() if not fits(getattr(encoder, name))]
+    )
+    if missing or wrong or isinstance(encoder, type):
+        reason = f"it lacks {', '.join(missing)}" if missing else "it is a class"
+        reason = f"{', '.join(wrong)} of another form" if wrong else reason
+        raise EncoderError(f"{place}: {one_line(found[0].value)} gives no encoder: {reason}")
     return Resolved(spec, encoder, {"spec": spec})
 
 
@@ -225,6 +230,14 @@ _PROTOCOL = (
     "n_channels", "n_vector", "gives_map", "stride", "pooling", "fixed_size",
     "prepare", "map", "vectors",
 )  # fmt: skip
+
+_FITTING: dict[str, Callable[[Any], bool]] = {
+    "n_channels": lambda x: type(x) is int and x >= 0,
+    "n_vector": lambda x: type(x) is int and x >= 0,
+    "stride": lambda x: type(x) is int and x >= 1,
+    "pooling": lambda x: x in ("max", "mean"),
+    "fixed_size": lambda x: x is None or len(x) == 2,
+}
 
 SCHEMES: dict[str, Callable[[str, Reporter, bool], Resolved]] = {
     "onnx": _of_file,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from regionhash.encoders.preprocessing import Preprocessing
 from regionhash.encoders.text import TOKENIZER_FILE, TextEncoder, TextLayout
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing, write_text
-from regionhash.files.text import refusing, shown
+from regionhash.files.text import one_line, refusing, shown
 
 RECORD_FILE = "encoder.json"
 GRAPH_FILE = "encoder.onnx"
@@ -31,7 +31,7 @@ TEXT_GRAPH_FILE = "text.onnx"
 ENCODER_FILES = (RECORD_FILE, GRAPH_FILE, TEXT_GRAPH_FILE, TOKENIZER_FILE)
 FORMAT = 1
 
-_MAX_TEXT = 500  # characters of a spec, revision or licence
+_MAX_TEXT = 5000  # characters of a spec, revision or licence
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,20 @@ class Resolved:
         }
         return cls(spec, encoder, identity, graph, **origin)
 
+    def with_words(self, text: TextEncoder) -> Resolved:
+        """The same with words."""
+        identity = {
+            "sha256": sha256_of(text.graph),
+            "tokenizer": sha256_of(text.tokenizer),
+            "layout": text.layout.to_record(),
+        }
+        return replace(self, identity=self.identity | {"text": identity}, text=text)
+
+    def without_words(self) -> Resolved:
+        """The same without its words."""
+        identity = {name: value for name, value in self.identity.items() if name != "text"}
+        return replace(self, identity=identity, text=None)
+
     @property
     def n_bytes(self) -> int:
         """Size of the graphs; 0 without any."""
@@ -80,8 +94,13 @@ class Resolved:
         """Writes the stored form into a folder, which is made; `read_encoder` reads it.
 
         Raises:
-            OSError: the disk refuses.
+            EncoderError: its name is too long, or a file has changed since it was read.
+        OSError: the disk refuses.
         """
+        if len(self.spec) > _MAX_TEXT:
+            raise EncoderError(
+                f"encoder {one_line(self.spec)}: a name of {len(self.spec)} characters"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         record: dict[str, Any] = {
             "format": FORMAT,
@@ -92,9 +111,11 @@ class Resolved:
             "text": None,
         }
         if self.graph is not None:
-            record |= self.identity
-            del record["sha256"]
+            record["preprocessing"] = self.identity["preprocessing"]
+            record["layout"] = self.identity["layout"]
             record["graph"] = _written(folder / GRAPH_FILE, self.graph)
+            if record["graph"]["sha256"] != self.identity["sha256"]:
+                raise EncoderError(f"{self.spec}: its graph has changed since it was read")
         if self.text is not None:
             record["text"] = {
                 "graph": _written(folder / TEXT_GRAPH_FILE, self.text.graph),
@@ -102,6 +123,9 @@ class Resolved:
                 "layout": self.text.layout.to_record(),
             }
         write_text(folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+        if self.text is None:  # of an encoder that was there before
+            for name in (TEXT_GRAPH_FILE, TOKENIZER_FILE):
+                (folder / name).unlink(missing_ok=True)
 
 
 def read_encoder(folder: Path) -> Resolved:
@@ -150,7 +174,15 @@ def read_encoder(folder: Path) -> Resolved:
         "layout": layout.to_record(),
     }
     encoder = OnnxEncoder(graph.path, preprocessing, layout, str(folder))
-    return Resolved(spec, encoder, identity, graph.path, revision, licence, text, folder)
+    found = Resolved(spec, encoder, identity, graph.path, revision, licence, None, folder)
+    if text is None:
+        return found
+    text_identity = {
+        "sha256": text_graph.sha256,
+        "tokenizer": tokenizer.sha256,
+        "layout": text_layout.to_record(),
+    }
+    return replace(found, identity=identity | {"text": text_identity}, text=text)
 
 
 def check_encoder(folder: Path) -> None:

@@ -135,7 +135,12 @@ class TextEncoder:
             from tokenizers.normalizers import Lowercase
 
             text = Lowercase().normalize_str(text)
-        found = self._tokenizer.encode(text)
+        try:
+            found = self._tokenizer.encode(text)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the package is no Exception
+            raise EncoderError(f"{self._place}: tokenizer: {reason_of(error)}") from None
         return np.array(found.ids, np.int64), np.array(found.attention_mask, np.int64)
 
     def vectors(self, texts: Sequence[str]) -> Floats:
@@ -148,7 +153,12 @@ class TextEncoder:
             if self._session is None:
                 self._session = open_session(self.graph, self._place, EncoderError)
         layout = self.layout
-        kinds = {given.name: _TYPES[given.type] for given in self._session.get_inputs()}
+        kinds = {x.name: _TYPES[x.type] for x in self._session.get_inputs() if x.type in _TYPES}
+        wanted = {layout.ids, layout.mask} - {""}
+        if wanted - kinds.keys() or layout.output not in [
+            x.name for x in self._session.get_outputs()
+        ]:
+            raise EncoderError(f"{self._place}: its text graph has other inputs or outputs")
         vectors = np.empty((len(texts), self.n_vector), np.float32)
         for row, text in enumerate(texts):
             ids, mask = self.tokens(text)
@@ -156,7 +166,12 @@ class TextEncoder:
             if layout.mask:
                 read = np.ones_like(mask) if layout.pads_read else mask
                 inputs[layout.mask] = read[None].astype(kinds[layout.mask])
-            vectors[row] = run_text(self._session, inputs, layout.output, self._place)
+            found = run_text(self._session, inputs, layout.output, self._place)
+            if found.shape[-1] != self.n_vector:
+                raise EncoderError(
+                    f"{self._place}: its words have {found.shape[-1]} numbers, not {self.n_vector}"
+                )
+            vectors[row] = found
         return vectors
 
 

@@ -114,6 +114,8 @@ class _Models(Mapping[str, Callable[..., HashModel]]):
                 builder: Callable[..., HashModel] = entry.load()
             except Exception as error:  # of another package
                 raise ValueError(f"model {name}: {entry.value}: {reason_of(error)}") from error
+            if not isinstance(builder, type) or not hasattr(builder, "encode"):
+                raise ValueError(f"model {name}: {entry.value}: is no class of a model")
             return builder
         raise KeyError(name)
 

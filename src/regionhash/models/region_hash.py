@@ -32,6 +32,7 @@ from regionhash.encoders import (
     check_encoder,
     read_encoder,
 )
+from regionhash.files.text import one_line, reason_of
 from regionhash.models.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -176,6 +177,7 @@ class RegionHash:
         Raises:
             ValueError: an argument is out of range, or not possible with this encoder.
         """
+        _hash_named(arguments.get("hash", "drh"))  # before anything is computed
         encoder = resolved.encoder
         if arguments.get("regions", "map") == "map" and not encoder.gives_map:
             if "regions" in arguments:
@@ -287,7 +289,7 @@ class RegionHash:
         size = (image.shape[1], image.shape[2])
         cropped = self.settings.regions == "crop"
         # Windows to cut out are laid out as on a map of the usual stride.
-        features = None if cropped else self.encoder.map(image)  # (D, h, w)
+        features = None if cropped else self._map(image)  # (D, h, w)
         stride = STRIDE if features is None else size[1] / features.shape[2]
         cells = (max(1, round(size[0] / stride)), max(1, round(size[1] / stride)))
         if given is not None and self.takes_boxes:
@@ -353,13 +355,27 @@ class RegionHash:
 
     # Features
 
+    def _map(self, image: Pixels) -> Floats:
+        """The encoder's map (D, h, w) of an input, checked if another package gives it."""
+        if isinstance(self.encoder, OnnxEncoder):
+            return self.encoder.map(image)
+        place = f"encoder {one_line(str(self.settings.encoder.get('spec')))}"
+        wanted = (self.encoder.n_channels, *(n // self.encoder.stride for n in image.shape[1:]))
+        try:
+            found = np.asarray(self.encoder.map(image), np.float32)
+        except Exception as error:  # of another package
+            raise ValueError(f"{place}: {reason_of(error)}") from error
+        if found.shape != wanted or not np.isfinite(found).all():
+            raise ValueError(f"{place}: its map must be finite, {wanted}, got {found.shape}")
+        return found
+
     def _of_boxes(self, image: Pixels, boxes: Floats) -> Floats:
         """Features (R, D) of boxes (R, 4) in the pixels of a picture."""
         if not len(boxes):
             return np.zeros((0, self.settings.n_channels), np.float32)
         if self.settings.regions == "crop":
             return self._of_crops(image, boxes)
-        features = self.encoder.map(image)
+        features = self._map(image)
         h, w = features.shape[1:]
         return self._pooled(features, snap_boxes(boxes, image.shape[2] / w, h, w))
 
@@ -378,7 +394,7 @@ class RegionHash:
         ]
         if self.encoder.n_vector:
             return unit_length(self.encoder.vectors(crops))
-        whole = [self.encoder.map(crop) for crop in crops]
+        whole = [self._map(crop) for crop in crops]
         cells = [np.array([[0, 0, x.shape[2], x.shape[1]]]) for x in whole]
         return np.concatenate([self._pooled(x, c) for x, c in zip(whole, cells, strict=True)])
 
@@ -396,5 +412,16 @@ def _hash_named(name: str) -> Fit:
     found = {entry.name: entry for entry in entry_points(group=HASH_ENTRY_POINTS)}
     if name not in found:
         raise ValueError(f"unknown hash {name!r}; known: {', '.join([*HASHES, *sorted(found)])}")
-    fit: Fit = found[name].load()
-    return fit
+    place = f"hash {name}: {one_line(found[name].value)}"
+    try:
+        fit: Fit = found[name].load()
+    except Exception as error:  # of another package
+        raise ValueError(f"{place}: {reason_of(error)}") from error
+
+    def checked(*arguments: Any, **options: Any) -> LinearHash:
+        try:
+            return fit(*arguments, **options)
+        except Exception as error:  # as above
+            raise ValueError(f"{place}: {reason_of(error)}") from error
+
+    return checked

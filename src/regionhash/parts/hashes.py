@@ -401,5 +401,14 @@ def fit_hash(
     shown = x[np.random.default_rng(seed).permutation(len(x))[:_STATISTICS]]
     random = fit_hyperplanes(x, n_bits, np.random.default_rng(seed))
     found = fit(x, n_bits, np.random.default_rng(seed), reporter, **options)
+    if not isinstance(found, LinearHash):
+        raise ValueError(f"a hash must give a LinearHash, got {type(found).__name__}")
+    shapes = {"weight": (n_bits, x.shape[1]), "bias": (n_bits,)}
+    for name, shape in shapes.items():
+        values = np.asarray(getattr(found, name))
+        if values.shape != shape or not np.isfinite(values).all():
+            raise ValueError(f"{name} of a hash must be finite, {shape}, got {values.shape}")
+    weight, bias = (np.asarray(x, np.float32) for x in (found.weight, found.bias))
+    found = LinearHash(weight, bias, found.losses)
     report = FitReport(found.losses, bit_statistics(random(shown)), bit_statistics(found(shown)))
     return found, report

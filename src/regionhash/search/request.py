@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash.files.text import is_text
 from regionhash.search.steps import check_steps
 from regionhash.structures import Box, EncodedImage
 
@@ -76,8 +77,8 @@ class Query:
                 "a query needs one of an image, the id of a picture (image_id), or words (text)"
             )
         if self.text is not None:
-            if not self.text.strip():
-                raise ValueError("text must not be empty")
+            if not self.text.strip() or not is_text(self.text):
+                raise ValueError("text must be words in Unicode, and not empty")
             if self.boxes or self.regions or self.encoded:
                 raise ValueError("words are one object, without boxes, regions or codes")
         if any(len(box) != 4 for box in self.boxes):
