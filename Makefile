@@ -60,7 +60,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
 	  "regionhash needs Python 3.11 or newer, $(PYTHON) is %d.%d; " % sys.version_info[:2] + \
 	  "name another one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
-	@echo "Installing regionhash into .venv: once, half a minute, about 360 MB of disk."
+	@echo "Installing regionhash into .venv: once, half a minute, about 310 MB of disk."
 	$(PYTHON) -m venv .venv
 	$(PIP) --editable .
 	touch $@

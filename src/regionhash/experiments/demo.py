@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from regionhash.collection import Collection
 from regionhash.data import open_dataset
 from regionhash.data.image_set import Image, ImageSet
-from regionhash.data.inputs import Pictures, Source, open_inputs
+from regionhash.data.inputs import Source, open_inputs
 from regionhash.evaluation import SharedLabels, evaluate_ranking, per_query
 from regionhash.evaluation.code_files import LabelledCodes, labelled_codes
 from regionhash.files.atomic import replacing
@@ -210,7 +210,9 @@ def run_demo(
     query, database = folder / "query.png", folder / "region-dh-database.h5"
     with replacing(query) as new:
         PILImage.fromarray(example.image).save(new, "PNG")
-    _write_sheets(models / "region-dh", CodeSet.open(database), example, console)
+    shown = scenes["database"][0]
+    pictures = dict(zip(shown.ids, shown.images, strict=True))
+    _write_sheets(models / "region-dh", CodeSet.open(database), pictures, example, console)
     _print_next_steps(query, database, example, console)
     return results
 
@@ -299,11 +301,14 @@ def _choose(scenes: ImageSet) -> _Example:
 
 
 def _write_sheets(
-    checkpoint_folder: Path, file: CodeSet, example: _Example, console: Console
+    checkpoint_folder: Path,
+    file: CodeSet,
+    pictures: dict[str, Image],
+    example: _Example,
+    console: Console,
 ) -> None:
     """Searches `file` by the whole example, by one digit of it, and by two."""
     model, checkpoint = load_runtime(checkpoint_folder)
-    find_picture = Pictures(file.recorded("sources")).__getitem__
     searches: dict[Mode, int] = {"image": 0, "region": 1, "objects": 2}  # boxes of the query
     for mode, n_boxes in searches.items():
         query = Query(example.image, boxes=example.boxes[:n_boxes], name="query")
@@ -312,7 +317,7 @@ def _write_sheets(
         digits = " and ".join(file.classes[label] for label in wanted)
         title = f"{SHOWN} nearest of {len(file.table)} scenes, by {mode}; right: with {digits}"
         path = file.path.with_name(f"{mode}.png")
-        write_answer(path, answer, find_picture, title=title, wanted=wanted)
+        write_answer(path, answer, pictures.__getitem__, title=title, wanted=wanted)
         console.print(f"{path}: {title}", soft_wrap=True, highlight=False)
 
 
