@@ -12,6 +12,9 @@ from regionhash.files.text import one_line
 
 Result = TypeVar("Result")
 
+OPSET = 20
+"""Version of ONNX's operators that graphs are made with; ONNX Runtime runs it since 1.17."""
+
 
 def open_session(content: bytes | Path, place: str, error: type[ValueError] = ValueError) -> Any:
     """The session of a graph, on the CPU.

@@ -52,8 +52,8 @@ def index(
         typer.Option(
             "--hash",
             metavar="HASH",
-            help="Of the features of an encoder: `drh`, trained on them; `itq`; `sign`, of the "
-            "whitened features; or `hyperplanes`, at random.  [default: drh]",
+            help="How an encoder's features become bits: `drh` is trained on them, `itq` rotates "
+            "them, `sign` takes their signs, `hyperplanes` are random.  [default: drh]",
         ),
     ] = None,
     regions: Annotated[

@@ -18,13 +18,10 @@ from regionhash.encoders.preprocessing import MAX_SIDE, Preprocessing
 from regionhash.encoders.stored import Resolved
 from regionhash.files.text import one_line, reason_of
 from regionhash.reporter import Reporter
-from regionhash.sessions import open_session
+from regionhash.sessions import OPSET, open_session
 
 if TYPE_CHECKING:
     from torch import nn
-
-OPSET = 20
-"""Version of ONNX's operators; ONNX Runtime runs it since 1.17."""
 
 TOLERANCE = 1e-3
 """Largest difference of a graph from its network, as a share of the largest value."""

@@ -47,9 +47,7 @@ from regionhash.parts.losses import bag_log_probs, multi_label_probs
 from regionhash.parts.pooling import PYRAMID, SAMPLES, SEMANTIC, SPATIAL
 from regionhash.parts.proposals import ScoredRPN
 from regionhash.parts.windows import TOUCH
-
-OPSET = 20
-"""Version of ONNX's operators; ONNX Runtime runs it since 1.17."""
+from regionhash.sessions import OPSET
 
 LEAST_EQUAL = 0.999
 """Share of the bits in which a graph must agree with its model before it is written."""
