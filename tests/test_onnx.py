@@ -78,7 +78,7 @@ def compare(folder, images):
     assert isinstance(graph, OnnxRuntime) and isinstance(ours, TorchRuntime)
     for name in ("n_bits", "n_region_bits", "shared_code_space"):
         assert getattr(ours, name) == getattr(graph, name)
-    different = total = 0
+    different = total = n_regions = n_pairs = 0
 
     def count(first, second):
         nonlocal different, total
@@ -96,7 +96,9 @@ def compare(folder, images):
             np.testing.assert_array_equal(found.categories.categories, wanted.categories.categories)
             count(wanted.categories.codes, found.categories.codes)
         if wanted.regions is not None:
-            for first, second in paired(wanted.regions, found.regions):
+            pairs = paired(wanted.regions, found.regions)
+            n_regions, n_pairs = n_regions + len(wanted.regions), n_pairs + len(pairs)
+            for first, second in pairs:
                 count(wanted.regions.codes[first], found.regions.codes[second])
         if graph.n_region_bits:
             h, w = image.shape[:2]
@@ -108,21 +110,27 @@ def compare(folder, images):
             count(pair[0].codes, pair[1].codes)
             none = encode_boxes(graph, checkpoint, image, np.zeros((0, 4), np.float32))
             assert none.codes.shape == (0, graph.n_region_bits // 8) and not len(none.boxes)
+    assert n_pairs >= 0.9 * n_regions
     return different, total
 
 
 def paired(wanted, found):
-    """Rows of the same region in both; regions of equal score may change places, or be cut off."""
-    assert len(wanted) == len(found)
-    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-3)
+    """Rows of the same region in both; ties may change places, and at the cut they may be missing.
+
+    A score of float32 that is a hair above a threshold, or above the next one, is below it in
+    another runtime.
+    """
+    n_both = min(len(wanted), len(found))
+    np.testing.assert_allclose(found.scores[:n_both], wanted.scores[:n_both], atol=1e-4)
+    cut = min(part.scores.min(initial=1) for part in (wanted, found)) + 1e-4
+    assert (wanted.scores[n_both:] < cut).all() and (found.scores[n_both:] < cut).all()
     pairs = []
     for row, (box, label) in enumerate(zip(wanted.boxes, wanted.labels, strict=True)):
         near = np.abs(found.boxes - box).max(axis=1) < 0.5
         rows = np.flatnonzero(near & (found.labels == label))
-        tied = (np.abs(wanted.scores - wanted.scores[row]) < 1e-3).sum() > 1
-        assert len(rows) or tied
+        tied = (np.abs(wanted.scores - wanted.scores[row]) < 1e-4).sum() > 1
+        assert len(rows) or tied or wanted.scores[row] < cut
         pairs += [(row, int(rows[0]))] if len(rows) else []
-    assert 2 * len(pairs) >= len(wanted)
     return pairs
 
 
