@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import build_tiny
+from conftest import TINY_BACKBONE, build_tiny, save_tiny
 from regionhash.data import open_dataset
 from regionhash.data.detections import Boxes, read_detections
+from regionhash.evaluation import dense_ranks, instance_average_precision
 from regionhash.experiments.boxes import BoxesOptions
 from regionhash.experiments.boxes_features import (
     POOLS,
@@ -42,7 +43,10 @@ from regionhash.experiments.boxes_run import (
     reproduce,
     task_of,
 )
+from regionhash.experiments.boxes_trained import open_models, scores_of_model
+from regionhash.models.encoding import encode_boxes, encode_picture
 from regionhash.reporter import SILENT
+from regionhash.training import TrainingConfig, train
 
 TINY = {"backbone": "tiny_fpn", "weights": "none", "short": 64}
 
@@ -128,6 +132,72 @@ def test_a_table_of_boxes_takes_over_what_was_chosen(voc, tmp_path):
     assert {key[:2] for key in rows_of(tmp_path) if key[0] == "chosen"} == {
         ("chosen", name) for name in CHOSEN
     }
+
+
+@pytest.mark.parametrize("name", ["region-dh", "dmih"])
+def test_a_trained_model_has_rows_with_its_own_regions_and_with_boxes(voc, tmp_path, name):
+    pictures = open_dataset(f"voc:{voc}/VOC2012:train")
+    arguments = TINY_BACKBONE | {"n_bits": 16, "n_classes": 3}
+    config = TrainingConfig(epochs=1, batch_size=4, short=64, held_out=0.0)
+    train(name, arguments, pictures, tmp_path / "run", config)
+    (model,) = open_models([str(tmp_path / "run")])
+    assert "VOC2012:train, 9 pictures; 16 bits" in model.fact
+    sides = [pictures, open_dataset(f"voc:{voc}/VOC2012:val")]
+    boxes = Boxes([read_detections(voc / "found.csv")])
+    drh = build_tiny("drh", n_bits=8, n_classes=0).eval()
+    regions = regions_of(drh, sides, boxes, short=64)
+    labels = [target.labels for side in sides for target in side.targets]
+    task = task_of(regions, labels, np.arange(9), np.arange(9, 12))
+    scores = scores_of_model(task, model, 2, SILENT)
+    assert [score.method.name for score in scores] == [
+        f"{name}, its own regions",
+        f"{name}, 2 best boxes",
+    ]
+
+    def codes_of(row, boxes):
+        found = encode_boxes(model.runtime, model.checkpoint, regions.image(row), boxes)
+        return np.unpackbits(found.codes, axis=1)
+
+    # A slow loop: each picture by its nearest code, and the expected precision over orders of ties.
+    for own, score in zip((True, False), scores, strict=True):
+        bags = []
+        for row in range(9):
+            bag = codes_of(row, regions.boxes["whole"][row])
+            if own:
+                image = regions.image(row)
+                found = encode_picture(model.runtime, model.checkpoint, image).regions
+                bag = np.concatenate([bag, np.unpackbits(found.codes, axis=1)])
+            elif len(regions.boxes["boxes"][row]):
+                bag = np.concatenate([bag, codes_of(row, regions.boxes["boxes"][row][:2])])
+            bags.append(bag)
+        assert score.per_picture == sum(map(len, bags)) / 9
+        assert own or 1 < score.per_picture <= 3
+        distances = np.array(
+            [
+                [
+                    (bag != codes_of(row, regions.boxes["objects"][row])[n]).sum(1).min()
+                    for bag in bags
+                ]
+                for row, n in task.queries
+            ]
+        )
+        wanted = instance_average_precision(dense_ranks(distances), task.relevance)
+        np.testing.assert_allclose(score.precision, wanted)
+        assert ((score.located >= 0) & (score.located <= 1) | np.isnan(score.located)).all()
+
+    options = BoxesOptions(
+        **TINY, detections=(str(voc / "found.csv"),), models=(str(tmp_path / "run"),)
+    )
+    page = reproduce("boxes/instances", voc, tmp_path / "out", options, SILENT)
+    assert "## Models trained on labels" in page.read_text() and model.fact in page.read_text()
+    rows = rows_of(tmp_path / "out")
+    assert len([key for key in rows if key[0] == "trained"]) == 2 * 4
+
+
+def test_a_model_that_was_not_trained_is_no_row(tmp_path):
+    save_tiny(tmp_path)
+    with pytest.raises(ValueError, match="region-dh is not trained, or has no regions"):
+        open_models([str(tmp_path)])
 
 
 def test_missing_boxes_are_named(voc, tmp_path):

@@ -42,6 +42,8 @@ class BoxesOptions:
     Attributes:
         backbone, weights, short: see `RegionDHOptions`.
         detections: files of boxes, see `read_detections`; at least one.
+        models: folders of trained models, such as Region-DH, IAH and DMIH: each is a row with its
+            own regions, and one with the detector's boxes.
         distractors: specs of further pictures to search, as `open_dataset` takes them.
         more: also tries larger inputs, finer maps and wider crops, which double the time.
     """
@@ -50,5 +52,6 @@ class BoxesOptions:
     weights: str = "default"
     short: int = 384
     detections: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     distractors: tuple[str, ...] = ()
     more: bool = False

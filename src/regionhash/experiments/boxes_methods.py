@@ -161,13 +161,28 @@ def scores(task: Task, features: Features, method: Method, bits: Sequence[int]) 
         if wholes is not None:
             theirs, ours = (describe(model, part, n_bits) for part in wholes)
             distances = distances + np.float32(method.picture) * compared(theirs, ours)
-        ranks = dense_ranks(distances)
-        precision = instance_average_precision(ranks, task.relevance)
-        boxes = [table.boxes[rows_of_query] for rows_of_query in matched]
-        located = location_scores(ranks, task.relevance, boxes, task.objects)
-        per_picture = len(table.boxes) / len(task.database)
-        found.append(Score(method, n_bits, per_picture, precision, located))
+        found.append(scored(task, method, n_bits, distances, matched, table.boxes))
     return found
+
+
+def scored(
+    task: Task, method: Method, n_bits: int, distances: Floats, matched: Ints, boxes: Floats
+) -> Score:
+    """How right a ranking is.
+
+    Args:
+        task: what was searched for.
+        method: how it was made.
+        n_bits: of a region's code, or `FLOATS`.
+        distances: (Q, N), see `nearest`.
+        matched: (Q, N), see `nearest`.
+        boxes: (M, 4), of all regions.
+    """
+    ranks = dense_ranks(distances)
+    precision = instance_average_precision(ranks, task.relevance)
+    found = [boxes[rows] for rows in matched]
+    located = location_scores(ranks, task.relevance, found, task.objects)
+    return Score(method, n_bits, len(boxes) / len(task.database), precision, located)
 
 
 # -- vectors --------------------------------------------------------------------------------------

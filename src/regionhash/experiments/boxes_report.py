@@ -26,6 +26,7 @@ class BoxesReport:
         task: the queries, of which the sizes are read.
         compared: kinds of regions with every length of code; the first method is windows.
         chosen: what was chosen for small objects, with every length of code.
+        trained: trained models, each with its own regions and then with a detector's boxes.
         tried: the queries held out of the database, and each method with codes of the default
             length there; None if nothing was chosen here.
         best: names of the methods that were best there.
@@ -37,6 +38,7 @@ class BoxesReport:
     task: Task
     compared: Sequence[Score]
     chosen: Sequence[Score]
+    trained: Sequence[Score]
     tried: tuple[Task, Sequence[Score]] | None
     best: Sequence[str]
     default_bits: int
@@ -51,6 +53,8 @@ def write_report(folder: Path, report: BoxesReport) -> Path:
         rows = [score for score in report.compared if score.n_bits == n_bits]
         parts += [f"## Regions: {_length(n_bits)}", "", *_regions(report.task, rows), ""]
     parts += ["## Against windows", "", *_against(report, report.compared, report.default_bits), ""]
+    if report.trained:
+        parts += ["## Models trained on labels", "", *_trained(report.task, report.trained), ""]
     if report.tried is not None:
         parts += ["## Small objects: what was tried", "", *_tried(report, *report.tried), ""]
     parts += ["## Small objects: what was chosen", "", *_chosen(report)]
@@ -120,23 +124,33 @@ def _difference(a: Floats64, b: Floats64, rows: Ints) -> str:
 def _against(report: BoxesReport, scores: Sequence[Score], n_bits: int) -> list[str]:
     rows = [score for score in scores if score.n_bits == n_bits]
     base = next(score for score in report.compared if score.n_bits == n_bits)
+    words = (
+        f"{_length(n_bits).capitalize()}, less {base.method.name}: difference in points with its "
+        "interval, and the same as a share of what windows have."
+    )
+    pairs = [(score, base) for score in rows if score is not base]
+    return [words, "", *_differences(report.task, pairs)]
+
+
+def _differences(task: Task, pairs: Sequence[tuple[Score, Score]]) -> list[str]:
+    """A table of what the first of each pair has more than the second."""
     table = []
-    for score in rows:
-        if score is base:
-            continue
+    for score, base in pairs:
         row = [score.method.name, f"{score.per_picture / base.per_picture:.2f}"]
         for size in (ALL, SMALL):
-            which = _rows(report.task, size)
+            which = _rows(task, size)
             row.append(_difference(score.precision, base.precision, which))
             ours, theirs = (mean_of(x.located, which) for x in (score, base))
             row.append(f"{ours / theirs:.1f} x" if theirs > 0 else f"{100 * ours:.1f} against 0")
         table.append(row)
     header = ["regions", "codes", "MAP", "LocScore", f"MAP, {SMALL[0]}", f"LocScore, {SMALL[0]}"]
-    words = (
-        f"{_length(n_bits).capitalize()}, less {base.method.name}: difference in points with its "
-        "interval, and the same as a share of what windows have."
-    )
-    return [words, "", *markdown_table(header, table)]
+    return markdown_table(header, table)
+
+
+def _trained(task: Task, scores: Sequence[Score]) -> list[str]:
+    words = "With the detector's boxes, less the same model with its own regions:"
+    pairs = list(zip(scores[1::2], scores[::2], strict=True))
+    return [*_regions(task, scores), "", words, "", *_differences(task, pairs)]
 
 
 def _tried(report: BoxesReport, task: Task, scores: Sequence[Score]) -> list[str]:
@@ -165,6 +179,7 @@ def _write_csv(path: Path, report: BoxesReport) -> None:
     header = ["part", "method", "bits", "regions_per_picture", "bytes_per_picture", "size"]
     rows: list[list[object]] = []
     groups = [("compared", report.task, report.compared), ("chosen", report.task, report.chosen)]
+    groups.append(("trained", report.task, report.trained))
     if report.tried is not None:
         groups.append(("tried", *report.tried))
     for part, task, scores in groups:

@@ -22,6 +22,7 @@ from regionhash.experiments.boxes import PRESETS, BoxesOptions
 from regionhash.experiments.boxes_features import Regions, View, features_of, regions_of
 from regionhash.experiments.boxes_methods import FLOATS, SIZES, Method, Score, Task, scores
 from regionhash.experiments.boxes_report import BoxesReport, write_report
+from regionhash.experiments.boxes_trained import TrainedModel, open_models, scores_of_model
 from regionhash.experiments.common import body, built, command, described, facts_of_run, needed
 from regionhash.experiments.drh_features import Bags
 from regionhash.experiments.drh_run import DEFAULT_BITS
@@ -52,6 +53,7 @@ def reproduce(name: str, root: Path, out: Path, options: BoxesOptions, reporter:
         if not options.detections:
             raise ValueError("no boxes: give files of detections with --set detections='[FILE]'")
         boxes = Boxes([read_detections(path) for path in options.detections])
+        models = open_models(options.models)
         distractors = [open_dataset(spec.format(root=root)) for spec in options.distractors]
     model = built(DRH, body(options) | {"n_bits": DEFAULT_BITS, "n_classes": 0}).eval()
     reporter.note(f"{name}: laying regions on the pictures")
@@ -97,12 +99,18 @@ def reproduce(name: str, root: Path, out: Path, options: BoxesOptions, reporter:
         if options.more:
             found += measured(practice, more_levers(short), [DEFAULT_BITS])
         tried = (practice, found)
+    trained = []
+    for each in models:
+        trained += _told(scores_of_model(task, each, FEW, reporter), reporter)
     report = BoxesReport(
         title=f"{name}: windows and a detector's boxes",
-        facts=_facts(command(name, root, options), options, image_sets, sides, regions, task),
+        facts=_facts(
+            command(name, root, options), options, image_sets, sides, regions, task, models
+        ),
         task=task,
         compared=measured(task, kinds(short), _BITS),
         chosen=measured(task, named(short, best), _BITS),
+        trained=trained,
         tried=tried,
         best=best,
         default_bits=DEFAULT_BITS,
@@ -292,6 +300,7 @@ def _facts(
     sides: Sequence[ImageSet],
     regions: Regions,
     task: Task,
+    models: Sequence[TrainedModel],
 ) -> list[str]:
     ids = [regions.ids[row] for row in task.database]
     name = " + ".join(each.name for each in image_sets if each not in sides[1:])
@@ -307,5 +316,6 @@ def _facts(
         "40,000 regions of the database, for each row by itself, without labels; one seed.",
         f"Backbone {options.backbone}, weights `{Path(options.weights).name}`, short side "
         f"{options.short} pixels.",
+        *[model.fact for model in models],
         *facts_of_run(),
     ]
