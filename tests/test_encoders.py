@@ -671,7 +671,8 @@ def test_a_stored_encoder_is_the_same(made, stored):
     assert frame == same
     np.testing.assert_array_equal(found.encoder.map(pixels), first.encoder.map(pixels))
     np.testing.assert_array_equal(found.encoder.vectors([pixels]), first.encoder.vectors([pixels]))
-    check_encoder(stored)
+    checked = check_encoder(stored)
+    assert (checked.spec, checked.identity) == (found.spec, found.identity)
     assert resolve(f"onnx:{stored}").identity == first.identity
 
 
