@@ -23,6 +23,9 @@ from regionhash.sessions import open_session
 DEFAULT_ENCODER = "hf:onnx-community/dinov2-small"
 """DINOv2, the small one (Apache-2.0): features of objects that hold without training."""
 
+MAX_SPEC = 4500
+"""Characters of a spec: the longest path of Linux, 4096, and what is before it."""
+
 ENTRY_POINTS = "regionhash.encoders"
 """Group of the entry points with which other packages offer encoders.
 
@@ -42,6 +45,10 @@ def resolve(spec: str, reporter: Reporter = SILENT, *, words: bool = True) -> Re
     Raises:
         EncoderError: there is no such encoder, or it cannot be used: one line.
     """
+    if len(spec) > MAX_SPEC:
+        raise EncoderError(
+            f"encoder {shown(spec)}: must have at most {MAX_SPEC:,} characters, got {len(spec):,}"
+        )
     scheme, _, rest = spec.partition(":")
     if not rest:
         raise EncoderError(

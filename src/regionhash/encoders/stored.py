@@ -23,7 +23,7 @@ from regionhash.encoders.preprocessing import Preprocessing
 from regionhash.encoders.text import TOKENIZER_FILE, TextEncoder, TextLayout
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing, write_text
-from regionhash.files.text import one_line, refusing, shown
+from regionhash.files.text import refusing, shown
 
 RECORD_FILE = "encoder.json"
 GRAPH_FILE = "encoder.onnx"
@@ -94,13 +94,9 @@ class Resolved:
         """Writes the stored form into a folder, which is made; `read_encoder` reads it.
 
         Raises:
-            EncoderError: its name is too long, or a file has changed since it was read.
+            EncoderError: a file has changed since it was read.
             OSError: the disk refuses.
         """
-        if len(self.spec) > _MAX_TEXT:
-            raise EncoderError(
-                f"encoder {one_line(self.spec)}: a name of {len(self.spec)} characters"
-            )
         folder.mkdir(parents=True, exist_ok=True)
         record: dict[str, Any] = {
             "format": FORMAT,
