@@ -208,6 +208,41 @@ def test_a_broken_encoder_of_another_package_is_one_line(photos, tmp_path, monke
     assert not (tmp_path / "i/model.json").exists()
 
 
+@pytest.mark.parametrize(
+    "start", ["", "onnx:", "hf:", "timm:", "timm:test_vit=", "torchvision:", "other:"]
+)
+def test_a_spec_of_thousands_of_characters_is_one_short_line(photos, tmp_path, start):
+    spec = start.ljust(5000, "x")
+    said = error_of("index", photos, "-o", tmp_path / "i", "--encoder", spec, *SMALL)
+    assert "\n" not in said and len(said) < 200
+    assert said.startswith("encoder '") and "at most 4,500 characters, got 5,000" in said
+    assert not (tmp_path / "i/model.json").exists()
+
+
+def test_models_lists_the_others_beside_a_broken_package(tmp_path, monkeypatch):
+    folder = tmp_path / "site"
+    (folder / "broken-1.0.dist-info").mkdir(parents=True)
+    (folder / "broken-1.0.dist-info/METADATA").write_text("Name: broken\nVersion: 1.0\n")
+    (folder / "broken-1.0.dist-info/entry_points.txt").write_text(
+        "[regionhash.models]\na-raising = broken_package:Model\nz-working = fine_package:Model\n"
+        "m-missing = broken_package.nowhere:Model\nf-function = fine_package:function\n"
+    )
+    (folder / "broken_package.py").write_text('raise RuntimeError("first line\\nsecond line")\n')
+    (folder / "fine_package.py").write_text(
+        'class Model:\n    """Of tests."""\n    def encode(self): ...\ndef function(): ...\n'
+    )
+    monkeypatch.syspath_prepend(folder)
+    plain = json.loads(run("models", "--json").stdout)["models"]
+    assert plain["drh"] and plain["region-dh"] and plain["z-working"] == "Of tests."
+    raises = "broken_package:Model: first line second line"
+    assert plain["a-raising"] == f"cannot be used: model a-raising: {raises}"
+    assert plain["m-missing"].startswith("cannot be used: model m-missing: broken_package.nowhere:")
+    assert plain["f-function"].endswith("fine_package:function: is no class of a model")
+    assert not any("\n" in line for line in plain.values())
+    drawn = run("models").stdout
+    assert all(name in drawn for name in plain)
+
+
 def hash_raises(*_):
     raise RuntimeError("of itself")
 

@@ -285,6 +285,19 @@ def test_a_network_of_torchvision_gives_the_map_of_its_last_stage(tmp_path):
         encoder.vectors([pixels])
 
 
+def test_a_network_that_refuses_other_sizes_is_exported_at_its_own(tmp_path, monkeypatch):
+    from torchvision import models
+
+    small = {"num_layers": 1, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 32}
+    network = models.VisionTransformer(image_size=224, patch_size=32, **small)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    monkeypatch.setattr(models, "get_model", lambda name, weights: network)
+    encoder = resolve(f"torchvision:vit_b_32={tmp_path / 'w.pth'}").encoder
+    assert encoder.fixed_size == (224, 224) and encoder.layout.batched
+    pixels, _ = encoder.prepare(LANDSCAPE, 224)
+    assert encoder.map(pixels).shape == (32, 7, 7)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -658,7 +671,8 @@ def test_a_stored_encoder_is_the_same(made, stored):
     assert frame == same
     np.testing.assert_array_equal(found.encoder.map(pixels), first.encoder.map(pixels))
     np.testing.assert_array_equal(found.encoder.vectors([pixels]), first.encoder.vectors([pixels]))
-    check_encoder(stored)
+    checked = check_encoder(stored)
+    assert (checked.spec, checked.identity) == (found.spec, found.identity)
     assert resolve(f"onnx:{stored}").identity == first.identity
 
 

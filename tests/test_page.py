@@ -361,6 +361,50 @@ def test_near_duplicates_are_grouped_up_to_the_bits_that_are_chosen(page, photos
         assert caught.value.request.post_data_json["near"] == bits
 
 
+def test_the_rest_of_the_picture_and_the_class_count_as_chosen_for_objects_alone(page, photos):
+    page.click("summary")
+    upload(page, photos / "2.png")
+    for place, label in (
+        ("#context", "counts half as much as the object"),
+        ("#other-class", "rank lower"),
+    ):
+        with page.expect_response("**/api/search") as caught:
+            page.select_option(place, label=label)
+        asked = caught.value.request.post_data_json
+        assert (asked["mode"], asked["context"], asked["other_class"]) == ("image", 0, 0)
+    with page.expect_response("**/api/search") as caught:
+        drag(page, (0.1, 0.1), (0.6, 0.6))
+    asked = caught.value.request.post_data_json
+    assert (asked["context"], asked["other_class"]) == (0.5, 0.1)
+    assert any(hit["context"] for hit in caught.value.json()["hits"])
+    page.focus("#context")
+    with page.expect_response("**/api/search") as caught:
+        page.keyboard.press("ArrowDown")
+    assert caught.value.request.post_data_json["context"] == 1
+    assert caught.value.status == 200
+
+
+def test_what_a_collection_cannot_weigh_is_not_asked_for(browser, worded, certain_collection, page):
+    page.click("summary")
+    assert page.is_visible("#context") and page.is_visible("#other-class")
+    for folder, context in ((worded, True), (certain_collection, False)):
+        with served(create_app(folder)) as address, opened(browser, address) as other:
+            other.click("summary")
+            assert other.is_visible("#context") == context
+            assert other.is_hidden("#other-class")
+
+
+def test_words_alone_are_searched_whatever_the_options(browser, worded):
+    with served(create_app(worded)) as address, opened(browser, address) as page:
+        page.click("summary")
+        page.select_option("#context", label="counts a little")
+        page.fill("#text", "cat")
+        with page.expect_response("**/api/search") as caught:
+            page.press("#text", "Enter")
+        assert caught.value.status == 200
+        assert caught.value.request.post_data_json["context"] == 0
+
+
 def test_a_narrow_screen_has_one_column_and_no_scrolling_sideways(page, photos):
     page.set_viewport_size({"width": 375, "height": 720})
     upload(page, photos / "2.png")

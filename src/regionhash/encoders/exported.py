@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,10 +16,12 @@ from regionhash.encoders.preprocessing import MAX_SIDE, Preprocessing
 from regionhash.encoders.stored import Resolved
 from regionhash.files.text import one_line, reason_of
 from regionhash.reporter import Reporter
-from regionhash.sessions import OPSET, open_session
+from regionhash.sessions import open_session
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from regionhash.parts.exporting import Free
 
 TOLERANCE = 1e-3
 """Largest difference of a graph from its network, as a share of the largest value."""
@@ -230,18 +230,24 @@ def _exported(
 
     import torch
 
+    from regionhash.parts.exporting import to_graph
+
     assert preprocessing.size is not None
     network = network.eval().requires_grad_(False)
     size = preprocessing.size
     with torch.no_grad(), _getting(spec):
-        first = _as_tuple(network(torch.zeros(1, 3, *size)))[0]
-    stride = _stride_of(first, size, prefix or 0)
+        outputs = _as_tuple(network(torch.zeros(1, 3, *size)))
+    stride = _stride_of(outputs[0], size, prefix or 0)
+    names = _OUTPUTS[: len(outputs)]
     free = [] if stride is None else [(True, True), (True, False)]
     reason = "no size was tried"
     with reporter.stage("exporting"):
         for any_size, any_batch in [*free, (False, True), (False, False)]:
             try:
-                graph = _export(network, size, stride or 1, any_size=any_size, any_batch=any_batch)
+                example = _example(size, stride or 1, any_size=any_size, any_batch=any_batch)
+                graph = to_graph(
+                    network, {"pixel_values": example}, names, one_try=True, error=EncoderError
+                )
                 _check_equal(network, graph, size, stride or 1, any_size=any_size)
             except EncoderError as error:
                 reason = str(error)
@@ -261,54 +267,22 @@ def _stride_of(first: Any, size: tuple[int, int], prefix: int) -> int | None:
     return None if size[0] % h or size[1] % w else size[0] // h
 
 
-def _export(
-    network: nn.Module, size: tuple[int, int], stride: int, *, any_size: bool, any_batch: bool
-) -> bytes:
-    """The network as the bytes of an ONNX file. Raises EncoderError, without its name."""
-    import tempfile
-
+def _example(
+    size: tuple[int, int], stride: int, *, any_size: bool, any_batch: bool
+) -> tuple[Tensor, Free]:
+    """An input of a network, and its free dimensions."""
     import torch
 
     if any_size:  # not its own size, at which some networks do something else
         size = (max(2, size[0] // stride - 2) * stride, (size[1] // stride + 1) * stride)
     most = MAX_SIDE // stride
-    free: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=256)} if any_batch else {}
+    free: Free = {0: torch.export.Dim("batch", min=1, max=256)} if any_batch else {}
     if any_size:
         free |= {
             2: stride * torch.export.Dim("rows", min=1, max=most),
             3: stride * torch.export.Dim("columns", min=1, max=most),
         }
-    picture = torch.zeros(2 if any_batch else 1, 3, *size)
-    names = list(_OUTPUTS[: len(_as_tuple(network(picture)))])
-    with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
-        try:
-            exported = torch.export.export(
-                network,
-                (picture,),
-                dynamic_shapes=(free,) if free else None,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
-            program = torch.onnx.export(
-                exported,
-                dynamo=True,
-                input_names=["pixel_values"],
-                output_names=names,
-                opset_version=OPSET,
-                verbose=False,
-            )
-            program = cast("torch.onnx.ONNXProgram", program)
-            for node in program.model.graph:  # where in torch's code each one comes from
-                node.metadata_props.clear()
-                node.doc_string = None
-            path = Path(scratch) / "encoder.onnx"
-            program.save(str(path), external_data=False)
-            return path.read_bytes()
-        except Exception as error:  # whatever torch's tracer runs into
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            reason = one_line(str(cause).strip().partition("\n")[0])
-            raise EncoderError(f"torch cannot export it ({reason})") from error
+    return torch.zeros(2 if any_batch else 1, 3, *size), free
 
 
 def _check_equal(
@@ -336,22 +310,6 @@ def _check_equal(
 
 def _as_tuple(outputs: Any) -> tuple[Any, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch's exporter says of itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from regionhash.encoders.errors import EncoderError
 from regionhash.encoders.graph_file import read_graph
 from regionhash.encoders.layout import Hints, find_layout
 from regionhash.encoders.preprocessing import Preprocessing, side_pair
-from regionhash.encoders.stored import RECORD_FILE, Resolved, check_encoder, read_encoder
+from regionhash.encoders.stored import RECORD_FILE, Resolved, check_encoder
 from regionhash.encoders.text import TEXT_GRAPHS, TOKENIZER_CONFIGS, TOKENIZER_FILE, find_text
 from regionhash.files import strict_json
 from regionhash.files.text import one_line, read_bytes, reason_of, refusing, shown
@@ -22,6 +22,9 @@ from regionhash.sessions import open_session
 
 DEFAULT_ENCODER = "hf:onnx-community/dinov2-small"
 """DINOv2, the small one (Apache-2.0): features of objects that hold without training."""
+
+MAX_SPEC = 4500
+"""Characters of a spec: the longest path of Linux, 4096, and what is before it."""
 
 ENTRY_POINTS = "regionhash.encoders"
 """Group of the entry points with which other packages offer encoders.
@@ -42,6 +45,10 @@ def resolve(spec: str, reporter: Reporter = SILENT, *, words: bool = True) -> Re
     Raises:
         EncoderError: there is no such encoder, or it cannot be used: one line.
     """
+    if len(spec) > MAX_SPEC:
+        raise EncoderError(
+            f"encoder {shown(spec)}: must have at most {MAX_SPEC:,} characters, got {len(spec):,}"
+        )
     scheme, _, rest = spec.partition(":")
     if not rest:
         raise EncoderError(
@@ -57,8 +64,8 @@ def _of_file(rest: str, reporter: Reporter, words: bool) -> Resolved:
     path = Path(rest)
     if path.is_dir():
         if (path / RECORD_FILE).exists():
-            check_encoder(path)
-            return read_encoder(path) if words else read_encoder(path).without_words()
+            stored = check_encoder(path)
+            return stored if words else stored.without_words()
         return _of_folder(f"onnx:{rest}", path, reporter, words)
     beside = path.parent.parent if path.parent.name == "onnx" else path.parent
     return _of_graph(f"onnx:{rest}", path, [path.parent, beside], reporter)

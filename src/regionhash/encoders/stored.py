@@ -23,7 +23,7 @@ from regionhash.encoders.preprocessing import Preprocessing
 from regionhash.encoders.text import TOKENIZER_FILE, TextEncoder, TextLayout
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing, write_text
-from regionhash.files.text import one_line, refusing, shown
+from regionhash.files.text import refusing, shown
 
 RECORD_FILE = "encoder.json"
 GRAPH_FILE = "encoder.onnx"
@@ -94,13 +94,9 @@ class Resolved:
         """Writes the stored form into a folder, which is made; `read_encoder` reads it.
 
         Raises:
-            EncoderError: its name is too long, or a file has changed since it was read.
-        OSError: the disk refuses.
+            EncoderError: a file has changed since it was read.
+            OSError: the disk refuses.
         """
-        if len(self.spec) > _MAX_TEXT:
-            raise EncoderError(
-                f"encoder {one_line(self.spec)}: a name of {len(self.spec)} characters"
-            )
         folder.mkdir(parents=True, exist_ok=True)
         record: dict[str, Any] = {
             "format": FORMAT,
@@ -185,24 +181,23 @@ def read_encoder(folder: Path) -> Resolved:
     return replace(found, identity=identity | {"text": text_identity}, text=text)
 
 
-def check_encoder(folder: Path) -> None:
-    """Reads all of a stored encoder.
+def check_encoder(folder: Path) -> Resolved:
+    """The encoder stored in a folder, all of whose files were read and compared with encoder.json.
 
     Raises:
-        EncoderError: see `read_encoder`; or the graph is not the one that encoder.json describes.
+        EncoderError: see `read_encoder`; or a file is not the one that encoder.json describes.
     """
     stored = read_encoder(folder)
-    if stored.graph is None:
-        return
-    path = folder / RECORD_FILE
-    with refusing(str(path), EncoderError):
-        record = strict_json.read_object(path)
-        files = [_Stored.of(folder / GRAPH_FILE, record, "graph")]
-        if stored.text is not None:
-            files.append(_Stored.of(folder / TEXT_GRAPH_FILE, record["text"], "graph"))
-            files.append(_Stored.of(folder / TOKENIZER_FILE, record["text"], "tokenizer"))
-    for file in files:
-        file.check_content()
+    described = {} if stored.graph is None else {GRAPH_FILE: stored.identity["sha256"]}
+    if stored.text is not None:
+        words = stored.identity["text"]
+        described |= {TEXT_GRAPH_FILE: words["sha256"], TOKENIZER_FILE: words["tokenizer"]}
+    for name, sha256 in described.items():
+        path = folder / name
+        with refusing(str(path), EncoderError):
+            if sha256_of(path) != sha256:
+                raise ValueError(f"not the file that {RECORD_FILE} describes: another sha256")
+    return stored
 
 
 @dataclass(frozen=True)
@@ -225,11 +220,6 @@ class _Stored:
             found = self.path.stat().st_size
             if found != self.n_bytes:
                 raise ValueError(f"{found:,} bytes, but {RECORD_FILE} says {self.n_bytes:,}")
-
-    def check_content(self) -> None:
-        with refusing(str(self.path), EncoderError):
-            if sha256_of(self.path) != self.sha256:
-                raise ValueError(f"not the file that {RECORD_FILE} describes: another sha256")
 
 
 def _written(path: Path, content: bytes | Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Literal, TypedDict, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash.parts.choosing import overlaps
 from regionhash.structures import Floats, Ints, Target
 
 Interpolation = Literal["area", "11point"]
@@ -94,10 +95,10 @@ def _match(
     """The object (R,) that each detection matches, or -1, and whether it is difficult (R,)."""
     if not len(target.labels):
         return np.full(len(boxes), -1), np.zeros(len(boxes), bool)
-    overlaps = _box_iou(boxes, target.boxes)  # (R, G)
-    overlaps[labels[:, None] != target.labels] = -1
-    best = overlaps.argmax(1)
-    matched = overlaps.max(1) >= iou
+    shared = overlaps(boxes.astype(np.float64), target.boxes.astype(np.float64))  # (R, G)
+    shared[labels[:, None] != target.labels] = -1
+    best = shared.argmax(1)
+    matched = shared.max(1) >= iou
     return np.where(matched, best, -1), matched & target.difficult[best]
 
 
@@ -122,17 +123,6 @@ def _average_precision(
     needed = -(-np.arange(11) * n_objects // 10)
     ranks = np.searchsorted(found, needed)
     return float(np.append(envelope, 0.0)[ranks].sum() / 11)
-
-
-def _box_iou(a: Floats, b: Floats) -> Values:
-    """Intersection over union (R, G) of boxes (R, 4) and (G, 4), xyxy; 0 for two empty boxes."""
-    near, far = a[:, None, :2], a[:, None, 2:]
-    sides = np.minimum(far, b[:, 2:]) - np.maximum(near, b[:, :2])  # (R, G, 2)
-    inside = np.clip(sides, 0, None).prod(-1, dtype=np.float64)  # (R, G)
-    union = (far - near).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - inside
-    overlaps = np.zeros(inside.shape)
-    np.divide(inside, union, out=overlaps, where=union > 0)
-    return overlaps
 
 
 def _check_image(

@@ -25,6 +25,7 @@ from regionhash.evaluation.levels import (
     ratio,
     stable_ranks,
 )
+from regionhash.parts.choosing import overlaps
 from regionhash.structures import Floats, Ints
 
 APForm = Literal["trapezoid", "rectangle"]
@@ -243,10 +244,8 @@ def location_scores(
 
 def _is_on(box: Floats, objects: Floats, iou: float) -> bool:
     """Whether a box (4,) has at least this IoU with one of the objects (O, 4)."""
-    sides = np.minimum(box[2:], objects[:, 2:]) - np.maximum(box[:2], objects[:, :2])
-    both = sides.clip(0).prod(axis=1)
-    areas = (objects[:, 2:] - objects[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
-    return bool((both >= iou * (areas - both)).any())
+    shared = overlaps(box[None].astype(np.float64), objects.astype(np.float64))
+    return bool((shared >= iou).any())
 
 
 def _precision_sums(size: Ints, positive: Ints, harmonic: Values, *, counted: int) -> Values:

@@ -9,12 +9,9 @@ of DMIH, is left to `regionhash.models.onnx`, which runs graphs without torch.
 from __future__ import annotations
 
 import json
-import logging
-import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +20,6 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from regionhash.files.atomic import replacing
-from regionhash.files.text import one_line
 from regionhash.models.checkpoints import (
     BOXES_GRAPH,
     ENCODE_GRAPH,
@@ -41,13 +37,13 @@ from regionhash.models.onnx import GRAPH_FORMAT, METADATA, Graphs, OnnxRuntime
 from regionhash.models.region_dh import RegionDH
 from regionhash.models.runtime import TorchRuntime
 from regionhash.parts.backbones import Backbone
+from regionhash.parts.exporting import Free, to_graph
 from regionhash.parts.fusion import fuse_proposals
 from regionhash.parts.heads import centre
 from regionhash.parts.losses import bag_log_probs, multi_label_probs
 from regionhash.parts.pooling import PYRAMID, SAMPLES, SEMANTIC, SPATIAL
 from regionhash.parts.proposals import ScoredRPN
 from regionhash.parts.windows import TOUCH
-from regionhash.sessions import OPSET
 
 LEAST_EQUAL = 0.999
 """Share of the bits in which a graph must agree with its model before it is written."""
@@ -80,25 +76,23 @@ def convert(path: Path) -> dict[Path, int]:
     model, checkpoint = load_checkpoint(path)
     folder = folder_of(path)
     written = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        made = export_graphs(model, checkpoint, Path(scratch))
-        for name, content in made.items():
-            with replacing(folder / name) as new:
-                new.write_bytes(content)
-            written[folder / name] = len(content)
+    made = export_graphs(model, checkpoint)
+    for name, content in made.items():
+        with replacing(folder / name) as new:
+            new.write_bytes(content)
+        written[folder / name] = len(content)
     for name in GRAPH_FILES:
         if name not in made:  # of an older version of this program
             (folder / name).unlink(missing_ok=True)
     return written
 
 
-def export_graphs(model: HashModel, checkpoint: Checkpoint, scratch: Path) -> dict[str, bytes]:
+def export_graphs(model: HashModel, checkpoint: Checkpoint) -> dict[str, bytes]:
     """The content of each file of graphs, checked against the model; see `convert`.
 
     Args:
         model: from `load_checkpoint`, on the CPU.
         checkpoint: from `load_checkpoint`.
-        scratch: an existing folder for what the exporter writes.
     """
     facts = {
         "format": GRAPH_FORMAT,
@@ -110,9 +104,7 @@ def export_graphs(model: HashModel, checkpoint: Checkpoint, scratch: Path) -> di
     }
     made = {}
     for name, graph in _graphs_of(model).items():
-        made[name] = _exported(
-            graph, facts | {"graph": name, "stride": graph.trunk.stride}, scratch / name
-        )
+        made[name] = _exported(graph, facts | {"graph": name, "stride": graph.trunk.stride})
     _check_equal(model, checkpoint, made)
     return made
 
@@ -125,60 +117,20 @@ def _graphs_of(model: HashModel) -> dict[str, Any]:
     raise ConversionError(f"{type(model).__name__} has no graph")
 
 
-def _exported(graph: nn.Module, facts: dict[str, Any], path: Path) -> bytes:
+def _exported(graph: nn.Module, facts: dict[str, Any]) -> bytes:
     """A network as the bytes of an ONNX file with `facts` in its metadata."""
     picture = torch.zeros(1, 3, *_TRACED, dtype=torch.uint8)
     height = torch.export.Dim("height", min=32, max=_MAX_SIDE)
     width = torch.export.Dim("width", min=32, max=_MAX_SIDE)
-    inputs: tuple[Tensor, ...] = (picture,)
-    free: tuple[dict[int, Any], ...] = ({2: height, 3: width},)
-    names = ["picture"]
+    inputs: dict[str, tuple[Tensor, Free]] = {"picture": (picture, {2: height, 3: width})}
     if facts["graph"] == BOXES_GRAPH:
-        inputs += (torch.tensor([[0.0, 0, 64, 64], [32, 32, 96, 128], [8, 8, 24, 120]]),)
-        free += ({0: torch.export.Dim("boxes", min=1, max=65_536)},)
-        names.append("boxes")
-    level = logging.getLogger("torch.onnx").level
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own future
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        try:
-            found = graph(*inputs)
-            program = torch.onnx.export(
-                _Listed(graph.eval()),
-                inputs,
-                dynamo=True,
-                input_names=names,
-                output_names=list(found),
-                dynamic_shapes=(free,),
-                opset_version=OPSET,
-                verbose=False,
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            reason = one_line(str(cause).partition("\n")[0])
-            raise ConversionError(f"torch cannot export it: {reason}") from error
-        finally:
-            logging.getLogger("torch.onnx").setLevel(level)
-    program = cast(torch.onnx.ONNXProgram, program)
-    program.model.metadata_props[METADATA] = json.dumps(facts)
-    for node in program.model.graph:  # where in torch's code each one comes from
-        node.metadata_props.clear()
-        node.doc_string = None
-    program.save(str(path), external_data=False)
-    return path.read_bytes()
-
-
-class _Listed(nn.Module):
-    """A network whose outputs are a tuple, as the exporter names them."""
-
-    def __init__(self, graph: nn.Module) -> None:
-        super().__init__()
-        self.network = graph  # the exporter has an attribute `graph`
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.network(*inputs).values())
+        boxes = torch.tensor([[0.0, 0, 64, 64], [32, 32, 96, 128], [8, 8, 24, 120]])
+        inputs["boxes"] = boxes, {0: torch.export.Dim("boxes", min=1, max=65_536)}
+    graph.eval()
+    with torch.no_grad():
+        names = list(graph(*(example for example, _ in inputs.values())))
+    metadata = {METADATA: json.dumps(facts)}
+    return to_graph(graph, inputs, names, metadata=metadata, error=ConversionError)
 
 
 def _check_equal(model: HashModel, checkpoint: Checkpoint, made: dict[str, bytes]) -> None:

@@ -30,7 +30,6 @@ from regionhash.encoders import (
     Resolved,
     TextEncoder,
     check_encoder,
-    read_encoder,
 )
 from regionhash.files.text import one_line, reason_of
 from regionhash.models.checkpoints import (
@@ -218,8 +217,7 @@ class RegionHash:
         weights, checkpoint = find_weights(folder)
         settings = RegionHashSettings(**checkpoint.arguments)
         try:
-            check_encoder(weights.parent)
-            stored = read_encoder(weights.parent)
+            stored = check_encoder(weights.parent)
         except EncoderError as error:
             raise CheckpointError(str(error)) from error
         if json.loads(json.dumps({"spec": stored.spec} | stored.identity)) != settings.encoder:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
 from regionhash.parts.windows import pyramid_windows, sliding_windows
-from regionhash.structures import Detections, Floats, Ints
+from regionhash.structures import Detections, Floats, Floats64, Ints
+
+Boxes = TypeVar("Boxes", Floats, Floats64)
 
 Proposals = Literal["windows", "rpn", "pyramid", "boxes", "boxes+windows", "boxes+pyramid"]
 """What the regions are. "windows" are sliding windows, "pyramid" windows of more scales. "boxes"
@@ -148,11 +150,16 @@ def thinned(boxes: Floats, max_iou: float) -> Ints:
     return np.array(kept, np.int64)
 
 
-def overlaps(boxes: Floats, others: Floats) -> Floats:
-    """Intersection over union (R, M) of boxes (R, 4) and others (M, 4), xyxy, float32."""
+def overlaps(boxes: Boxes, others: Boxes) -> Boxes:
+    """Intersection over union (R, M) of boxes (R, 4) and others (M, 4), xyxy; 0 of two empty boxes.
+
+    It is computed in the type of the boxes: float32 as torchvision's `box_iou`, with its rounding,
+    float64 for measures.
+    """
     low = np.maximum(boxes[:, None, :2], others[:, :2])
     high = np.minimum(boxes[:, None, 2:], others[:, 2:])
-    shared = np.clip(high - low, 0, None).prod(2)
+    shared = np.clip(high - low, 0, None).prod(2)  # (R, M)
     areas, of_others = ((x[:, 2:] - x[:, :2]).prod(1) for x in (boxes, others))
-    found: Floats = shared / (areas[:, None] + of_others - shared)
+    union = areas[:, None] + of_others - shared
+    found: Boxes = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
     return found

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from regionhash.codes import Weights, pack_signs
+from regionhash.parts.choosing import overlaps
 from regionhash.search.assignment import SAME_IOU, same_objects
 from regionhash.search.duplicates import fold_duplicates
 from regionhash.search.exact import (
@@ -530,17 +531,9 @@ def _classes_of(query: QueryPicture, regions: Regions) -> Ints:
         return classes
     known = query.found[np.flatnonzero(query.found.labels >= 0)]
     for n in np.flatnonzero(classes < 0) if len(known) else ():
-        near = np.flatnonzero(_iou(regions.boxes[n], known.boxes) >= SAME_IOU)
+        near = np.flatnonzero(overlaps(regions.boxes[[n]], known.boxes)[0] >= SAME_IOU)
         classes[n] = known.labels[near[0]] if len(near) else -1
     return classes
-
-
-def _iou(box: Floats, boxes: Floats) -> Floats:
-    """Intersection over union (R,) of a box (4,) and boxes (R, 4)."""
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=1)
-    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - shared
-    return np.asarray(shared / np.maximum(union, 1e-9), np.float32)
 
 
 def _cut_out(query: QueryPicture) -> Image:

@@ -213,6 +213,7 @@ function changed() {
 // -- searching ------------------------------------------------------------------------------------
 
 function request() {
+  const ofObjects = !isWhole() && wanted().some(query => !query.text); // what weighs the rest of a picture needs both
   const day = (id, add) => $(id).value ? Date.parse(`${$(id).value}T00:00:00Z`) / 1000 + add : null;
   const asked = query => {
     if (query.text) return { text: query.text };
@@ -226,6 +227,8 @@ function request() {
     without: queries.filter(query => query.unwanted).map(asked),
     mode: !isWhole() ? null : grouped && about.by_category ? "category" : about.bits ? "image" : "region",
     filter: { labels: $("label").value ? [$("label").value] : [], min_score: about.has_scores ? +$("score").value || 0 : 0, folder: $("folder").value.trim() || null, after: day("after", 0), before: day("before", 86400) },
+    context: ofObjects && about.bits ? +$("context").value || 0 : 0,
+    other_class: ofObjects && about.has_scores ? +$("other-class").value || 0 : 0,
     near: $("near").value && /^\d+$/.test($("near").value) ? +$("near").value : null,
     limit: PAGE,
   };
@@ -344,7 +347,7 @@ $("clear").onclick = () => { queries = []; past.length = 0; changed(); };
 $("back").onclick = () => { queries = past.pop() || []; changed(); };
 $("group").onclick = () => { grouped = !grouped; $("group").setAttribute("aria-pressed", grouped); about.by_category && isWhole() ? search() : showHits(); };
 $("more").onclick = () => queries.length ? search(true) : browse(true);
-for (const id of ["label", "score", "folder", "after", "before", "near"]) $(id).addEventListener("change", () => { if (queries.length) search(); });
+for (const id of ["label", "score", "folder", "after", "before", "near", "context", "other-class"]) $(id).addEventListener("change", () => { if (queries.length) search(); });
 addEventListener("keydown", event => {
   if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "/" || event.key === "o") { event.preventDefault(); $("pick").click(); }
@@ -363,7 +366,8 @@ addEventListener("keydown", event => {
   $("leave").hidden = !about.can_change; // the cookie holds the token
   $("label-field").hidden = !about.classes.length;
   $("words").hidden = !about.words;
-  $("score-field").hidden = !about.has_scores;
+  $("score-field").hidden = $("other-class-field").hidden = !about.has_scores;
+  $("context-field").hidden = !about.bits || !about.region_bits;
   $("folder").parentNode.classList.toggle("wide", !about.has_scores); // so that both days are in one row
   browse();
 })();
