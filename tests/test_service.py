@@ -30,6 +30,7 @@ import costly_pictures as costly
 from cli_runner import error_of, run
 from conftest import collect, write_picture
 from regionhash.collection import Collection, Query, database
+from regionhash.collection.thumbnails import THUMBNAILS_FILE
 from regionhash.data.images import ImageError, read_image
 from regionhash.models.encoding import encode_picture
 from regionhash.service import Limits, create_app, state
@@ -55,7 +56,8 @@ def client(photo_collection):
 @pytest.fixture
 def changeable(photo_collection, tmp_path):
     """Folder and client of a collection that may be changed, with a token and small limits."""
-    folder = shutil.copytree(photo_collection, tmp_path / "changed")
+    others = shutil.ignore_patterns(f"{THUMBNAILS_FILE}*")  # made by other tests
+    folder = shutil.copytree(photo_collection, tmp_path / "changed", ignore=others)
     limits = Limits(upload_bytes=200_000, pixels=100_000)
     with TestClient(create_app(folder, token="secret", limits=limits), base_url=HOME) as client:
         yield folder, client
@@ -416,13 +418,13 @@ def test_a_removed_picture_is_nowhere_left(changeable):
     problem(client.get(where), 404)
     problem(client.get(where, headers=tag), 404)
     with client.app.state.service.opened as opened:
-        assert opened._thumbnails.kept() == []
+        assert opened._thumbnails.rows() == []
         # What another process removes: never shown, and soon forgotten.
         assert client.get("/api/images/4/picture").status_code == 200
         with Collection.open(folder) as other:
             other.remove_rows([4])
         problem(client.get("/api/images/4/picture"), 404)
-        soon(lambda: opened._thumbnails.kept() == [])
+        soon(lambda: opened._thumbnails.rows() == [])
 
 
 def test_a_picture_that_is_removed_while_its_thumbnail_is_made_is_not_shown(
@@ -440,7 +442,7 @@ def test_a_picture_that_is_removed_while_its_thumbnail_is_made_is_not_shown(
 
         monkeypatch.setattr(opened._decoders, "thumbnail", slow)
         problem(client.get("/api/images/4/picture"), 404)
-        assert opened._thumbnails.kept() == []
+        assert opened._thumbnails.rows() == []
 
 
 def test_a_retired_collection_is_closed_by_the_last_who_holds_it(changeable):

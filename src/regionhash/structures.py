@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+_LABELS = 1 << 16  # read at a time
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -294,11 +296,13 @@ class CodeTable:
     def has_scores(self) -> bool:
         """Whether regions have scores of classes, by which pictures can be selected.
 
-        False if there are regions but none has a class; reads all labels.
+        False if there are regions but none has a class; reads labels up to the first class.
         """
         if self.labels is None:
             return False
-        return not len(self.labels) or bool((np.asarray(self.labels) >= 0).any())
+        starts = range(0, len(self.labels), _LABELS)
+        known = (bool((self.labels[n : n + _LABELS] >= 0).any()) for n in starts)
+        return not len(self.labels) or any(known)
 
     def category_table(self, category: int, min_prob: float = 0.0) -> tuple[Ints, Codes]:
         """Pictures (T,) with a code of a category, ascending, and those codes (T, B/8) uint8.

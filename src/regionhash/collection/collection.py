@@ -4,6 +4,7 @@ photos.collection/
   model.json, model.safetensors   an ordinary checkpoint
   collection.db                   the source of truth
   arrays/                         derived, rebuilt when missing or stale
+  thumbnails.db                   derived, made by the service
   uploads/                        files uploaded to the service
   boxes.json                      the files of boxes it was given, if any
   detector.json, detector.onnx    what finds the boxes of pictures that no file has, if any

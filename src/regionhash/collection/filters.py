@@ -16,23 +16,34 @@ from regionhash.structures import Mask
 
 
 class Masks:
-    """The masks last computed, by filter and snapshot."""
+    """The masks last computed, by filter and generation of the arrays.
+
+    Rows of a generation never change and are only appended, so a mask is computed once, and then
+    for the new rows alone.
+    """
 
     def __init__(self, most: int = 8) -> None:
         self._most = most
-        self._kept: OrderedDict[tuple[Filter, object], Mask | None] = OrderedDict()
+        self._kept: OrderedDict[tuple[Filter, str], Mask] = OrderedDict()
 
     def of(self, wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | None:
-        """`mask_of`, computed once per snapshot."""
-        key = (wanted, (snapshot.generation, snapshot.version, len(snapshot)))
-        with suppress(KeyError):
-            return self._kept[key]
-        mask = mask_of(wanted, snapshot, database)
-        self._kept[key] = mask
+        """`mask_of`, with what is known of earlier snapshots."""
+        check_filter(wanted, snapshot)
+        if wanted == Filter():
+            return snapshot.alive
+        key = (wanted, snapshot.generation)
+        known, n = self._kept.get(key, _NOTHING), len(snapshot.rows)
+        if len(known) < n:
+            known = np.concatenate([known, _passing(wanted, snapshot, database, len(known))])
+        self._kept[key] = known
         with suppress(KeyError):  # another thread may have emptied it
+            self._kept.move_to_end(key)
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
-        return mask
+        return known[:n] if snapshot.alive is None else known[:n] & snapshot.alive
+
+
+_NOTHING = np.zeros(0, bool)
 
 
 def mask_of(wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | None:
@@ -42,6 +53,11 @@ def mask_of(wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | No
         ValueError: the model does not know a class, or a least score is given but regions have no
             scores.
     """
+    return Masks().of(wanted, snapshot, database)
+
+
+def check_filter(wanted: Filter, snapshot: Snapshot) -> None:
+    """Raises ValueError for a filter that these pictures cannot have, see `mask_of`."""
     table = snapshot.table
     unknown = [name for name in wanted.labels if name not in table.classes]
     if unknown:
@@ -51,38 +67,40 @@ def mask_of(wanted: Filter, snapshot: Snapshot, database: Database) -> Mask | No
         raise RequestError(
             "min_score", "needs scores of detected classes, which the model of these codes lacks"
         )
-    mask = np.ones(len(table), bool) if snapshot.alive is None else snapshot.alive.copy()
-    if wanted == Filter():
-        return None if snapshot.alive is None else mask
+
+
+def _passing(wanted: Filter, snapshot: Snapshot, database: Database, first: int) -> Mask:
+    """Mask of the pictures from `first` on that pass a filter, removed or not."""
+    mask = np.ones(len(snapshot.rows) - first, bool)
     if wanted.after is not None:
-        mask &= snapshot.taken >= wanted.after  # never true for NaN, an unknown time
+        mask &= snapshot.taken[first:] >= wanted.after  # never true for NaN, an unknown time
     if wanted.before is not None:
-        mask &= snapshot.taken < wanted.before
+        mask &= snapshot.taken[first:] < wanted.before
     for name in wanted.labels:
-        label = table.classes.index(name)
-        found = _detected(snapshot, wanted.min_score, label)
+        label = snapshot.table.classes.index(name)
+        found = _detected(snapshot, first, wanted.min_score, label)
         if snapshot.labels is not None:
-            found |= snapshot.labels[:, label] > 0
+            found |= snapshot.labels[first:, label] > 0
         mask &= found
     if wanted.min_score and not wanted.labels:
-        mask &= _detected(snapshot, wanted.min_score)
+        mask &= _detected(snapshot, first, wanted.min_score)
     if wanted.folder is not None:
-        mask &= _below(snapshot, database, wanted.folder)
+        mask &= _below(snapshot, database, wanted.folder)[first:]
     return mask
 
 
-def _detected(snapshot: Snapshot, min_score: float, label: int | None = None) -> Mask:
-    """Mask of pictures with a region of at least this score, of one class or of any."""
+def _detected(snapshot: Snapshot, first: int, min_score: float, label: int | None = None) -> Mask:
+    """Mask of pictures from `first` on with a region of at least this score, of a class or any."""
     table = snapshot.table
-    found = np.zeros(len(table), bool)
+    found = np.zeros(len(table) - first, bool)
     if table.offsets is None or table.scores is None or table.labels is None:
         return found
-    scores, labels = np.asarray(table.scores), np.asarray(table.labels)
+    offsets = table.offsets[first:] - table.offsets[first]
+    scores, labels = (part[table.offsets[first] :] for part in (table.scores, table.labels))
     good = scores >= min_score
     # The whole picture as a region has no class and the score 1: it is no detection.
     good &= (labels >= 0) | (scores < 1) if label is None else labels == label
-    regions = np.flatnonzero(good)
-    found[np.searchsorted(table.offsets, regions, side="right") - 1] = True
+    found[np.searchsorted(offsets, np.flatnonzero(good), side="right") - 1] = True
     return found
 
 

@@ -22,8 +22,8 @@ from regionhash.data.images import (
     ImageError,
     read_bytes_with_note,
     read_kind,
+    read_thumbnail,
     read_with_note,
-    thumbnail,
 )
 
 _GRACE = 2  # seconds past a request's limit, after which the process ends by itself
@@ -54,13 +54,13 @@ def main(memory: int) -> None:
 def _answer(request: dict[str, Any], content: bytes | None) -> tuple[dict[str, Any], Any]:
     name = request["name"]
     try:
+        if request["size"] is not None:
+            return {}, read_thumbnail(request["path"], request["size"], name=name)
         if content is None:
             (image, note), kind = read_with_note(request["path"], name=name), ""
         else:
             image, note = read_bytes_with_note(content, name, max_pixels=request["max_pixels"])
             kind = read_kind(content, name)
-        if request["size"] is not None:
-            return {}, thumbnail(image, request["size"])
     except ImageError as error:
         return {"error": str(error)}, b""
     except MemoryError:

@@ -163,6 +163,20 @@ def thumbnail(image: Image, size: int) -> bytes:
     return stream.getvalue()
 
 
+def read_thumbnail(path: str | Path, size: int, *, name: str | None = None) -> bytes:
+    """The picture in a file as `thumbnail` gives it, in a fraction of the time for a large JPEG.
+
+    Its decoder gives the picture at an eighth, a quarter or half of its size; the smallest is taken
+    that is at least twice as large as wanted, so that nothing of it is seen.
+
+    Raises:
+        ImageError: see `read_image`.
+    """
+    with _named(name or path), open_regular(path) as file, _opened(file) as opened:
+        opened.image.draft(None, (size, size))
+        return thumbnail(_read(opened).image, size)
+
+
 def _noted_time(file: BinaryIO) -> datetime | None:
     """When the camera took the picture in a file, if EXIF says so.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -33,14 +32,3 @@ class LruBytes(Generic[Value]):
                 return None
             self._held.move_to_end(key)
             return self._held[key][0]
-
-    def kept(self) -> list[Any]:
-        """The keys of everything kept, oldest first."""
-        with self._lock:
-            return list(self._held)
-
-    def drop(self, is_wrong: Callable[[Any], bool]) -> None:
-        """Forgets the values whose keys are wrong."""
-        with self._lock:
-            for key in [key for key in self._held if is_wrong(key)]:
-                del self._held[key]

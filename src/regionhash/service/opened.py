@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+import numpy as np
+
 from regionhash.collection import Collection
+from regionhash.collection.thumbnails import Thumbnails
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError, thumbnail
 from regionhash.service.decoding import Decoded, Decoders
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from regionhash.models.runtime import RuntimeName
 
 _KEPT_UPLOADS_BYTES = 256 << 20
-_KEPT_THUMBNAILS_BYTES = 64 << 20
+_KEPT_THUMBNAILS_BYTES = 256 << 20
 _SECONDS_TO_END = 1.0  # for the last batch
 
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "HEIF": ".heic"}
@@ -75,7 +78,8 @@ class Opened:
         self.model = BatchedModel(model, self._precision, on_batch)
         self.collection.model = self.model, self.checkpoint
         self.uploads: LruBytes[tuple[Image, EncodedImage]] = LruBytes(_KEPT_UPLOADS_BYTES)
-        self._thumbnails: LruBytes[Thumbnail] = LruBytes(_KEPT_THUMBNAILS_BYTES)
+        self._thumbnails = Thumbnails(folder, _KEPT_THUMBNAILS_BYTES)
+        self._forget_removed()
         self._decoders = decoders
         self._lock = threading.Lock()
         self._holders, self._retired = 0, False
@@ -117,6 +121,7 @@ class Opened:
     def close(self) -> None:
         """Ends the encoder and closes the database connections."""
         self.model.close(_SECONDS_TO_END)
+        self._thumbnails.close()
         self.collection.close()
 
     # Following
@@ -129,16 +134,14 @@ class Opened:
         """
         _, last_removal = self.collection.snapshot.version
         if self.collection.sync().version[1] != last_removal:
-            kept = {row for row, _ in self._thumbnails.kept()}
-            gone = {row for row in kept if not self._is_there(row)}
-            self._thumbnails.drop(lambda key: key[0] in gone)
+            self._forget_removed()
 
-    def _is_there(self, row: int) -> bool:
-        try:
-            self.collection.get(row)
-        except KeyError:
-            return False
-        return True
+    def _forget_removed(self) -> None:
+        """Drops the thumbnails of pictures that the collection no longer has."""
+        snapshot = self.collection.snapshot
+        there = snapshot.rows if snapshot.alive is None else snapshot.rows[snapshot.alive]
+        kept = np.array(self._thumbnails.rows(), np.int64)
+        self._thumbnails.drop(kept[~np.isin(kept, there)].tolist())
 
     # Pictures
 
@@ -190,8 +193,7 @@ class Opened:
             ImageError: its file is missing.
         """
         tag = self._tag(row, size, self.collection.get(row).path)
-        kept = self._thumbnails.get((row, size))
-        return kept if kept is not None and kept.tag == tag else Thumbnail(tag, None)
+        return Thumbnail(tag, self._thumbnails.get(row, size, tag))
 
     def thumbnail(self, row: int, size: int, until: float) -> Thumbnail:
         """A picture as JPEG, its longer side at most `size` pixels.
@@ -207,9 +209,8 @@ class Opened:
         else:
             content = self._decoders.thumbnail(path, f"picture {row}", size, until)
         self.collection.get(row)  # raises KeyError if it was removed meanwhile
-        made = Thumbnail(tag, content)
-        self._thumbnails.put((row, size), made, len(content))
-        return made
+        self._thumbnails.put(row, size, tag, content)
+        return Thumbnail(tag, content)
 
     def _tag(self, row: int, size: int, path: Path | None) -> str:
         """The tag of the picture of a row, whose file is as it is now."""
@@ -253,7 +254,7 @@ class Opened:
     def remove(self, row: int) -> bool:
         """Removes a picture at once, and its file if it was uploaded."""
         removed = self.collection.remove_rows([row])
-        self._thumbnails.drop(lambda key: key[0] == row)
+        self._thumbnails.drop([row])
         return bool(removed)
 
 
