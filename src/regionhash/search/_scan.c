@@ -17,12 +17,14 @@
 #include <immintrin.h>
 #endif
 
-#define BLOCK 256 /* codes, a multiple of 8: kernels write distances in groups of eight */
-#define GAP 32 /* codes of bags that no search wants, which are not worth a new block */
-#define BATCH 32        /* blocks */
-#define BATCH_BYTES 4096
-#define BAG_BITS 40
-#define DISTANCE_BITS 24
+enum {
+    BLOCK = 256,       /* codes; a multiple of 8, because kernels write distances by eights */
+    GAP = 32,          /* codes that no search wants, up to which a block continues */
+    BATCH = 32,        /* blocks that are fetched together, unless they have */
+    BATCH_BYTES = 4096,
+    BAG_BITS = 40,     /* of a key; */
+    DISTANCE_BITS = 24 /* the rest */
+};
 #define INTERVAL ((size_t)256 << 20) /* bytes of codes between two checks for Ctrl-C */
 
 #define INLINE static inline __attribute__((always_inline))
@@ -90,63 +92,41 @@ least_popcnt(const uint8_t *codes, size_t n, size_t n_bytes, const uint8_t *quer
 
 #define AVX2 __attribute__((target("avx2,popcnt")))
 
-/* The differing bits of each of four words, from a table of the bits of each half byte. */
-AVX2 INLINE __m256i differences_avx2(const uint8_t *a, __m256i b) {
-    const __m256i bits = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2,
-                                          1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-    const __m256i half = _mm256_set1_epi8(15);
-    __m256i x = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)a), b);
-    __m256i low = _mm256_shuffle_epi8(bits, _mm256_and_si256(x, half));
-    __m256i high = _mm256_shuffle_epi8(bits, _mm256_and_si256(_mm256_srli_epi16(x, 4), half));
-    return _mm256_sad_epu8(_mm256_add_epi8(low, high), _mm256_setzero_si256());
-}
-
 AVX2 INLINE uint32_t lowest(__m128i four) {
     four = _mm_min_epu32(four, _mm_shuffle_epi32(four, 0x4e));
     return (uint32_t)_mm_cvtsi128_si32(_mm_min_epu32(four, _mm_shuffle_epi32(four, 0xb1)));
 }
 
+/* Codes of eight bytes: four at a time. For others, counting words one by one is as fast. */
 AVX2 static uint32_t least_avx2(const uint8_t *codes, size_t n, size_t n_bytes,
                                 const uint8_t *query, uint32_t *distances) {
-    if (n_bytes == 8) {
-        const __m256i wanted = _mm256_set1_epi64x((long long)word(query, 8));
-        const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
-        __m128i least = _mm_set1_epi32(-1);
-        size_t i = 0;
-        for (; i + 4 <= n; i += 4) {
-            __m256i sums = differences_avx2(codes + 8 * i, wanted);
-            __m128i four = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sums, even));
-            _mm_storeu_si128((__m128i *)(distances + i), four);
-            least = _mm_min_epu32(least, four);
-        }
-        uint32_t rest = least_by_words(codes + 8 * i, n - i, 8, query, distances + i);
-        return (uint32_t)smaller(lowest(least), rest);
-    }
-    if (n_bytes < 32)
+    if (n_bytes != 8)
         return least_of_words(codes, n, n_bytes, query, distances);
-    uint32_t least = UINT32_MAX;
-    for (size_t i = 0; i < n; i++) {
-        const uint8_t *code = codes + i * n_bytes;
-        __m256i sums = _mm256_setzero_si256();
-        size_t at = 0;
-        for (; at + 32 <= n_bytes; at += 32) {
-            __m256i wanted = _mm256_loadu_si256((const __m256i *)(query + at));
-            sums = _mm256_add_epi64(sums, differences_avx2(code + at, wanted));
-        }
-        __m128i both = _mm_add_epi64(_mm256_castsi256_si128(sums),
-                                     _mm256_extracti128_si256(sums, 1));
-        both = _mm_add_epi64(both, _mm_unpackhi_epi64(both, both));
-        distances[i] = (uint32_t)_mm_cvtsi128_si32(both) +
-                       differences(code + at, query + at, n_bytes - at);
-        least = distances[i] < least ? distances[i] : least;
+    const __m256i wanted = _mm256_set1_epi64x((long long)word(query, 8));
+    const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    const __m256i half = _mm256_set1_epi8(15);
+    const __m256i bits = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, /* of 0 */
+                                          0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4); /* to 15 */
+    __m128i least = _mm_set1_epi32(-1);
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        __m256i x = _mm256_loadu_si256((const __m256i *)(codes + 8 * i));
+        x = _mm256_xor_si256(x, wanted);
+        __m256i low = _mm256_shuffle_epi8(bits, _mm256_and_si256(x, half));
+        __m256i high = _mm256_shuffle_epi8(bits, _mm256_and_si256(_mm256_srli_epi16(x, 4), half));
+        x = _mm256_sad_epu8(_mm256_add_epi8(low, high), _mm256_setzero_si256());
+        __m128i four = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(x, even));
+        _mm_storeu_si128((__m128i *)(distances + i), four);
+        least = _mm_min_epu32(least, four);
     }
-    return least;
+    uint32_t rest = least_by_words(codes + 8 * i, n - i, 8, query, distances + i);
+    return (uint32_t)smaller(lowest(least), rest);
 }
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vbmi,avx512vpopcntdq")))
 
-/* A mask of the first n of 64 places. */
-INLINE uint64_t first(size_t n) { return n < 64 ? ((uint64_t)1 << n) - 1 : UINT64_MAX; }
+/* A mask of the first n of 64 bytes or codes. */
+INLINE uint64_t low_bits(size_t n) { return n < 64 ? ((uint64_t)1 << n) - 1 : UINT64_MAX; }
 
 /* Codes of up to eight bytes: eight at a time, each moved to a word of its own. */
 AVX512 INLINE uint32_t least_short(const uint8_t *codes, size_t n, size_t n_bytes,
@@ -157,14 +137,14 @@ AVX512 INLINE uint32_t least_short(const uint8_t *codes, size_t n, size_t n_byte
     const __m512i places = _mm512_add_epi64(
         _mm512_mullo_epi64(words, _mm512_set1_epi64((long long)(each * n_bytes))),
         _mm512_set1_epi64(0x0706050403020100));
-    const __mmask64 used = each * first(n_bytes);
+    const __mmask64 used = each * low_bits(n_bytes);
     __m512i least = _mm512_set1_epi64(INT64_MAX);
-    __mmask64 read = first(8 * n_bytes);
+    __mmask64 read = low_bits(8 * n_bytes);
     __mmask8 valid = 255;
     for (size_t i = 0; i < n; i += 8) {
         if (n - i < 8) {
-            read = first((n - i) * n_bytes);
-            valid = (__mmask8)first(n - i);
+            read = low_bits((n - i) * n_bytes);
+            valid = (__mmask8)low_bits(n - i);
         }
         __m512i x = _mm512_maskz_loadu_epi8(read, codes + i * n_bytes);
         if (n_bytes < 8)
@@ -180,7 +160,7 @@ AVX512 INLINE uint32_t least_short(const uint8_t *codes, size_t n, size_t n_byte
 AVX512 INLINE __m512i differences_avx512(const uint8_t *a, const uint8_t *b, size_t n_bytes) {
     __m512i sums = _mm512_setzero_si512();
     for (size_t at = 0; at < n_bytes; at += 64) {
-        __mmask64 read = first(n_bytes - at);
+        __mmask64 read = low_bits(n_bytes - at);
         __m512i x = _mm512_xor_si512(_mm512_maskz_loadu_epi8(read, a + at),
                                      _mm512_maskz_loadu_epi8(read, b + at));
         sums = _mm512_add_epi64(sums, _mm512_popcnt_epi64(x));
@@ -216,11 +196,11 @@ AVX512 INLINE uint32_t least_long(const uint8_t *codes, size_t n, size_t n_bytes
 
 AVX512 static uint32_t least_avx512(const uint8_t *codes, size_t n, size_t n_bytes,
                                     const uint8_t *query, uint32_t *distances) {
-    if (n_bytes == 8)
+    if (n_bytes == 8) /* compiled without moving them */
         return least_short(codes, n, 8, query, distances);
     if (n_bytes < 8)
         return least_short(codes, n, n_bytes, query, distances);
-    if (n_bytes <= 64)
+    if (n_bytes <= 64) /* compiled without the loop over the parts of a code */
         return least_long(codes, n, n_bytes, query, distances);
     return least_long(codes, n, n_bytes, query, distances);
 }
@@ -266,9 +246,9 @@ typedef struct {
     size_t bag, code;    /* the next to be taken */
 } Pass;
 
-/* Neighbouring bags without gaps: at most BLOCK codes, or a single larger bag. */
+/* Neighbouring bags with at most BLOCK codes, or a single larger bag. */
 typedef struct {
-    size_t first_bag, last_bag, first_code, n_codes; /* last_bag is beyond */
+    size_t first_bag, end_bag, first_code, n_codes;
 } Block;
 
 /* Blocks that are fetched from memory while the last ones are searched. */
@@ -285,42 +265,35 @@ INLINE int wants(const Py_buffer *mask, size_t bag) {
     return !mask->buf || ((const uint8_t *)mask->buf)[bag];
 }
 
-/* Takes the next bags that a search wants; n_codes is 0 after the last. Returns 0 if the offsets
- * do not divide the codes. */
+/* Takes the next bags that a search wants, and few others between them; n_codes is 0 after the last.
+ * Returns 0 if the offsets do not divide the codes. */
 static int take_block(Pass *pass, Block *block) {
     const int64_t *offsets = pass->offsets.buf;
-    size_t bag = pass->bag, code = pass->code, end = code, n_codes = 0;
-    if (!offsets && !pass->mask.buf) {
-        n_codes = smaller(pass->n_codes - code, BLOCK);
-        *block = (Block){bag, bag + n_codes, code, n_codes};
-        pass->bag = pass->code = code + n_codes;
-        return 1;
+    size_t bag = pass->bag, code = pass->code, end = code, first_bag = bag, first = code, n = 0;
+    if (!offsets && !pass->mask.buf) { /* all at once */
+        n = smaller(pass->n_codes - code, BLOCK);
+        bag = code += n;
     }
-    for (; bag < pass->n_bags; bag++, code = end) {
+    for (; n < BLOCK && bag < pass->n_bags; bag++, code = end) {
         end = end_of(offsets, bag);
         if (end < code || end > pass->n_codes)
             return 0;
-        if (end > code && wants(&pass->mask, bag))
+        int wanted = end > code && wants(&pass->mask, bag);
+        if (n && (end - first > BLOCK || (!wanted && end - first - n > GAP)))
             break;
+        if (wanted && !n) {
+            first_bag = bag;
+            first = code;
+        }
+        n = wanted ? end - first : n;
     }
-    *block = (Block){.first_bag = bag, .first_code = code};
-    for (; bag < pass->n_bags; bag++, code = end) {
-        end = end_of(offsets, bag);
-        if (end < code || end > pass->n_codes)
-            return 0;
-        if (n_codes && end - block->first_code > BLOCK)
-            break;
-        int wanted = wants(&pass->mask, bag);
-        n_codes = wanted ? end - block->first_code : n_codes;
-        if (end - block->first_code - n_codes > GAP)
-            break;
-    }
-    block->n_codes = n_codes;
-    block->last_bag = pass->bag = bag;
+    *block = (Block){first_bag, bag, first, n};
+    pass->bag = bag;
     pass->code = code;
     return 1;
 }
 
+/* Takes the next blocks and fetches their codes, without waiting for them. */
 static int take_batch(Pass *pass, Batch *batch) {
     size_t n_bytes = 0;
     for (batch->n = 0; batch->n < BATCH && n_bytes < BATCH_BYTES; batch->n++) {
@@ -330,10 +303,9 @@ static int take_batch(Pass *pass, Batch *batch) {
         if (!block->n_codes)
             break;
         const uint8_t *codes = (const uint8_t *)pass->codes.buf + block->first_code * pass->n_bytes;
-        size_t size = block->n_codes * pass->n_bytes;
-        for (size_t at = 0; at < size; at += 64)
+        for (size_t at = 0; at < smaller(block->n_codes, BLOCK) * pass->n_bytes; at += 64)
             __builtin_prefetch(codes + at);
-        n_bytes += size;
+        n_bytes += block->n_codes * pass->n_bytes;
     }
     return 1;
 }
@@ -361,6 +333,7 @@ INLINE uint32_t least_of(const uint32_t *distances, size_t n) {
     return least;
 }
 
+/* Offers the bags of a block to a search, if one of them can be better than its worst result. */
 static void search_block(const Pass *pass, Search *search, const Block *block) {
     const uint8_t *codes = (const uint8_t *)pass->codes.buf + block->first_code * pass->n_bytes;
     const uint8_t *queries = search->queries.buf;
@@ -382,7 +355,7 @@ static void search_block(const Pass *pass, Search *search, const Block *block) {
         return;
     }
     size_t start = 0;
-    for (size_t bag = block->first_bag; bag < block->last_bag; bag++) {
+    for (size_t bag = block->first_bag; bag < block->end_bag; bag++) {
         /* Offsets in shared memory may have changed since they were checked. */
         size_t end = smaller(end_of(pass->offsets.buf, bag) - block->first_code, block->n_codes);
         if (end > start && wants(&search->mask, bag)) {
@@ -428,6 +401,8 @@ static int take_buffer(PyObject *object, Py_buffer *buffer, int flags) {
 
 static int take_search(const Pass *pass, PyObject *item, Search *search) {
     PyObject *queries, *mask, *found;
+    if (!PyTuple_Check(item))
+        return refuse("a search must be a tuple");
     if (!PyArg_ParseTuple(item, "OOO", &queries, &mask, &found) ||
         !take_buffer(queries, &search->queries, PyBUF_SIMPLE) ||
         !take_buffer(mask, &search->mask, PyBUF_SIMPLE) ||

@@ -115,6 +115,8 @@ def scan_bags(
             codes into bags.
     """
     codes = np.asarray(codes)
+    if codes.ndim != 2 or codes.dtype != np.uint8:
+        raise ValueError(f"codes must be (M, B) uint8, got {codes.shape} {codes.dtype}")
     if offsets is not None:
         offsets = np.asarray(offsets)
         if offsets.ndim != 1 or not len(offsets) or offsets.dtype.kind not in "iu":
@@ -174,7 +176,7 @@ def _scan_once(
         np.ascontiguousarray(codes),
         codes.shape[1],
         None if offsets is None else np.require(offsets, np.int64, ["C", "A"]),
-        np.logical_or.reduce(masks) if len(masks) == len(searches) else None,
+        np.logical_or.reduce(masks) if 0 < len(masks) == len(searches) else None,
         tuple(
             (
                 np.ascontiguousarray(search.queries),
