@@ -1,5 +1,7 @@
 """The pass over packed codes, with every set of instructions, against NumPy's counts of bits."""
 
+import ctypes
+import mmap
 import signal
 import subprocess
 import sys
@@ -130,6 +132,34 @@ def test_distances_of_very_long_codes_are_counted_in_full(name, n_bytes):
         bags, distances = nearest_bags(~codes[0], codes, top=9)
     assert bags.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 0]
     assert distances.tolist() == [8] * 8 + [8 * n_bytes]
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("n_bytes", [1, 6, 8, 20, 64])
+def test_what_follows_the_last_code_is_no_code(name, n_bytes):
+    """Memory before and after is like the query, the codes are its opposite."""
+    for size in (1, 2, 3, 5, 7, 255, 257, 260, 263, 513):
+        memory = np.zeros((size + 64, n_bytes), np.uint8)
+        codes = memory[32:-32]
+        codes[:] = 255
+        with searching_with(name):
+            found = nearest_bags(memory[0], codes, np.array([0, size]), top=2)
+        assert pairs(found) == [(0, 8 * n_bytes)]
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_nothing_is_read_beyond_the_last_code(name):
+    """The codes end where memory does: a page that cannot be read follows."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + page
+    protect = ctypes.CDLL(None).mprotect
+    assert not protect(ctypes.c_void_p(address), ctypes.c_size_t(page), 0)  # PROT_NONE
+    for n_bytes in (1, 3, 6, 8, 12, 40, 64, 100):
+        size = n_bytes * 13
+        codes = np.frombuffer(memory, np.uint8, size, page - size).reshape(13, n_bytes)
+        with searching_with(name):
+            assert len(nearest_bags(codes[0], codes, top=20)[0]) == 13
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
@@ -316,13 +346,18 @@ def test_other_threads_run_meanwhile():
 @needs_the_pass
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers of POSIX")
 def test_a_long_pass_can_be_interrupted():
+    n_signals = 0
+
     def interrupt(*_):
-        raise KeyboardInterrupt
+        nonlocal n_signals
+        n_signals += 1
+        if n_signals == 2:  # the first alone could have waited for the end of the pass
+            raise KeyboardInterrupt
 
     codes = np.zeros((1 << 28, 8), np.uint8)  # 2 GiB of addresses, but hardly any memory
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
         with pytest.raises(KeyboardInterrupt):
             scan_bags([BagSearch(codes[:1], 3)], codes)
     finally:

@@ -18,12 +18,11 @@
 #endif
 
 enum {
-    BLOCK = 256,       /* codes; a multiple of 8, because kernels write distances by eights */
-    GAP = 32,          /* codes that no search wants, up to which a block continues */
-    BATCH = 32,        /* blocks that are fetched together, unless they have */
-    BATCH_BYTES = 4096,
-    BAG_BITS = 40,     /* of a key; */
-    DISTANCE_BITS = 24 /* the rest */
+    BLOCK = 256,        /* codes; a multiple of 8, because kernels write distances by eights */
+    BATCH = 32,         /* blocks that are fetched together, */
+    BATCH_BYTES = 4096, /* up to about so much */
+    BAG_BITS = 40,      /* of a key; */
+    DISTANCE_BITS = 24  /* the rest */
 };
 #define INTERVAL ((size_t)256 << 20) /* bytes of codes between two checks for Ctrl-C */
 
@@ -265,21 +264,23 @@ INLINE int wants(const Py_buffer *mask, size_t bag) {
     return !mask->buf || ((const uint8_t *)mask->buf)[bag];
 }
 
-/* Takes the next bags that a search wants, and few others between them; n_codes is 0 after the last.
- * Returns 0 if the offsets do not divide the codes. */
+/* Takes the next bags that a search wants; n_codes is 0 after the last. Returns 0 if the offsets
+ * do not divide the codes. */
 static int take_block(Pass *pass, Block *block) {
     const int64_t *offsets = pass->offsets.buf;
     size_t bag = pass->bag, code = pass->code, end = code, first_bag = bag, first = code, n = 0;
     if (!offsets && !pass->mask.buf) { /* all at once */
         n = smaller(pass->n_codes - code, BLOCK);
-        bag = code += n;
+        *block = (Block){bag, bag + n, code, n};
+        pass->bag = pass->code = code + n;
+        return 1;
     }
-    for (; n < BLOCK && bag < pass->n_bags; bag++, code = end) {
+    for (; bag < pass->n_bags; bag++, code = end) {
         end = end_of(offsets, bag);
         if (end < code || end > pass->n_codes)
             return 0;
         int wanted = end > code && wants(&pass->mask, bag);
-        if (n && (end - first > BLOCK || (!wanted && end - first - n > GAP)))
+        if (n && (end - first > BLOCK || (end > code && !wanted)))
             break;
         if (wanted && !n) {
             first_bag = bag;
