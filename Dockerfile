@@ -1,11 +1,18 @@
 # The service on a CPU. Built and used by hand, see docs/service.md; continuous integration does not.
+FROM python:3.12 AS build
+
+WORKDIR /source
+COPY pyproject.toml setup.py README.md LICENSE ./
+COPY src ./src
+# The slim image below has no compiler.
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
 FROM python:3.12-slim
 
 RUN useradd --create-home regionhash
 WORKDIR /app
-COPY pyproject.toml README.md LICENSE ./
-COPY src ./src
-RUN pip install --no-cache-dir .
+COPY --from=build /wheels /wheels
+RUN pip install --no-cache-dir /wheels/*.whl
 
 USER regionhash
 ENV OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1

@@ -2,8 +2,10 @@
 #   make demo             train, encode and search on built-in pictures
 #   make test             the tests, some three minutes
 #   make test-slow        those that take longer
+#   make test-sanitizers  those of compiled code, with checks of every access to memory
 #   make check            formatting, lint, types
 #   make docs             docs/cli.md, written from the commands' --help
+#   make bench            times of the exact search
 #   make torture MINUTES=5            many processes on one collection, killed all the time
 #   make clean            removes caches and the demo's files; .venv and runs/ stay
 #   make PYTHON=python3.12 demo       with another interpreter than python3
@@ -23,7 +25,7 @@ MINUTES ?= 5
 SEED ?= 0
 WRITERS ?= 3
 
-.PHONY: demo test test-slow check docs torture clean .venv
+.PHONY: demo test test-slow test-sanitizers bench check docs torture clean .venv
 
 demo: $(READY)
 	$(BIN)/regionhash demo
@@ -37,6 +39,25 @@ test: $(DEV)
 
 test-slow: $(DEV)
 	$(PYTEST) -m slow
+
+# A copy, compiled with AddressSanitizer and UndefinedBehaviorSanitizer of gcc.
+SANITIZED := build/sanitizers
+test-sanitizers: $(DEV)
+ifeq ($(shell command -v gcc),)
+	@echo "There is no gcc: the compiled code is not tested with sanitizers."
+else
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r pyproject.toml setup.py README.md LICENSE src $(SANITIZED)
+	rm -f $(SANITIZED)/src/regionhash/search/_scan.*.so
+	cd $(SANITIZED) && CC=gcc CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=all" \
+	  $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/src \
+	  $(BIN)/python -m pytest -p no:cacheprovider tests/test_scan.py
+endif
+
+bench: $(DEV)
+	$(BIN)/python benchmarks/bench_scan.py
 
 check: $(DEV)
 	$(BIN)/ruff format --check .
@@ -56,7 +77,7 @@ clean:
 .venv: $(DEV)
 
 # A file is written last: an installation that was interrupted starts again.
-$(READY): pyproject.toml
+$(READY): pyproject.toml setup.py src/regionhash/search/_scan.c
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
 	  "regionhash needs Python 3.11 or newer, $(PYTHON) is %d.%d; " % sys.version_info[:2] + \
 	  "name another one: make PYTHON=python3.12 $(MAKECMDGOALS)")'

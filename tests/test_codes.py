@@ -8,8 +8,6 @@ from hypothesis.extra.numpy import arrays
 
 from regionhash.codes import (
     binarize,
-    codes_within,
-    distances_to_one,
     hamming_distances,
     pack_bits,
     pack_signs,
@@ -82,30 +80,6 @@ def test_distances_of_many_random_codes_are_exact(n_bytes):
     np.testing.assert_array_equal(
         hamming_distances(queries, database), slow_distances(queries, database)
     )
-
-
-@pytest.mark.parametrize(
-    ("n_bytes", "kind"),
-    [(1, np.uint8), (8, np.uint8), (31, np.uint8), (32, np.uint16), (8191, np.uint16),
-     (8192, np.uint32)],
-)  # fmt: skip
-def test_distances_to_one_query_fit_their_type_at_its_limit(n_bytes, kind):
-    database = np.random.default_rng(0).integers(0, 256, (300, n_bytes), dtype=np.uint8)
-    query = ~database[7]  # as far from it as can be
-    distances = distances_to_one(query, database)
-    assert distances.dtype == kind
-    assert distances[7] == 8 * n_bytes
-    assert distances.tolist() == hamming_distances(query[None], database)[0].tolist()
-
-
-@given(st.data(), st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 32, 64]), st.integers(0, 70))
-def test_codes_within_a_radius_are_those_of_unpacked_bits(data, n_bytes, radius):
-    query, database = data.draw(arrays(np.uint8, n_bytes)), data.draw(codes(6, n_bytes))
-    distances = slow_distances(query[None], database)[0]
-    rows, found = codes_within(query, database, radius)
-    np.testing.assert_array_equal(rows, np.flatnonzero(distances <= radius))
-    np.testing.assert_array_equal(found, distances[rows])
-    assert (rows.dtype, found.dtype) == (np.int64, np.int64)
 
 
 def test_slices_and_reversed_codes_are_read_as_they_are():

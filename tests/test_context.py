@@ -17,10 +17,11 @@ from regionhash.data.images import read_image
 from regionhash.models import encoding
 from regionhash.models.encoding import encode_boxes, encode_picture
 from regionhash.search.assignment import same_objects
-from regionhash.search.exact import Unlike, context_distances, search_objects
+from regionhash.search.exact import context_distances, search_objects
 from regionhash.search.request import Query, RequestError, Search
 from regionhash.search.run import QueryPicture, _classes_of
 from regionhash.search.run import run as run_search
+from regionhash.search.united import Costs, Unlike
 from regionhash.service import create_app
 from regionhash.store import CodeSet
 from regionhash.structures import CodeTable, EncodedImage, Regions
@@ -411,13 +412,14 @@ def test_regions_of_another_class_are_farther(seed, classes, share, top):
     rng = np.random.default_rng(seed)
     table, codes = table_of(rng), few_codes(rng, len(classes))
     unlike = Unlike(np.array(classes), round(share * 8 * BYTES))
-    hits = search_objects(codes, table, top=top, apart=False, unlike=unlike)
+    costs = Costs(unlike=unlike)
+    hits = search_objects(codes, table, top=top, apart=False, costs=costs)
     found = [(hit.distance, hit.index) for hit in hits]
     assert found == unlike_ranked(table, codes, classes, share)[:top]
     for hit in hits:
         assert hit.distance == sum(match.distance for match in hit.matches)
     # Regions of their own, by trying all assignments.
-    hits = search_objects(codes, table, top=top, unlike=unlike)
+    hits = search_objects(codes, table, top=top, costs=costs)
     wanted = []
     for row in range(N):
         regions = table.regions(row)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -28,17 +29,33 @@ MOST_BYTES = 600 << 20
 """Of a fresh environment with regionhash in it."""
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel of this source tree."""
-    folder = tmp_path_factory.mktemp("wheel")
+def build_wheel(folder, **variables):
     # From a copy: building leaves files beside the sources.
     source = folder / "source"
     subprocess.run(["git", "clone", "-q", ROOT, source], check=True)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
-    subprocess.run([*command, source, "-w", folder], check=True, capture_output=True)
+    command += [source, "-w", folder]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | variables)
     (built,) = folder.glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this source tree."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+def compiled_in(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return [name for name in archive.namelist() if name.endswith(".abi3.so")]
+
+
+def test_a_wheel_is_made_with_and_without_a_compiler(wheel, tmp_path):
+    assert "-cp311-abi3-" in wheel.name  # for every version of Python from 3.11 on
+    if shutil.which("gcc"):
+        assert compiled_in(wheel) == ["regionhash/search/_scan.abi3.so"]
+    assert not compiled_in(build_wheel(tmp_path, CC="false"))
 
 
 def test_the_wheel_works_alone(wheel, tmp_path):

@@ -1,23 +1,19 @@
 """Exact search, against loops over unpacked bits."""
 
-from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from regionhash.codes import codes_within
-from regionhash.search import exact as search
 from regionhash.search import (
-    nearest_bags,
     search_categories,
     search_images,
     search_objects,
     search_regions,
-    united_hamming,
+    united,
 )
 from regionhash.structures import CategoryCodes, CodeTable
 
@@ -68,36 +64,23 @@ def test_united_hamming_is_the_sum_of_least_distances_whatever_the_block(drawn, 
     queries, sizes, codes = drawn
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_BLOCK", block)
-        united = united_hamming(queries, codes, offsets)
-    assert united.dtype == np.int64
-    assert united.tolist() == slow_united(queries, codes, offsets)
+        patch.setattr(united, "_BLOCK", block)
+        sums = united.united_hamming(queries, codes, offsets)
+    assert sums.dtype == np.int64
+    assert sums.tolist() == slow_united(queries, codes, offsets)
 
 
-SAMPLES = st.sampled_from([(4096, 16), (1, 2), (1, 7)])  # the small ones mislead
-
-
-@contextmanager
-def sampling(sample):
-    """Guesses levels by other samples of the distances: what is found may not depend on them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_SAMPLE", sample[0])
-        patch.setattr(search, "_SHARE", sample[1])
-        yield
-
-
-@given(queries_and_bags(), st.integers(1, 10), SAMPLES)
-def test_objects_are_ranked_by_distance_then_row_with_the_first_best_region(drawn, top, sample):
+@given(queries_and_bags(), st.integers(1, 10))
+def test_objects_are_ranked_by_distance_then_row_with_the_first_best_region(drawn, top):
     queries, sizes, codes = drawn
     table = table_of(sizes, codes)
-    united = slow_united(queries, codes, table.offsets)
-    rows = sorted((n for n, size in enumerate(sizes) if size), key=lambda n: (united[n], n))[:top]
+    sums = slow_united(queries, codes, table.offsets)
+    rows = sorted((n for n, size in enumerate(sizes) if size), key=lambda n: (sums[n], n))[:top]
 
-    with sampling(sample):
-        hits = search_objects(queries, table, top=top, apart=False)
+    hits = search_objects(queries, table, top=top, apart=False)
 
     assert [(hit.index, hit.image_id, hit.distance) for hit in hits] == [
-        (n, f"image{n}", united[n]) for n in rows
+        (n, f"image{n}", sums[n]) for n in rows
     ]
     for hit in hits:
         region_rows = range(table.offsets[hit.index], table.offsets[hit.index + 1])
@@ -114,58 +97,6 @@ def test_a_search_for_one_region_is_that_for_one_object(drawn):
     queries, sizes, codes = drawn
     table = table_of(sizes, codes)
     assert search_regions(queries[0], table) == search_objects(queries[:1], table)
-
-
-@pytest.fixture
-def levels(monkeypatch):
-    """The distances within which `nearest_bags` has looked, one for each pass."""
-    levels = []
-
-    def within(query, codes, level):
-        levels.append(level)
-        return codes_within(query, codes, level)
-
-    monkeypatch.setattr(search, "codes_within", within)
-    return levels
-
-
-def test_bags_are_ranked_as_all_distances_rank_them_whatever_the_sample_tells(levels):
-    """The sampled bags are all nearer than the others, or all further."""
-    by_distance = np.packbits(np.arange(128) < np.arange(129)[:, None], axis=1)
-    n_passes = set()
-
-    @given(
-        st.integers(0, 2**32),
-        st.sampled_from([2, 5, 16]),
-        st.booleans(),
-        st.sampled_from([1, 3, 8, 40, 300]),
-        st.booleans(),
-    )
-    @example(0, 16, True, 8, False)  # three of the sample are near, and the next six far enough
-    def check(seed, stride, nearer, top, all_searched):
-        rng = np.random.default_rng(seed)
-        sizes = rng.integers(1, 4, 200)
-        offsets = np.concatenate([[0], np.cumsum(sizes)])
-        among = None if all_searched else rng.random(200) < 0.9
-        searched = np.arange(200) if among is None else np.flatnonzero(among)
-        sampled = np.isin(np.arange(200), searched[::stride])
-        least = rng.integers(0, 60, 200) + np.where(sampled == nearer, 0, 60)
-        distances = np.repeat(least, sizes) + rng.integers(0, 9, offsets[-1])
-        each = np.minimum.reduceat(distances, offsets[:-1])
-        levels.clear()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(search, "_SAMPLED_CODES", len(distances) // (stride - 1))
-            bags, found = nearest_bags(
-                by_distance[0], by_distance[distances], offsets, top=top, among=among
-            )
-        wanted = searched[np.argsort(each[searched], kind="stable")][:top]
-        np.testing.assert_array_equal(bags, wanted)
-        np.testing.assert_array_equal(found, each[wanted])
-        assert (bags.dtype, found.dtype) == (np.int64, np.int64)
-        n_passes.add(len(levels))
-
-    check()
-    assert {0, 1, 2} <= n_passes
 
 
 def slow_ranking(queries, codes, offsets, among, top):
@@ -198,29 +129,13 @@ def tables(draw):
     return queries, codes, offsets, among, top
 
 
-SAMPLED_CODES = st.sampled_from([1, 3, 20, 20_000])
-
-
 @pytest.mark.timeout(120)
-@given(tables(), SAMPLED_CODES)
-def test_bags_are_ranked_as_their_bits_rank_them_whatever_is_asked(drawn, sampled):
-    queries, codes, offsets, among, top = drawn
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_SAMPLED_CODES", sampled)
-        bags, distances = nearest_bags(queries[0], codes, offsets, top=top, among=among)
-    wanted = slow_ranking(queries[:1], codes, offsets, among, top)
-    assert list(zip(bags.tolist(), distances.tolist(), strict=True)) == wanted
-
-
-@pytest.mark.timeout(120)
-@given(tables(), st.integers(1, 3), SAMPLED_CODES)
-def test_pictures_are_ranked_as_the_bits_of_their_regions_rank_them(drawn, n_queries, sampled):
+@given(tables(), st.integers(1, 3))
+def test_pictures_are_ranked_as_the_bits_of_their_regions_rank_them(drawn, n_queries):
     queries, codes, offsets, among, top = drawn
     table = table_of(np.diff(offsets), codes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_SAMPLED_CODES", sampled)
-        hits = search_objects(queries[:n_queries], table, top=top, among=among, apart=False)
-        alone = search_regions(queries[0], table, top=top, among=among)
+    hits = search_objects(queries[:n_queries], table, top=top, among=among, apart=False)
+    alone = search_regions(queries[0], table, top=top, among=among)
     wanted = slow_ranking(queries[:n_queries], codes, offsets, among, top)
     assert [(hit.index, hit.distance) for hit in hits] == wanted
     wanted = slow_ranking(queries[:1], codes, offsets, among, top)
@@ -259,56 +174,6 @@ def test_pictures_of_a_category_are_ranked_as_its_bits_rank_them(drawn, seed, mi
         assert [(hit.index, hit.distance) for hit in group.hits] == wanted
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("top", [1, 9_998, 10_001, 20_000, 20_003, np.int64(1 << 62), 10**30])
-def test_a_large_table_gives_all_that_match_where_more_are_asked_for(top):
-    codes = np.random.default_rng(0).integers(0, 256, (20_001, 8), dtype=np.uint8)
-    sizes = np.ones(20_002, np.int64)
-    sizes[3] = 0
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    each = np.insert(np.unpackbits(codes ^ codes[0], axis=1).sum(axis=1, dtype=np.int64), 3, 99)
-    half = np.arange(len(sizes)) < 10_000
-    for among in (None, half, half & (sizes > 1), half | True):
-        expected = np.flatnonzero((sizes > 0) & (True if among is None else among))
-        expected = expected[np.lexsort([expected, each[expected]])][:top]
-        bags, distances = nearest_bags(codes[0], codes, offsets, top=top, among=among)
-        np.testing.assert_array_equal(bags, expected)
-        np.testing.assert_array_equal(distances, each[expected])
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize(("top", "n_passes"), [(1, 1), (8, 2), (200, 3), (20_000, 1)])
-def test_a_sample_that_misleads_costs_another_pass_and_changes_nothing(levels, top, n_passes):
-    """Each sampled bag is one bit further away than the last, and all others are far away."""
-    distances = np.full(240_000, 500)
-    stride = 1 + len(distances) // search._SAMPLED_CODES
-    distances[::stride] = np.arange(len(distances[::stride])).clip(max=400)
-    by_distance = np.packbits(np.arange(512) < np.arange(513)[:, None], axis=1)
-    offsets = np.arange(len(distances) + 1)
-    bags, found = nearest_bags(by_distance[0], by_distance[distances], offsets, top=top)
-    wanted = np.argsort(distances, kind="stable")[:top]
-    np.testing.assert_array_equal(bags, wanted)
-    np.testing.assert_array_equal(found, distances[wanted])
-    assert len(levels) == n_passes  # of 20,000 there are too few even where the sample ends
-
-
-@pytest.mark.parametrize("n_near", [3, 500, 30_000])
-def test_bags_of_a_large_table_are_ranked_as_all_distances_rank_them(n_near):
-    """Codes near to the query in a few bags, in one corner: what a sample sees badly."""
-    rng = np.random.default_rng(n_near)
-    codes = rng.integers(0, 256, (250_000, 8), dtype=np.uint8)
-    query = codes[0].copy()
-    codes[:n_near] = query ^ (rng.integers(0, 256, (n_near, 8), dtype=np.uint8) & 1)
-    offsets = np.arange(0, len(codes) + 1, 10)
-    united = united_hamming(query[None], codes, offsets)
-    for among in (None, np.arange(len(united)) % 2 == 1, np.arange(len(united)) < 100):
-        searched = np.arange(len(united)) if among is None else np.flatnonzero(among)
-        rows = searched[np.argsort(united[searched], kind="stable")][:60]
-        bags, distances = nearest_bags(query, codes, offsets, top=60, among=among)
-        np.testing.assert_array_equal(bags, rows)
-        np.testing.assert_array_equal(distances, united[rows])
-
-
 @given(queries_and_bags(), st.integers(1, 20))
 def test_images_are_ranked_by_distance_then_row(drawn, top):
     queries, _, codes = drawn
@@ -318,37 +183,6 @@ def test_images_are_ranked_by_distance_then_row(drawn, top):
     hits = search_images(queries[0], table, top=top)
     assert [(hit.index, hit.distance) for hit in hits] == [(n, distances[n]) for n in rows]
     assert all(hit.matches == () for hit in hits)
-
-
-@given(
-    arrays(
-        st.sampled_from([np.uint8, np.uint16, np.int32, np.int64]),
-        st.integers(0, 60),
-        elements=st.sampled_from([0, 1, 2, 7, 100, 255]),  # ties, and levels that nothing has
-    ),
-    st.integers(1, 70),
-    SAMPLES,
-)
-def test_the_nearest_rows_are_those_of_a_sorting_with_ties_in_their_order(distances, top, sample):
-    rows = sorted(range(len(distances)), key=lambda n: (int(distances[n]), n))[:top]
-    with sampling(sample):
-        assert search._nearest(distances, top).tolist() == rows
-
-
-@pytest.mark.parametrize("rest", [0, 300, 512])
-def test_a_sample_that_is_like_nothing_else_does_not_mislead(rest):
-    distances = np.random.default_rng(0).integers(200, 300, 100_000).astype(np.uint16)
-    distances[:: search._SHARE] = rest  # all that the sample sees
-    order = np.argsort(distances, kind="stable")
-    for top in (1, 400, 99_000, 200_000):
-        assert search._nearest(distances, top).tolist() == order[:top].tolist()
-
-
-def test_equal_distances_are_all_in_the_order_of_rows():
-    for n, top in ((0, 3), (1, 3), (50_000, 7), (5, 9)):
-        for value in (0, 9):
-            rows = search._nearest(np.full(n, value, np.uint16), top)
-            assert rows.tolist() == list(range(min(n, top)))
 
 
 def test_a_planted_region_is_found_among_many_and_nothing_else_is_near():
@@ -419,9 +253,9 @@ def test_bad_queries_are_refused():
 def test_offsets_that_do_not_divide_the_codes_are_refused(offsets):
     codes = np.zeros((2, 8), np.uint8)
     with pytest.raises(ValueError, match="offsets must rise from 0 to 2"):
-        united_hamming(codes, codes, np.array(offsets))
+        united.united_hamming(codes, codes, np.array(offsets))
     with pytest.raises(ValueError, match=r"offsets must be \(N \+ 1,\), got \(0,\)"):
-        united_hamming(codes, codes, np.zeros(0, np.int64))
+        united.united_hamming(codes, codes, np.zeros(0, np.int64))
 
 
 @given(queries_and_bags(min_queries=2), st.integers(0, 20))

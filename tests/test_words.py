@@ -12,8 +12,9 @@ from cli_runner import error_of, run
 from regionhash.codes import asymmetric_distances, hamming_distances, pack_signs
 from regionhash.collection import Collection, open_codes
 from regionhash.models.runtime import load_runtime
-from regionhash.search.exact import search_objects, united_hamming
+from regionhash.search.exact import search_objects
 from regionhash.search.request import Query, Search
+from regionhash.search.united import Costs, united_hamming
 from regionhash.service import create_app
 from regionhash.structures import CodeTable
 from tiny_encoders import WORDS, word_vectors, write_encoder
@@ -80,8 +81,9 @@ def test_a_search_by_weighted_bits_is_that_of_sorting_all(seed, n_queries, top):
     table = table_of(rng, 15, 4)
     queries = rng.integers(0, 256, (n_queries, 4), np.uint8)
     weights = [rng.random(32).astype(np.float32) * 2, None][:n_queries]
+    costs = Costs(weights)
     mask = rng.random(15) < 0.8
-    hits = search_objects(queries, table, top=top, mask=mask, apart=False, weights=weights)
+    hits = search_objects(queries, table, top=top, mask=mask, apart=False, costs=costs)
     wanted = []
     for row in range(15):
         own = table.region_codes[table.offsets[row] : table.offsets[row + 1]]
@@ -91,10 +93,10 @@ def test_a_search_by_weighted_bits_is_that_of_sorting_all(seed, n_queries, top):
     assert [(hit.distance, hit.index) for hit in hits] == sorted(wanted)[:top]
     for hit in hits:
         assert sum(match.distance for match in hit.matches) == hit.distance
-    united = united_hamming(queries, table.region_codes, table.offsets, weights)
+    united = united_hamming(queries, table.region_codes, table.offsets, costs)
     assert {row: int(united[row]) for _, row in wanted} == {row: d for d, row in wanted}
     # Regions of their own cost at least as much, and matches are different regions.
-    apart = search_objects(queries, table, top=15, mask=mask, weights=weights)
+    apart = search_objects(queries, table, top=15, mask=mask, costs=costs)
     least = {row: d for d, row in wanted}
     assert all(hit.distance >= least[hit.index] for hit in apart)
 

@@ -14,12 +14,6 @@ from numpy.typing import NDArray
 
 from regionhash.structures import Codes
 
-_BLOCK_BYTES = 1 << 20
-"""Codes compared at a time: with their differences, they fit in the second-level cache."""
-
-_RADIUS_LENGTHS = frozenset((3, 4, 5, 6, 7, 8, 16, 20, 32, 64))
-"""Code lengths in bytes for which FAISS's radius search is faster than all distances."""
-
 
 def check_n_bits(n_bits: int) -> None:
     """Raises ValueError unless codes of `n_bits` bits fill whole bytes."""
@@ -135,84 +129,6 @@ def asymmetric_distances(
 
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)
 """The bits (256, 8) of each byte."""
-
-
-def distances_to_one(query: Codes, database: Codes) -> NDArray[np.unsignedinteger[Any]]:
-    """Number of bits in which one query differs from each code of the database.
-
-    The same as a row of `hamming_distances`, but the distances take less memory, and codes of 64
-    bits are compared several times faster: NumPy counts the bits of many words at once.
-
-    Args:
-        query: (B,) uint8, packed; any B.
-        database: (N, B) uint8, packed; may be memory-mapped.
-
-    Returns:
-        (N,) in bits, in the smallest unsigned type that holds them all.
-
-    Raises:
-        ValueError: see `hamming_distances`.
-    """
-    query, database = _packed("query", query[None]), np.asarray(database)
-    hamming_distances(query, database[:0])  # checks shapes and types
-    kind = np.min_scalar_type(8 * database.shape[1])
-    distances: NDArray[np.unsignedinteger[Any]] = np.zeros(len(database), kind)
-    block = max(1, _BLOCK_BYTES // max(1, database.shape[1]))
-    one_word = database.shape[1] == 8 and database.flags.c_contiguous
-    different = np.empty(min(block, len(database)), np.uint64)
-    for first in range(0, len(database), block):
-        codes = database[first : first + block]
-        part = slice(first, first + len(codes))
-        if one_word:
-            words = np.bitwise_xor(
-                codes.view(np.uint64)[:, 0], query.view(np.uint64)[0], out=different[: len(codes)]
-            )
-            np.bitwise_count(words, out=distances[part])
-        else:
-            distances[part] = hamming_distances(query, codes)[0]
-    return distances
-
-
-def codes_within(
-    query: Codes, database: Codes, radius: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The codes of the database that differ from one query in at most `radius` bits.
-
-    For most code lengths FAISS does this in one pass, without an array of all distances: twice as
-    fast as `distances_to_one` and a comparison. It blocks no other Python thread.
-
-    Args:
-        query: (B,) uint8, packed.
-        database: (N, B) uint8, packed; may be memory-mapped.
-        radius: in bits.
-
-    Returns:
-        Their rows (K,) int64, ascending, and distances (K,) int64, in bits.
-
-    Raises:
-        ValueError: see `hamming_distances`.
-    """
-    query, database = _packed("query", query[None]), _packed("database", database)
-    hamming_distances(query, database[:0])  # checks shapes and types
-    if database.shape[1] not in _RADIUS_LENGTHS:
-        distances = distances_to_one(query[0], database)
-        rows = np.flatnonzero(distances <= radius)
-        return rows, distances[rows].astype(np.int64)
-    found = faiss.RangeSearchResult(1)
-    faiss.hamming_range_search(  # type: ignore[attr-defined]
-        faiss.swig_ptr(query),
-        faiss.swig_ptr(database),
-        1,
-        len(database),
-        radius + 1,  # FAISS finds codes nearer than this
-        database.shape[1],
-        found,
-    )
-    count = int(faiss.rev_swig_ptr(found.lims, 2)[1])
-    if not count:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    rows = faiss.rev_swig_ptr(found.labels, count).copy()
-    return rows, faiss.rev_swig_ptr(found.distances, count).astype(np.int64)
 
 
 def _packed(name: str, codes: Codes) -> Codes:

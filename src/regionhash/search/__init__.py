@@ -1,13 +1,13 @@
 """Search by codes, exactly or in steps."""
 
 from regionhash.search.exact import (
-    nearest_bags,
     search_categories,
     search_images,
     search_objects,
     search_regions,
-    united_hamming,
 )
+from regionhash.search.scan import nearest_bags
+from regionhash.search.united import united_hamming
 
 __all__ = [
     "nearest_bags",

@@ -6,26 +6,28 @@ same on every machine; a `top` beyond the number of pictures returns all of them
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.codes import (
-    Weights,
-    asymmetric_distances,
-    codes_within,
-    distances_to_one,
-    hamming_distances,
-)
+from regionhash.codes import hamming_distances
 from regionhash.search.assignment import (
     Steps,
     assign,
     least_sums,
     pair_bounds,
     same_objects,
+)
+from regionhash.search.scan import BagSearch, nearest_bags, one_query, scan_bags
+from regionhash.search.united import (
+    NO_COSTS,
+    Costs,
+    nearest_rows,
+    region_distances,
+    united_hamming,
 )
 from regionhash.structures import (
     CategoryCodes,
@@ -40,45 +42,11 @@ from regionhash.structures import (
     renamed,
 )
 
-_BLOCK = 1 << 17
-"""Distances held at a time: 512 KiB of int32, which fit in the L2 cache of one core."""
-
-_FEW = 0.1
-"""Share of the bags below which their codes are gathered instead of scanning all."""
-
-_SAMPLE = 4096
-"""Smallest sample of distances from which a search guesses the level that it needs."""
-
-_SHARE = 16
-"""Stride of that sample, if there are enough distances."""
-
-_SAMPLED_CODES = 20_000
-"""Size of the sample of codes from which a search guesses the distance that it needs."""
-
 _CANDIDATES = 64
 """Least number of pictures of which a search for several objects first assigns the regions."""
 
 _PAIRS = 1 << 20
 """Pairs of regions compared at a time."""
-
-
-class Unlike(NamedTuple):
-    """What regions of another class than the query's cost, if both classes are known.
-
-    Attributes:
-        classes: (Q,) int64, of each query object; -1 is unknown.
-        bits: what is added to the distance, which stays within the bits of the code.
-    """
-
-    classes: Ints
-    bits: int
-
-
-class _Costs(NamedTuple):
-    """What changes the Hamming distance of regions, see `search_objects`."""
-
-    weights: Weights | None
-    unlike: Unlike | None
 
 
 @renamed(among="mask")
@@ -98,7 +66,7 @@ def search_images(
     """
     if table.image_codes is None:
         raise ValueError("these codes have no image codes")
-    rows, distances = nearest_codes(_one(query)[0], table.image_codes, top=top, mask=mask)
+    rows, distances = nearest_bags(query, table.image_codes, top=top, mask=mask)
     return _hits(rows, distances, table)
 
 
@@ -121,7 +89,7 @@ def search_regions(
     Raises:
         ValueError: the table has no regions, the query does not fit them, or `top` < 1.
     """
-    return search_objects(_one(query), table, top=top, mask=mask)
+    return search_objects(one_query(query), table, top=top, mask=mask)
 
 
 @renamed(among="mask", without="exclude", within="max_distance")
@@ -134,9 +102,8 @@ def search_objects(
     exclude: Codes | None = None,
     max_distance: int | None = None,
     apart: bool | Mask = True,
-    weights: Weights | None = None,
+    costs: Costs = NO_COSTS,
     context: Ints | None = None,
-    unlike: Unlike | None = None,
 ) -> list[Hit]:
     """The `top` pictures that have regions near all query objects, each object a region of its own.
 
@@ -156,10 +123,9 @@ def search_objects(
             `max_distance` bits from one of them are left out.
         max_distance: for `exclude`; None is an eighth of the bits, see `default_max_distance`.
         apart: whether objects need different regions; or (Q, Q) bool, symmetric, which of them.
-        weights: of the bits of each query, see `asymmetric_distances`.
+        costs: what changes the distances of regions.
         context: (N,) int64, what is added to the distance of each picture, at least 0; see
             `context_distances`.
-        unlike: see `Unlike`.
 
     Raises:
         ValueError: the table has no regions, the queries do not fit them, there is no query, `top`
@@ -178,37 +144,44 @@ def search_objects(
         if limit < 0:
             raise ValueError(f"max_distance must not be negative, got {limit}")
         mask = np.ones(len(table), bool) if mask is None else mask.copy()
-        for unwanted in exclude:
-            mask &= united_hamming(unwanted[None], table.region_codes, table.offsets) > limit
+        unwanted = [BagSearch(code[None], len(table) + 1, max_distance=limit) for code in exclude]
+        for rows, _ in scan_bags(unwanted, table.region_codes, table.offsets):
+            mask[rows] = False
     elif max_distance is not None:
         raise ValueError("max_distance needs objects to exclude")
-    pairs, costs = _pairs_apart(apart, len(queries)), _Costs(weights, unlike)
-    if len(queries) == 1 and weights is None and context is None and unlike is None:
-        rows, distances = nearest_bags(
-            queries[0], table.region_codes, table.offsets, top=top, mask=mask
-        )
-        pairs = None
+    pairs = _pairs_apart(apart, len(queries))
+    nearest = _ranking(queries, table, mask, costs, context)
+    if pairs is None:
+        rows, distances = nearest(top)
     else:
-        united = united_hamming(
-            queries, table.region_codes, table.offsets, weights, unlike, table.labels
-        )  # (N,)
-        if context is not None:
-            united = united + context
-        searched = np.diff(table.offsets) > 0
-        candidates = np.flatnonzero(searched if mask is None else searched & mask)
-        if pairs is None:
-            rows = candidates[_nearest(united[candidates], top)]
-            distances = united[rows]
-        else:
-            rows, distances = _nearest_apart(
-                queries, table, candidates, united, top, pairs, costs, context
-            )
+        rows, distances = _nearest_apart(queries, table, nearest, top, pairs, costs, context)
     matches = partial(_matches, queries, apart=pairs, steps=Steps(), costs=costs)
     added = [None] * len(rows) if context is None else context[rows].tolist()
     return [
         Hit(row, table.ids[row], distance, matches(table.regions(row)), (), part)
         for row, distance, part in zip(rows.tolist(), distances.tolist(), added, strict=True)
     ]
+
+
+def _ranking(
+    queries: Codes, table: CodeTable, mask: Mask | None, costs: Costs, context: Ints | None
+) -> Callable[[int], tuple[Ints, Ints]]:
+    """What gives the rows and united distances, with `context`, of the nearest pictures."""
+    assert table.offsets is not None and table.region_codes is not None
+    if costs == NO_COSTS and context is None:
+        codes, offsets = table.region_codes, table.offsets
+        return lambda top: scan_bags([BagSearch(queries, top, mask)], codes, offsets)[0]
+    united = united_hamming(queries, table.region_codes, table.offsets, costs, table.labels)  # (N,)
+    if context is not None:
+        united = united + context
+    searched = np.diff(table.offsets) > 0
+    candidates = np.flatnonzero(searched if mask is None else searched & mask)
+
+    def nearest(top: int) -> tuple[Ints, Ints]:
+        rows = candidates[nearest_rows(united[candidates], top)]
+        return rows, united[rows]
+
+    return nearest
 
 
 def context_distances(queries: Codes, table: CodeTable, share: float) -> Ints:
@@ -229,7 +202,7 @@ def context_distances(queries: Codes, table: CodeTable, share: float) -> Ints:
         raise ValueError("these codes have no image codes")
     total = np.zeros(len(table), np.int64)
     for query in queries:
-        total += distances_to_one(query, table.image_codes)
+        total += hamming_distances(query[None], table.image_codes)[0]
     return np.rint(share * total / len(queries)).astype(np.int64)
 
 
@@ -252,41 +225,41 @@ def _pairs_apart(apart: bool | Mask, n_objects: int) -> Mask | None:
 def _nearest_apart(
     queries: Codes,
     table: CodeTable,
-    candidates: Ints,
-    united: Ints,
+    nearest: Callable[[int], tuple[Ints, Ints]],
     top: int,
     apart: Mask,
-    costs: _Costs,
+    costs: Costs,
     context: Ints | None,
 ) -> tuple[Ints, Ints]:
     """The `top` pictures by the least sum over different regions, and these sums.
 
-    The sums are with `context`, if it is given, and so is `united`, which is never above them. So
+    The sums are with `context`, if it is given, and never below the distances of `nearest`. So
     pictures are taken in its order, and once the next one is not below the last of the `top` found
     so far, no further picture is.
     """
     steps = Steps()
     rows, sums = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    done, wanted = 0, max(_CANDIDATES, 2 * min(top, len(candidates)))
-    while done < len(candidates):
-        order = candidates[_nearest(united[candidates], wanted)]
+    done, wanted = 0, max(_CANDIDATES, 2 * min(top, len(table)))
+    while True:
+        order, bounds = nearest(wanted)
         while done < len(order):
-            block = order[done : done + _block_of(table, order[done:])]
+            block = slice(done, done + _block_of(table, order[done:]))
+            candidates, least = order[block], bounds[block]
+            done += len(candidates)
             if len(rows) == top:
-                last = (sums[-1], rows[-1])
-                if (united[block[0]], block[0]) > last:
+                if (least[0], candidates[0]) > (sums[-1], rows[-1]):
                     return rows, sums
-                block = block[united[block] <= sums[-1]]  # of a sorted block, the beginning
-            added = np.zeros(len(block), np.int64) if context is None else context[block]
+                candidates = candidates[least <= sums[-1]]  # of a sorted block, the beginning
+            added = np.zeros(len(candidates), np.int64) if context is None else context[candidates]
             limits = sums[-1] - added if len(rows) == top else None
-            found, own = _sums_apart(queries, table, block, limits, apart, steps, costs)
+            found, own = _sums_apart(queries, table, candidates, limits, apart, steps, costs)
             own = own if context is None else own + context[found]
             rows, sums = np.concatenate([rows, found]), np.concatenate([sums, own])
             best = np.lexsort([rows, sums])[:top]
             rows, sums = rows[best], sums[best]
-            done += len(block)
+        if len(order) < wanted:
+            return rows, sums
         wanted *= 4
-    return rows, sums
 
 
 def _block_of(table: CodeTable, rows: Ints) -> int:
@@ -305,7 +278,7 @@ def _sums_apart(
     limits: Ints | None,
     apart: Mask,
     steps: Steps,
-    costs: _Costs,
+    costs: Costs,
 ) -> tuple[Ints, Ints]:
     """Those of P pictures whose least sum over different regions is within limits, and the sums.
 
@@ -327,7 +300,7 @@ def _sums_apart(
     items = items + np.arange(len(items))
     distances = np.full((len(rows), there.shape[1], len(queries)), n_bits, np.int32)
     codes = table.region_codes[items]
-    distances[there] = _distances(queries, costs, codes, table.labels[items]).T
+    distances[there] = region_distances(queries, codes, costs, table.labels[items]).T
     boxes = np.zeros((*there.shape, 4), np.float32)
     labels = np.full(there.shape, -1, np.int64)
     boxes[there], labels[there] = table.boxes[items], table.labels[items]
@@ -395,206 +368,10 @@ def search_categories(
         pictures, codes = table.category_table(category, min_prob)
         if mask is not None:
             pictures, codes = pictures[mask[pictures]], codes[mask[pictures]]
-        distances = hamming_distances(query.codes[n : n + 1], codes)[0]  # (T,)
-        rows = _nearest(distances, top)
-        hits = _hits(pictures[rows], distances[rows], table)
+        rows, distances = nearest_bags(query.codes[n], codes, top=top)
+        hits = _hits(pictures[rows], distances, table)
         answers.append(CategoryHits(category, float(query.probs[n]), tuple(hits)))
     return answers
-
-
-@renamed(among="mask")
-def nearest_codes(
-    query: Codes, codes: Codes, *, top: int, mask: Mask | None = None
-) -> tuple[Ints, Ints]:
-    """The `top` codes nearest to a query, best first, ties in order.
-
-    Args:
-        query: (B,) uint8, packed.
-        codes: (N, B) uint8, packed; may be memory-mapped.
-        top: how many codes to return.
-        mask: (N,) bool, the codes that are searched; None searches all.
-
-    Returns:
-        Their rows (K,) int64 and distances (K,) int64, in bits.
-
-    Raises:
-        ValueError: the query does not fit, or `top` < 1.
-    """
-    distances = distances_to_one(query, codes)  # (N,)
-    if mask is None:
-        rows = _nearest(distances, top)
-    else:
-        searched = np.flatnonzero(mask)
-        rows = searched[_nearest(distances[searched], top)]
-    return rows.astype(np.int64, copy=False), distances[rows].astype(np.int64)
-
-
-@renamed(among="mask")
-def nearest_bags(
-    query: Codes, codes: Codes, offsets: Ints, *, top: int, mask: Mask | None = None
-) -> tuple[Ints, Ints]:
-    """The `top` bags that hold the codes nearest to a query, best first, ties in order.
-
-    Gives what `united_hamming` and sorting give, without the minimum of every bag: a sample of the
-    bags estimates the distance within which enough of them are, and one pass over the codes finds
-    them all. If they are too few, another pass looks further, finally at every bag.
-
-    Args:
-        query: (B,) uint8, packed.
-        codes: (M, B) uint8, packed; may be memory-mapped.
-        offsets: (N + 1,) integers; bag n is `codes[offsets[n]:offsets[n + 1]]`.
-        top: how many bags to return; empty bags are never among them.
-        mask: (N,) bool, the bags that are searched; None searches all.
-
-    Returns:
-        Their numbers (K,) int64 and distances (K,) int64, in bits.
-
-    Raises:
-        ValueError: the query does not fit, or `top` < 1.
-    """
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
-    n_bags, last = len(offsets) - 1, 8 * codes.shape[1]
-    few = mask is not None and _count(mask) < _FEW * n_bags
-    stride = 1 if few else 1 + len(codes) // _SAMPLED_CODES
-    names = np.arange(0, n_bags, stride) if mask is None else np.flatnonzero(mask)[::stride]
-    least = united_hamming(query[None], *_gathered(codes, offsets, names))
-    if stride == 1:
-        return _nearest_of(names, least, last, top)
-    least = np.sort(least[least <= last])  # empty bags are beyond
-    # Twice as far as needed, because a second pass costs most.
-    place = 1 + 2 * min(top, n_bags) // stride
-    while place < len(least):
-        level = int(least[place])
-        near, distances = codes_within(query, codes, level)
-        owners = np.searchsorted(offsets, near, side="right") - 1
-        if mask is not None:
-            kept = mask[owners]
-            distances, owners = distances[kept], owners[kept]
-        starts = np.flatnonzero(np.diff(owners, prepend=-1))  # first code of each bag
-        if len(starts) >= top:
-            nearest = np.minimum.reduceat(distances, starts)
-            order = np.argsort(nearest, kind="stable")[:top]
-            return owners[starts[order]], nearest[order]
-        place = max(4 * place, int(np.searchsorted(least, level, side="right")))
-    # No level of the sample is far enough: nearly all bags are wanted, or more than exist.
-    names = np.arange(n_bags) if mask is None else np.flatnonzero(mask)
-    return _nearest_of(names, united_hamming(query[None], codes, offsets)[names], last, top)
-
-
-def _nearest_of(names: Ints, least: Ints, last: int, top: int) -> tuple[Ints, Ints]:
-    """The `top` nearest of some bags, and their distances; empty bags are beyond `last`."""
-    found = np.flatnonzero(least <= last)
-    rows = found[_nearest(least[found], top)]
-    return names[rows], least[rows]
-
-
-def _gathered(codes: Codes, offsets: Ints, names: Ints) -> tuple[Codes, Ints]:
-    """The codes and offsets of some bags."""
-    lengths = offsets[names + 1] - offsets[names]
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
-    return codes[np.repeat(offsets[names] - bounds[:-1], lengths) + np.arange(bounds[-1])], bounds
-
-
-def united_hamming(
-    queries: Codes,
-    codes: Codes,
-    offsets: Ints,
-    weights: Weights | None = None,
-    unlike: Unlike | None = None,
-    labels: Ints | None = None,
-) -> Ints:
-    """United Hamming distance between several query objects and each bag of codes (DMIH, eq. 8).
-
-    d(n) = sum over the queries q of the minimum over the codes c of bag n of hamming(q, c).
-    An empty bag, which eq. 8 leaves undefined, gets Q * 8 * B + 1: more than any real distance.
-
-    Args:
-        queries: (Q, B) uint8, packed.
-        codes: (M, B) uint8, packed; may be memory-mapped.
-        offsets: (N + 1,) integers; bag n is `codes[offsets[n]:offsets[n + 1]]`.
-        weights: of the bits of each query, see `asymmetric_distances`.
-        unlike: see `Unlike`; needs `labels`.
-        labels: (M,) int64, the class of each code; -1 is unknown.
-
-    Returns:
-        (N,) int64, in bits.
-
-    Raises:
-        ValueError: a shape or type is wrong, or `offsets` do not divide the codes into bags.
-    """
-    queries, offsets = np.asarray(queries), np.asarray(offsets)
-    hamming_distances(queries, codes[:0])  # raises for queries that do not fit, even without codes
-    if offsets.ndim != 1 or not len(offsets):
-        raise ValueError(f"offsets must be (N + 1,), got {offsets.shape}")
-    lengths = np.diff(offsets)
-    if offsets[0] != 0 or offsets[-1] != len(codes) or (lengths < 0).any():
-        raise ValueError(
-            f"offsets must rise from 0 to {len(codes)}, the number of codes, "
-            f"got {offsets[0]} to {offsets[-1]}"
-        )
-    united = np.full(len(lengths), 8 * queries.size + 1, np.int64)
-    bags = np.flatnonzero(lengths)
-    starts, ends = offsets[bags], offsets[bags + 1]  # without empty bags, starts[1:] = ends[:-1]
-    block = _BLOCK // max(1, len(queries))
-    first = 0
-    while first < len(bags):
-        fitting = int(np.searchsorted(ends, starts[first] + block, side="right"))
-        last = max(fitting, first + 1)  # a bag larger than the block is taken whole
-        block_bags = slice(first, last)
-        items = slice(starts[first], ends[last - 1])
-        classes = None if labels is None else labels[items]
-        distances = _distances(queries, _Costs(weights, unlike), codes[items], classes)
-        minima = np.minimum.reduceat(distances, starts[block_bags] - starts[first], axis=1)
-        united[bags[block_bags]] = minima.sum(axis=0)
-        first = last
-    return united
-
-
-def _distances(
-    queries: Codes, costs: _Costs, codes: Codes, labels: Ints | None
-) -> NDArray[np.int32]:
-    """`asymmetric_distances` (Q, M), with what other classes than the query's cost."""
-    distances = asymmetric_distances(queries, costs.weights, codes)
-    if costs.unlike is not None:
-        assert labels is not None
-        wanted, found = np.asarray(costs.unlike.classes)[:, None], np.asarray(labels)[None]
-        other = (wanted >= 0) & (found >= 0) & (wanted != found)
-        grown = np.minimum(distances + np.int32(costs.unlike.bits), 8 * queries.shape[1])
-        distances = np.where(other, grown, distances).astype(np.int32, copy=False)
-    return distances
-
-
-def _count(mask: Mask) -> int:
-    return int(np.count_nonzero(mask))
-
-
-def _one(query: Codes) -> Codes:
-    """One query (B,) as (1, B)."""
-    query = np.asarray(query)
-    if query.ndim != 1:
-        raise ValueError(f"query must be (B,) uint8, got {query.shape} {query.dtype}")
-    return query[None]
-
-
-def _nearest(distances: NDArray[np.integer[Any]], top: int) -> NDArray[np.intp]:
-    """Rows of the `top` least distances, ties in the order of the rows.
-
-    Hamming distances have few levels, and a sample gives about that of the last place: a selection
-    such as `numpy.partition` is several times slower with that many ties.
-    """
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
-    top, last = min(top, len(distances)), int(distances.max(initial=0))
-    sample = distances[:: min(_SHARE, 1 + len(distances) // _SAMPLE)].copy()
-    level = bisect_left(
-        range(last), top * len(sample), key=lambda n: _count(sample <= n) * len(distances)
-    )
-    rows, step = np.flatnonzero(distances <= level), 1
-    while len(rows) < top and level < last:  # the sample misled
-        level, step = level + step, 2 * step
-        rows = np.flatnonzero(distances <= level)
-    return rows[np.argsort(distances[rows], kind="stable")][:top]
 
 
 def _hits(rows: Ints, distances: NDArray[np.signedinteger[Any]], table: CodeTable) -> list[Hit]:
@@ -609,10 +386,10 @@ def _matches(
     *,
     apart: Mask | None,
     steps: Steps,
-    costs: _Costs,
+    costs: Costs,
 ) -> tuple[Match, ...]:
     """The region of each query object: the nearest, the first of equals; or as `apart` allows."""
-    distances = _distances(queries, costs, regions.codes, regions.labels)  # (Q, R)
+    distances = region_distances(queries, regions.codes, costs, regions.labels)  # (Q, R)
     chosen = distances.argmin(axis=1).tolist()
     n_bits = 8 * queries.shape[1]
     if apart is not None:

@@ -18,7 +18,6 @@ from regionhash.parts.choosing import overlaps
 from regionhash.search.assignment import SAME_IOU, same_objects
 from regionhash.search.duplicates import fold_duplicates
 from regionhash.search.exact import (
-    Unlike,
     context_distances,
     search_categories,
     search_images,
@@ -27,6 +26,7 @@ from regionhash.search.exact import (
 from regionhash.search.marks import place_boxes
 from regionhash.search.request import Filter, Mode, Query, RequestError, Search
 from regionhash.search.steps import CANDIDATES, EXPANSION, default_steps, search_in_steps
+from regionhash.search.united import Costs, Unlike
 from regionhash.store import CodeSet
 from regionhash.structures import (
     Box,
@@ -597,9 +597,8 @@ def _scan_objects(scan: _Scan) -> list[CategoryHits]:
         exclude=scan.encoded.unwanted,
         max_distance=scan.search.max_distance,
         apart=scan.encoded.apart,
-        weights=scan.encoded.weights,
+        costs=Costs(scan.encoded.weights, unlike),
         context=scan.context,
-        unlike=unlike,
     )
     return [_unnamed(hits)]
 

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.codes import hamming_distances
-from regionhash.search.exact import nearest_bags, nearest_codes, united_hamming
+from regionhash.search.scan import nearest_bags
+from regionhash.search.united import united_hamming
 from regionhash.structures import Codes, CodeTable, Hit, Ints, Mask, Match, renamed
 
 Step = Literal["exact", "global", "global-expand", "local", "local-expand"]
@@ -170,7 +171,7 @@ def rank_images(
     Keeps the first `top` of those in `mask` (N,); None stands for all in either.
     """
     wanted = max(1, len(table)) if top is None else top
-    return Ranking(*nearest_codes(query, _image_codes(table), top=wanted, mask=mask))
+    return Ranking(*nearest_bags(query, _image_codes(table), top=wanted, mask=mask))
 
 
 def expand_images(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
