@@ -78,7 +78,7 @@ class Opened:
         self.model = BatchedModel(model, self._precision, on_batch)
         self.collection.model = self.model, self.checkpoint
         self.uploads: LruBytes[tuple[Image, EncodedImage]] = LruBytes(_KEPT_UPLOADS_BYTES)
-        self._thumbnails = Thumbnails(folder, _KEPT_THUMBNAILS_BYTES)
+        self._thumbnails = Thumbnails(self.collection.folder, _KEPT_THUMBNAILS_BYTES)
         self._forget_removed()
         self._decoders = decoders
         self._lock = threading.Lock()
