@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from regionhash.search import nearest_bags, scan
 from regionhash.search.scan import AVAILABLE, BagSearch, scan_bags
+from regionhash.search.united import first_least
+from regionhash.structures import items_of
 
 COMPILED = AVAILABLE[:-1]
 needs_the_pass = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
@@ -395,3 +397,25 @@ print(scan.AVAILABLE, nearest_bags(codes[4], codes, np.array([0, 3, 3, 8]), top=
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "('numpy',) (array([2, 0]), array([0, 2]))"
+
+
+@given(
+    lengths=st.lists(st.integers(0, 4), max_size=8),
+    rows=st.lists(st.integers(0, 7), max_size=8),
+    seed=st.integers(0, 99),
+)
+def test_the_items_of_bags_and_the_least_of_each_are_those_of_a_loop(lengths, rows, seed):
+    offsets = np.cumsum([0, *lengths])
+    chosen = np.array([row for row in rows if row < len(lengths)], np.int64)
+    items, bounds = items_of(offsets, chosen)
+    loop = [[*range(offsets[row], offsets[row + 1])] for row in chosen]
+    assert items.tolist() == [item for bag in loop for item in bag]
+    assert np.diff(bounds).tolist() == [len(bag) for bag in loop] and bounds[0] == 0
+    full = chosen[[bool(bag) for bag in loop]]
+    items, bounds = items_of(offsets, full)
+    values = np.random.default_rng(seed).integers(0, 3, len(items))
+    firsts = [
+        start + int(np.argmin(values[start:end]))
+        for start, end in pairwise(bounds)
+    ]
+    assert first_least(values, bounds).tolist() == firsts

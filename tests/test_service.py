@@ -756,7 +756,7 @@ def test_a_retired_collection_is_not_closed_on_the_event_loop(watch, changeable,
     _, client = changeable
     opened, begun, release = client.app.state.service.opened, threading.Event(), threading.Event()
 
-    def held(_):
+    def held(*_, **__):
         begun.set()
         release.wait(10)
         raise ValueError("retired meanwhile")
@@ -923,7 +923,7 @@ def test_bad_questions_are_told(client, body, status, detail):
 def test_a_slow_answer_is_given_up(photo_collection, monkeypatch):
     app = create_app(photo_collection, limits=Limits(seconds=0.05))
     service = app.state.service
-    monkeypatch.setattr(service.collection, "results", lambda _: time.sleep(0.5))
+    monkeypatch.setattr(service.collection, "results", lambda *_, **__: time.sleep(0.5))
     with TestClient(app, base_url=HOME) as client:
         answer = client.post("/api/search", json={"queries": [{"image": 1}]})
         assert "took too long" in problem(answer, 504)
@@ -933,7 +933,7 @@ def test_a_search_that_is_given_up_keeps_its_place(photo_collection, monkeypatch
     monkeypatch.setattr(state.os, "cpu_count", lambda: 2)
     app = create_app(photo_collection, limits=Limits(seconds=0.3))
     release = threading.Event()
-    monkeypatch.setattr(app.state.service.collection, "results", lambda _: release.wait(20))
+    monkeypatch.setattr(app.state.service.collection, "results", lambda *_, **__: release.wait(20))
     with TestClient(app, base_url=HOME) as client:
 
         def ask(_):
@@ -955,7 +955,7 @@ def test_a_search_that_is_given_up_keeps_its_collection_open_until_it_ends(
 ):
     app = create_app(photo_collection, limits=Limits(seconds=0.3))
     opened, release = app.state.service.opened, threading.Event()
-    monkeypatch.setattr(opened.collection, "results", lambda _: release.wait(20))
+    monkeypatch.setattr(opened.collection, "results", lambda *_, **__: release.wait(20))
     with TestClient(app, base_url=HOME) as client:
         problem(client.post("/api/search", json={"queries": [{"image": 1}]}), 504)
         opened.retire()
@@ -1127,3 +1127,26 @@ def test_methods_that_somebody_invents_are_counted_as_one(client):
 
 
 JSON = {"Content-Type": "application/json"}
+
+
+def test_an_answer_does_not_read_the_database(client, monkeypatch):
+    """By the region of a stored picture; each read would queue for a thread and for the lock."""
+    body = {"queries": [{"image": 2, "regions": [0]}], "limit": 3}
+    before = client.post("/api/search", json=body).json()
+    assert before["hits"][0]["distance"] == 0 and before["hits"][0]["matches"]
+
+    def refused(*_):
+        raise AssertionError("an answer read the database")
+
+    monkeypatch.setattr(database.Database, "read", refused)
+    again = client.post("/api/search", json=body).json()
+    assert again["hits"] == before["hits"]
+
+
+def test_a_query_by_a_row_that_is_not_there_is_not_found(changeable):
+    _, client = changeable
+    body = {"queries": [{"image": 2, "regions": [0]}]}
+    assert client.post("/api/search", json=body).status_code == 200
+    assert client.delete("/api/images/2", headers=TOKEN).status_code == 204
+    problem(client.post("/api/search", json=body), 404)
+    problem(client.post("/api/search", json={"queries": [{"image": 999}]}), 404)

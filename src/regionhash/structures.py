@@ -339,10 +339,8 @@ class CodeTable:
                 taken[name] = array[rows]
         for offsets_name, names in _BAGS.items():
             if (offsets := getattr(self, offsets_name)) is not None:
-                lengths = np.diff(offsets)[rows]
-                bounds = np.concatenate([[0], np.cumsum(lengths)])
-                items = np.repeat(offsets[rows] - bounds[:-1], lengths) + np.arange(bounds[-1])
-                taken |= {offsets_name: bounds.astype(np.int64)}
+                items, bounds = items_of(offsets, rows)
+                taken |= {offsets_name: bounds}
                 taken |= {name: getattr(self, name)[items] for name in names}
         return CodeTable(**taken)
 
@@ -366,10 +364,39 @@ class CodeTable:
             raise ValueError("these codes have no regions")
         return Regions(*self._bag("offsets", row))
 
+    def matches(self, items: Ints, distances: Ints) -> list[Match]:
+        """Regions (K,) of the table, by their numbers, as matches at these distances (K,)."""
+        if self.boxes is None or self.scores is None or self.labels is None:
+            raise ValueError("these codes have no regions")
+        return [
+            Match((x0, y0, x1, y1), distance, label, meaningful_score(label, score))
+            for (x0, y0, x1, y1), distance, label, score in zip(
+                self.boxes[items].tolist(),
+                distances.tolist(),
+                self.labels[items].tolist(),
+                self.scores[items].tolist(),
+                strict=True,
+            )
+        ]
+
     def _bag(self, offsets_name: str, row: int) -> tuple[NDArray[Any], ...]:
         """The rows of each part in a bag of `_BAGS` that belong to a picture."""
         items = slice(*getattr(self, offsets_name)[row : row + 2].tolist())
         return tuple(np.asarray(getattr(self, name)[items]) for name in _BAGS[offsets_name])
+
+
+def items_of(offsets: Ints, rows: Ints) -> tuple[Ints, Ints]:
+    """The items (M,) int64 of some bags, one bag after the other, and the new offsets (K + 1,).
+
+    Args:
+        offsets: (N + 1,), the items of bag n are `offsets[n]` to `offsets[n + 1]`.
+        rows: (K,), the bags.
+    """
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    bounds = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(lengths, out=bounds[1:])
+    return np.repeat(starts - bounds[:-1], lengths) + np.arange(bounds[-1]), bounds
 
 
 def meaningful_score(label: int, score: float) -> float | None:

@@ -97,6 +97,7 @@ class Collection:
         self._detector: tuple[OnnxDetector | None] | None = None  # None: not read yet
         self._arrays = Arrays(folder)
         self._masks = Masks()
+        self._places: tuple[tuple[int, int], list[Source]] | None = None  # of a version
         self._snapshot = self._arrays.follow(self._database)
 
     @classmethod
@@ -320,12 +321,14 @@ class Collection:
             asked.append(Query(text=text))
         return self.results(Search(asked, filter=filter or Filter(), **options))
 
-    def results(self, search: Search) -> Results:
-        """Runs a search, and adds what the collection knows of the pictures; see `find`."""
+    def results(self, search: Search, *, paths: bool = True) -> Results:
+        """Runs a search, and adds what the collection knows of the pictures; see `find`.
+
+        Without `paths`, results have none, and the database is not read for them.
+        """
         answer, snapshot = self._run(search)
-        return results_of(
-            answer, snapshot, paths_of(self._database, rows_of_hits(answer, snapshot))
-        )
+        rows = rows_of_hits(answer, snapshot) if paths else []
+        return results_of(answer, snapshot, paths_of(self._database, rows) if rows else {})
 
     def find(self, search: Search) -> Answer:
         """Runs a search; the answer holds the codes that were searched.
@@ -358,7 +361,9 @@ class Collection:
 
     def _codes(self, snapshot: Snapshot) -> CodeSet:
         header = self.header
-        places = places_of(self._database)
+        if self._places is None or self._places[0] != snapshot.version:
+            self._places = snapshot.version, places_of(self._database)
+        places = self._places[1]
         everywhere: Source = {"folder": "/", "suffix": ""}  # ids may be whole paths
         return CodeSet(
             path=self.folder / DATABASE_FILE,
@@ -388,9 +393,13 @@ class Collection:
     def _query_picture(self, query: Query, snapshot: Snapshot) -> QueryPicture:
         if query.image_id is None:
             return read_query(query)
+        if isinstance(query.image_id, int) and not query.boxes:
+            index = snapshot.index_of(query.image_id)
+            if index is not None and (snapshot.alive is None or snapshot.alive[index]):
+                return marked(query.shown_name, None, query, snapshot.table.picture(index))
         stored, encoded = self._stored(query.image_id, snapshot)
         pixels = pixels_of(self._database, stored) if query.boxes else None
-        return marked(query.image_id, pixels, query, encoded)
+        return marked(query.shown_name, pixels, query, encoded)
 
     # Pictures
 
@@ -415,7 +424,7 @@ class Collection:
         """
         return pixels_of(self._database, columns_of(self._database, image))
 
-    def _stored(self, image_id: str, snapshot: Snapshot) -> tuple[Columns, EncodedImage]:
+    def _stored(self, image_id: str | int, snapshot: Snapshot) -> tuple[Columns, EncodedImage]:
         """Columns and codes of a picture, which may be newer than the snapshot."""
         stored = columns_of(self._database, image_id)
         if snapshot.index_of(stored["row"]) is None:

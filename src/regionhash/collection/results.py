@@ -97,7 +97,8 @@ def results_of(answer: Answer, snapshot: Snapshot, paths: Mapping[int, Path]) ->
     Args:
         answer: the answer to a search of the snapshot's codes.
         snapshot: what was searched.
-        paths: files of the rows of `rows_of_hits`; rows without a file are missing.
+        paths: files of the rows of `rows_of_hits`; rows whose file is not asked for, or that have
+            none, are missing.
     """
     classes = snapshot.table.classes
 
@@ -136,8 +137,9 @@ def _result(hit: Hit, snapshot: Snapshot, paths: Mapping[int, Path]) -> Result:
     if snapshot.labels is not None:
         labels |= set(np.flatnonzero(snapshot.labels[n]).tolist())
     if table.classes and table.offsets is not None:
-        regions = table.regions(n)
-        labels |= set(regions.labels[regions.scores >= SHOWN_SCORE].tolist()) - {-1}
+        assert table.labels is not None and table.scores is not None
+        own = slice(*table.offsets[n : n + 2].tolist())
+        labels |= set(table.labels[own][table.scores[own] >= SHOWN_SCORE].tolist()) - {-1}
     taken = float(snapshot.taken[n])
     height, width = table.sizes[n].tolist()
     return Result(

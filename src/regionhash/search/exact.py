@@ -7,7 +7,6 @@ same on every machine; a `top` beyond the number of pictures returns all of them
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from regionhash.search.scan import BagSearch, nearest_bags, one_query, scan_bags
 from regionhash.search.united import (
     NO_COSTS,
     Costs,
+    first_least,
     nearest_rows,
     region_distances,
     united_hamming,
@@ -39,6 +39,7 @@ from regionhash.structures import (
     Mask,
     Match,
     Regions,
+    items_of,
     renamed,
 )
 
@@ -155,11 +156,18 @@ def search_objects(
         rows, distances = nearest(top)
     else:
         rows, distances = _nearest_apart(queries, table, nearest, top, pairs, costs, context)
-    matches = partial(_matches, queries, apart=pairs, steps=Steps(), costs=costs)
+    if pairs is None:
+        matches = _nearest_matches(queries, table, rows, costs)
+    else:
+        steps = Steps()
+        regions = map(table.regions, rows.tolist())
+        matches = [_assigned(queries, each, pairs, steps, costs) for each in regions]
     added = [None] * len(rows) if context is None else context[rows].tolist()
     return [
-        Hit(row, table.ids[row], distance, matches(table.regions(row)), (), part)
-        for row, distance, part in zip(rows.tolist(), distances.tolist(), added, strict=True)
+        Hit(row, table.ids[row], distance, match, (), part)
+        for row, distance, match, part in zip(
+            rows.tolist(), distances.tolist(), matches, added, strict=True
+        )
     ]
 
 
@@ -293,11 +301,10 @@ def _sums_apart(
     """
     assert table.offsets is not None and table.region_codes is not None
     assert table.boxes is not None and table.labels is not None
-    offsets, n_bits = np.asarray(table.offsets), 8 * queries.shape[1]
-    lengths = offsets[rows + 1] - offsets[rows]
+    n_bits = 8 * queries.shape[1]
+    items, bounds = items_of(table.offsets, rows)
+    lengths = np.diff(bounds)
     there = np.arange(lengths.max()) < lengths[:, None]  # (P, R)
-    items = np.repeat(offsets[rows] - np.cumsum(lengths) + lengths, lengths)
-    items = items + np.arange(len(items))
     distances = np.full((len(rows), there.shape[1], len(queries)), n_bits, np.int32)
     codes = table.region_codes[items]
     distances[there] = region_distances(queries, codes, costs, table.labels[items]).T
@@ -380,22 +387,28 @@ def _hits(rows: Ints, distances: NDArray[np.signedinteger[Any]], table: CodeTabl
     return [Hit(row, table.ids[row], distance) for row, distance in found]
 
 
-def _matches(
-    queries: Codes,
-    regions: Regions,
-    *,
-    apart: Mask | None,
-    steps: Steps,
-    costs: Costs,
+def _nearest_matches(
+    queries: Codes, table: CodeTable, rows: Ints, costs: Costs
+) -> list[tuple[Match, ...]]:
+    """The nearest region of each query object in pictures (K,), the first of equals."""
+    assert table.offsets is not None and table.region_codes is not None
+    assert table.labels is not None
+    items, bounds = items_of(table.offsets, rows)
+    distances = region_distances(queries, table.region_codes[items], costs, table.labels[items])
+    of_objects = []
+    for of_object in distances:  # Q times (M,)
+        nearest = first_least(of_object, bounds)
+        of_objects.append(table.matches(items[nearest], of_object[nearest]))
+    return list(zip(*of_objects, strict=True))
+
+
+def _assigned(
+    queries: Codes, regions: Regions, apart: Mask, steps: Steps, costs: Costs
 ) -> tuple[Match, ...]:
-    """The region of each query object: the nearest, the first of equals; or as `apart` allows."""
+    """The region of each query object in one picture, as `apart` allows."""
     distances = region_distances(queries, regions.codes, costs, regions.labels)  # (Q, R)
-    chosen = distances.argmin(axis=1).tolist()
-    n_bits = 8 * queries.shape[1]
-    if apart is not None:
-        same = same_objects(regions.boxes, regions.labels)
-        chosen = assign(distances, apart, same, n_bits, steps)
+    n_bits, same = 8 * queries.shape[1], same_objects(regions.boxes, regions.labels)
     return tuple(
         Match(None, n_bits, -1, None) if n < 0 else regions.match(n, int(distances[q, n]))
-        for q, n in enumerate(chosen)
+        for q, n in enumerate(assign(distances, apart, same, n_bits, steps))
     )

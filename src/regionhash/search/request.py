@@ -48,7 +48,7 @@ class Query:
 
     Attributes:
         image: a file, or pixels (H, W, 3) uint8 RGB.
-        image_id: instead of `image`, the id of a picture in the collection.
+        image_id: instead of `image`, the id of a picture in the collection, or its row number.
         boxes: xyxy in pixels of the picture, one per object.
         regions: instead of `boxes`, numbers of the regions of `image_id` or `encoded` that are the
             objects; their codes are searched for, and the file of `image_id` is not needed.
@@ -59,7 +59,7 @@ class Query:
     """
 
     image: str | Path | NDArray[np.uint8] | None = None
-    image_id: str | None = None
+    image_id: str | int | None = None
     boxes: Sequence[Box] = ()
     regions: Sequence[int] = ()
     name: str = "picture"
@@ -87,6 +87,13 @@ class Query:
         object.__setattr__(self, "regions", tuple(map(index, self.regions)))
         if self.regions and ((self.image_id is None and self.encoded is None) or self.boxes):
             raise ValueError("regions need a picture whose codes are known, and exclude boxes")
+
+    @property
+    def shown_name(self) -> str:
+        """The picture, for messages."""
+        if self.image_id is None:
+            return self.name
+        return self.image_id if isinstance(self.image_id, str) else f"picture {self.image_id}"
 
     @property
     def n_objects(self) -> int:

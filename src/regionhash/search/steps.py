@@ -17,8 +17,9 @@ of the table. A step that compares regions drops pictures without regions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,8 +27,8 @@ from numpy.typing import NDArray
 
 from regionhash.codes import hamming_distances
 from regionhash.search.scan import nearest_bags
-from regionhash.search.united import united_hamming
-from regionhash.structures import Codes, CodeTable, Hit, Ints, Mask, Match, renamed
+from regionhash.search.united import first_least, united_hamming
+from regionhash.structures import Codes, CodeTable, Hit, Ints, Mask, Match, items_of, renamed
 
 Step = Literal["exact", "global", "global-expand", "local", "local-expand"]
 
@@ -194,39 +195,42 @@ def expand_regions(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
     """
     if not len(ranking.rows):
         return ranking
-    best = [table.regions(row).codes[_nearest(ranking, table, row)] for row in ranking.rows[:q]]
-    return _rank_by_regions(np.stack(best), table, ranking)
+    items = _nearest(ranking, table, ranking.rows[:q])
+    return _rank_by_regions(_region_codes(table)[1][items], table, ranking)
 
 
 def hits_of(ranking: Ranking, table: CodeTable) -> list[Hit]:
     """A ranking as hits, with the matched region if regions were compared."""
-    hits = []
-    for row, distance in zip(ranking.rows.tolist(), ranking.distances.tolist(), strict=True):
-        matches: tuple[Match, ...] = ()
-        if ranking.objects is not None:
-            matches = (table.regions(row).match(_nearest(ranking, table, row), distance),)
-        hits.append(Hit(row, table.ids[row], distance, matches))
-    return hits
+    matches: Iterable[tuple[Match, ...]] = repeat(())
+    if ranking.objects is not None:
+        found = table.matches(_nearest(ranking, table, ranking.rows), ranking.distances)
+        matches = ((match,) for match in found)
+    return [
+        Hit(row, table.ids[row], distance, match)
+        for row, distance, match in zip(
+            ranking.rows.tolist(), ranking.distances.tolist(), matches, strict=False
+        )
+    ]
 
 
-def _nearest(ranking: Ranking, table: CodeTable, row: int) -> int:
-    """Index of the region that gave a picture its distance, the first of equals."""
+def _nearest(ranking: Ranking, table: CodeTable, rows: Ints) -> Ints:
+    """Numbers of the regions that gave pictures (K,) their distances, the first of equals."""
     if ranking.objects is None:
         raise ValueError("a ranking of whole pictures has no matched regions")
-    distances = hamming_distances(ranking.objects, table.regions(row).codes)  # (Q, R)
-    return int(distances.min(axis=0).argmin())
+    offsets, codes = _region_codes(table)
+    items, bounds = items_of(offsets, rows)
+    distances = hamming_distances(ranking.objects, codes[items]).min(axis=0)  # (M,)
+    return items[first_least(distances, bounds)]
 
 
 def _rank_by_regions(objects: Codes, table: CodeTable, ranked: Ranking | None) -> Ranking:
     """Ranks pictures by the least distance between their regions and Q codes."""
     offsets, codes = _region_codes(table)
     rows = np.arange(len(table)) if ranked is None else ranked.rows
-    lengths = np.diff(offsets)[rows]
-    rows, lengths = rows[lengths > 0], lengths[lengths > 0]
-    bags = np.concatenate([[0], np.cumsum(lengths)])
+    rows = rows[offsets[rows + 1] > offsets[rows]]
+    items, bags = items_of(offsets, rows)
     if ranked is not None:  # only the codes of these pictures, in their order
-        chosen = np.repeat(offsets[rows] - bags[:-1], lengths) + np.arange(bags[-1])
-        codes = codes[chosen]
+        codes = codes[items]
     distances = [united_hamming(code[None], codes, bags) for code in objects]  # Q times (M,)
     return replace(_sorted(rows, np.min(distances, axis=0)), objects=objects)
 

@@ -124,3 +124,18 @@ def nearest_rows(distances: NDArray[np.integer[Any]], top: int) -> NDArray[np.in
     if top < len(rows):
         rows = np.flatnonzero(distances <= np.partition(distances, top - 1)[top - 1])
     return rows[np.argsort(distances[rows], kind="stable")][:top]
+
+
+def first_least(values: NDArray[np.integer[Any]], bounds: Ints) -> Ints:
+    """The place (K,) of the least value of each bag, the first of equals.
+
+    Args:
+        values: (M,).
+        bounds: (K + 1,); bag n has the values from `bounds[n]` to `bounds[n + 1]`, at least one.
+    """
+    if len(bounds) == 1:
+        return np.zeros(0, np.int64)
+    least = np.minimum.reduceat(values, bounds[:-1])
+    places = np.flatnonzero(values == np.repeat(least, np.diff(bounds)))
+    found: Ints = places[np.searchsorted(places, bounds[:-1])]
+    return found

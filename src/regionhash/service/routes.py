@@ -274,7 +274,7 @@ async def search(wanted: SearchIn, state: State, opened: Used) -> SearchOut:
     queries = [await _query(query, state, opened, until, whole) for query in wanted.queries]
     without = [await _query(query, state, opened, until) for query in wanted.without]
     request = wanted.to_search(queries, without)
-    found = await state.scan(opened, lambda: opened.collection.results(request), until)
+    found = await state.scan(opened, lambda: opened.collection.results(request, paths=False), until)
     return SearchOut.of(found, opened.collection.classes, perf_counter() - started)
 
 
@@ -296,8 +296,7 @@ async def _query(
     if query.image is not None:
         row = query.image
         if not query.boxes:
-            image_id = await state.read(opened, lambda: opened.collection.get(row).id, until)
-            return CollectionQuery(image_id=image_id, regions=query.regions)
+            return CollectionQuery(image_id=row, regions=query.regions)
         pixels = await state.decode(opened, lambda: opened.pixels(row, until), until)
         encoded = None
         if whole:
