@@ -739,3 +739,41 @@ def test_what_is_no_collection_is_refused(tmp_path, made, other_saved):
     with pytest.raises(StoreError, match="version must be 2, got 3"):
         Collection.open(made)
     assert "version must be 2" in error_of("search", made, "--query", "x.png")
+
+
+def test_repair_gives_the_space_of_removed_pictures_back(database, tmp_path):
+    database.store(new_image(n) for n in range(2000))
+    with Collection(tmp_path) as reader:
+        before = reader.snapshot.version
+        database.remove(range(1, 301))
+        assert not any("given back" in line for line in reader.check(repair=True).repaired)
+        database.remove(range(301, 1501))
+        database.read("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it is in the file
+        size = database.path.stat().st_size
+        report = reader.check(repair=True)
+        assert any("MB of removed pictures were given back" in line for line in report.repaired)
+        assert database.path.stat().st_size < size / 2
+        assert report.n_images == 500 and not report.problems
+        assert [row for row, _ in database.rows()] == [*range(1501, 2001)]
+        assert reader.sync().version == (before[0], before[1] + 1500)
+        assert len(reader) == 500
+    database.store([new_image(5000)])
+    assert database.version() == (2001, before[1] + 1500)  # no number is used again
+    assert not any("given back" in line for line in check_of(tmp_path).repaired)
+
+
+def check_of(folder):
+    with Collection(folder) as collection:
+        return collection.check(repair=True)
+
+
+def test_space_that_the_disk_needs_for_it_is_not_given_back(database, tmp_path, monkeypatch):
+    database.store(new_image(n) for n in range(500))
+    database.remove(range(1, 400))
+
+    def full(self):
+        raise StoreError("disk full")
+
+    monkeypatch.setattr(Database, "give_back_space", full)
+    report = check_of(tmp_path)
+    assert report.n_images == 101 and not report.problems

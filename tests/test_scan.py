@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from regionhash.search import nearest_bags, scan
 from regionhash.search.scan import AVAILABLE, BagSearch, scan_bags
-from regionhash.search.united import first_least
+from regionhash.search.united import first_least, united_hamming
 from regionhash.structures import items_of
 
 COMPILED = AVAILABLE[:-1]
@@ -414,8 +414,31 @@ def test_the_items_of_bags_and_the_least_of_each_are_those_of_a_loop(lengths, ro
     full = chosen[[bool(bag) for bag in loop]]
     items, bounds = items_of(offsets, full)
     values = np.random.default_rng(seed).integers(0, 3, len(items))
-    firsts = [
-        start + int(np.argmin(values[start:end]))
-        for start, end in pairwise(bounds)
-    ]
+    firsts = [start + int(np.argmin(values[start:end])) for start, end in pairwise(bounds)]
     assert first_least(values, bounds).tolist() == firsts
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("n_each", [1, 5, 40])
+def test_filters_of_all_kinds_on_many_bags(name, n_each):
+    """Bags are left out in groups, unless the bags beside the wanted ones mislead the search."""
+    rng = np.random.default_rng(n_each)
+    lengths = rng.integers(0, 2 * n_each + 1, 40_003 // n_each)
+    offsets = np.cumsum([0, *lengths])
+    codes = rng.integers(0, 256, (offsets[-1], 3), dtype=np.uint8)
+    query, n_bags = codes[17], len(lengths)
+    united = united_hamming(query[None], codes, offsets)
+    masks = [rng.random(n_bags) < share for share in (0.003, 0.05, 0.5, 0.95)]
+    masks += [united > level for level in np.quantile(united, [0.01, 0.4, 0.9])]
+    masks += [np.arange(n_bags) >= n_bags - 3, np.zeros(n_bags, bool)]
+    with searching_with(name):
+        for mask in masks:
+            found, distances = nearest_bags(query, codes, offsets, top=30, mask=mask)
+            wanted = np.flatnonzero(mask & (lengths > 0))
+            best = wanted[np.argsort(united[wanted], kind="stable")][:30]
+            np.testing.assert_array_equal(found, best)
+            np.testing.assert_array_equal(distances, united[best])
+        searches = [BagSearch(query[None], 30, mask) for mask in masks]
+        for mask, (found, _) in zip(masks, scan_bags(searches, codes, offsets), strict=True):
+            alone, _ = nearest_bags(query, codes, offsets, top=30, mask=mask)
+            np.testing.assert_array_equal(found, alone)

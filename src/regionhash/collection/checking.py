@@ -51,8 +51,9 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
         database: the collection's database.
         arrays: the collection's arrays.
         repair: restore damaged rows that are intact in the arrays, rewrite the copies of the header
-            and the indices, rebuild arrays that differ from the database, and remove leftovers of
-            killed processes. A damaged row is never copied into the arrays.
+            and the indices, rebuild arrays that differ from the database, remove leftovers of
+            killed processes, and give the space of removed pictures back if it is a quarter of the
+            database. A damaged row is never copied into the arrays.
     """
     repaired = tuple(_repair(database, arrays)) if repair else ()
     with arrays.at_moment(database) as snapshot:
@@ -125,6 +126,9 @@ def _repair(database: Database, arrays: Arrays) -> Iterator[str]:
             yield f"{path}: was removed; it belongs to no picture"
     for path in arrays.remove_stale(database):
         yield f"{path}: was removed; these arrays were never finished"
+    with suppress(StoreError):  # a full disk needs it most, and cannot have it
+        if n_bytes := database.give_back_space():
+            yield f"{database.path}: {n_bytes / 1e6:,.1f} MB of removed pictures were given back"
 
 
 def _database_problems(database: Database) -> list[str]:

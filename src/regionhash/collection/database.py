@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from regionhash.files.names import absolute, shown_name
 from regionhash.store import LAYOUT, StoreError, dtype_of, row_shapes_of
 
+_GIVEN_BACK = 0.25  # share of the pages from which on they are given back
 DATABASE_FILE = "collection.db"
 UPLOADS_FOLDER = "uploads"
 FORMAT = "regionhash collection"
@@ -555,6 +556,25 @@ class Database:
         """Rebuilds all indices."""
         with self.transaction() as connection:
             connection.execute("REINDEX")
+
+    def give_back_space(self) -> int:
+        """Gives the space of removed rows back to the disk; returns the bytes.
+
+        Nothing is done while it is less than a quarter of the file: new rows fill it. For as long
+        as it takes, the disk holds the intact rows twice, and writers wait.
+
+        Raises:
+            StoreError: the disk refuses, or another process writes for too long; nothing is lost.
+        """
+        pages, free = (
+            int(self.read(f"PRAGMA {name}")[0][0]) for name in ("page_count", "freelist_count")
+        )
+        if free <= _GIVEN_BACK * pages:
+            return 0
+        (size,) = self.read("PRAGMA page_size")[0]
+        self.read("VACUUM")
+        self.read("PRAGMA wal_checkpoint(TRUNCATE)")  # the file itself becomes shorter
+        return free * int(size)
 
     @classmethod
     def rebuild_header(cls, path: Path, model: Mapping[str, Any]) -> None:

@@ -21,6 +21,10 @@ enum {
     BLOCK = 256,        /* codes; a multiple of 8, because kernels write distances by eights */
     BATCH = 32,         /* blocks that are fetched together, */
     BATCH_BYTES = 4096, /* up to about so much */
+    GROUP = 8,          /* bags that are left out together; their mask is a word */
+    SMALL = 32,         /* codes of a bag on average, from which on they are not, */
+    MISSES = 64,        /* nor after so many blocks without the result that they promised, */
+    OFTEN = 8,          /* if this is a part of all blocks */
     BAG_BITS = 40,      /* of a key; */
     DISTANCE_BITS = 24  /* the rest */
 };
@@ -243,6 +247,7 @@ typedef struct {
     Py_ssize_t n_searches;
     uint32_t *distances; /* (most queries of a search, 1 + BLOCK): the least, then all */
     size_t bag, code;    /* the next to be taken */
+    size_t n_blocks, n_missed; /* that were searched; that did not hold what they promised */
 } Pass;
 
 /* Neighbouring bags with at most BLOCK codes, or a single larger bag. */
@@ -264,6 +269,19 @@ INLINE int wants(const Py_buffer *mask, size_t bag) {
     return !mask->buf || ((const uint8_t *)mask->buf)[bag];
 }
 
+/* Whether a search wants a bag, or small ones beside it: a processor that cannot guess the next bag
+ * of a random filter waits longer than it takes to search a few others. */
+INLINE int wants_group(const Pass *pass, size_t bag) {
+    const uint8_t *mask = pass->mask.buf;
+    size_t first = bag / GROUP * GROUP;
+    uint64_t group;
+    int misled = pass->n_missed > MISSES && pass->n_missed > pass->n_blocks / OFTEN;
+    if (!mask || misled || pass->n_codes / SMALL >= pass->n_bags || first + GROUP > pass->n_bags)
+        return wants(&pass->mask, bag);
+    memcpy(&group, mask + first, GROUP);
+    return group != 0;
+}
+
 /* Takes the next bags that a search wants; n_codes is 0 after the last. Returns 0 if the offsets
  * do not divide the codes. */
 static int take_block(Pass *pass, Block *block) {
@@ -279,7 +297,7 @@ static int take_block(Pass *pass, Block *block) {
         end = end_of(offsets, bag);
         if (end < code || end > pass->n_codes)
             return 0;
-        int wanted = end > code && wants(&pass->mask, bag);
+        int wanted = end > code && wants_group(pass, bag);
         if (n && (end - first > BLOCK || (end > code && !wanted)))
             break;
         if (wanted && !n) {
@@ -335,11 +353,12 @@ INLINE uint32_t least_of(const uint32_t *distances, size_t n) {
 }
 
 /* Offers the bags of a block to a search, if one of them can be better than its worst result. */
-static void search_block(const Pass *pass, Search *search, const Block *block) {
+static void search_block(Pass *pass, Search *search, const Block *block) {
     const uint8_t *codes = (const uint8_t *)pass->codes.buf + block->first_code * pass->n_bytes;
     const uint8_t *queries = search->queries.buf;
     const uint64_t *worst = search->found.buf;
     uint64_t bound = 0;
+    pass->n_blocks++;
     for (size_t q = 0; q < search->n_queries; q++) {
         uint32_t least = UINT32_MAX, *distances = pass->distances + q * (1 + BLOCK);
         for (size_t i = 0; i < block->n_codes; i += BLOCK)
@@ -356,6 +375,7 @@ static void search_block(const Pass *pass, Search *search, const Block *block) {
         return;
     }
     size_t start = 0;
+    uint64_t before = *worst;
     for (size_t bag = block->first_bag; bag < block->end_bag; bag++) {
         /* Offsets in shared memory may have changed since they were checked. */
         size_t end = smaller(end_of(pass->offsets.buf, bag) - block->first_code, block->n_codes);
@@ -369,6 +389,7 @@ static void search_block(const Pass *pass, Search *search, const Block *block) {
         }
         start = end;
     }
+    pass->n_missed += *worst == before;
 }
 
 /* Searches the next INTERVAL bytes of codes. Returns 0 if the offsets do not divide the codes. */
