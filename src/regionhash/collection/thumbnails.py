@@ -6,6 +6,7 @@ a thumbnail is only given for the tag that it was kept under, which changes with
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
@@ -68,18 +69,23 @@ class Thumbnails:
 
     def drop(self, rows: Iterable[int]) -> None:
         """Removes those of some rows."""
-        for row in rows:
-            self._run("DELETE FROM thumbnails WHERE row = ?", row)
+        chosen = json.dumps([*rows])
+        self._run("DELETE FROM thumbnails WHERE row IN (SELECT value FROM json_each(?))", chosen)
 
     def _make_room(self) -> None:
         self._used = self._sum()  # others may have made room, or have replaced some
-        for row, size, length in self._run(
-            "SELECT row, size, length(content) FROM thumbnails ORDER BY used"
+        oldest = []
+        for number, length in self._run(
+            "SELECT rowid, length(content) FROM thumbnails ORDER BY used"
         ):
             if self._used <= _KEPT * self._room:
-                return
-            self._run("DELETE FROM thumbnails WHERE row = ? AND size = ?", row, size)
+                break
+            oldest.append(number)
             self._used -= length
+        self._run(  # in one transaction, since each waits for the disk
+            "DELETE FROM thumbnails WHERE rowid IN (SELECT value FROM json_each(?))",
+            json.dumps(oldest),
+        )
 
     def _sum(self) -> int:
         found = self._run("SELECT coalesce(sum(length(content)), 0) FROM thumbnails")

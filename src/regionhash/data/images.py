@@ -167,7 +167,7 @@ def read_thumbnail(path: str | Path, size: int, *, name: str | None = None) -> b
     """The picture in a file as `thumbnail` gives it, in a fraction of the time for a large JPEG.
 
     Its decoder gives the picture at an eighth, a quarter or half of its size; the smallest is taken
-    that is at least twice as large as wanted, so that nothing of it is seen.
+    that is not smaller than wanted.
 
     Raises:
         ImageError: see `read_image`.
