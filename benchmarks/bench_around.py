@@ -1,11 +1,12 @@
 """What surrounds the scan: the mask of a label while pictures are added, and a thumbnail.
 
 - The mask: `--images` pictures with ten regions of one of ten classes each; before each search, 64
-  pictures are added. Today's way computes the mask of all pictures again.
+  pictures are added. Beside it, the mask of all pictures is computed again.
 - The thumbnail: a JPEG of 12 megapixels with noise, to 320 pixels; beside it, all of its pixels are
   decoded and scaled.
 
-Times are the least processor time of the thread over `--repeats` rounds, in which both take turns.
+Times are the least processor time of the thread over `--repeats` rounds after a first one; both
+take turns.
 
 Run: python benchmarks/bench_around.py [--images 1000000] [--repeats 7] [--json]
 """
@@ -13,32 +14,19 @@ Run: python benchmarks/bench_around.py [--images 1000000] [--repeats 7] [--json]
 import argparse
 import json
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from common import random_table
+from common import least_cpu_milliseconds, random_table
 from regionhash.collection.arrays import Snapshot
 from regionhash.collection.filters import Masks, mask_of
 from regionhash.data.images import read_image, read_thumbnail, thumbnail
 from regionhash.search.request import Filter
 
 ADDED = 64
-
-
-def least(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Least processor time of each in milliseconds; they take turns."""
-    found = dict.fromkeys(runs, float("inf"))
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.thread_time()
-            run()
-            found[name] = min(found[name], 1000 * (time.thread_time() - start))
-    return found
 
 
 def time_masks(n_images: int, repeats: int) -> dict[str, float]:
@@ -62,10 +50,10 @@ def time_masks(n_images: int, repeats: int) -> dict[str, float]:
         )
         return Snapshot(part, np.arange(n), np.zeros(n), None, None, (n, 0), "one")
 
-    moments = [snapshot(n_images - ADDED * k) for k in range(repeats + 1, 0, -1)]
+    moments = [snapshot(n_images - ADDED * k) for k in range(repeats + 2, 0, -1)]
     masks.of(wanted, moments[0], None)  # once
     later = iter(moments[1:])
-    return least(
+    return least_cpu_milliseconds(
         {
             "extended": lambda: masks.of(wanted, next(later), None),
             "computed": lambda: mask_of(wanted, moments[0], None),
@@ -82,7 +70,7 @@ def time_thumbnails(repeats: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.jpg"
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-        return least(
+        return least_cpu_milliseconds(
             {
                 "scaled by the decoder": lambda: read_thumbnail(path, 320),
                 "all pixels": lambda: thumbnail(read_image(path), 320),

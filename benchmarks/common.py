@@ -14,24 +14,27 @@ def milliseconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[st
 
     The runs take turns, so that other work on the machine slows all of them alike.
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(1 + repeats):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: 1000 * median(taken[1:]) for name, taken in times.items()}
+    times = _seconds(runs, repeats, time.perf_counter)
+    return {name: 1000 * median(taken) for name, taken in times.items()}
 
 
 def least_cpu_milliseconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Least CPU time of this thread in each, after one round that warms up; the runs take turns."""
+    times = _seconds(runs, repeats, time.thread_time)
+    return {name: 1000 * min(taken) for name, taken in times.items()}
+
+
+def _seconds(
+    runs: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """The times of each in turn, without those of a first round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(1 + repeats):
         for name, run in runs.items():
-            start = time.thread_time()
+            start = clock()
             run()
-            times[name].append(time.thread_time() - start)
-    return {name: 1000 * min(taken[1:]) for name, taken in times.items()}
+            times[name].append(clock() - start)
+    return {name: taken[1:] for name, taken in times.items()}
 
 
 def random_table(n_images: int, n_regions: int, n_bytes: int) -> CodeTable:

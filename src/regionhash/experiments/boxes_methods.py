@@ -26,6 +26,7 @@ from regionhash.experiments.drh_features import Bags
 from regionhash.models.drh import DRH, fit_drh
 from regionhash.parts.choosing import thinned
 from regionhash.parts.whitening import Whitening
+from regionhash.search.united import first_least
 from regionhash.structures import Codes, Floats, Floats64, Ints
 
 SIZES = (("below 5 %", 0.0, 0.05), ("5 to 20 %", 0.05, 0.2), ("above 20 %", 0.2, 1.01))
@@ -318,10 +319,9 @@ def nearest(
     Returns:
         Their distances (Q, N), and their rows (Q, N): of equal ones, the first.
     """
-    counts = np.diff(offsets)
-    owner = np.repeat(np.arange(len(counts)), counts)
-    distances = np.empty((len(asked), len(counts)), np.float32)
-    matched = np.empty((len(asked), len(counts)), np.int64)
+    n_pictures = len(offsets) - 1
+    distances = np.empty((len(asked), n_pictures), np.float32)
+    matched = np.empty((len(asked), n_pictures), np.int64)
     for n in range(len(asked)):
         if n % _BLOCK == 0:
             block = compared(asked[n : n + _BLOCK], described)
@@ -329,7 +329,6 @@ def nearest(
         if unlike is not None and unlike[0][n] >= 0:
             differ = (unlike[1] >= 0) & (unlike[1] != unlike[0][n])
             row = row + np.float32(unlike[2]) * differ
-        distances[n] = np.minimum.reduceat(row, offsets[:-1])
-        rows = np.flatnonzero(row == np.repeat(distances[n], counts))
-        matched[n] = rows[np.unique(owner[rows], return_index=True)[1]]
+        matched[n] = first_least(row, offsets)
+        distances[n] = row[matched[n]]
     return distances, matched

@@ -21,10 +21,10 @@ enum {
     BLOCK = 256,        /* codes; a multiple of 8, because kernels write distances by eights */
     BATCH = 32,         /* blocks that are fetched together, */
     BATCH_BYTES = 4096, /* up to about so much */
-    GROUP = 8,          /* bags that are left out together; their mask is a word */
-    SMALL = 32,         /* codes of a bag on average, from which on they are not, */
-    MISSES = 64,        /* nor after so many blocks without the result that they promised, */
-    OFTEN = 8,          /* if this is a part of all blocks */
+    GROUP = 8,          /* small bags that are left out together; their mask is a word */
+    SMALL = 32,         /* bags are small if they have fewer codes than this on average */
+    MISSES = 64,        /* after more misses than this, and more than one in OFTEN blocks, */
+    OFTEN = 8,          /* bags are left out one by one */
     BAG_BITS = 40,      /* of a key; */
     DISTANCE_BITS = 24  /* the rest */
 };
@@ -247,7 +247,7 @@ typedef struct {
     Py_ssize_t n_searches;
     uint32_t *distances; /* (most queries of a search, 1 + BLOCK): the least, then all */
     size_t bag, code;    /* the next to be taken */
-    size_t n_blocks, n_missed; /* that were searched; that did not hold what they promised */
+    size_t n_blocks, n_missed; /* searched; whose bound was low and that held no result */
 } Pass;
 
 /* Neighbouring bags with at most BLOCK codes, or a single larger bag. */

@@ -154,11 +154,9 @@ def search_objects(
     nearest = _ranking(queries, table, mask, costs, context)
     if pairs is None:
         rows, distances = nearest(top)
-    else:
-        rows, distances = _nearest_apart(queries, table, nearest, top, pairs, costs, context)
-    if pairs is None:
         matches = _nearest_matches(queries, table, rows, costs)
     else:
+        rows, distances = _nearest_apart(queries, table, nearest, top, pairs, costs, context)
         steps = Steps()
         regions = map(table.regions, rows.tolist())
         matches = [_assigned(queries, each, pairs, steps, costs) for each in regions]

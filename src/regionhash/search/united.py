@@ -126,7 +126,7 @@ def nearest_rows(distances: NDArray[np.integer[Any]], top: int) -> NDArray[np.in
     return rows[np.argsort(distances[rows], kind="stable")][:top]
 
 
-def first_least(values: NDArray[np.integer[Any]], bounds: Ints) -> Ints:
+def first_least(values: NDArray[np.number[Any]], bounds: Ints) -> Ints:
     """The place (K,) of the least value of each bag, the first of equals.
 
     Args:
