@@ -23,7 +23,7 @@ from regionhash.models.encoding import encode_boxes, encode_picture
 from regionhash.models.region_hash import RegionHash
 from regionhash.models.runtime import load_runtime
 from regionhash.parts.hashes import LinearHash
-from regionhash.parts.windows import pool_map, sliding_windows
+from regionhash.parts.windows import pool_map, sliding_windows, snap_boxes
 from regionhash.structures import Detections
 from tiny_encoders import CHANNELS, STRIDE, features, write_encoder, write_encoder_with_words
 
@@ -159,6 +159,36 @@ def test_cropped_regions_are_encoded_one_by_one(photos, encoders, tmp_path, kind
     box = stored.boxes[[3]]
     again = encode_boxes(model, checkpoint, image, box.copy())
     assert differing(again.codes, stored.codes[[3]]) <= 3  # its corner may be rounded otherwise
+
+
+@pytest.mark.parametrize("kind", ["map", "both"])
+def test_the_features_of_map_and_crop_are_joined(photos, encoders, tmp_path, kind):
+    options = ("--regions", "both", "--pooling", "mean", "--proposals", "pyramid")
+    index(photos, tmp_path / "i", encoders(kind), *options, "--max-regions", 9)
+    model, checkpoint = load_runtime(tmp_path / "i")
+    settings = model.settings
+    assert (settings.n_channels, settings.margin, model.knows_words) == (2 * CHANNELS, 0.1, False)
+    image = read_image(photos / "1.png")
+    pixels, _ = model.prepare(image, checkpoint.short)
+    _, height, width = pixels.shape
+    boxes = np.array([[0, 0, width, height], [10, 20, 30, 60]], np.float32)
+    whole, frame = model.encoder.prepare(pixels.transpose(1, 2, 0), settings.map_short)
+    cells = features(whole)
+    places = snap_boxes(frame.to_input(boxes), STRIDE, *cells.shape[1:])
+    rows = []
+    cut = (0, 0, width, height), (8, 16, 32, 64)
+    for (x0, y0, x1, y1), (left, upper, right, lower) in zip(places, cut, strict=True):
+        crop, _ = model.encoder.prepare(
+            pixels[:, upper:lower, left:right].transpose(1, 2, 0), settings.crop
+        )
+        parts = cells[:, y0:y1, x0:x1].mean((1, 2)), features(crop).mean((1, 2))
+        rows.append(np.concatenate([part / np.linalg.norm(part) for part in parts]))
+    (found,) = model.encode_boxes([pixels], [boxes])
+    assert differing(found.codes, oracle_codes(model.arrays(), np.array(rows))) <= 1
+    # The regions of the collection are described in the same way.
+    stored = open_codes(tmp_path / "i").compact().table.regions(1)
+    (again,) = model.encode_boxes([pixels], [model.encode([pixels])[0].regions.boxes])
+    assert differing(stored.codes, again.codes) == 0
 
 
 def test_an_encoder_of_one_size_takes_pictures_of_any(photos, encoders, tmp_path):
@@ -379,6 +409,7 @@ def test_an_encoder_without_a_map_is_cropped_or_refused(photos, encoders, tmp_pa
     assert read_checkpoint(tmp_path / "i").arguments["regions"] == "crop"
     words = ("index", photos, "-o", tmp_path / "j", "--encoder", encoders("vector"))
     assert "gives no map of a picture" in error_of(*words, "--regions", "map")
+    assert "gives no map of a picture" in error_of(*words, "--regions", "both")
 
 
 def test_the_index_of_another_encoder_is_refused(made, photos, encoders):

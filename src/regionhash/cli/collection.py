@@ -57,10 +57,11 @@ def index(
         ),
     ] = None,
     regions: Annotated[
-        Literal["map", "crop"] | None,
+        Literal["map", "crop", "both"] | None,
         typer.Option(
-            help="Pool regions from an encoder's `map` of the whole picture, in one pass, or "
-            "`crop` each and encode it as a picture of its own, which takes many.  [default: map]"
+            help="Pool regions from an encoder's `map` of the whole picture, in one pass; `crop` "
+            "each and encode it as a picture of its own, which takes many; or join `both`, which "
+            "finds more small objects.  [default: map]"
         ),
     ] = None,
     pooling: Annotated[

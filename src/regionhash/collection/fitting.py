@@ -106,7 +106,7 @@ def fit_model(
         )
     else:
         # The words of an encoder can be as large as the rest, and need cut-out regions.
-        resolved = resolve(spec, reporter, words=arguments.get("regions") != "map")
+        resolved = resolve(spec, reporter, words=arguments.get("regions", "crop") == "crop")
         unfitted = RegionHash.of_encoder(resolved, arguments)
         if unfitted.settings.regions == "crop" and "regions" not in arguments:
             reporter.note(
@@ -115,7 +115,7 @@ def fit_model(
                 + "; --regions map is faster" * resolved.encoder.gives_map
             )
         short = settings.short or (
-            DEFAULT_CROP_SHORT if unfitted.settings.regions == "crop" else DEFAULT_SHORT
+            DEFAULT_SHORT if unfitted.settings.regions == "map" else DEFAULT_CROP_SHORT
         )
         features = sample(unfitted, short=short, runtime=unfitted)
         model, report = unfitted.fitted(features, seed=settings.seed, reporter=reporter)

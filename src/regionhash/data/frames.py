@@ -26,9 +26,9 @@ _BLOCK_BYTES = 256 << 10  # of sums that are made at a time, so that they stay i
 def fit_size(height: int, width: int, short: int, stride: int = STRIDE) -> tuple[int, int]:
     """Input size (h, w) for a picture: multiples of `stride`, close to its aspect.
 
-    The short side is the multiple next to `short`, the long side at most twice that.
-    cent (more for pictures longer than 2:1); in return, pictures of one input size form a batch
-    without padding, so a code does not depend on the rest of its batch.
+    The short side is the multiple next to `short`, the long side at most twice that. The aspect
+    changes by a few per cent (more for pictures longer than 2:1); in return, pictures of one input
+    size form a batch without padding, so a code does not depend on the rest of its batch.
 
     Raises:
         ValueError: a length is not positive.

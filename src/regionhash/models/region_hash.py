@@ -1,7 +1,7 @@
 """Codes of regions by any image encoder, with ONNX Runtime and NumPy: no torch.
 
     picture -> encoder -> map -> windows or given boxes -> maximum or mean in each region
-                                                   (or: each region cut out and encoded)
+                                        (or: each region cut out and encoded; or both, joined)
                               -> L2, whitening -> hash -> code of each region
 
 What follows the encoder is DRH (`regionhash.models.drh`) with a choice of hashes. The whole picture
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -61,6 +61,11 @@ HASH_ENTRY_POINTS = "regionhash.hashes"
 DEFAULT_BITS, DEFAULT_DIMS = 1024, 128
 MAX_BITS = 4096
 
+RegionSource = Literal["map", "crop", "both"]
+"""What a region is described by, see `RegionHashSettings`."""
+
+_MARGIN_OF_BOTH = 0.1  # docs/results/boxes-voc2012 compares others
+
 
 @dataclass(frozen=True)
 class RegionHashSettings:
@@ -72,8 +77,10 @@ class RegionHashSettings:
         pooling: how a region of the map becomes a feature: its "max" or its "mean".
         regions: "map" pools regions from the map of the whole picture, in one pass; "crop" cuts
             each region out and encodes it as a picture of its own, which sees small objects in
-            more detail and takes as many passes as there are regions.
+            more detail and takes as many passes as there are regions; "both" joins the two.
         crop: short side of the input that a cut-out region becomes, in pixels.
+        margin: what is cut out around a region, as a part of its width or height on each side.
+        map_short: with "both", short side of the input that the whole picture becomes, in pixels.
         n_bits: K, bits of every code.
         hash: a key of `HASHES`, or the name that another package gives its hash.
         n_dims: P, features after whitening.
@@ -90,8 +97,10 @@ class RegionHashSettings:
     encoder: dict[str, Any]
     n_channels: int
     pooling: Literal["max", "mean"] = "max"
-    regions: Literal["map", "crop"] = "map"
+    regions: RegionSource = "map"
     crop: int = 224
+    margin: float = 0.0
+    map_short: int = 384
     n_bits: int = DEFAULT_BITS
     hash: str = "drh"
     n_dims: int = DEFAULT_DIMS
@@ -105,8 +114,9 @@ class RegionHashSettings:
         check_n_bits(self.n_bits)
         if self.n_bits > MAX_BITS:
             raise ValueError(f"n_bits must be at most {MAX_BITS}, got {self.n_bits}")
-        if self.regions not in ("map", "crop"):
-            raise ValueError(f"regions must be map or crop, got {self.regions!r}")
+        if self.regions not in get_args(RegionSource):
+            known = " or ".join(get_args(RegionSource))
+            raise ValueError(f"regions must be {known}, got {self.regions!r}")
         if self.pooling not in ("max", "mean"):
             raise ValueError(f"pooling must be max or mean, got {self.pooling!r}")
         if not 1 <= self.n_dims <= self.n_channels:
@@ -134,6 +144,13 @@ class RegionHashSettings:
             "hash.weight": (k, p),
             "hash.bias": (k,),
         }
+
+
+class _Mapped(NamedTuple):
+    """A map (D, h, w) of a picture, and the frame of the picture's boxes in the map's input."""
+
+    features: Floats
+    frame: Frame
 
 
 class RegionHash:
@@ -178,7 +195,7 @@ class RegionHash:
         """
         _hash_named(arguments.get("hash", "drh"))  # before anything is computed
         encoder = resolved.encoder
-        if arguments.get("regions", "map") == "map" and not encoder.gives_map:
+        if arguments.get("regions", "map") != "crop" and not encoder.gives_map:
             if "regions" in arguments:
                 raise ValueError(
                     f"encoder {resolved.spec}: gives no map of a picture, so each region must be "
@@ -187,9 +204,11 @@ class RegionHash:
             arguments = arguments | {"regions": "crop"}
         if resolved.text is not None:
             arguments = {"regions": "crop"} | arguments
-        cropped = arguments.get("regions") == "crop"
-        n_channels = encoder.n_vector if cropped and encoder.n_vector else encoder.n_channels
-        if cropped and encoder.n_vector and "pooling" in arguments:
+        source = arguments.get("regions", "map")
+        n_channels = 0 if source == "crop" else encoder.n_channels
+        if source != "map":
+            n_channels += encoder.n_vector or encoder.n_channels
+        if source == "crop" and encoder.n_vector and "pooling" in arguments:
             raise ValueError(
                 f"encoder {resolved.spec}: gives one vector of each region that is cut out, so "
                 "there is nothing to pool: leave out pooling, or pool regions of its map "
@@ -203,6 +222,7 @@ class RegionHash:
             "n_channels": n_channels,
             "pooling": encoder.pooling,
             "crop": _crop_size(encoder),
+            "margin": _MARGIN_OF_BOTH if source == "both" else 0.0,
             "n_dims": min(n_dims, n_channels),
         } | arguments
         return cls(encoder, RegionHashSettings(**built), text=resolved.text)
@@ -285,18 +305,16 @@ class RegionHash:
     def describe(self, image: Pixels, given: Detections | None = None) -> tuple[Detections, Floats]:
         """The regions of a picture (3, h, w), whole picture first, and their features (R, D)."""
         size = (image.shape[1], image.shape[2])
-        cropped = self.settings.regions == "crop"
-        # Windows to cut out are laid out as on a map of the usual stride.
-        features = None if cropped else self._map(image)  # (D, h, w)
-        stride = STRIDE if features is None else size[1] / features.shape[2]
-        cells = (max(1, round(size[0] / stride)), max(1, round(size[1] / stride)))
+        mapped = self._mapped(image)
+        if mapped is None:  # windows to cut out are laid out as on a map of the usual stride
+            cells = (max(1, round(size[0] / STRIDE)), max(1, round(size[1] / STRIDE)))
+        else:
+            cells = (mapped.features.shape[1], mapped.features.shape[2])
         if given is not None and self.takes_boxes:
             chosen = self._choice.of_boxes(given, size, cells)
         else:
             chosen, _ = self._choice.of_map(*cells, size)
-        if features is None:
-            return chosen, self._of_crops(image, chosen.boxes)
-        return chosen, self._pooled(features, snap_boxes(chosen.boxes, stride, *cells))
+        return chosen, self._features(image, mapped, chosen.boxes)
 
     def encode(
         self, images: Sequence[Pixels], given: Sequence[Detections] | None = None
@@ -322,7 +340,10 @@ class RegionHash:
 
     def _encode_boxes(self, image: Pixels, boxes: Floats) -> Regions:
         n = len(boxes)
-        codes = self.codes_of(self._of_boxes(image, boxes))
+        features = np.zeros((0, self.settings.n_channels), np.float32)
+        if n:
+            features = self._features(image, self._mapped(image), boxes)
+        codes = self.codes_of(features)
         return Regions(boxes, np.ones(n, np.float32), np.full(n, -1, np.int64), codes)
 
     def codes_of(self, features: Floats) -> Codes:
@@ -367,15 +388,27 @@ class RegionHash:
             raise ValueError(f"{place}: its map must be finite, {wanted}, got {found.shape}")
         return found
 
-    def _of_boxes(self, image: Pixels, boxes: Floats) -> Floats:
-        """Features (R, D) of boxes (R, 4) in the pixels of a picture."""
-        if not len(boxes):
-            return np.zeros((0, self.settings.n_channels), np.float32)
+    def _mapped(self, image: Pixels) -> _Mapped | None:
+        """The map of an input, or of the picture that regions are cut from; None for crops."""
+        size = (image.shape[1], image.shape[2])
         if self.settings.regions == "crop":
-            return self._of_crops(image, boxes)
-        features = self._map(image)
-        h, w = features.shape[1:]
-        return self._pooled(features, snap_boxes(boxes, image.shape[2] / w, h, w))
+            return None
+        if self.settings.regions == "map":
+            return _Mapped(self._map(image), Frame(size, size))
+        whole, frame = self.encoder.prepare(image.transpose(1, 2, 0), self.settings.map_short)
+        return _Mapped(self._map(whole), frame)
+
+    def _features(self, image: Pixels, mapped: _Mapped | None, boxes: Floats) -> Floats:
+        """Features (R, D) of boxes (R, 4) in the pixels of a picture, given its `_mapped`."""
+        parts = []
+        if mapped is not None:
+            h, w = mapped.features.shape[1:]
+            stride = mapped.frame.input_size[1] / w
+            cells = snap_boxes(mapped.frame.to_input(boxes), stride, h, w)
+            parts.append(self._pooled(mapped.features, cells))
+        if self.settings.regions != "map":
+            parts.append(self._of_crops(image, boxes))
+        return parts[0] if len(parts) == 1 else unit_length(np.concatenate(parts, axis=1))
 
     def _pooled(self, features: Floats, cells: Ints) -> Floats:
         return unit_length(pool_map(features, cells, self.settings.pooling))
@@ -384,8 +417,9 @@ class RegionHash:
         """Features (R, D) of boxes, each encoded as a picture of its own."""
         height, width = image.shape[1:]
         limits = np.array([width, height], np.int64)
-        low = np.clip(np.floor(boxes[:, :2]).astype(np.int64), 0, limits - 1)
-        high = np.clip(np.ceil(boxes[:, 2:]).astype(np.int64), low + 1, limits)
+        margins = self.settings.margin * (boxes[:, 2:] - boxes[:, :2])
+        low = np.clip(np.floor(boxes[:, :2] - margins).astype(np.int64), 0, limits - 1)
+        high = np.clip(np.ceil(boxes[:, 2:] + margins).astype(np.int64), low + 1, limits)
         crops = [
             self.encoder.prepare(image[:, y0:y1, x0:x1].transpose(1, 2, 0), self.settings.crop)[0]
             for (x0, y0), (x1, y1) in zip(low.tolist(), high.tolist(), strict=True)

@@ -73,7 +73,7 @@ def _search(pixels: Any) -> Any:
     except ImportError as error:
         raise ValueError(
             "selective search needs OpenCV with its contributed modules: "
-            "pip install opencv-contrib-python-headless"
+            'pip install "regionhash[selective-search]"'
         ) from error
     search = ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(pixels[:, :, ::-1]))  # BGR

@@ -21,7 +21,7 @@ def load_opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise ValueError("SIFT needs OpenCV: pip install opencv-contrib-python-headless") from error
+        raise ValueError('SIFT needs OpenCV: pip install "regionhash[selective-search]"') from error
     return cv2
 
 
