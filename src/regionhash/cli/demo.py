@@ -27,7 +27,7 @@ def demo(
 ) -> None:
     """Try it on built-in pictures: scenes of handwritten digits.
 
-    Encodes 2,000 scenes, compares Region-DH with whole-image hashing, runs a search in each mode
+    Encodes 1,200 scenes, compares Region-DH with whole-image hashing, runs a search in each mode
     with a contact sheet, and shows the commands for your own pictures.
 
     \b

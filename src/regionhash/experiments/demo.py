@@ -155,8 +155,8 @@ def run_demo(
     folder: Path,
     *,
     train: bool = False,
-    n_database: int = 2000,
-    n_queries: int = 300,
+    n_database: int = 1200,
+    n_queries: int = 200,
     console: Console,
     reporter: Reporter = SILENT,
 ) -> dict[str, Measures]:
