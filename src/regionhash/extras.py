@@ -23,6 +23,7 @@ _EXTRA_OF = {
         "train",
     ),
     "cv2": "selective-search",
+    "pyarrow": "parquet",
     "pillow_heif": "heic",
 }
 
