@@ -2,8 +2,8 @@
 
 One picture at a time, one process, the same threads for all. They take turns on every picture, so
 that what else the machine does slows them alike; each figure is the mean of the least CPU time of
-every picture over the rounds, and its ratio is to torch in float32 in the same run. How many bits of
-the codes differ from those of torch in float32 stands beside it.
+every picture over the rounds, beside its ratio to torch in float32 in the same run, and how many
+bits of the codes differ from those of torch in float32.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_runtime.py CHECKPOINT PICTURES --count 10
 """
