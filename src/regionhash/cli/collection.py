@@ -12,6 +12,7 @@ from regionhash.cli.options import (
     Device,
     Folder,
     Json,
+    Precision,
     Runtime,
     Seed,
     Short,
@@ -143,6 +144,7 @@ def index(
     strict: Strict = False,
     batch_size: BatchSize = 8,
     workers: Workers = None,
+    precision: Precision = "auto",
     device: Device = "auto",
     runtime: Runtime = "auto",
     as_json: Json = False,
@@ -195,6 +197,7 @@ def index(
         reporter=ConsoleReporter(),
         device=device,
         runtime=runtime,
+        precision=precision,
         batch_size=batch_size,
         workers=n_workers(workers),
     )
@@ -240,6 +243,7 @@ def add(
     strict: Strict = False,
     batch_size: BatchSize = 8,
     workers: Workers = None,
+    precision: Precision = "auto",
     device: Device = "auto",
     runtime: Runtime = "auto",
     as_json: Json = False,
@@ -255,8 +259,10 @@ def add(
       regionhash add photos.collection holidays
     """
     from regionhash.collection import Collection
+    from regionhash.precision import check_same_precision
 
     with Collection.open(collection, device=device, runtime=runtime) as opened:
+        check_same_precision(collection, opened.precision, precision)
         report = opened.add(
             images,
             again=again,

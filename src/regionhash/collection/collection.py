@@ -49,6 +49,7 @@ from regionhash.collection.results import Results, results_of, rows_of_hits
 from regionhash.collection.transfer import import_code_file, write_code_file
 from regionhash.collection.uploads import remove_pictures, store_upload
 from regionhash.files.atomic import replacing
+from regionhash.precision import check_same_precision
 from regionhash.reporter import SILENT, Reporter
 from regionhash.search.request import Filter, Query, Search
 from regionhash.search.run import Answer, QueryPicture, marked, read_query, run
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from regionhash.models import HashModel
     from regionhash.models.checkpoints import Checkpoint
     from regionhash.models.runtime import Runtime, RuntimeName
+    from regionhash.precision import Precision, PrecisionName
 
 
 class Collection:
@@ -128,15 +130,29 @@ class Collection:
         return cls(folder, device=device, runtime=runtime, follow=follow)
 
     @classmethod
-    def create(cls, folder: Path, *, device: str = "auto", runtime: RuntimeName = "auto") -> Self:
+    def create(
+        cls,
+        folder: Path,
+        *,
+        device: str = "auto",
+        runtime: RuntimeName = "auto",
+        precision: PrecisionName = "auto",
+    ) -> Self:
         """Opens the collection of the model in `folder`, creating it if there is none.
 
+        Args:
+            folder: the folder.
+            device: device of the model: "cpu", "cuda" or "auto".
+            runtime: what runs the model, see `regionhash.models.runtime.load_runtime`.
+            precision: of the codes of a new collection, see there; one that exists keeps its own.
+
         Raises:
-            ValueError: the folder has no model.
+            ValueError: the folder has no model, or a collection of another precision.
             StoreError: the folder has a collection of another model, or writing fails.
         """
-        header = header_of_model(folder, runtime)
-        Database.create(folder / DATABASE_FILE, header).close()
+        header = header_of_model(folder, device=device, runtime=runtime, precision=precision)
+        with Database.create(folder / DATABASE_FILE, header) as database:
+            check_same_precision(folder, database.header["meta"]["precision"], precision)
         return cls(folder, device=device, runtime=runtime)
 
     @classmethod
@@ -234,6 +250,12 @@ class Collection:
         return self._database.header
 
     @property
+    def precision(self) -> Precision:
+        """Precision in which the model computes all codes of the collection."""
+        precision: Precision = self.header["meta"]["precision"]
+        return precision
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the model's classes."""
         return self._snapshot.table.classes
@@ -253,7 +275,7 @@ class Collection:
                     self.folder,
                     device=self._device,
                     runtime=self._runtime,
-                    precision=self.header["meta"]["precision"],
+                    precision=self.precision,
                 )
                 if checkpoint.model_hash != self.header["model_hash"]:
                     raise ValueError(
@@ -268,7 +290,7 @@ class Collection:
     def model(self, given: tuple[HashModel | Runtime, Checkpoint]) -> None:
         from regionhash.models.runtime import runtime_of
 
-        self._model = runtime_of(given[0], self.header["meta"]["precision"]), given[1]
+        self._model = runtime_of(given[0], self.precision), given[1]
 
     @property
     def detector(self) -> OnnxDetector | None:

@@ -33,6 +33,7 @@ from regionhash.models.checkpoints import (
 )
 from regionhash.models.runtime import Runtime, RuntimeName, load_runtime
 from regionhash.parts.choosing import RegionChoice
+from regionhash.precision import PrecisionName
 from regionhash.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def build_index(
     reporter: Reporter = SILENT,
     device: str = "auto",
     runtime: RuntimeName = "auto",
+    precision: PrecisionName = "auto",
     batch_size: int = 8,
     workers: int = 1,
 ) -> IndexReport:
@@ -147,6 +149,7 @@ def build_index(
         reporter: is told of the stages "fitting" and "encoding".
         device: see `pick_device`.
         runtime: what runs the model, see `load_runtime`; fitting one needs torch.
+        precision: of a new index, see `load_runtime`; one that exists keeps its own.
         batch_size: pictures per batch of the model.
         workers: processes that read pictures.
 
@@ -170,7 +173,8 @@ def build_index(
                 with suppress(OSError):  # not empty
                     output.rmdir()
                 raise
-    with Collection.create(output, device=device, runtime=runtime) as collection:
+    created = Collection.create(output, device=device, runtime=runtime, precision=precision)
+    with created as collection:
         added = collection.add_set(
             image_set,
             absolute_inputs(inputs),

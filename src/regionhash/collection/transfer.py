@@ -13,6 +13,7 @@ from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data.inputs import file_of_id
 from regionhash.files.atomic import replacing
 from regionhash.files.names import as_shown, shown_name
+from regionhash.precision import check_same_precision
 from regionhash.store import CodeFileWriter, CodeSet, reported, rows_of
 
 if TYPE_CHECKING:
@@ -74,7 +75,13 @@ def import_code_file(database: Database, codes: CodeSet) -> int:
 
     If a picture's file is where the code file says, the picture is linked to it without reading
     it: the next `add` or `refresh` records its bytes, trusting that they are those encoded.
+
+    Raises:
+        ValueError: the codes are of another precision.
+        StoreError: writing fails.
     """
+    recorded = codes.meta.get("precision", "32-true")
+    check_same_precision(codes.path, recorded, database.header["meta"]["precision"])
     places = folders(codes.meta)
     sources = [
         database.source([place["data"]], place)

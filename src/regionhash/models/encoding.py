@@ -26,15 +26,14 @@ from regionhash.data.images import (
 )
 from regionhash.data.inputs import Source, class_indices, open_inputs
 from regionhash.models.checkpoints import Checkpoint, provenance
-from regionhash.models.runtime import (
-    Precision,
-    Runtime,
-    RuntimeName,
-    check_precision,
-    load_runtime,
-    runtime_of,
-)
+from regionhash.models.runtime import Runtime, RuntimeName, load_runtime, runtime_of
 from regionhash.models.runtime import pick_device as pick_device
+from regionhash.precision import (
+    Precision,
+    PrecisionName,
+    check_precision,
+    check_same_precision,
+)
 from regionhash.reporter import SILENT, Reporter
 from regionhash.store import CodeFileWriter, CodeSet
 from regionhash.structures import Detections, EncodedImage, Floats, Regions
@@ -85,7 +84,7 @@ def encode(
     *,
     batch_size: int = 8,
     workers: int = 1,
-    precision: Precision = "32-true",
+    precision: PrecisionName = "auto",
     device: str = "auto",
     runtime: RuntimeName = "auto",
     reporter: Reporter = SILENT,
@@ -98,7 +97,8 @@ def encode(
         output: the code file.
         batch_size: pictures per batch of the model.
         workers: processes that read pictures.
-        precision: see `Precision`.
+        precision: of the network, see `load_runtime`; that of a file that is there, which "auto"
+            takes, is kept.
         device: see `pick_device`.
         runtime: see `load_runtime`.
         reporter: is told the pictures done and their total, and those that cannot be read.
@@ -107,6 +107,10 @@ def encode(
         ValueError: no model, no picture, or a file of another model or precision.
         StoreError: see `CodeFileWriter`.
     """
+    if Path(output).exists():
+        recorded = CodeSet.open(output).recorded("precision")
+        check_same_precision(output, recorded, precision)
+        precision = recorded
     model, checkpoint = load_runtime(
         Path(model_folder), device=device, runtime=runtime, precision=precision
     )
@@ -118,7 +122,7 @@ def encode(
         output,
         checkpoint_path=Path(model_folder),
         source=source,
-        precision=precision,
+        precision=model.precision,
         batch_size=batch_size,
         workers=workers,
         reporter=reporter,
@@ -150,10 +154,8 @@ def encode_set(
     sources = [] if source is None else [source]
     if Path(path).exists():
         there = CodeSet.open(path)
-        if there.model_hash == checkpoint.model_hash and there.recorded("precision") != precision:
-            raise ValueError(
-                f"{path}: holds codes of precision {there.meta['precision']}, got {precision}"
-            )
+        if there.model_hash == checkpoint.model_hash:
+            check_same_precision(path, there.recorded("precision"), precision)
         sources = [
             *there.recorded("sources"),
             *(new for new in sources if new not in there.recorded("sources")),

@@ -51,6 +51,7 @@ from regionhash.parts.hashes import (
     unit_length,
 )
 from regionhash.parts.windows import pool_map, snap_boxes
+from regionhash.precision import Precision
 from regionhash.reporter import SILENT, Reporter
 from regionhash.sessions import Result, at_once
 from regionhash.structures import Codes, Detections, EncodedImage, Floats, Ints, Regions
@@ -165,7 +166,7 @@ class RegionHash:
     """
 
     shared_code_space = True
-    precision = "32-true"
+    precision: Precision = "32-true"
     threads_read = True
 
     def __init__(

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from regionhash.files import strict_json
 from regionhash.files.text import shown
+from regionhash.precision import PRECISIONS
 from regionhash.structures import EncodedImage
 
 FORMAT = "regionhash codes"
 VERSION = 1
 MAX_BITS = 1 << 16  # of a code
-PRECISIONS = ("32-true", "bf16-mixed")  # those of `regionhash.models.encoding.Precision`
 _MAX_PATH = 4096  # Linux's PATH_MAX
 
 LAYOUT = {
