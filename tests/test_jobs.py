@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from regionhash.service.jobs import BusyError, Jobs
+from regionhash.service.jobs import BusyError, Jobs, call_each
 
 
 def soon(seconds=5.0):
@@ -13,7 +13,7 @@ def soon(seconds=5.0):
 
 def test_a_call_that_is_given_up_keeps_its_place_until_it_ends():
     async def check():
-        jobs, release = Jobs(1, "t"), threading.Event()
+        jobs, release = Jobs(1, "t", call_each), threading.Event()
         with pytest.raises(TimeoutError):
             await jobs.run(release.wait, soon(0.05))
         assert jobs.running == 1
@@ -29,7 +29,7 @@ def test_a_call_that_is_given_up_keeps_its_place_until_it_ends():
 
 def test_no_more_calls_run_at_a_time_than_there_are_places():
     async def check():
-        jobs, lock, running, most = Jobs(3, "t"), threading.Lock(), 0, 0
+        jobs, lock, running, most = Jobs(3, "t", call_each), threading.Lock(), 0, 0
 
         def call():
             nonlocal running, most
@@ -49,7 +49,7 @@ def test_no_more_calls_run_at_a_time_than_there_are_places():
 
 def test_errors_are_told_and_the_thread_goes_on():
     async def check():
-        jobs = Jobs(1, "t")
+        jobs = Jobs(1, "t", call_each)
 
         def fail(error):
             raise error
@@ -67,7 +67,7 @@ def test_what_waits_at_the_end_is_not_begun_and_the_threads_end():
     begun, release = [], threading.Event()
 
     async def check():
-        jobs = Jobs(1, "t")
+        jobs = Jobs(1, "t", call_each)
         first = asyncio.create_task(jobs.run(release.wait, soon(60)))
         while not jobs.running:
             await asyncio.sleep(0.01)
@@ -93,7 +93,7 @@ def test_what_waits_at_the_end_is_not_begun_and_the_threads_end():
 
 def test_who_waits_at_the_end_is_answered():
     async def check():
-        jobs, release = Jobs(1, "t"), threading.Event()
+        jobs, release = Jobs(1, "t", call_each), threading.Event()
         waiting = [asyncio.create_task(jobs.run(release.wait, soon(60))) for _ in range(3)]
         while not jobs.running:
             await asyncio.sleep(0.01)

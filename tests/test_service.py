@@ -761,7 +761,7 @@ def test_a_retired_collection_is_not_closed_on_the_event_loop(watch, changeable,
         release.wait(10)
         raise ValueError("retired meanwhile")
 
-    monkeypatch.setattr(opened.collection, "results", held)
+    monkeypatch.setattr(opened.collection, "begin", held)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.post, "/api/search", json={"queries": [{"image": 1}]})
         assert begun.wait(10)
@@ -920,12 +920,17 @@ def test_bad_questions_are_told(client, body, status, detail):
     assert detail in problem(client.post("/api/search", json=body), status)
 
 
-def test_a_slow_answer_is_given_up(photo_collection, monkeypatch):
+HEAVY = {"near": 0}
+"""Makes a search one that does not share a pass."""
+
+
+@pytest.mark.parametrize("wanted", [{}, HEAVY])
+def test_a_slow_answer_is_given_up(photo_collection, monkeypatch, wanted):
     app = create_app(photo_collection, limits=Limits(seconds=0.05))
     service = app.state.service
-    monkeypatch.setattr(service.collection, "results", lambda *_, **__: time.sleep(0.5))
+    monkeypatch.setattr(service.collection, "begin", lambda *_, **__: time.sleep(0.5))
     with TestClient(app, base_url=HOME) as client:
-        answer = client.post("/api/search", json={"queries": [{"image": 1}]})
+        answer = client.post("/api/search", json={"queries": [{"image": 1}], **wanted})
         assert "took too long" in problem(answer, 504)
 
 
@@ -933,11 +938,11 @@ def test_a_search_that_is_given_up_keeps_its_place(photo_collection, monkeypatch
     monkeypatch.setattr(state.os, "cpu_count", lambda: 2)
     app = create_app(photo_collection, limits=Limits(seconds=0.3))
     release = threading.Event()
-    monkeypatch.setattr(app.state.service.collection, "results", lambda *_, **__: release.wait(20))
+    monkeypatch.setattr(app.state.service.collection, "begin", lambda *_, **__: release.wait(20))
     with TestClient(app, base_url=HOME) as client:
 
         def ask(_):
-            return client.post("/api/search", json={"queries": [{"image": 1}]})
+            return client.post("/api/search", json={"queries": [{"image": 1}], **HEAVY})
 
         with ThreadPoolExecutor(6) as pool:
             statuses = sorted(answer.status_code for answer in pool.map(ask, range(6)))
@@ -955,7 +960,7 @@ def test_a_search_that_is_given_up_keeps_its_collection_open_until_it_ends(
 ):
     app = create_app(photo_collection, limits=Limits(seconds=0.3))
     opened, release = app.state.service.opened, threading.Event()
-    monkeypatch.setattr(opened.collection, "results", lambda *_, **__: release.wait(20))
+    monkeypatch.setattr(opened.collection, "begin", lambda *_, **__: release.wait(20))
     with TestClient(app, base_url=HOME) as client:
         problem(client.post("/api/search", json={"queries": [{"image": 1}]}), 504)
         opened.retire()
@@ -1044,7 +1049,7 @@ def test_no_answer_tells_a_path_of_the_machine(saved, photos, tmp_path, monkeypa
                 def fail(*_, error=error, **__):
                     raise error
 
-                for name in ("results", "get", "encoded", "images", "add_upload", "remove_rows"):
+                for name in ("begin", "get", "encoded", "images", "add_upload", "remove_rows"):
                     broken.setattr(collection, name, fail)
                 check()
         (pictures / "0.png").write_bytes(b"no picture")

@@ -274,7 +274,7 @@ async def search(wanted: SearchIn, state: State, opened: Used) -> SearchOut:
     queries = [await _query(query, state, opened, until, whole) for query in wanted.queries]
     without = [await _query(query, state, opened, until) for query in wanted.without]
     request = wanted.to_search(queries, without)
-    found = await state.scan(opened, lambda: opened.collection.results(request, paths=False), until)
+    found = await state.search(opened, request, until)
     return SearchOut.of(found, opened.collection.classes, perf_counter() - started)
 
 
