@@ -140,6 +140,8 @@ def search_objects(
         raise ValueError("these codes have no regions")
     if not len(queries):
         raise ValueError("queries must hold at least one object, got none")
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
     if context is not None and context.shape != (len(table),):
         raise ValueError(f"context must be ({len(table)},), got {context.shape}")
     if exclude is not None:
