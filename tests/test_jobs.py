@@ -106,3 +106,67 @@ def test_who_waits_at_the_end_is_answered():
         release.set()
 
     asyncio.run(check())
+
+
+def test_what_waits_is_done_together_and_a_lone_job_at_once():
+    async def check():
+        taken, begun, release = [], threading.Event(), threading.Event()
+
+        def answer_all(wanted):
+            taken.append(wanted)
+            begun.set()
+            assert release.wait(10)
+            return [ValueError(n) if n == 3 else -n for n in wanted]
+
+        jobs = Jobs(1, "t", answer_all, most=4)
+        asked = [asyncio.create_task(jobs.run(0, soon()))]
+        await asyncio.sleep(0)
+        assert await asyncio.to_thread(begun.wait, 10)  # without others
+        asked += [asyncio.create_task(jobs.run(n, soon())) for n in range(1, 8)]
+        await asyncio.sleep(0)
+        asked[2].cancel()  # before it was begun
+        await asyncio.sleep(0)
+        release.set()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert taken == [[0], [1, 3, 4, 5], [6, 7]]
+        assert isinstance(answers.pop(3), ValueError)
+        assert isinstance(answers.pop(2), asyncio.CancelledError)
+        assert answers == [0, -1, -4, -5, -6, -7]
+        assert jobs.running == 0
+        jobs.stop()
+
+    asyncio.run(check())
+
+
+def test_jobs_done_together_are_given_up_one_by_one():
+    async def check():
+        release = threading.Event()
+        jobs = Jobs(1, "t", lambda wanted: [release.wait(10) for _ in wanted], most=2)
+        begun = asyncio.create_task(jobs.run(0, soon(0.2)))
+        while not jobs.running:
+            await asyncio.sleep(0.01)
+        patient, late = (asyncio.create_task(jobs.run(n, soon(n))) for n in (60, 0.1))
+        with pytest.raises(BusyError, match="busy"):
+            await late
+        with pytest.raises(TimeoutError):
+            await begun
+        assert jobs.running == 1
+        release.set()
+        assert await patient is True
+        jobs.stop()
+
+    asyncio.run(check())
+
+
+def test_an_error_of_doing_jobs_together_is_the_answer_of_each_and_the_thread_goes_on():
+    async def check():
+        def answer_all(wanted):
+            return [1 / n for n in wanted]
+
+        jobs = Jobs(1, "t", answer_all, most=2)
+        with pytest.raises(ZeroDivisionError):
+            await jobs.run(0, soon())
+        assert await jobs.run(2, soon()) == 0.5
+        jobs.stop()
+
+    asyncio.run(check())
