@@ -148,8 +148,9 @@ def light_batches(monkeypatch):
 
 
 def test_searches_that_wait_share_a_pass_and_have_the_answers_of_the_collection(
-    light_batches, photo_collection
+    light_batches, photo_collection, monkeypatch
 ):
+    monkeypatch.setattr(state.os, "cpu_count", lambda: 2)  # one thread for light searches
     sizes, release = light_batches
     rows, regions = range(1, 8), range(2)  # there is no row 7
     asked = [{"image": row, "regions": [region]} for row in rows for region in regions]

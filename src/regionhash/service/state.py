@@ -42,11 +42,8 @@ _SECONDS_TO_END = 1.0  # for the thread that follows
 
 _log = logging.getLogger("regionhash.service")
 
-PASSES = 1
-"""Threads that run light searches together."""
-
 MOST_SEARCHES = 32
-"""Searches that are run together at a time."""
+"""Light searches that run together at a time; more would gain little and wait longer."""
 
 Calls: TypeAlias = Jobs[Callable[[], Any], Any]
 
@@ -90,7 +87,7 @@ class ServiceState:
         except BaseException:
             self._decoders.close()
             raise
-        self._passes = Jobs(PASSES, "pass", _search_all, MOST_SEARCHES)
+        self._passes = Jobs(max(1, cores // 2), "pass", _search_all, MOST_SEARCHES)
         self._scanning: Calls = Jobs(cores, "search", call_each)
         self._reading: Calls = Jobs(max(4, cores), "reader", call_each)
         self._decoding: Calls = Jobs(places, "decoder", call_each)
@@ -161,8 +158,9 @@ class ServiceState:
     async def search(self, opened: Opened, search: Search, until: float) -> Results:
         """Runs a search. Errors as `Jobs.run`.
 
-        Light ones that wait at the same time share a pass; others run as many at a time as there
-        are cores, so that light ones do not wait for them.
+        Light ones that wait at the same time share a pass, which one thread for two cores does:
+        more threads would share less, and wait for Python's lock. Other searches run as many at a
+        time as there are cores, so that light ones do not wait for them.
         """
         table = opened.collection.snapshot.table
         if search.is_light(whole_pictures=table.image_codes is not None):
