@@ -53,6 +53,7 @@ from regionhash.precision import check_same_precision
 from regionhash.reporter import SILENT, Reporter
 from regionhash.search.request import Filter, Query, Search
 from regionhash.search.run import Answer, QueryPicture, marked, read_query, run
+from regionhash.search.together import Running, run_alone
 from regionhash.store import CodeSet, StoreError
 from regionhash.structures import Box, EncodedImage, Mask, renamed
 
@@ -348,7 +349,15 @@ class Collection:
 
         Without `paths`, results have none, and the database is not read for them.
         """
-        answer, snapshot = self._run(search)
+        return run_alone(self.begin(search, paths=paths))
+
+    def begin(self, search: Search, *, paths: bool = True) -> Running[Results]:
+        """`results`, as a search that can run together with others, of any collection.
+
+        Example:
+            run_together([photos.begin(Search([Query("cat.jpg")])) for photos in collections])
+        """
+        answer, snapshot = yield from self._begin(search)
         rows = rows_of_hits(answer, snapshot) if paths else []
         return results_of(answer, snapshot, paths_of(self._database, rows) if rows else {})
 
@@ -359,11 +368,12 @@ class Collection:
             ValueError: see `regionhash.search.run.run` and `mask_of`.
             KeyError: a query names a picture that the collection does not have.
         """
-        return self._run(search)[0]
+        return run_alone(self._begin(search))[0]
 
-    def _run(self, search: Search) -> tuple[Answer, Snapshot]:
+    def _begin(self, search: Search) -> Running[tuple[Answer, Snapshot]]:
+        """`find`, with the pictures that are searched."""
         snapshot, mask = self._searched(search.filter)
-        answer = run(
+        answer = yield from run.begin(
             *self.model,
             self._codes(snapshot),
             search,

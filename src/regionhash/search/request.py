@@ -29,6 +29,10 @@ MAX_CONTEXT = 100
 """Largest `Search.context`: beyond it, regions decide nothing."""
 
 
+_FEW_RESULTS = 1_000
+"""Results up to which making them takes less time than a pass over a large collection."""
+
+
 class RequestError(ValueError):
     """A field of a `Search` is invalid.
 
@@ -271,3 +275,19 @@ class Search:
         if n_objects:
             return "region"
         return "image" if whole_pictures else "objects"
+
+    def is_light(self, *, whole_pictures: bool) -> bool:
+        """Whether the search is one pass over codes and little else.
+
+        It is if it compares one whole picture or one region whose code is known, and no more of the
+        pictures that it finds. `whole_pictures` is as in `mode_for`.
+        """
+        query, *others = self.queries
+        return (
+            self.mode_for(whole_pictures=whole_pictures) in ("image", "region")
+            and (query.image_id is not None or query.encoded is not None)
+            and not (others or query.boxes or self.steps or self.context or self.other_class)
+            and self.group_within is None
+            and self.filter.folder is None
+            and self.offset + self.limit <= _FEW_RESULTS
+        )

@@ -26,6 +26,7 @@ from regionhash.search.exact import (
 from regionhash.search.marks import place_boxes
 from regionhash.search.request import Filter, Mode, Query, RequestError, Search
 from regionhash.search.steps import CANDIDATES, EXPANSION, default_steps, search_in_steps
+from regionhash.search.together import Running, Shared
 from regionhash.search.united import Costs, Unlike
 from regionhash.store import CodeSet
 from regionhash.structures import (
@@ -146,6 +147,7 @@ class EncodedSearch:
     notes: tuple[str, ...] = ()
 
 
+@Shared
 def run(
     model: HashModel | Runtime,
     checkpoint: Checkpoint,
@@ -155,7 +157,7 @@ def run(
     picture_of: Callable[[Query], QueryPicture] | None = None,
     mask: Mask | None = None,
     detector_of: Callable[[], Detector | None] = lambda: None,
-) -> Answer:
+) -> Running[Answer]:
     """Searches codes.
 
     Args:
@@ -198,7 +200,7 @@ def run(
         [picture_of(query) for query in search.exclude],
     )
     mask = codes.alive if mask is None else mask
-    rankings, more = _page(mode, encoded, codes.table, search, mask)
+    rankings, more = yield from _page(mode, encoded, codes.table, search, mask)
     by_category = mode == "category"
     return Answer(
         mode,
@@ -559,18 +561,20 @@ class _Scan(NamedTuple):
     context: Ints | None = None
 
 
-def _scan_images(scan: _Scan) -> list[CategoryHits]:
+def _scan_images(scan: _Scan) -> Running[list[CategoryHits]]:
     assert scan.encoded.image is not None
-    hits = search_images(scan.encoded.image, scan.table, top=scan.top, mask=scan.mask)
+    hits = yield from search_images.begin(
+        scan.encoded.image, scan.table, top=scan.top, mask=scan.mask
+    )
     return [_unnamed(hits)]
 
 
-def _scan_regions(scan: _Scan) -> list[CategoryHits]:
+def _scan_regions(scan: _Scan) -> Running[list[CategoryHits]]:
     encoded = scan.encoded
     assert encoded.objects is not None
     if scan.search.context or scan.search.other_class:  # one step, exact
-        return _scan_objects(scan)
-    hits = search_in_steps(
+        return (yield from _scan_objects(scan))
+    hits = yield from search_in_steps.begin(
         scan.table,
         encoded.steps,
         image_query=encoded.image,
@@ -583,13 +587,13 @@ def _scan_regions(scan: _Scan) -> list[CategoryHits]:
     return [_unnamed(hits)]
 
 
-def _scan_objects(scan: _Scan) -> list[CategoryHits]:
+def _scan_objects(scan: _Scan) -> Running[list[CategoryHits]]:
     assert scan.encoded.objects is not None and scan.encoded.apart is not None
     unlike = None
     if scan.search.other_class and scan.encoded.classes is not None:
         n_bits = 8 * scan.encoded.objects.shape[1]
         unlike = Unlike(scan.encoded.classes, round(scan.search.other_class * n_bits))
-    hits = search_objects(
+    hits = yield from search_objects.begin(
         scan.encoded.objects,
         scan.table,
         top=scan.top,
@@ -603,9 +607,9 @@ def _scan_objects(scan: _Scan) -> list[CategoryHits]:
     return [_unnamed(hits)]
 
 
-def _scan_categories(scan: _Scan) -> list[CategoryHits]:
+def _scan_categories(scan: _Scan) -> Running[list[CategoryHits]]:
     assert scan.encoded.categories is not None
-    groups = search_categories(
+    groups = yield from search_categories.begin(
         scan.encoded.categories,
         scan.table,
         top=scan.top,
@@ -620,7 +624,7 @@ def _unnamed(hits: Sequence[Hit]) -> CategoryHits:
     return CategoryHits(-1, 1.0, tuple(hits))
 
 
-MODES: dict[Mode, Callable[[_Scan], list[CategoryHits]]] = {
+MODES: dict[Mode, Callable[[_Scan], Running[list[CategoryHits]]]] = {
     "image": _scan_images,
     "region": _scan_regions,
     "objects": _scan_objects,
@@ -631,7 +635,7 @@ MODES: dict[Mode, Callable[[_Scan], list[CategoryHits]]] = {
 
 def _page(
     mode: Mode, encoded: EncodedSearch, table: CodeTable, search: Search, mask: Mask | None
-) -> tuple[list[CategoryHits], bool]:
+) -> Running[tuple[list[CategoryHits], bool]]:
     """The rankings cut to the page, and whether there is a next page.
 
     Near-duplicates share a place, so more hits are fetched until the page is full.
@@ -642,7 +646,7 @@ def _page(
     if encoded.pictures is not None:
         context = context_distances(encoded.pictures, table, search.context)
     while True:
-        found = MODES[mode](_Scan(encoded, table, search, mask, top, context))
+        found = yield from MODES[mode](_Scan(encoded, table, search, mask, top, context))
         folded = found
         if search.group_within is not None:
             folded = [

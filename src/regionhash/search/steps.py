@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.codes import hamming_distances
-from regionhash.search.scan import nearest_bags
+from regionhash.search.scan import BagSearch, one_query
+from regionhash.search.together import Running, Scan, Shared
 from regionhash.search.united import first_least, united_hamming
 from regionhash.structures import Codes, CodeTable, Hit, Ints, Mask, Match, items_of, renamed
 
@@ -111,6 +112,7 @@ def check_steps(steps: Sequence[str]) -> tuple[Step, ...]:
     return tuple(steps)  # type: ignore[arg-type]
 
 
+@Shared
 @renamed(among="mask")
 def search_in_steps(
     table: CodeTable,
@@ -122,7 +124,7 @@ def search_in_steps(
     candidates: int = CANDIDATES,
     expand: int = EXPANSION,
     mask: Mask | None = None,
-) -> list[Hit]:
+) -> Running[list[Hit]]:
     """The `top` pictures that a sequence of steps ranks first.
 
     A hit's distance is that of the last step. If that step compared regions, the hit has one match:
@@ -149,11 +151,11 @@ def search_in_steps(
     wanted = top if len(steps) == 1 else candidates
     if steps[0] == "global":
         query = _given(image_query, steps[0])
-        ranking = rank_images(query, table, top=wanted, mask=mask)
+        ranking = yield from rank_images.begin(query, table, top=wanted, mask=mask)
     else:
         query = _given(region_query, steps[0])
         offsets, codes = _region_codes(table)
-        found = nearest_bags(query, codes, offsets, top=wanted, mask=mask)
+        (found,) = yield Scan([BagSearch(one_query(query), wanted, mask)], codes, offsets)
         ranking = Ranking(*found, objects=query[None])
     for step in steps[1:]:
         if step == "local":
@@ -165,15 +167,17 @@ def search_in_steps(
     return hits_of(ranking.first(top), table)
 
 
+@Shared
 def rank_images(
     query: Codes, table: CodeTable, *, top: int | None = None, mask: Mask | None = None
-) -> Ranking:
+) -> Running[Ranking]:
     """gDRH: ranks pictures by the distance of their code to `query` (B,).
 
     Keeps the first `top` of those in `mask` (N,); None stands for all in either.
     """
     wanted = max(1, len(table)) if top is None else top
-    return Ranking(*nearest_bags(query, _image_codes(table), top=wanted, mask=mask))
+    (found,) = yield Scan([BagSearch(one_query(query), wanted, mask)], _image_codes(table))
+    return Ranking(*found)
 
 
 def expand_images(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
