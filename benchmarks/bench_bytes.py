@@ -70,9 +70,13 @@ def measure(n_images: int, n_regions: int, n_classes: int) -> dict[str, dict[str
             made = pictures(model, n_images, n_regions)
             while images := list(islice(made, STORED_AT_A_TIME)):
                 database.store(images)
-            lengths = ", ".join(f"coalesce(sum(length(CAST({name} AS BLOB))), 0)" for name in COLUMNS)
+            lengths = ", ".join(
+                f"coalesce(sum(length(CAST({name} AS BLOB))), 0)" for name in COLUMNS
+            )
             (fields,) = database.read(f"SELECT {lengths} FROM images")
-            parts = database.read("SELECT name, sum(pgsize) FROM dbstat GROUP BY name ORDER BY 2 DESC")
+            parts = database.read(
+                "SELECT name, sum(pgsize) FROM dbstat GROUP BY name ORDER BY 2 DESC"
+            )
         Collection.open(folder).close()
         arrays = {
             file.name: file.stat().st_size for file in sorted(Path(folder).glob("arrays/*/*"))

@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import threading
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -13,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collection_cases import MODEL, child, encoded, holds, new_image
+from collection_cases import MODEL, child, encoded, holds, make_version_2, new_image
 from regionhash.collection import Collection, CollectionReplacedError, check_folder, uploads
 from regionhash.collection import database as module
 from regionhash.collection.arrays import Arrays
 from regionhash.collection.database import (
     BLOBS,
     COLUMNS,
+    OF_HASH,
     Database,
     FileState,
     HeaderError,
@@ -32,6 +34,15 @@ from regionhash.store import StoreError, rows_of
 @pytest.fixture
 def database(tmp_path):
     with Database.create(tmp_path / "collection.db", MODEL) as database:
+        yield database
+
+
+@pytest.fixture
+def old_database(tmp_path):
+    """One of version 2, with the types of the code file."""
+    Database.create(tmp_path / "collection.db", MODEL).close()
+    make_version_2(tmp_path)
+    with Database(tmp_path / "collection.db") as database:
         yield database
 
 
@@ -464,7 +475,7 @@ def test_a_header_is_not_built_anew_from_the_model_of_other_codes(database, tmp_
 
 
 def test_a_damaged_page_hides_its_rows_alone(database, tmp_path):
-    database.store(new_image(n) for n in range(40))
+    database.store(new_image(n) for n in range(200))
     boxes = database.intact("row = 3")["boxes"]
     database.close()
     path = tmp_path / "collection.db"
@@ -474,9 +485,9 @@ def test_a_damaged_page_hides_its_rows_alone(database, tmp_path):
     path.write_bytes(content)
     with Database(path) as database:
         rows = dict(database.rows())
-    assert list(rows) == list(range(1, 41))
+    assert list(rows) == list(range(1, 201))
     lost = [row for row, columns in rows.items() if columns is None]
-    assert 3 in lost and len(lost) < 30
+    assert 3 in lost and len(lost) < 60
     assert all(columns["id"] == f"{row - 1}.jpg" for row, columns in rows.items() if columns)
 
 
@@ -528,10 +539,10 @@ def make_version_1(folder):
     damage(folder, "UPDATE about SET header = json_set(header, '$.version', 1)")
 
 
-def test_a_database_of_version_1_is_brought_to_this_one(database, tmp_path):
-    database.store(new_image(n) for n in range(3))
-    header = database.header
-    database.close()
+def test_a_database_of_version_1_is_brought_to_the_next(old_database, tmp_path):
+    old_database.store(new_image(n) for n in range(3))
+    header = old_database.header
+    old_database.close()
     make_version_1(tmp_path)
     damage(tmp_path, "UPDATE images SET boxes = x'00' WHERE row = 2")  # never fitted
     with Database(tmp_path / "collection.db") as database:
@@ -542,11 +553,11 @@ def test_a_database_of_version_1_is_brought_to_this_one(database, tmp_path):
 
 
 def test_two_who_open_a_database_of_version_1_at_once_bring_it_here_once(
-    database, tmp_path, monkeypatch
+    old_database, tmp_path, monkeypatch
 ):
-    database.store(new_image(n) for n in range(3))
-    header = database.header
-    database.close()
+    old_database.store(new_image(n) for n in range(3))
+    header = old_database.header
+    old_database.close()
     make_version_1(tmp_path)
     original = module._migrate
 
@@ -559,6 +570,56 @@ def test_two_who_open_a_database_of_version_1_at_once_bring_it_here_once(
     with Database(tmp_path / "collection.db") as database:
         assert database.header == header
     holds(tmp_path, range(3))
+
+
+def precise(n):
+    """A picture whose boxes and scores small types do not hold exactly, and its regions."""
+    regions = encoded(n).regions
+    regions = replace(regions, boxes=regions.boxes + np.float32(0.01), scores=regions.scores / 3)
+    rows = rows_of(f"{n}.jpg", replace(encoded(n), regions=regions), None, MODEL)
+    return replace(new_image(n), rows=rows), regions
+
+
+def test_a_collection_of_version_2_keeps_its_boxes_and_scores_as_they_are(old_database, tmp_path):
+    images, regions = zip(*map(precise, range(8)), strict=True)
+    assert old_database.store(images) == 8
+    assert old_database.store([images[3]]) == 0
+    old_database.close()
+    damage(tmp_path, "UPDATE images SET name = id")  # as it was, and in the checksum
+    with Database(tmp_path / "collection.db") as database, database.transaction() as connection:
+        for row in database.damaged():
+            values = (module.checksum(row), row["row"])
+            connection.execute("UPDATE images SET checksum = ? WHERE row = ?", values)
+    with Collection(tmp_path) as collection:
+        assert collection.header["version"] == 2
+        assert collection.check().problems == ()
+        known = collection._database.read(f"SELECT row FROM images WHERE {OF_HASH}", b"5")
+        assert known == [(6,)]
+        collection.remove(["1.jpg", "2.jpg", "4.jpg"])
+        table = collection.code_file().table
+        for at, n in enumerate((0, 3, 5, 6, 7)):
+            for part in ("codes", "boxes", "scores", "labels"):
+                np.testing.assert_array_equal(
+                    getattr(table.regions(at), part), getattr(regions[n], part)
+                )
+    damage(tmp_path, "UPDATE images SET boxes = zeroblob(32) WHERE row = 6")
+    assert check_folder(tmp_path, repair=True).repaired == (
+        "5.jpg: row 6 was restored from the arrays",
+    )
+    damage(tmp_path, "UPDATE about SET header = 'lost'")
+    Database.rebuild_header(tmp_path / "collection.db", MODEL)
+    with Collection(tmp_path) as collection:
+        assert collection.header["version"] == 2
+        assert collection.check().problems == ()
+
+
+def test_rows_are_found_by_their_hash_with_an_index_in_both_versions(old_database, tmp_path):
+    new = tmp_path / "new"
+    new.mkdir()
+    query = f"EXPLAIN QUERY PLAN SELECT row FROM images WHERE {OF_HASH}"
+    with Database.create(new / "collection.db", MODEL) as database:
+        for each in (old_database, database):
+            assert "INDEX images_by_hash" in str(each.read(query, b"5"))
 
 
 def test_parts_that_do_not_fit_together_are_told_from_those_that_do(database):

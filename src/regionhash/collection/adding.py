@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regionhash.collection.database import Database, FileState, NewImage
+from regionhash.collection.database import OF_HASH, Database, FileState, NewImage
 from regionhash.collection.removals import Key, Removals, forget, was_removed
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, FileVersion, file_version
@@ -203,7 +203,7 @@ class _Plan:
 
     def _has_codes_of(self, image_id: str, file: FileState) -> bool:
         """Reuses the codes of a file of the same bytes, if there is one."""
-        twins = self._database.read("SELECT row, path FROM images WHERE hash = ?", file.hash)
+        twins = self._database.read(f"SELECT row, path FROM images WHERE {OF_HASH}", file.hash)
         gone = [
             row
             for row, path in twins

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.collection.database import BLOBS, Database, reported, row_width
+from regionhash.collection.packing import PackedBoxes
 from regionhash.files.atomic import locked_folder, write_text
 from regionhash.store import LAYOUT, OFFSETS, Ids, StoreError, dtype_of, encode_id
 from regionhash.structures import Codes, CodeTable, Floats64, Ints, Mask
@@ -201,6 +202,8 @@ class Arrays:
         folder = self.folder / state["generation"]
         folder.mkdir(parents=True, exist_ok=True)
         with _Appender(folder, state["bytes"]) as files:
+            if missing := _missing_labels(database, state["bytes"]):
+                files.append("image_labels", missing)
             for columns in _columns_after(database, state["last_row"]):
                 for name, content in columns.items():
                     files.append(name, content)
@@ -248,7 +251,11 @@ class Arrays:
             rows, taken = arrays.pop("rows"), arrays.pop("taken")
             labels = arrays.pop("image_labels", None)
             ids = Ids(arrays.pop("id_bytes"), arrays.pop("id_offsets"))
-            table = CodeTable(ids=ids, classes=tuple(database.header["classes"]), **arrays)
+            boxes: Any = arrays.pop("boxes", None)
+            if boxes is not None and boxes.dtype.kind == "u":
+                boxes = PackedBoxes(boxes, arrays["offsets"], arrays["sizes"])
+            classes = tuple(database.header["classes"])
+            table = CodeTable(ids=ids, classes=classes, boxes=boxes, **arrays)
             _check_lengths(table, rows, taken, labels)
             if before is None:
                 _check_values(table, rows)
@@ -355,9 +362,9 @@ def _shapes(database: Database) -> dict[str, tuple[tuple[int, ...], np.dtype[Any
     shapes["id_bytes"] = ((), dtype_of("id_bytes"))
     for name, shape in header.get("rows", {}).items():
         if name not in ("id_bytes", "sizes"):
-            shapes[name] = (tuple(shape), dtype_of(name))
-    if header["classes"]:
-        shapes["image_labels"] = ((len(header["classes"]),), dtype_of("image_labels"))
+            shapes[name] = (tuple(shape), database.types[name])
+    if header.get("labelled"):
+        shapes["image_labels"] = ((len(header["classes"]),), database.types["image_labels"])
     units = {LAYOUT[name][0] for name in shapes if name in LAYOUT}
     for unit, name in OFFSETS.items():
         if unit in units:
@@ -381,7 +388,8 @@ def _columns_after(database: Database, row: int) -> Iterator[dict[str, bytes]]:
         if "image_labels" in columns and columns["image_labels"] is None:
             columns["image_labels"] = no_labels
         counts = {
-            name: len(columns[of]) // row_width(of, shapes[of][0]) for name, of in counted.items()
+            name: len(columns[of]) // row_width(database.types[of], shapes[of][0])
+            for name, of in counted.items()
         }
         encoded = encode_id(stored["id"])
         counts["id_offsets"] = len(encoded)
@@ -392,6 +400,15 @@ def _columns_after(database: Database, row: int) -> Iterator[dict[str, bytes]]:
         columns["taken"] = np.array(taken, "<f8").tobytes()
         columns["sizes"] = np.array([stored["height"], stored["width"]], "<i4").tobytes()
         yield columns
+
+
+def _missing_labels(database: Database, lengths: dict[str, int]) -> bytes:
+    """The unknown labels of pictures that were in the arrays before any picture had some."""
+    if not database.header.get("labelled"):
+        return b""
+    n_images = lengths.get("rows", 0) // np.dtype(_PER_PICTURE["rows"][1]).itemsize
+    wanted = n_images * len(database.header["classes"])
+    return bytes(wanted - lengths.get("image_labels", 0))
 
 
 class _Appender:

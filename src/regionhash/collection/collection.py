@@ -377,7 +377,7 @@ class Collection:
                 "checkpoint": str(self.folder.absolute()),
                 "sources": [*({json.dumps(place): place for place in places}.values()), everywhere],
             },
-            labels=snapshot.labels if header.get("labelled") else None,
+            labels=snapshot.labels,
             alive=snapshot.alive,
         )
 
