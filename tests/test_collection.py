@@ -81,7 +81,7 @@ def test_whatever_is_added_and_removed_the_arrays_are_the_database(steps, tmp_pa
             )
             there.pop(n, None)
         elif what == "compact":
-            collection.code_file()
+            collection.compact()
         else:
             collection.close()
             collection = Collection(folder)
@@ -126,7 +126,8 @@ def test_a_snapshot_stays_what_it_was(database, tmp_path):
         database.remove([1, 2, 3])
         database.store([new_image(9)])
         assert len(collection.snapshot) == 2
-        collection.code_file()  # builds the arrays anew
+        collection.compact()
+        assert collection.snapshot.alive is None
         np.testing.assert_array_equal(before.table.region_codes, codes)
         assert list(before.table.ids) == [f"{n}.jpg" for n in range(4)]
 
