@@ -536,6 +536,18 @@ def test_a_schema_that_is_damaged_to_no_text_is_reported_with_the_file(database,
         Collection(tmp_path)
 
 
+def test_a_schema_that_is_damaged_to_several_lines_is_reported_in_one(database, tmp_path):
+    database.close()
+    path = tmp_path / "collection.db"
+    content = path.read_bytes()
+    name = b"CREATE INDEX images_without_file"
+    assert content.count(name) == 1
+    path.write_bytes(content.replace(name, b"CREATE INDEX images\nwithout\nfile"))
+    with pytest.raises(StoreError, match=r"collection\.db: malformed .*") as raised:
+        Collection(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 def make_version_1(folder):
     """Makes a database what it was before there were checksums and names."""
     damage(folder, "DROP INDEX images_without_file")

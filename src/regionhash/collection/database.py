@@ -163,9 +163,14 @@ def reported(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path}: {error}") from error
+        raise StoreError(f"{path}: {_in_a_line(error)}") from error
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def _in_a_line(error: sqlite3.Error) -> str:
+    """SQLite's message, which may quote a damaged schema of several lines."""
+    return " ".join(str(error).split())
 
 
 class Database:
@@ -201,7 +206,8 @@ class Database:
                 self.check_current()
             except sqlite3.DatabaseError as error:
                 self.close()
-                raise StoreError(f"{path}: not the database of a collection: {error}") from error
+                reason = f"not the database of a collection: {_in_a_line(error)}"
+                raise StoreError(f"{path}: {reason}") from error
             except BaseException:
                 self.close()
                 raise
@@ -350,7 +356,7 @@ class Database:
                     f"{_SELECT} WHERE row > ? ORDER BY row LIMIT ?", (after, at_a_time)
                 ).fetchall()
             except sqlite3.OperationalError as error:
-                raise StoreError(f"{self.path}: {error}") from error
+                raise StoreError(f"{self.path}: {_in_a_line(error)}") from error
             except sqlite3.DatabaseError:  # a damaged page: only its rows cannot be read
                 numbers = range(after + 1, min(after + at_a_time, last) + 1)
                 yield from self._one_by_one(numbers)
