@@ -68,6 +68,40 @@ def changeable(photo_collection, tmp_path):
         yield folder, client
 
 
+def test_a_service_answers_while_its_arrays_wait_to_be_compacted(
+    photo_collection, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(photo_collection, tmp_path / "compacted")
+    compact, allowed = Collection.compact, threading.Event()
+
+    def once_allowed(self):
+        assert threading.current_thread().name == "compactor"  # never in a request
+        if allowed.is_set():
+            compact(self)
+
+    monkeypatch.setattr(Collection, "compact", once_allowed)
+    monkeypatch.setattr(state, "COMPACT_SECONDS", 0.05)
+    with TestClient(create_app(folder, token="secret"), base_url=HOME) as client:
+
+        def generation():
+            return json.loads((folder / "arrays" / "state.json").read_text())["generation"]
+
+        def found():
+            return sorted(hit["row"] for hit in search(client, {"image": 6})["hits"])
+
+        before = generation()
+        for row in (1, 2, 3):
+            assert client.delete(f"/api/images/{row}", headers=TOKEN).status_code == 204
+            assert row not in found()
+        assert generation() == before
+        allowed.set()
+        until = time.monotonic() + 60
+        while generation() == before and time.monotonic() < until:
+            time.sleep(0.05)
+        assert generation() != before
+        assert found() == [4, 5, 6]
+
+
 def png(width=60, height=50, seed=0):
     stream = io.BytesIO()
     rng = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ import numpy as np
 
 from regionhash.collection.arrays import Arrays, Snapshot
 from regionhash.collection.database import BLOBS, UPLOADS_FOLDER, Columns, Database, checksum
+from regionhash.collection.packing import PackedBoxes
 from regionhash.files.atomic import leftovers, remove_leftovers
 from regionhash.store import LAYOUT, StoreError
 from regionhash.structures import CodeTable
@@ -231,7 +232,8 @@ def _content(table: CodeTable, n: int) -> dict[str, bytes]:
             continue
         offsets = {"region": table.offsets, "category": table.category_offsets}.get(LAYOUT[name][0])
         rows = slice(n, n + 1) if offsets is None else slice(*offsets[n : n + 2].tolist())
-        content[name] = array[rows].tobytes()
+        stored = array.packed if isinstance(array, PackedBoxes) else array
+        content[name] = stored[rows].tobytes()
     return content
 
 

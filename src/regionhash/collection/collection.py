@@ -25,7 +25,12 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.collection.arrays import Arrays, Snapshot, without_removed
+from regionhash.collection.arrays import (
+    Arrays,
+    Snapshot,
+    wants_compaction,
+    without_removed,
+)
 from regionhash.collection.box_files import boxes_of, detector_in
 from regionhash.collection.checking import CheckReport, check, header_of_model
 from regionhash.collection.database import (
@@ -245,6 +250,21 @@ class Collection:
             with self._following:
                 self._snapshot = without_removed(self._database, self._snapshot)
 
+    def compact(self) -> None:
+        """Rebuilds the arrays without removed pictures if these are more than a quarter.
+
+        Searches and changes by other threads and processes go on meanwhile. Whatever adds or
+        removes many pictures does this at its end, except `add_upload` and `remove_rows`: a service
+        answers those at once and compacts in a thread of its own. If the disk is full, the removed
+        pictures stay masked.
+        """
+        if not wants_compaction(self._snapshot):
+            return
+        with suppress(StoreError):
+            if self._arrays.compact(self._database):
+                with self._following:
+                    self._snapshot = self._arrays.follow(self._database)
+
     @property
     def header(self) -> dict[str, Any]:
         """Model, model_hash, classes, n_bits, n_region_bits and meta."""
@@ -409,7 +429,7 @@ class Collection:
                 "checkpoint": str(self.folder.absolute()),
                 "sources": [*({json.dumps(place): place for place in places}.values()), everywhere],
             },
-            labels=snapshot.labels if header.get("labelled") else None,
+            labels=snapshot.labels,
             alive=snapshot.alive,
         )
 
@@ -537,6 +557,7 @@ class Collection:
             self._database, *self.model, image_set, source, boxes=given, renew=renew, **options
         )
         self.sync()
+        self.compact()
         return report
 
     def refresh(
@@ -596,6 +617,7 @@ class Collection:
             self._database, self, reports, boxes=given, reporter=reporter, **options
         )
         self.sync()
+        self.compact()
         return [*reports.values(), *([] if of_damaged is None else [of_damaged])]
 
     def remove(self, names: Sequence[str]) -> int:
@@ -612,6 +634,7 @@ class Collection:
         """
         removed = remove_pictures(self._database, (), names)
         self._show_removals()
+        self.compact()
         return removed
 
     def remove_rows(self, rows: Sequence[int]) -> int:
@@ -681,6 +704,8 @@ class Collection:
         """
         report = check(self._database, self._arrays, repair=repair)
         self.sync()
+        if repair:
+            self.compact()
         return report
 
     def export(self, path: Path) -> int:
@@ -714,6 +739,7 @@ class Collection:
             )
         stored = import_code_file(self._database, file)
         self.sync()
+        self.compact()
         return stored
 
 

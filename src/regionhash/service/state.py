@@ -34,11 +34,14 @@ if TYPE_CHECKING:
 SYNC_SECONDS = 0.2
 """How often changes by other processes are looked for; the service sees its own at once."""
 
+COMPACT_SECONDS = 10.0
+"""How often the arrays are compacted if many pictures were removed."""
+
 LATE_SECONDS = 10.0
 """Without news of the collection for this long, the service reports that it is failing."""
 
 _PAUSE_SECONDS = 1.0  # after a failure
-_SECONDS_TO_END = 1.0  # for the thread that follows
+_SECONDS_TO_END = 1.0  # for each thread
 
 _log = logging.getLogger("regionhash.service")
 
@@ -95,8 +98,12 @@ class ServiceState:
         self._failure: str | None = None
         self._synced = time.monotonic()
         self._ended = threading.Event()
-        self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
-        self._follower.start()
+        self._keepers = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("follower", self._follow), ("compactor", self._compact))
+        ]
+        for thread in self._keepers:
+            thread.start()
 
     @property
     def opened(self) -> Opened:
@@ -137,7 +144,8 @@ class ServiceState:
     def close(self) -> None:
         """Closes the collection."""
         self.stop()
-        self._follower.join(_SECONDS_TO_END)
+        for thread in self._keepers:
+            thread.join(_SECONDS_TO_END)
         self._opened.retire()
 
     @property
@@ -212,6 +220,18 @@ class ServiceState:
             else:
                 self._synced, pause = time.monotonic(), SYNC_SECONDS
                 self._set_failure(None)
+
+    def _compact(self) -> None:
+        while not self._ended.wait(COMPACT_SECONDS):
+            with self._lock:
+                opened = self._opened.hold()
+            try:
+                opened.collection.compact()
+            except Exception:  # the thread continues; what lasts is reported by the follower
+                _log.warning("%s: cannot be compacted", self._folder, exc_info=True)
+            finally:
+                if opened.release():
+                    opened.close()
 
     def _follow_once(self) -> None:
         try:
