@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from regionhash.codes import Weights, pack_signs
+from regionhash.codes import Weights, pack_signs, weights_of
 from regionhash.parts.choosing import overlaps
 from regionhash.search.assignment import SAME_IOU, same_objects
 from regionhash.search.duplicates import fold_duplicates
@@ -401,8 +401,7 @@ class _Encoder:
             if query.text is None:
                 weights += [None] * len(regions)
             else:
-                sure = np.abs(self._activations(query.text))
-                weights.append((sure / max(float(sure.mean()), 1e-12)).astype(np.float32))
+                weights.append(weights_of(self._activations(query.text)))
         return weights
 
     def _activations(self, text: str) -> Floats:
