@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -133,12 +133,15 @@ class Regions:
         scores: (R,) float32 in [0, 1].
         labels: (R,) int64, class indices from 0; -1 if the model knows no classes.
         codes: (R, K1/8) uint8, packed.
+        features: (R, P) float32, what the codes are made from, if the model gives it; int8 if they
+            were kept, see `regionhash.codes.pack_directions`.
     """
 
     boxes: Floats
     scores: Floats
     labels: Ints
     codes: Codes
+    features: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         _shaped("boxes", self.boxes, None, 4)
@@ -149,13 +152,18 @@ class Regions:
         _typed("scores", self.scores, np.float32)
         _typed("labels", self.labels, np.int64)
         _typed("codes", self.codes, np.uint8)
+        if self.features is not None:
+            _shaped("features", self.features, len(self.boxes), None)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, rows: Any) -> Regions:
         """Some of the regions; `rows` indexes an array: a slice, numbers, a mask."""
-        return Regions(self.boxes[rows], self.scores[rows], self.labels[rows], self.codes[rows])
+        features = None if self.features is None else self.features[rows]
+        return Regions(
+            self.boxes[rows], self.scores[rows], self.labels[rows], self.codes[rows], features
+        )
 
     def as_tuples(self) -> tuple[Box, ...]:
         """The boxes as Python numbers."""
@@ -241,6 +249,8 @@ class CodeTable:
         offsets: (N + 1,) int64, starts at 0, ends at M, never falls.
         boxes: (M, 4) float32; scores: (M,) float32; labels: (M,) int64.
         region_codes: (M, K1/8) uint8.
+        region_features: (M, P) int8, if they were kept beside the codes, see
+            `regionhash.codes.pack_directions`.
         category_offsets: (N + 1,) int64; categories, category_probs, category_codes: as in
             `CategoryCodes`, one row per category of each picture.
     """
@@ -259,6 +269,7 @@ class CodeTable:
     categories: Ints | None = None
     category_probs: Floats | None = None
     category_codes: Codes | None = None
+    region_features: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         n_images = len(self.ids)
@@ -270,6 +281,10 @@ class CodeTable:
             _shaped("class_probs", self.class_probs, n_images, None)
         for offsets_name, names in _BAGS.items():
             self._check_bag(offsets_name, names)
+        if self.region_features is not None:
+            n_regions = 0 if self.offsets is None else int(self.offsets[-1])
+            _shaped("region_features", self.region_features, n_regions, None)
+            _typed("region_features", self.region_features, np.int8)
 
     def _check_bag(self, offsets_name: str, names: tuple[str, ...]) -> None:
         offsets = getattr(self, offsets_name)
@@ -342,6 +357,8 @@ class CodeTable:
                 items, bounds = items_of(offsets, rows)
                 taken |= {offsets_name: bounds}
                 taken |= {name: getattr(self, name)[items] for name in names}
+                if offsets_name == "offsets" and self.region_features is not None:
+                    taken["region_features"] = self.region_features[items]
         return CodeTable(**taken)
 
     def picture(self, row: int) -> EncodedImage:
@@ -362,7 +379,11 @@ class CodeTable:
         """The regions of a picture. Raises ValueError if the table has no regions."""
         if self.offsets is None:
             raise ValueError("these codes have no regions")
-        return Regions(*self._bag("offsets", row))
+        regions = Regions(*self._bag("offsets", row))
+        if self.region_features is None:
+            return regions
+        items = slice(*self.offsets[row : row + 2].tolist())
+        return replace(regions, features=np.asarray(self.region_features[items]))
 
     def matches(self, items: Ints, distances: Ints) -> list[Match]:
         """Regions (K,) of the table, by their numbers, as matches at these distances (K,)."""

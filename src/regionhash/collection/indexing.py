@@ -58,6 +58,8 @@ class IndexSettings:
         classes: names of the classes of such a function, by its labels; a file has its own.
         encoder: what gives the features, see `regionhash.encoders.resolve`; None is
             `DEFAULT_ENCODER`, unless a backbone, its weights or a detector are given.
+        keep_floats: keep features beside codes, see `Collection.create`; an index that has them
+            keeps them in any case.
     """
 
     arguments: dict[str, Any]
@@ -68,6 +70,7 @@ class IndexSettings:
     boxes: Path | Detector | None = None
     classes: tuple[str, ...] = ()
     encoder: str | None = None
+    keep_floats: bool = False
 
     @property
     def encoder_to_fit(self) -> str | None:
@@ -170,7 +173,9 @@ def build_index(
                 with suppress(OSError):  # not empty
                     output.rmdir()
                 raise
-    with Collection.create(output, device=device, runtime=runtime) as collection:
+    with Collection.create(
+        output, device=device, runtime=runtime, keep_floats=settings.keep_floats
+    ) as collection:
         added = collection.add_set(
             image_set,
             absolute_inputs(inputs),
