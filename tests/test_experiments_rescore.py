@@ -147,5 +147,5 @@ def test_too_few_regions_and_pictures_are_refused():
     few, asked = np.ones((255, 20), np.float16), np.ones((1, 20), np.float32)
     with pytest.raises(ValueError, match="at least 256 regions to fit on, got 255"):
         FeatureSpace(few, asked, np.array([0, 255]), 16)
-    with pytest.raises(ValueError, match="timed must be at least 1000, got 10"):
-        RescoreOptions(timed=10)
+    with pytest.raises(ValueError, match="timed must be at least 1, got 0"):
+        RescoreOptions(timed=0)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+import zlib
 from itertools import chain
 
 import numpy as np
@@ -14,7 +15,7 @@ from starlette.testclient import TestClient
 from cli_runner import error_of, run
 from regionhash.codes import pack_directions
 from regionhash.collection import Collection
-from regionhash.collection.database import DATABASE_FILE, Database
+from regionhash.collection.database import COLUMNS, DATABASE_FILE, Database
 from regionhash.data.images import read_image
 from regionhash.models.encoding import encode_boxes, encode_picture
 from regionhash.search.request import Filter, Query, RequestError, Search
@@ -284,6 +285,13 @@ def test_a_database_of_before_is_opened_and_its_rows_are_intact(drh_collection, 
     folder = shutil.copytree(drh_collection, tmp_path / "c")
     with sqlite3.connect(folder / DATABASE_FILE) as connection:
         connection.execute("ALTER TABLE images DROP COLUMN region_features")
+        names = [name for name in COLUMNS if name != "region_features"]
+        query = f"SELECT {', '.join(names)}, checksum FROM images"
+        for *values, known in connection.execute(query):
+            facts, blobs = values[:12], values[12:]  # as it was before there was that column
+            lengths = [-1 if blob is None else len(blob) for blob in blobs]
+            content = f"{facts}{lengths}".encode() + b"".join(filter(None, blobs))
+            assert zlib.crc32(content) == known
     connection.close()
     assert json.loads(run("check", folder, "--json").stdout)["problems"] == []
     with Collection.open(folder) as collection:

@@ -259,7 +259,7 @@ def timed(parts: Iterable[Part], n_pictures: int) -> dict[Part, float]:
 def _seconds(part: Part, n_pictures: int) -> float:
     rng = np.random.default_rng(0)
     if not part.n_pictures:
-        return _TENTH * _least(_search_all(part, n_pictures * _PER_PICTURE // _TENTH, rng))
+        return _TENTH * _least(_search_all(part, max(1, n_pictures * _PER_PICTURE // _TENTH), rng))
     offsets = np.arange(n_pictures + 1) * _PER_PICTURE
     stored = np.frombuffer(rng.bytes(n_pictures * _PER_PICTURE * part.n_bytes), np.uint8)
     stored = stored.reshape(-1, part.n_bytes)
@@ -296,7 +296,7 @@ def _search_all(part: Part, n_regions: int, rng: np.random.Generator) -> Callabl
         index = faiss.IndexFlatIP(part.n_bytes // 4)
     features = rng.random((n_regions, index.d), np.float32)
     searched: Any = index  # FAISS's type stubs have the signatures of C++
-    searched.train(features[:10_000])
+    searched.train(rng.random((10_000, index.d), np.float32))
     searched.add(features)
     return lambda: searched.search(features[:1], CANDIDATES[0])
 
