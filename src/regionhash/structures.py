@@ -135,12 +135,15 @@ class Regions:
         scores: (R,) float32 in [0, 1].
         labels: (R,) int64, class indices from 0; -1 if the model knows no classes.
         codes: (R, K1/8) uint8, packed.
+        features: (R, P) float32, what the codes are made from, if the model gives it; int8 if they
+            were kept, see `regionhash.codes.pack_directions`.
     """
 
     boxes: Floats
     scores: Floats
     labels: Ints
     codes: Codes
+    features: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         _shaped("boxes", self.boxes, None, 4)
@@ -151,13 +154,18 @@ class Regions:
         _typed("scores", self.scores, np.float32)
         _typed("labels", self.labels, np.int64)
         _typed("codes", self.codes, np.uint8)
+        if self.features is not None:
+            _shaped("features", self.features, len(self.boxes), None)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, rows: Any) -> Regions:
         """Some of the regions; `rows` indexes an array: a slice, numbers, a mask."""
-        return Regions(self.boxes[rows], self.scores[rows], self.labels[rows], self.codes[rows])
+        features = None if self.features is None else self.features[rows]
+        return Regions(
+            self.boxes[rows], self.scores[rows], self.labels[rows], self.codes[rows], features
+        )
 
     def as_tuples(self) -> tuple[Box, ...]:
         """The boxes as Python numbers."""
@@ -251,6 +259,8 @@ class CodeTable:
         boxes: (M, 4) float32, in a collection only of the rows that are asked for; scores: (M,)
             float32, in a collection float16; labels: (M,) of any signed type, int64 in a code file.
         region_codes: (M, K1/8) uint8.
+        region_features: (M, P) int8, if they were kept beside the codes, see
+            `regionhash.codes.pack_directions`.
         category_offsets: (N + 1,) int64; categories, category_probs, category_codes: as in
             `CategoryCodes`, one row per category of each picture.
     """
@@ -269,6 +279,7 @@ class CodeTable:
     categories: Labels | None = None
     category_probs: Floats | None = None
     category_codes: Codes | None = None
+    region_features: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         n_images = len(self.ids)
@@ -280,6 +291,10 @@ class CodeTable:
             _shaped("class_probs", self.class_probs, n_images, None)
         for offsets_name, names in _BAGS.items():
             self._check_bag(offsets_name, names)
+        if self.region_features is not None:
+            n_regions = 0 if self.offsets is None else int(self.offsets[-1])
+            _shaped("region_features", self.region_features, n_regions, None)
+            _typed("region_features", self.region_features, np.int8)
 
     def _check_bag(self, offsets_name: str, names: tuple[str, ...]) -> None:
         offsets = getattr(self, offsets_name)
@@ -352,6 +367,8 @@ class CodeTable:
                 items, bounds = items_of(offsets, rows)
                 taken |= {offsets_name: bounds}
                 taken |= {name: getattr(self, name)[items] for name in names}
+                if offsets_name == "offsets" and self.region_features is not None:
+                    taken["region_features"] = self.region_features[items]
         return CodeTable(**taken)
 
     def picture(self, row: int) -> EncodedImage:
@@ -374,11 +391,16 @@ class CodeTable:
         if self.offsets is None:
             raise ValueError("these codes have no regions")
         boxes, scores, labels, codes = self._bag("offsets", row)
+        features = None
+        if self.region_features is not None:
+            items = slice(*self.offsets[row : row + 2].tolist())
+            features = np.asarray(self.region_features[items])
         return Regions(
             boxes,
             scores.astype(np.float32, copy=False),
             labels.astype(np.int64, copy=False),
             codes,
+            features,
         )
 
     def matches(self, items: Ints, distances: Ints) -> list[Match]:

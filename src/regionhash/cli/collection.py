@@ -81,6 +81,15 @@ def index(
             "may find more; try 32 and 64.  [default: 128, or as many as bits for itq and sign]",
         ),
     ] = None,
+    keep_floats: Annotated[
+        bool,
+        typer.Option(
+            "--keep-floats",
+            help="Also keep the features that the bits are made from, one byte for each of --dims "
+            "and region, for `regionhash search --rescore floats`; docs/search.md says when that "
+            "pays.",
+        ),
+    ] = False,
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -189,7 +198,9 @@ def index(
         from regionhash.detectors import OnnxDetector
 
         boxes = OnnxDetector(place, min_score=min_box_score)
-    settings = IndexSettings(arguments, short, seed, detector, model, boxes, encoder=encoder)
+    settings = IndexSettings(
+        arguments, short, seed, detector, model, boxes, encoder=encoder, keep_floats=keep_floats
+    )
     report = build_index(
         images,
         output,

@@ -284,7 +284,10 @@ class _Writer:
         self, image_id: str, encoded: EncodedImage, labels: Sequence[int] | None = None
     ) -> None:
         """Takes one picture, which the next `commit` stores at the latest."""
-        rows = rows_of(image_id, encoded, labels, self._database.header)
+        database = self._database
+        rows = rows_of(
+            image_id, encoded, labels, database.header, keep_features=database.keeps_floats
+        )
         file = self._plan.files.pop(image_id, FileState())
         renewed = image_id in self._plan.renewed
         self._plan.n_encoded += 1

@@ -143,6 +143,7 @@ class Collection:
         device: str = "auto",
         runtime: RuntimeName = "auto",
         precision: PrecisionName = "auto",
+        keep_floats: bool = False,
     ) -> Self:
         """Opens the collection of the model in `folder`, creating it if there is none.
 
@@ -151,14 +152,21 @@ class Collection:
             device: device of the model: "cpu", "cuda" or "auto".
             runtime: what runs the model, see `regionhash.models.runtime.load_runtime`.
             precision: of the codes of a new collection, see there; one that exists keeps its own.
+            keep_floats: keep the features of regions beside their codes, as int8, by which
+                `Search.rescore` can rank again.
 
         Raises:
             ValueError: the folder has no model, or a collection of another precision.
-            StoreError: the folder has a collection of another model, or writing fails.
+            StoreError: the folder has a collection of another model, or one without floats that are
+                to be kept, or writing fails.
         """
         header = header_of_model(folder, device=device, runtime=runtime, precision=precision)
+        if keep_floats:
+            header["keeps_floats"] = True
         with Database.create(folder / DATABASE_FILE, header) as database:
             check_same_precision(folder, database.header["meta"]["precision"], precision)
+            if keep_floats and not database.keeps_floats:
+                raise StoreError(f"{folder}: keeps no floats beside its codes; give another folder")
         return cls(folder, device=device, runtime=runtime)
 
     @classmethod
@@ -184,6 +192,8 @@ class Collection:
                 "provenance": file.meta.get("provenance", {}),
             },
         }
+        if file.table.region_features is not None:
+            header["keeps_floats"] = True
         target = folder / DATABASE_FILE
         if not target.exists():  # all or nothing: a kill must not leave half of the pictures
             with (
@@ -687,6 +697,7 @@ class Collection:
             "bits": header["n_bits"],
             "region_bits": header["n_region_bits"],
             "labels": bool(header.get("labelled")),
+            "floats": self._database.keeps_floats,
             "classes": header["classes"],
             "model": header["model"],
             "model_hash": header["model_hash"],

@@ -183,7 +183,8 @@ class Database:
 
     Attributes:
         header: format, version, uuid, model, model_hash, classes, n_bits, n_region_bits, meta; once
-            there is a picture also "rows", the shape of one row of each part.
+            there is a picture also "rows", the shape of one row of each part; "keeps_floats" if
+            features of regions are kept beside their codes.
         types: type of each part, see `regionhash.collection.packing`.
 
     Raises:
@@ -200,7 +201,9 @@ class Database:
         with reported(path):
             self._connection = _connect(path)
             try:
-                if _read_header(_about(self._connection), path)["version"] == 1:
+                version = _read_header(_about(self._connection), path)["version"]
+                _add_columns(self._connection)
+                if version == 1:
                     _migrate(self._connection, path)
                 self.read_header()
                 self.check_current()
@@ -292,6 +295,11 @@ class Database:
     def identity(self) -> tuple[Place, str]:
         """Distinguishes this database from all others, even from a copy."""
         return self._place, str(self.header["uuid"])
+
+    @property
+    def keeps_floats(self) -> bool:
+        """Whether features of regions are kept beside their codes."""
+        return bool(self.header.get("keeps_floats"))
 
     def read_header(self) -> None:
         """Reads the header again if another writer has changed it."""
@@ -611,6 +619,7 @@ class Database:
                     raise StoreError(f"{path}: its codes are of another model than the one here")
                 if isinstance(known.get("meta"), dict) and "precision" in known["meta"]:
                     header["meta"] = known["meta"]
+            _add_columns(connection)
             for found in connection.execute(_SELECT):
                 columns, intact = _columns(found)
                 if intact:
@@ -713,6 +722,8 @@ def checksum(columns: Mapping[str, Any]) -> int:
 def _checksum(values: Sequence[Any]) -> int:
     facts, blobs = values[: len(_FACTS)], values[len(_FACTS) :]
     lengths = [-1 if blob is None else len(blob) for blob in blobs]
+    if blobs[-1] is None:  # the column was added later: rows without it keep their checksums
+        lengths.pop()
     crc = zlib.crc32(f"{facts}{lengths}".encode("utf-8", "surrogateescape"))
     return zlib.crc32(b"".join([blob for blob in blobs if blob is not None]), crc)
 
@@ -848,18 +859,33 @@ def _write_header(connection: sqlite3.Connection, header: Mapping[str, Any]) -> 
 
 def _with_parts(header: dict[str, Any], columns: Columns) -> dict[str, Any]:
     """Completes a header without parts, from an intact row."""
-    n_categories = len(columns["categories"] or b"") // types_of(header)["categories"].itemsize
-    category_width = len(columns["category_codes"] or b"") // max(1, n_categories)
+    types = types_of(header)
+    n_categories = len(columns["categories"] or b"") // types["categories"].itemsize
+    n_regions = len(columns["scores"] or b"") // types["scores"].itemsize
+    widths = {
+        "category_codes": len(columns["category_codes"] or b"") // max(1, n_categories),
+        "region_features": len(columns["region_features"] or b"") // max(1, n_regions),
+    }
     known = header.get("rows")
     if known is None or known.get("category_codes") == [0]:  # of a picture without categories
         known = {
-            name: [category_width if n is None else n for n in shape]
+            name: [widths[name] if n is None else n for n in shape]
             for name, shape in row_shapes_of(header).items()
             if name in ("id_bytes", "sizes")  # each picture has them
             or (name != "image_labels" and columns[name] is not None)
         }
     labelled = header.get("labelled") or columns["image_labels"] is not None
-    return header | {"rows": known} | ({"labelled": True} if labelled else {})
+    keeps = header.get("keeps_floats") or columns["region_features"] is not None
+    flags = {"labelled": labelled, "keeps_floats": keeps}
+    return header | {"rows": known} | {name: True for name, given in flags.items() if given}
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """Adds the columns that a database of an earlier version of regionhash lacks."""
+    known = {name for _, name, *_ in connection.execute("PRAGMA table_info(images)")}
+    for name in set(BLOBS) - known:
+        with suppress(sqlite3.OperationalError):  # another process was faster
+            connection.execute(f"ALTER TABLE images ADD COLUMN {name} BLOB")
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

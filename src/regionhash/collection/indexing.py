@@ -59,6 +59,8 @@ class IndexSettings:
         classes: names of the classes of such a function, by its labels; a file has its own.
         encoder: what gives the features, see `regionhash.encoders.resolve`; None is
             `DEFAULT_ENCODER`, unless a backbone, its weights or a detector are given.
+        keep_floats: keep features beside codes, see `Collection.create`; an index that has them
+            keeps them in any case.
     """
 
     arguments: dict[str, Any]
@@ -69,6 +71,7 @@ class IndexSettings:
     boxes: Path | Detector | None = None
     classes: tuple[str, ...] = ()
     encoder: str | None = None
+    keep_floats: bool = False
 
     @property
     def encoder_to_fit(self) -> str | None:
@@ -173,7 +176,13 @@ def build_index(
                 with suppress(OSError):  # not empty
                     output.rmdir()
                 raise
-    created = Collection.create(output, device=device, runtime=runtime, precision=precision)
+    created = Collection.create(
+        output,
+        device=device,
+        runtime=runtime,
+        precision=precision,
+        keep_floats=settings.keep_floats,
+    )
     with created as collection:
         added = collection.add_set(
             image_set,

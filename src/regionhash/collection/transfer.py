@@ -57,6 +57,7 @@ def _write(path: Path, codes: CodeSet, files: Mapping[str, bytes]) -> None:
         classes=codes.classes,
         n_bits=codes.n_bits,
         n_region_bits=codes.n_region_bits,
+        keep_features=codes.table.region_features is not None,
         meta=codes.meta,
     ) as writer:
         for n in codes.rows.tolist():
@@ -92,7 +93,8 @@ def import_code_file(database: Database, codes: CodeSet) -> int:
     for n, stored_id in enumerate(codes.table.ids):
         image_id = as_shown(stored_id)
         labels = None if codes.labels is None else np.flatnonzero(codes.labels[n]).tolist()
-        rows = rows_of(image_id, codes.table.picture(n), labels, database.header)
+        picture, keep = codes.table.picture(n), database.keeps_floats
+        rows = rows_of(image_id, picture, labels, database.header, keep_features=keep)
         state = file_of(image_id, places)
         source = None if state.path or len(sources) != 1 else sources[0]
         pending.append(NewImage(image_id, state, source, rows))

@@ -38,7 +38,8 @@ def store_upload(
                 state.st_mtime_ns,
                 state.st_mtime,
             )
-            rows = rows_of(image_id, encoded, None, database.header)
+            keep = database.keeps_floats
+            rows = rows_of(image_id, encoded, None, database.header, keep_features=keep)
             row = database.put(NewImage(image_id, file, None, rows))
             known = database.intact("row = ?", row)
     assert known is not None  # found, or stored just now

@@ -125,6 +125,14 @@ class TorchRuntime:
                 return cast("DRH", self.model).encode(tensors, given)
             return self.model.encode(tensors)
 
+    def activations_of(self, features: Floats) -> Floats | None:
+        """What the bits of regions with features (R, P) are the signs of; None if unknown."""
+        if not hasattr(self.model, "activations_of"):
+            return None
+        (tensor,) = self._tensors([features])
+        activations: Floats = cast("DRH", self.model).activations_of(tensor).cpu().numpy()
+        return activations
+
     def encode_boxes(self, images: Sequence[Pixels], boxes: Sequence[Floats]) -> list[Regions]:
         """Codes of given boxes of pictures: (R, 4) float32 each, xyxy in their pixels."""
         with inference(self.device, self.precision):

@@ -17,6 +17,7 @@ from regionhash.search.request import (
     RequestError,
     Search,
 )
+from regionhash.search.steps import Rescoring
 from regionhash.structures import EncodedImage, meaningful_score
 
 MAX_ROW = 2**63 - 1
@@ -148,6 +149,17 @@ class SearchIn(_Request):
             "another class than the query's object, as a share of the bits, if both are known.",
         ),
     ] = 0.0
+    rescore: Annotated[
+        Rescoring | None,
+        Field(
+            description="Searches for one object: rank the best again by more than the bits of the "
+            "query; floats requires `has_floats` in /api/collection."
+        ),
+    ] = None
+    candidates: Annotated[
+        int | None,
+        Field(ge=1, le=10_000, description="How many `rescore` ranks again; no more are found."),
+    ] = None
     mode: Annotated[
         Mode | None,
         Field(
@@ -190,6 +202,8 @@ class SearchIn(_Request):
                 assignment=self.assignment,
                 context=self.context,
                 other_class=self.other_class,
+                rescore=self.rescore,
+                candidates=self.candidates,
                 filter=self.filter.to_filter(),
                 group_within=self.near,
                 limit=self.limit,
@@ -393,6 +407,7 @@ class InfoOut(BaseModel):
     classes: list[str]
     by_category: bool
     words: Annotated[bool, Field(description="Whether `text` of a query is accepted.")]
+    has_floats: Annotated[bool, Field(description="Whether `rescore` of a search may be floats.")]
     has_scores: Annotated[bool, Field(description="Whether `min_score` of a filter is accepted.")]
     can_change: bool
     max_upload_bytes: int

@@ -163,6 +163,7 @@ async def info(request: Request, state: State, opened: Used) -> InfoOut:
         classes=header["classes"],
         by_category=table.category_codes is not None,
         words=opened.knows_words,
+        has_floats=table.region_features is not None,
         has_scores=table.has_scores,
         can_change=state.knows(given_token(request)),
         max_upload_bytes=state.limits.upload_bytes,
