@@ -57,7 +57,10 @@ def distances(codes: Words, query: np.uint64) -> np.ndarray:
 
 def real_codes(path: Path) -> tuple[Words, np.ndarray]:
     """The region codes of a collection or code file, and the picture of each."""
-    table = open_codes(path).compact().table
+    try:
+        table = open_codes(path).compact().table
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     if table.region_codes is None or table.region_codes.shape[1] * 8 != N_BITS:
         raise SystemExit(f"{path}: needs codes of regions of {N_BITS} bits")
     pictures = np.repeat(np.arange(len(table)), np.diff(table.offsets))
@@ -182,42 +185,29 @@ def _masks() -> Iterator[np.ndarray]:
         )
 
 
+def configured(index: object, **settings: int) -> object:
+    for name, value in settings.items():
+        setattr(index, name, value)
+    return index
+
+
 def peers(n: int) -> dict[str, Callable[[], object]]:
     """FAISS's indexes of `n` codes, with what trades recall for speed."""
 
-    def ivf(probes: int) -> Callable[[], object]:
-        def make() -> object:
-            quantizer = faiss.IndexBinaryFlat(N_BITS)
-            index = faiss.IndexBinaryIVF(quantizer, N_BITS, 1024)
-            index.own_fields = False
-            index.quantizer_ = quantizer  # is kept as long as the index
-            index.nprobe = probes
-            return index
-
-        return make
-
-    def hashed(bits: int, flipped: int) -> Callable[[], object]:
-        def make() -> object:
-            index = faiss.IndexBinaryHash(N_BITS, bits)
-            index.nflip = flipped
-            return index
-
-        return make
-
-    def multi(flipped: int) -> Callable[[], object]:
-        def make() -> object:
-            index = faiss.IndexBinaryMultiHash(N_BITS, PARTS, N_BITS // PARTS)
-            index.nflip = flipped
-            return index
-
-        return make
+    def lists(n_probed: int) -> object:
+        quantizer = faiss.IndexBinaryFlat(N_BITS)
+        return configured(faiss.IndexBinaryIVF(quantizer, N_BITS, 1024), nprobe=n_probed)
 
     found: dict[str, Callable[[], object]] = {
         "faiss.IndexBinaryFlat": lambda: faiss.IndexBinaryFlat(N_BITS),
-        "faiss.IndexBinaryIVF, 1,024 lists, 8 probed": ivf(8),
-        "faiss.IndexBinaryIVF, 1,024 lists, 64 probed": ivf(64),
-        "faiss.IndexBinaryHash, 16 bits, 2 flipped": hashed(16, 2),
-        "faiss.IndexBinaryMultiHash, 4 x 16 bits, 1 flipped": multi(1),
+        "faiss.IndexBinaryIVF, 1,024 lists, 8 probed": lambda: lists(8),
+        "faiss.IndexBinaryIVF, 1,024 lists, 64 probed": lambda: lists(64),
+        "faiss.IndexBinaryHash, 16 bits, 2 flipped": lambda: configured(
+            faiss.IndexBinaryHash(N_BITS, 16), nflip=2
+        ),
+        "faiss.IndexBinaryMultiHash, 4 x 16 bits, 1 flipped": lambda: configured(
+            faiss.IndexBinaryMultiHash(N_BITS, PARTS, N_BITS // PARTS), nflip=1
+        ),
     }
     if n <= GRAPH_LIMIT:
         found["faiss.IndexBinaryHNSW, 16 links"] = lambda: faiss.IndexBinaryHNSW(N_BITS, 16)
