@@ -88,6 +88,27 @@ def test_an_id_that_is_taken_is_made_free(database):
     assert stored(database) | {"/z/a.jpg/b (2)": 5, "/z/a.jpg/b (3)": 6} == stored(database)
 
 
+def test_a_picture_without_a_file_is_found_by_its_name_however_many_there_are(database):
+    """SQLite is asked every hundred instructions whether to continue."""
+
+    def work(first):
+        n_asked = 0
+
+        def count():
+            nonlocal n_asked
+            n_asked += 1
+            return 0
+
+        database._connection.set_progress_handler(count, 100)
+        database.store(picture(f"{n}", n % 100) for n in range(first, first + 100))
+        database._connection.set_progress_handler(None, 0)
+        return n_asked
+
+    few = work(0)
+    database.store(picture(f"{n}", n % 100) for n in range(100, 1000))
+    assert work(1000) < 2 * few
+
+
 def test_the_file_says_which_picture_is_replaced(database):
     database.store([picture("a.jpg", 1, "/x/a.jpg", b"1")])
     assert database.store([picture("other", 2, "/x/a.jpg", b"1")]) == 0  # the same bytes

@@ -642,7 +642,7 @@ class Database:
             found = self.one("path = ?", image.file.path)
             if found:
                 return found
-        for found in self.read(f"{_SELECT} WHERE name = ? AND path IS NULL", image.id):
+        for found in self.read(_WITHOUT_FILE, image.id):
             columns, intact = _columns(found)
             of_data_set = image.file.path is None and image.source is not None
             if intact and of_data_set and columns["source"] is not None:
@@ -706,6 +706,8 @@ _COPIES = 2  # of the header
 
 _SELECTED = (*COLUMNS, "checksum")
 _SELECT = f"SELECT {', '.join(_SELECTED)} FROM images"
+# By itself, SQLite takes the index of paths, in which all pictures without a file are alike.
+_WITHOUT_FILE = f"{_SELECT} INDEXED BY images_without_file WHERE name = ? AND path IS NULL"
 _INSERT = (
     f"INSERT INTO images ({', '.join(COLUMNS)}, checksum) "
     f"VALUES ({', '.join(f':{name}' for name in COLUMNS)}, :checksum)"
