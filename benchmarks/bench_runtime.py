@@ -1,10 +1,11 @@
-"""Pictures per second of ONNX Runtime, and of OpenVINO if installed, beside eager torch.
+"""CPU time of a picture with each runtime and precision: torch, ONNX Runtime, OpenVINO.
 
-One picture at a time, one process, the same threads for all. The runtimes take turns, so that what
-else the machine does slows them alike; each figure is the median of the rounds, and its ratio is to
-torch in the same run.
+One picture at a time, one process, the same threads for all. They take turns on every picture, so
+that what else the machine does slows them alike; each figure is the mean of the least CPU time of
+every picture over the rounds, beside its ratio to torch in float32 in the same run, and how many
+bits of the codes differ from those of torch in float32.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_runtime.py CHECKPOINT PICTURES
+    OMP_NUM_THREADS=1 python benchmarks/bench_runtime.py CHECKPOINT PICTURES --count 10
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-from regionhash.data.frames import Pixels
+import numpy as np
+
 from regionhash.data.inputs import open_inputs
-from regionhash.models.checkpoints import BOXES_GRAPH, ENCODE_GRAPH
-from regionhash.models.runtime import load_runtime
+from regionhash.models.runtime import Runtime, load_runtime
+from regionhash.precision import bf16_of_cpu
 from regionhash.sessions import n_threads
+
+WAYS = (
+    ("torch", "32-true"),
+    ("torch", "bf16-mixed"),
+    ("onnx", "32-true"),
+    ("openvino", "32-true"),
+    ("openvino", "bf16-mixed"),
+)
 
 
 def main() -> None:
@@ -41,47 +47,47 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(args.threads)
-    ours, checkpoint = load_runtime(args.checkpoint, runtime="torch", device="cpu")
-    graphs, _ = load_runtime(args.checkpoint, runtime="onnx")
+    models: dict[tuple[str, str], Runtime] = {}
+    for way in WAYS:
+        try:
+            model, checkpoint = load_runtime(
+                args.checkpoint, runtime=way[0], precision=way[1], device="cpu"
+            )
+        except ValueError as error:  # not installed, or not on this CPU
+            print(error)
+        else:
+            models[way] = model
     image_set, _ = open_inputs(args.pictures)
-    pixels = [ours.prepare(x, checkpoint.short)[0] for x in islice(image_set.images, args.count)]
-    runners: dict[str, Callable[[Pixels], Any]] = {
-        "torch": lambda image: ours.encode([image]),
-        "onnxruntime": lambda image: graphs.encode([image]),
+    pixels = [
+        models[WAYS[0]].prepare(image, checkpoint.short)[0]
+        for image in islice(image_set.images, args.count)
+    ]
+    seconds = {way: np.full((args.rounds, len(pixels)), np.inf) for way in models}
+    codes = {
+        way: [model.encode([x])[0].image_code for x in pixels] for way, model in models.items()
     }
-    if find_spec("openvino") and (args.checkpoint / ENCODE_GRAPH).exists():
-        runners["openvino (network alone)"] = openvino_runner(
-            args.checkpoint / ENCODE_GRAPH, args.threads
-        )
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for round_ in range(args.rounds + 1):
-        for name, encode in runners.items():
-            began = time.perf_counter()
-            for image in pixels:
-                encode(image)
-            if round_:  # the first one warms up
-                seconds[name].append(time.perf_counter() - began)
-    names = [p for p in (ENCODE_GRAPH, BOXES_GRAPH) if (args.checkpoint / p).exists()]
+    for round_ in range(args.rounds):
+        for n, image in enumerate(pixels):
+            for way, model in models.items():
+                began = time.process_time()
+                model.encode([image])
+                seconds[way][round_, n] = time.process_time() - began
     print(
-        f"{checkpoint.name}, {len(pixels)} pictures of {checkpoint.short} pixels, "
-        f"{args.threads} threads, graphs {', '.join(names)}"
+        f"{checkpoint.name}, {len(pixels)} pictures of {checkpoint.short} pixels, {args.threads} "
+        f"threads; bfloat16 of this CPU: {bf16_of_cpu()}"
     )
-    base = median(seconds["torch"])
-    for name, rounds in seconds.items():
-        spent = median(rounds)
-        print(f"{name:26} {len(pixels) / spent:8.1f} pictures/s   {base / spent:5.2f} x torch")
+    base = seconds[WAYS[0]].min(0).mean()
+    for way, taken in seconds.items():
+        spent = taken.min(0).mean()
+        ratio = f"{1000 * spent:7.1f} ms of CPU a picture   {base / spent:5.2f} x torch"
+        print(f"{way[0]:9} {way[1]:11}{ratio}   {differing(codes[way], codes[WAYS[0]])}")
 
 
-def openvino_runner(path: Path, threads: int) -> Callable[[Pixels], Any]:
-    """Runs a graph with OpenVINO."""
-    import openvino
-
-    core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    )
-    request = compiled.create_infer_request()
-    return lambda image: request.infer({"picture": image[None]})
+def differing(codes: list[np.ndarray | None], wanted: list[np.ndarray | None]) -> str:
+    """How many bits of codes of pictures are others."""
+    pairs = [(x, y) for x, y in zip(codes, wanted, strict=True) if x is not None and y is not None]
+    wrong = sum(int(np.unpackbits(x ^ y).sum()) for x, y in pairs)
+    return f"{wrong} of {sum(8 * x.size for x, _ in pairs)} bits differ"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,12 @@ def milliseconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[st
     return {name: 1000 * median(taken) for name, taken in times.items()}
 
 
+def least_milliseconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Least time of each, after one round that warms up; the runs take turns."""
+    times = _seconds(runs, repeats, time.perf_counter)
+    return {name: 1000 * min(taken) for name, taken in times.items()}
+
+
 def least_cpu_milliseconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Least CPU time of this thread in each, after one round that warms up; the runs take turns."""
     times = _seconds(runs, repeats, time.thread_time)

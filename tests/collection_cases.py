@@ -1,9 +1,11 @@
 """Pictures for collections, made without a model: processes that tests start import it quickly."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +26,16 @@ MODEL = {
 
 
 def encoded(n, n_regions=2):
-    """Codes that tell their number."""
+    """Codes that tell their number; a collection keeps their boxes and scores exactly."""
     rng = np.random.default_rng(n)
+    corners = np.sort(rng.integers(0, 1600, (n_regions, 2, 2)), axis=1) / 16
     return EncodedImage(
         (100 + n, 200),
         rng.integers(0, 256, 2, dtype=np.uint8),
         np.array([0.5, 0.5], np.float32),
         Regions(
-            rng.random((n_regions, 4), np.float32),
-            rng.random(n_regions, np.float32),
+            corners.reshape(-1, 4).astype(np.float32),
+            rng.random(n_regions).astype(np.float16).astype(np.float32),
             rng.integers(0, 2, n_regions),
             rng.integers(0, 256, (n_regions, 1), dtype=np.uint8),
         ),
@@ -46,6 +49,20 @@ def new_image(n, **state):
         None,
         rows_of(f"{n}.jpg", encoded(n), None, MODEL),
     )
+
+
+def make_version_2(folder):
+    """Makes an empty database what it was before it had small types."""
+    connection = sqlite3.connect(folder / "collection.db")
+    with connection:
+        connection.execute("UPDATE about SET header = json_set(header, '$.version', 2)")
+        for rowid, header in connection.execute("SELECT rowid, header FROM about").fetchall():
+            crc = zlib.crc32(header.encode())
+            connection.execute("UPDATE about SET checksum = ? WHERE rowid = ?", (crc, rowid))
+        connection.execute("DROP INDEX images_by_hash")
+        connection.execute("CREATE INDEX images_by_hash ON images (hash)")
+        connection.execute("PRAGMA user_version = 0")
+    connection.close()
 
 
 PRELUDE = """
@@ -79,6 +96,8 @@ def holds(folder, numbers):
         assert list(table.ids) == [f"{n}.jpg" for n in numbers]
         for at, n in enumerate(numbers):
             np.testing.assert_array_equal(table.image_codes[at], encoded(n).image_code)
-            np.testing.assert_array_equal(table.regions(at).codes, encoded(n).regions.codes)
-            np.testing.assert_array_equal(table.regions(at).boxes, encoded(n).regions.boxes)
+            for part in ("codes", "boxes", "scores", "labels"):
+                np.testing.assert_array_equal(
+                    getattr(table.regions(at), part), getattr(encoded(n).regions, part)
+                )
         assert collection.check().problems == ()

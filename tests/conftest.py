@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow shared cores tenfold
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ TINY: dict[str, Any] = TINY_BACKBONE | {
     "max_regions": 5,
 }
 """Arguments of a Region-DH model that takes milliseconds a picture."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_cpu() -> Iterator[None]:
+    """No test depends on what its machine computes fast; those of precision say what it has."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("regionhash.models.runtime.bf16_of_cpu", lambda: "none")
+        yield
 
 
 def build_tiny(name: str, *, seed: int = 0, **arguments: Any) -> Any:

@@ -57,10 +57,11 @@ class Halting:
     def _run(self, arguments, said):
         original = encoding.encode_images
 
-        def wait(*positional, **named):
+        def wait(model, checkpoint, image_set, writer, rows, **options):
+            rows = list(rows)
             self.planned.set()
             assert self.go.wait(60)
-            return original(*positional, **named)
+            return original(model, checkpoint, image_set, writer, rows, **options)
 
         encoding.encode_images = wait
         said.send(run(*arguments, "--workers", 0).stdout)
@@ -90,12 +91,108 @@ def codes_by_path(collection, *folders):
 def assert_holds(saved, collection, *folders):
     """The collection holds each file of the folders once, with the codes of its bytes."""
     held = codes_by_path(collection)
-    files = [path for folder in folders for path in sorted(folder.rglob("*.png"))]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.png")) or [folder]]
     assert sorted(held) == sorted(files)
     for path in files:
         wanted = encode_picture(saved.model, saved.checkpoint, read_image(path)).regions.codes
         np.testing.assert_array_equal(held[path], wanted)
     assert json.loads(run("check", collection, "--json").stdout)["problems"] == []
+
+
+# Windows
+
+
+@pytest.fixture
+def small_windows(monkeypatch):
+    """Pictures are read, encoded and stored one by one, and looked up in windows of two."""
+    monkeypatch.setattr(adding, "_WINDOW", 2)
+    monkeypatch.setattr(adding, "_COMMIT_IMAGES", 1)
+    monkeypatch.setattr(encoding, "_WINDOW", 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_moves_and_copies_are_found_however_windows_divide_the_files(
+    saved, made, folders, monkeypatch, small_windows, size
+):
+    monkeypatch.setattr(adding, "_WINDOW", size)
+    folder = folders / "a"
+    one_by_one = ("--batch-size", 1)
+    assert added("add", made, folder, *one_by_one)["encoded"] == 6
+    shutil.copy(folder / "0.png", folder / "z.png")  # later, and another is in its place now
+    shutil.copy(folders / "b" / "1.png", folder / "0.png")
+    (folder / "5.png").rename(folder / "00.png")  # earlier
+    (folder / "1.png").rename(folder / "y.png")  # later
+    shutil.copy(folder / "3.png", folder / "x.png")
+    shutil.copy(folders / "b" / "2.png", folder / "4.png")
+    report = added("add", made, folder, *one_by_one)
+    counts = [report[name] for name in ("encoded", "moved", "copied", "stored_before")]
+    assert counts == [2, 2, 2, 6]
+    assert_holds(saved, made, folders / "seed", folder)
+
+
+def test_the_first_picture_is_stored_before_the_last_is_looked_up(
+    saved, made, folders, monkeypatch, small_windows
+):
+    events, look, store = [], adding.file_version, Database.store
+
+    def looked_up(path):
+        events.append(f"look {path.name}")
+        return look(path)
+
+    def stored(database, images, **options):
+        events.extend(f"store {image.id}" for image in images)
+        return store(database, images, **options)
+
+    monkeypatch.setattr(adding, "file_version", looked_up)
+    monkeypatch.setattr(Database, "store", stored)
+    reporter = Recording()
+    with Collection.open(made) as collection:
+        shutil.copy(folders / "seed" / "0.png", folders / "a" / "4.png")
+        collection.add([str(folders / "a")], workers=0, batch_size=1, reporter=reporter)
+    assert events.index("store 0.png") < events.index("look 5.png")
+    assert [event for event in events if event.startswith("look")] == [
+        f"look {n}.png" for n in range(6)
+    ]
+    assert reporter.steps[0] == (0, 6) and reporter.steps[-1] == (5, 5)
+    assert_holds(saved, made, folders / "seed", folders / "a")
+
+
+def test_what_was_stored_before_an_interruption_is_not_encoded_again(
+    saved, made, folders, monkeypatch, small_windows
+):
+    with monkeypatch.context() as interrupted:
+        store, left = Database.store, iter([None] * 3)
+
+        def third(database, images, **options):
+            next(left)  # raises StopIteration, which is no error of the disk
+            return store(database, images, **options)
+
+        interrupted.setattr(Database, "store", third)
+        with pytest.raises(StopIteration), Collection.open(made) as collection:
+            collection.add([str(folders / "a")], workers=0, batch_size=1)
+    report = added("add", made, folders / "a", "--batch-size", 1)
+    assert (report["encoded"], report["stored_before"]) == (3, 3)
+    assert_holds(saved, made, folders / "seed", folders / "a")
+
+
+def test_a_picture_that_was_removed_since_the_first_window_stays_out(
+    saved, made, folders, monkeypatch, small_windows
+):
+    run("add", made, folders / "a", "--workers", 0)
+    shutil.copy(folders / "a" / "5.png", folders / "b" / "5.png")
+    store = Database.store
+
+    def removed(database, images, **options):
+        monkeypatch.setattr(Database, "store", store)
+        run("remove", made, folders / "a" / "5.png")
+        return store(database, images, **options)
+
+    run("add", made, folders / "b" / "5.png", "--workers", 0)
+    shutil.copy(folders / "b" / "0.png", folders / "a" / "00.png")
+    monkeypatch.setattr(Database, "store", removed)
+    run("add", made, folders / "a", "--workers", 0, "--batch-size", 1)
+    (folders / "a" / "5.png").unlink()
+    assert_holds(saved, made, folders / "seed", folders / "a", folders / "b" / "5.png")
 
 
 # Writers at once

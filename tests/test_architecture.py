@@ -12,7 +12,7 @@ import pytest
 import regionhash
 
 ROWS = (
-    ("files", "structures", "reporter", "codes", "extras", "sessions"),
+    ("files", "structures", "reporter", "codes", "extras", "precision", "sessions"),
     ("data", "store", "parts"),
     ("encoders", "detectors"),
     ("models",),
@@ -68,6 +68,7 @@ def test_the_table_of_rows_is_in_the_guide():
 
 
 LIGHT = (
+    "precision",
     "sessions",
     "encoders",
     "detectors",

@@ -7,11 +7,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from regionhash.codes import (
+    angles,
+    asymmetric_distances,
     binarize,
     hamming_distances,
     pack_bits,
+    pack_directions,
     pack_signs,
     unpack_bits,
+    weighted_distances,
+    weights_of,
 )
 
 
@@ -98,3 +103,50 @@ def test_codes_of_other_shapes_types_or_lengths_are_refused():
         hamming_distances(good, good[:, :6])
     with pytest.raises(ValueError, match=r"codes must be \(N, B\) uint8, got \(2, 8\) bool"):
         unpack_bits(good.astype(bool))
+
+
+# More than bits of the query, and features beside codes
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_a_weighted_distance_sums_the_weights_of_the_bits_that_differ(seed, n_bytes):
+    rng = np.random.default_rng(seed)
+    (query, *database) = rng.integers(0, 256, (6, n_bytes), np.uint8)
+    weights = weights_of(rng.normal(size=8 * n_bytes))
+    differ = np.unpackbits(query ^ np.array(database), axis=1)
+    found = weighted_distances(query, weights, np.array(database))
+    np.testing.assert_allclose(found, differ @ weights.astype(np.float64), rtol=1e-5, atol=1e-5)
+    whole = asymmetric_distances(query[None], [weights], np.array(database))
+    assert (whole[0] == np.rint(found)).all()
+
+
+def test_weights_have_mean_1_and_are_those_of_the_sure_bits():
+    assert weights_of(np.array([-3.0, 1.0])).tolist() == [1.5, 0.5]
+    assert weights_of(np.zeros(2)).tolist() == [0, 0]
+
+
+def test_a_direction_has_127_as_its_greatest_part():
+    features = np.array([[0.5, -0.25], [-3, 1], [0, 0]], np.float32)
+    packed = pack_directions(features)
+    assert packed.dtype == np.int8
+    assert packed.tolist() == [[127, -64], [-127, 42], [0, 0]]  # -63.5 is rounded to even
+    assert pack_directions(np.zeros((0, 3), np.float32)).shape == (0, 3)
+
+
+def test_angles_are_shares_of_a_half_turn_whatever_the_lengths():
+    query = np.array([1, 0], np.float32)
+    others = np.array([[7, 0], [0, 2], [-1, 0], [1, 1], [0, 0]], np.float32)
+    np.testing.assert_allclose(angles(query, others), [0, 0.5, 1, 0.25, 0.5], atol=1e-6)
+    np.testing.assert_allclose(
+        angles(query, pack_directions(others)), [0, 0.5, 1, 0.25, 0.5], atol=1e-6
+    )
+    assert angles(np.zeros(2, np.float32), others).tolist() == [0.5] * 5
+
+
+@given(st.integers(0, 10_000))
+def test_packed_directions_keep_angles_within_half_a_per_cent(seed):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(20, 64)).astype(np.float32)
+    query = rng.normal(size=64).astype(np.float32)
+    kept = angles(query, pack_directions(features))
+    np.testing.assert_allclose(kept, angles(query, features), atol=0.005)

@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import threading
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -13,13 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collection_cases import MODEL, child, encoded, holds, new_image
-from regionhash.collection import Collection, CollectionReplacedError, check_folder, uploads
+from collection_cases import MODEL, child, encoded, holds, make_version_2, new_image
+from regionhash.collection import (
+    Collection,
+    CollectionReplacedError,
+    arrays,
+    check_folder,
+    uploads,
+)
 from regionhash.collection import database as module
 from regionhash.collection.arrays import Arrays
 from regionhash.collection.database import (
     BLOBS,
     COLUMNS,
+    OF_HASH,
     Database,
     FileState,
     HeaderError,
@@ -27,11 +35,21 @@ from regionhash.collection.database import (
     fits,
 )
 from regionhash.store import StoreError, rows_of
+from regionhash.structures import CategoryCodes
 
 
 @pytest.fixture
 def database(tmp_path):
     with Database.create(tmp_path / "collection.db", MODEL) as database:
+        yield database
+
+
+@pytest.fixture
+def old_database(tmp_path):
+    """One of version 2, with the types of the code file."""
+    Database.create(tmp_path / "collection.db", MODEL).close()
+    make_version_2(tmp_path)
+    with Database(tmp_path / "collection.db") as database:
         yield database
 
 
@@ -68,6 +86,27 @@ def test_an_id_that_is_taken_is_made_free(database):
     assert stored(database) == {"a.jpg": 1, "/y/a.jpg": 2, "/z/a.jpg": 3, "/z/a.jpg/b": 4}
     assert database.store([picture("/z/a.jpg/b", 5), picture("/z/a.jpg/b", 6)]) == 2
     assert stored(database) | {"/z/a.jpg/b (2)": 5, "/z/a.jpg/b (3)": 6} == stored(database)
+
+
+def test_a_picture_without_a_file_is_found_by_its_name_however_many_there_are(database):
+    """SQLite is asked every hundred instructions whether to continue."""
+
+    def work(first):
+        n_asked = 0
+
+        def count():
+            nonlocal n_asked
+            n_asked += 1
+            return 0
+
+        database._connection.set_progress_handler(count, 100)
+        database.store(picture(f"{n}", n % 100) for n in range(first, first + 100))
+        database._connection.set_progress_handler(None, 0)
+        return n_asked
+
+    few = work(0)
+    database.store(picture(f"{n}", n % 100) for n in range(100, 1000))
+    assert work(1000) < 2 * few
 
 
 def test_the_file_says_which_picture_is_replaced(database):
@@ -464,7 +503,7 @@ def test_a_header_is_not_built_anew_from_the_model_of_other_codes(database, tmp_
 
 
 def test_a_damaged_page_hides_its_rows_alone(database, tmp_path):
-    database.store(new_image(n) for n in range(40))
+    database.store(new_image(n) for n in range(200))
     boxes = database.intact("row = 3")["boxes"]
     database.close()
     path = tmp_path / "collection.db"
@@ -474,9 +513,9 @@ def test_a_damaged_page_hides_its_rows_alone(database, tmp_path):
     path.write_bytes(content)
     with Database(path) as database:
         rows = dict(database.rows())
-    assert list(rows) == list(range(1, 41))
+    assert list(rows) == list(range(1, 201))
     lost = [row for row, columns in rows.items() if columns is None]
-    assert 3 in lost and len(lost) < 30
+    assert 3 in lost and len(lost) < 60
     assert all(columns["id"] == f"{row - 1}.jpg" for row, columns in rows.items() if columns)
 
 
@@ -518,6 +557,18 @@ def test_a_schema_that_is_damaged_to_no_text_is_reported_with_the_file(database,
         Collection(tmp_path)
 
 
+def test_a_schema_that_is_damaged_to_several_lines_is_reported_in_one(database, tmp_path):
+    database.close()
+    path = tmp_path / "collection.db"
+    content = path.read_bytes()
+    name = b"CREATE INDEX images_without_file"
+    assert content.count(name) == 1
+    path.write_bytes(content.replace(name, b"CREATE INDEX images\nwithout\nfile"))
+    with pytest.raises(StoreError, match=r"collection\.db: malformed .*") as raised:
+        Collection(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 def make_version_1(folder):
     """Makes a database what it was before there were checksums and names."""
     damage(folder, "DROP INDEX images_without_file")
@@ -528,10 +579,10 @@ def make_version_1(folder):
     damage(folder, "UPDATE about SET header = json_set(header, '$.version', 1)")
 
 
-def test_a_database_of_version_1_is_brought_to_this_one(database, tmp_path):
-    database.store(new_image(n) for n in range(3))
-    header = database.header
-    database.close()
+def test_a_database_of_version_1_is_brought_to_the_next(old_database, tmp_path):
+    old_database.store(new_image(n) for n in range(3))
+    header = old_database.header
+    old_database.close()
     make_version_1(tmp_path)
     damage(tmp_path, "UPDATE images SET boxes = x'00' WHERE row = 2")  # never fitted
     with Database(tmp_path / "collection.db") as database:
@@ -542,11 +593,11 @@ def test_a_database_of_version_1_is_brought_to_this_one(database, tmp_path):
 
 
 def test_two_who_open_a_database_of_version_1_at_once_bring_it_here_once(
-    database, tmp_path, monkeypatch
+    old_database, tmp_path, monkeypatch
 ):
-    database.store(new_image(n) for n in range(3))
-    header = database.header
-    database.close()
+    old_database.store(new_image(n) for n in range(3))
+    header = old_database.header
+    old_database.close()
     make_version_1(tmp_path)
     original = module._migrate
 
@@ -559,6 +610,56 @@ def test_two_who_open_a_database_of_version_1_at_once_bring_it_here_once(
     with Database(tmp_path / "collection.db") as database:
         assert database.header == header
     holds(tmp_path, range(3))
+
+
+def precise(n):
+    """A picture whose boxes and scores small types do not hold exactly, and its regions."""
+    regions = encoded(n).regions
+    regions = replace(regions, boxes=regions.boxes + np.float32(0.01), scores=regions.scores / 3)
+    rows = rows_of(f"{n}.jpg", replace(encoded(n), regions=regions), None, MODEL)
+    return replace(new_image(n), rows=rows), regions
+
+
+def test_a_collection_of_version_2_keeps_its_boxes_and_scores_as_they_are(old_database, tmp_path):
+    images, regions = zip(*map(precise, range(8)), strict=True)
+    assert old_database.store(images) == 8
+    assert old_database.store([images[3]]) == 0
+    old_database.close()
+    damage(tmp_path, "UPDATE images SET name = id")  # as it was, and in the checksum
+    with Database(tmp_path / "collection.db") as database, database.transaction() as connection:
+        for row in database.damaged():
+            values = (module.checksum(row), row["row"])
+            connection.execute("UPDATE images SET checksum = ? WHERE row = ?", values)
+    with Collection(tmp_path) as collection:
+        assert collection.header["version"] == 2
+        assert collection.check().problems == ()
+        known = collection._database.read(f"SELECT row FROM images WHERE {OF_HASH}", b"5")
+        assert known == [(6,)]
+        collection.remove(["1.jpg", "2.jpg", "4.jpg"])
+        table = collection.code_file().table
+        for at, n in enumerate((0, 3, 5, 6, 7)):
+            for part in ("codes", "boxes", "scores", "labels"):
+                np.testing.assert_array_equal(
+                    getattr(table.regions(at), part), getattr(regions[n], part)
+                )
+    damage(tmp_path, "UPDATE images SET boxes = zeroblob(32) WHERE row = 6")
+    assert check_folder(tmp_path, repair=True).repaired == (
+        "5.jpg: row 6 was restored from the arrays",
+    )
+    damage(tmp_path, "UPDATE about SET header = 'lost'")
+    Database.rebuild_header(tmp_path / "collection.db", MODEL)
+    with Collection(tmp_path) as collection:
+        assert collection.header["version"] == 2
+        assert collection.check().problems == ()
+
+
+def test_rows_are_found_by_their_hash_with_an_index_in_both_versions(old_database, tmp_path):
+    new = tmp_path / "new"
+    new.mkdir()
+    query = f"EXPLAIN QUERY PLAN SELECT row FROM images WHERE {OF_HASH}"
+    with Database.create(new / "collection.db", MODEL) as database:
+        for each in (old_database, database):
+            assert "INDEX images_by_hash" in str(each.read(query, b"5"))
 
 
 def test_parts_that_do_not_fit_together_are_told_from_those_that_do(database):
@@ -758,26 +859,6 @@ def test_a_removal_is_seen_though_what_was_added_cannot_be(database, tmp_path, m
     holds(tmp_path, [0, 2, 3, 9])
 
 
-def test_removals_are_seen_while_the_disk_is_too_full_to_build_arrays(
-    database, tmp_path, monkeypatch
-):
-    database.store(new_image(n) for n in range(6))
-    with Collection(tmp_path) as collection:
-        append = Arrays._append
-
-        def full(self, database, version, state):
-            if state is None:
-                raise OSError(28, "No space left on device")
-            return append(self, database, version, state)
-
-        monkeypatch.setattr(Arrays, "_append", full)
-        assert collection.remove(["0.jpg", "1.jpg", "2.jpg"]) == 3
-        assert len(collection) == 3
-        assert list(collection.code_file().table.ids) == ["3.jpg", "4.jpg", "5.jpg"]
-    monkeypatch.undo()
-    holds(tmp_path, [3, 4, 5])
-
-
 def test_arrays_of_a_later_moment_than_that_of_a_restored_database_are_not_used(database, tmp_path):
     path = tmp_path / "collection.db"
     database.store(new_image(n) for n in range(3))
@@ -793,17 +874,212 @@ def test_arrays_of_a_later_moment_than_that_of_a_restored_database_are_not_used(
     holds(tmp_path, [0, 1, 2, 7])
 
 
-def test_arrays_are_built_anew_when_more_than_a_quarter_of_them_is_removed(database, tmp_path):
+def generations(folder):
+    return [path.name for path in (folder / "arrays").iterdir() if path.is_dir()]
+
+
+def test_arrays_are_compacted_when_more_than_a_quarter_of_them_is_removed(database, tmp_path):
     database.store(new_image(n) for n in range(8))
     with Collection(tmp_path) as collection:
         before = collection.snapshot
-        database.remove([1, 2])
+        collection.remove(["0.jpg", "1.jpg"])
         assert (len(collection.snapshot.rows), len(collection.snapshot)) == (8, 6)
-        database.remove([3])
+        collection.remove(["2.jpg"])
         after = collection.snapshot
         assert after.rows.tolist() == [4, 5, 6, 7, 8] and after.alive is None
-        folders = [path.name for path in (tmp_path / "arrays").iterdir() if path.is_dir()]
-        assert folders == [after.generation] != [before.generation]  # the old ones are gone
+        assert generations(tmp_path) == [after.generation] != [before.generation]
+        assert collection.check().problems == ()
+        database.store([new_image(9)])
+        collection.remove_rows([4])
+        assert collection.snapshot.generation == after.generation
+    holds(tmp_path, [4, 5, 6, 7, 9])
+
+
+def test_no_search_and_no_single_change_rebuilds_the_arrays(database, tmp_path):
+    database.store(new_image(n) for n in range(8))
+    with Collection(tmp_path) as collection:
+        generation = collection.snapshot.generation
+        database.remove([1, 2, 3, 4])
+        assert collection.encoded("7.jpg").size == (107, 200)
+        with Collection(tmp_path) as another:
+            assert len(another.codes()) == 4
+        assert collection.remove_rows([5]) == 1
+        row, image_id = collection.add_upload(b"content", "cat.jpg", ".jpg", encoded(3))
+        database.store([new_image(9)])
+        assert collection.encoded(image_id).size == (103, 200)
+        assert collection.encoded("9.jpg").size == (109, 200)
+        assert collection.check().problems == ()
+        assert collection.snapshot.generation == generation
+        assert generations(tmp_path) == [generation]
+        collection.remove_rows([row])
+        assert len(collection.snapshot.rows) == 10
+        collection.compact()
+        assert collection.snapshot.rows.tolist() == [6, 7, 8, 10]
+    holds(tmp_path, [5, 6, 7, 9])
+
+
+def test_others_search_add_and_remove_while_arrays_are_compacted(database, tmp_path, monkeypatch):
+    database.store(new_image(n) for n in range(8))
+    copy, begun, resumed = arrays._copy, threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        begun.set()
+        assert resumed.wait(60)
+        return copy(*arguments)
+
+    monkeypatch.setattr(arrays, "_copy", slow)
+    with Collection(tmp_path) as collection:
+        before = collection.snapshot.generation
+        collection.remove_rows([1, 2, 3])
+        thread = threading.Thread(target=collection.compact)
+        thread.start()
+        assert begun.wait(60)
+        database.store([new_image(9)])  # none of these waits
+        assert collection.remove_rows([4]) == 1
+        assert collection.snapshot.generation == before
+        assert len(collection) == 5
+        with Collection(tmp_path) as another:
+            assert [image.row for image in another.images()] == [5, 6, 7, 8, 9]
+        resumed.set()
+        thread.join()
+        assert collection.snapshot.rows.tolist() == [4, 5, 6, 7, 8, 9]
+        assert collection.snapshot.alive.tolist() == [False, *[True] * 5]
+        assert generations(tmp_path) == [collection.snapshot.generation] != [before]
+    holds(tmp_path, [4, 5, 6, 7, 9])
+
+
+def test_of_two_who_compact_at_once_one_is_enough(database, tmp_path, monkeypatch):
+    database.store(new_image(n) for n in range(8))
+    copy = arrays._copy
+
+    def second(*arguments):
+        monkeypatch.setattr(arrays, "_copy", copy)
+        with Collection(tmp_path) as other:
+            other.compact()
+        return copy(*arguments)
+
+    monkeypatch.setattr(arrays, "_copy", second)
+    with Collection(tmp_path) as collection:
+        collection.remove(["0.jpg", "1.jpg", "2.jpg"])
+        assert len(generations(tmp_path)) == 1
+        database.store([new_image(9)])
+        assert len(collection) == 6
+    holds(tmp_path, [3, 4, 5, 6, 7, 9])
+
+
+def test_arrays_that_are_deleted_while_they_are_compacted_are_not_used(
+    database, tmp_path, monkeypatch
+):
+    database.store(new_image(n) for n in range(8))
+    copy = arrays._copy
+
+    def deleted(old, rows, folder):
+        lengths = copy(old, rows, folder)
+        with Database(tmp_path / "collection.db") as other:
+            assert Arrays(tmp_path).remove_stale(other) == [folder]
+        return lengths
+
+    monkeypatch.setattr(arrays, "_copy", deleted)
+    with Collection(tmp_path) as collection:
+        before = collection.snapshot.generation
+        collection.remove(["0.jpg", "1.jpg", "2.jpg"])
+        assert collection.snapshot.generation == before
+    holds(tmp_path, [3, 4, 5, 6, 7])
+
+
+def test_a_compaction_that_was_killed_leaves_the_arrays_as_they_were(database, tmp_path):
+    database.store(new_image(n) for n in range(8))
+    code = """
+        from regionhash.collection import arrays
+        finish = arrays._Appender.finish
+        def stop(self):
+            finish(self)
+            print("copied", flush=True)
+            time.sleep(60)
+        collection = Collection(Path(sys.argv[1]))
+        arrays._Appender.finish = stop
+        collection._database.remove([1, 2, 3])
+        collection.sync()
+        collection.compact()
+    """
+    with child(code, tmp_path) as process:
+        assert process.stdout.readline() == "copied\n"
+        process.kill()
+        process.communicate()
+    holds(tmp_path, [3, 4, 5, 6, 7])
+    assert len(generations(tmp_path)) == 2
+    assert any("never finished" in line for line in check_folder(tmp_path, repair=True).repaired)
+    assert len(generations(tmp_path)) == 1
+    holds(tmp_path, [3, 4, 5, 6, 7])
+
+
+def test_a_disk_too_full_to_compact_leaves_the_arrays_as_they_were(database, tmp_path, monkeypatch):
+    database.store(new_image(n) for n in range(6))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(arrays._Appender, "finish", full)
+    with pytest.raises(StoreError, match="No space left"):
+        Collection(tmp_path)
+    monkeypatch.undo()
+    with Collection(tmp_path) as collection:
+        monkeypatch.setattr(arrays._Appender, "finish", full)
+        assert collection.remove(["0.jpg", "1.jpg", "2.jpg"]) == 3
+        assert list(collection.code_file().table.ids) == ["3.jpg", "4.jpg", "5.jpg"]
+        assert generations(tmp_path) == [collection.snapshot.generation]
+    monkeypatch.undo()
+    holds(tmp_path, [3, 4, 5])
+
+
+def test_a_compaction_keeps_every_array(database, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(arrays, "_COPIED", 3)
+
+    def stored(n):
+        whole = replace(
+            encoded(n, n_regions=n % 4),
+            categories=CategoryCodes(
+                np.arange(n % 3), rng.random(n % 3, np.float32), np.full((n % 3, 1), n, np.uint8)
+            ),
+        )
+        labels = [n % 2] if n % 3 else None
+        rows = rows_of(f"{n}.jpg", whole, labels, MODEL)
+        return NewImage(f"{n}.jpg", new_image(n, taken=float(n)).file, None, rows)
+
+    database.store(stored(n) for n in range(20))
+    with Collection(tmp_path) as collection:
+        collection.remove([f"{n}.jpg" for n in range(0, 20, 2)])
+        snapshot = collection.snapshot
+        assert snapshot.alive is None and len(snapshot) == 10
+        with Collection(tmp_path) as other:
+            assert other.check().problems == ()  # every column, compared with the database
+
+
+def test_a_row_that_is_damaged_stays_in_arrays_that_are_compacted(database, tmp_path):
+    database.store(new_image(n) for n in range(8))
+    holds(tmp_path, range(8))
+    damage(tmp_path, "UPDATE images SET boxes = zeroblob(16) WHERE row = 8")
+    with Collection(tmp_path) as collection:
+        collection.remove(["0.jpg", "1.jpg", "2.jpg"])
+        assert collection.snapshot.rows.tolist() == [4, 5, 6, 7, 8]
+    assert check_folder(tmp_path, repair=True).repaired == (
+        "7.jpg: row 8 was restored from the arrays",
+    )
+    holds(tmp_path, [3, 4, 5, 6, 7])
+
+
+def test_labels_that_come_late_are_appended_to_arrays_without_any(database, tmp_path):
+    database.store(new_image(n) for n in range(5))
+    with Collection(tmp_path) as collection:
+        before = collection.snapshot
+        assert before.labels is None
+        rows = rows_of("5.jpg", encoded(5), [1], MODEL)
+        database.store([NewImage("5.jpg", FileState(), None, rows)])
+        after = collection.snapshot
+        assert after.labels.tolist() == [[0, 0]] * 5 + [[0, 1]]
+        assert after.generation == before.generation
+        assert collection.check().problems == ()
 
 
 @pytest.mark.parametrize(

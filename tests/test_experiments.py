@@ -72,7 +72,7 @@ def test_the_help_names_every_preset():
     words = run("reproduce", "--help").stdout.replace("\n", " ").split()
     named = {word.strip(".,") for word in words}
     assert set(preset_names()) <= named
-    assert len(preset_names()) == len(set(preset_names())) == 18
+    assert len(preset_names()) == len(set(preset_names())) == 20
 
 
 def test_a_preset_has_the_name_of_its_paper():

@@ -7,7 +7,7 @@ import shutil
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,9 +22,8 @@ from regionhash.cli import app
 from regionhash.data.images import ImageError
 from regionhash.data.inputs import Pictures
 from regionhash.models.checkpoints import CheckpointError, model_folder
-from regionhash.models.encoding import Precision
 from regionhash.search import search_categories, search_images, search_objects, search_regions
-from regionhash.store import PRECISIONS, CodeFile, CodeFileWriter, StoreError, row_shapes_of
+from regionhash.store import CodeFile, CodeFileWriter, StoreError, row_shapes_of
 from regionhash.structures import CategoryCodes, EncodedImage, Regions
 
 META = {
@@ -196,10 +195,6 @@ def test_a_writer_does_not_begin_what_could_not_be_opened(tmp_path, change):
     with pytest.raises(StoreError, match=r"codes\.h5: header: "):
         CodeFileWriter(tmp_path / "codes.h5", **(MODEL | change))
     assert not list(tmp_path.iterdir())
-
-
-def test_the_precisions_are_those_of_encoding():
-    assert get_args(Precision) == PRECISIONS
 
 
 # -- datasets -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from regionhash.collection import Collection
 from regionhash.data import open_dataset
 from regionhash.data.frames import to_pixels
 from regionhash.data.images import read_image
-from regionhash.models import ENCODED_REGIONS, MODELS, NAMES
+from regionhash.models import ENCODED_REGIONS, MODELS, NAMES, runtime
 from regionhash.models.checkpoints import (
     BOXES_GRAPH,
     ENCODE_GRAPH,
@@ -30,14 +30,18 @@ from regionhash.models.checkpoints import (
 from regionhash.models.drh import fit_drh
 from regionhash.models.encoding import encode_boxes, encode_picture
 from regionhash.models.graphs import ConversionError, convert
-from regionhash.models.onnx import Graphs, OnnxRuntime
+from regionhash.models.onnx import Graphs, OnnxRuntime, OnnxSession
+from regionhash.models.openvino import OpenVinoSession
 from regionhash.models.runtime import TorchRuntime, load_runtime, runtime_of
+from regionhash.precision import bf16_of_cpu
 from regionhash.sessions import n_threads
 from regionhash.structures import Detections
+from tiny_encoders import write_encoder
 
 DATA = Path(os.environ.get("REGIONHASH_DATA", "../shared/data"))
 CLASSES = tuple("0123456789")
 SCENES = list(open_dataset("digits:test:12").images)
+ENGINES = ("onnx", "openvino")
 
 
 def saved_as(folder, name, *, classes=CLASSES, short=96, **arguments):
@@ -71,10 +75,10 @@ def differing(first, second):
     return int(np.unpackbits(first ^ second).sum()), 8 * first.size
 
 
-def compare(folder, images):
+def compare(folder, images, engine="onnx"):
     """Bits that differ between the runtimes, and all bits; asserts that the rest is equal."""
     ours, checkpoint = load_runtime(folder, runtime="torch")
-    graph, _ = load_runtime(folder, runtime="onnx")
+    graph, _ = load_runtime(folder, runtime=engine)
     assert isinstance(graph, OnnxRuntime) and isinstance(ours, TorchRuntime)
     for name in ("n_bits", "n_region_bits", "shared_code_space"):
         assert getattr(ours, name) == getattr(graph, name)
@@ -138,12 +142,14 @@ def test_every_model_has_a_name_that_needs_no_torch():
     assert list(NAMES) == [*MODELS, ENCODED_REGIONS]
 
 
-def test_graphs_give_the_codes_of_their_model(folder):
-    different, total = compare(folder, SCENES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_graphs_give_the_codes_of_their_model(folder, engine):
+    different, total = compare(folder, SCENES, engine)
     assert total == 12 * 5 * 32 and different <= total / 1000 + 1
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -178,10 +184,10 @@ def test_graphs_give_the_codes_of_their_model(folder):
         ("dmih", {"n_bits": 32, "n_classes": 10, "theta": 0.02, "merge": 0.3}),
     ],
 )
-def test_graphs_of_every_family_give_the_codes_of_their_model(tmp_path, name, arguments):
+def test_graphs_of_every_family_give_the_codes_of_their_model(tmp_path, name, arguments, engine):
     saved_as(tmp_path, name, classes=() if name == "drh" else CLASSES, **arguments)
     convert(tmp_path)
-    different, total = compare(tmp_path, SCENES)
+    different, total = compare(tmp_path, SCENES, engine)
     assert total and different <= total / 1000 + 1
 
 
@@ -306,10 +312,105 @@ def test_graphs_run_if_they_are_there_and_can_do_what_is_asked(folder, saved):
         load_runtime(saved.folder, runtime="onnx")
     with pytest.raises(ValueError, match="device cuda: needs the runtime torch"):
         load_runtime(folder, runtime="onnx", device="cuda")
-    with pytest.raises(ValueError, match="precision bf16-mixed: needs the runtime torch"):
+    with pytest.raises(ValueError, match="bf16-mixed: needs the runtime torch or openvino"):
         load_runtime(folder, runtime="onnx", precision="bf16-mixed")
-    with pytest.raises(ValueError, match="runtime must be one of auto, onnx, torch, got 'tvm'"):
+    with pytest.raises(ValueError, match="bf16-mixed: this CPU has no bfloat16, which OpenVINO"):
+        load_runtime(folder, runtime="openvino", precision="bf16-mixed")
+    with pytest.raises(ValueError, match="must be one of auto, onnx, openvino, torch, got 'tvm'"):
         load_runtime(folder, runtime="tvm")
+    with pytest.raises(ValueError, match="must be one of auto, 32-true, bf16-mixed, got '16'"):
+        load_runtime(folder, precision="16")
+
+
+def machine(monkeypatch, *, bf16="none", absent=()):
+    """A machine whose CPU multiplies bfloat16 like this, and without some packages."""
+    monkeypatch.setattr(runtime, "bf16_of_cpu", lambda: bf16)
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None if name in absent else name)
+
+
+def session_of(model):
+    """The class of what runs a model."""
+    if isinstance(model, TorchRuntime):
+        return TorchRuntime
+    return type(model._graphs.session(ENCODE_GRAPH))
+
+
+@pytest.mark.parametrize(
+    ("graphs", "bf16", "absent", "expected", "precision"),
+    [
+        (True, "fast", (), OpenVinoSession, "bf16-mixed"),
+        (True, "slow", (), OnnxSession, "32-true"),
+        (True, "none", (), OnnxSession, "32-true"),
+        (True, "fast", ("openvino",), OnnxSession, "32-true"),
+        (True, "none", ("onnxruntime",), OpenVinoSession, "32-true"),
+        (False, "fast", (), TorchRuntime, "bf16-mixed"),
+        (False, "slow", (), TorchRuntime, "32-true"),
+        (False, "none", (), TorchRuntime, "32-true"),
+    ],
+)
+def test_the_fastest_way_of_a_machine_is_chosen(
+    folder, saved, monkeypatch, graphs, bf16, absent, expected, precision
+):
+    machine(monkeypatch, bf16=bf16, absent=absent)
+    model, _ = load_runtime(folder if graphs else saved.folder, precision="auto")
+    assert (session_of(model), model.precision) == (expected, precision)
+
+
+def test_a_runtime_that_is_named_chooses_its_fastest_precision(folder, monkeypatch):
+    expected = {"onnx": "32-true", "openvino": "bf16-mixed", "torch": "bf16-mixed"}
+    machine(monkeypatch, bf16="fast")
+    for name, precision in expected.items():
+        assert load_runtime(folder, runtime=name, precision="auto")[0].precision == precision
+    machine(monkeypatch, bf16="slow")
+    for name in expected:
+        assert load_runtime(folder, runtime=name, precision="auto")[0].precision == "32-true"
+
+
+def test_a_gpu_is_not_taken_for_a_cpu_with_bfloat16(folder, monkeypatch):
+    machine(monkeypatch, bf16="fast")
+    monkeypatch.setattr(runtime, "pick_device", lambda _: torch.device("meta"))
+    model, _ = load_runtime(folder, runtime="torch", precision="auto")
+    assert model.precision == "32-true"
+
+
+def test_bfloat16_is_computed_by_what_can(folder, saved, monkeypatch):
+    machine(monkeypatch, bf16="slow")
+    assert session_of(load_runtime(folder, precision="bf16-mixed")[0]) is OpenVinoSession
+    assert session_of(load_runtime(saved.folder, precision="bf16-mixed")[0]) is TorchRuntime
+    machine(monkeypatch, bf16="none")
+    assert session_of(load_runtime(folder, precision="bf16-mixed")[0]) is TorchRuntime
+    machine(monkeypatch, bf16="none", absent=("torch",))
+    with pytest.raises(CheckpointError, match="precision bf16-mixed needs torch: pip install"):
+        load_runtime(folder, precision="bf16-mixed")
+    machine(monkeypatch, bf16="fast", absent=("openvino",))
+    with pytest.raises(CheckpointError, match="openvino is not installed: pip install openvino"):
+        load_runtime(folder, runtime="openvino")
+
+
+# Only oneDNN's reference kernels compute it without these instructions: minutes for large networks.
+@pytest.mark.skipif(bf16_of_cpu() == "none", reason="this CPU has no bfloat16")
+def test_openvino_computes_in_the_precision_that_is_asked_for(folder, monkeypatch):
+    machine(monkeypatch, bf16="fast")
+    full, half = (
+        load_runtime(folder, runtime="openvino", precision=name)[0]
+        for name in ("32-true", "bf16-mixed")
+    )
+    pixels, _ = full.prepare(SCENES[0], 96)
+    (wanted,), (found,) = full.encode([pixels]), half.encode([pixels])
+    assert not np.array_equal(wanted.class_probs, found.class_probs)
+    np.testing.assert_allclose(found.class_probs, wanted.class_probs, atol=0.05)
+
+
+def test_openvino_says_in_one_line_what_it_cannot_run(copied):
+    (copied / ENCODE_GRAPH).write_bytes(b"no graph")
+    with pytest.raises(CheckpointError, match=r"encode\.onnx: OpenVINO cannot run it \(.+\)$"):
+        load_runtime(copied, runtime="openvino")
+
+
+def test_openvino_refuses_the_graph_of_another_program(copied, tmp_path):
+    write_encoder(tmp_path).rename(copied / ENCODE_GRAPH)
+    with pytest.raises(CheckpointError, match="not a graph that `regionhash convert` wrote"):
+        load_runtime(copied, runtime="openvino")
 
 
 def test_a_runtime_of_another_precision_is_refused(folder, saved):

@@ -28,7 +28,14 @@ pq = pytest.importorskip("pyarrow.parquet")
 CLASSES = ("cat", "dog", "hen")
 ARRAYS = (
     *("sizes", "image_codes", "class_probs", "offsets", "boxes", "scores", "labels"),
-    *("region_codes", "category_offsets", "categories", "category_probs", "category_codes"),
+    *(
+        "region_codes",
+        "region_features",
+        "category_offsets",
+        "categories",
+        "category_probs",
+        "category_codes",
+    ),
 )
 
 
@@ -69,6 +76,7 @@ def random_codes(seed, counts, with_categories, with_labels):
     }
     if with_categories:
         parts |= {
+            "region_features": rng.integers(-127, 128, (m, 7), dtype=np.int8),
             "category_offsets": np.concatenate([[0], np.cumsum(categories)]),
             "categories": rng.integers(0, 3, g),
             "category_probs": rng.random(g, np.float32),

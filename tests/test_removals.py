@@ -209,10 +209,11 @@ def test_a_picture_is_not_stored_that_was_removed_while_it_was_encoded(
     made = collect(folder, saved.folder, tmp_path / "made")
     encode = encoding.encode_images
 
-    def slow(*arguments, **options):
+    def slow(model, checkpoint, image_set, writer, rows, **options):
+        rows = list(rows)
         with Collection.open(made) as other:
             other.remove(["0.png"])
-        return encode(*arguments, **options)
+        return encode(model, checkpoint, image_set, writer, rows, **options)
 
     with sqlite3.connect(made / "collection.db") as connection:  # so that it is encoded again
         connection.execute("UPDATE images SET checksum = 0 WHERE id = '0.png'")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from regionhash.search.request import Query, RequestError, Search
+from regionhash.search.request import Filter, Query, RequestError, Search
 from regionhash.search.run import marked
 
 BOX = (1.0, 2.0, 3.0, 4.0)
@@ -144,3 +144,39 @@ def test_the_older_name_of_an_id_is_taken():
     assert Query(like="a.jpg").image_id == "a.jpg"
     with pytest.raises(TypeError, match="like is an older name of image_id"):
         Query(like="a.jpg", image_id="b.jpg")
+
+
+KNOWN, REGION = Query(image_id=1), Query(image_id=1, regions=[3])
+
+
+@pytest.mark.parametrize(
+    ("queries", "options", "light"),
+    [
+        ([KNOWN], {}, True),
+        ([REGION], {}, True),
+        ([REGION], {"limit": 200, "offset": 800}, True),
+        ([REGION], {"filter": Filter(labels=("cat",), after=0.0)}, True),
+        ([KNOWN], {"mode": "region"}, True),
+        ([REGION], {"limit": 201, "offset": 800}, False),
+        ([REGION], {"filter": Filter(folder="a")}, False),
+        ([REGION], {"group_within": 0}, False),
+        ([REGION], {"context": 0.5}, False),
+        ([REGION], {"other_class": 0.5}, False),
+        ([REGION], {"steps": ["global", "local"]}, False),
+        ([REGION], {"mode": "objects"}, False),
+        ([KNOWN], {"mode": "category"}, False),
+        ([REGION], {"exclude": [REGION]}, False),
+        ([REGION, REGION], {}, False),
+        ([Query(image_id=1, regions=[3, 4])], {}, False),
+        ([Query(image_id=1, boxes=[BOX])], {}, False),
+        ([Query(text="cat")], {}, False),
+        ([Query(IMAGE)], {}, False),
+    ],
+)
+def test_a_search_is_light_if_it_is_one_pass_and_little_else(queries, options, light):
+    assert Search(queries, **options).is_light(whole_pictures=True) is light
+
+
+def test_a_whole_picture_that_stands_for_its_objects_is_not_light():
+    assert Search([KNOWN]).is_light(whole_pictures=False) is False
+    assert Search([REGION]).is_light(whole_pictures=False) is True

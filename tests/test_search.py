@@ -247,6 +247,8 @@ def test_bad_queries_are_refused():
             find(codes[0], table, top=0)
     with pytest.raises(ValueError, match="at least one object"):
         search_objects(codes[:0], table)
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        search_objects(codes[:2], table, top=0)
 
 
 @pytest.mark.parametrize("offsets", [[1, 2], [0, 1], [0, 3], [0, 2, 1, 2]])

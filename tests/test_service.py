@@ -25,6 +25,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from PIL import Image
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 import costly_pictures as costly
 from cli_runner import error_of, run
@@ -35,6 +37,7 @@ from regionhash.data.images import ImageError, read_image
 from regionhash.models.encoding import encode_picture
 from regionhash.service import Limits, create_app, state
 from regionhash.service.encoder import BatchedModel, EncoderError
+from regionhash.service.messages import SearchOut
 from regionhash.store import StoreError
 
 with warnings.catch_warnings():
@@ -44,6 +47,8 @@ with warnings.catch_warnings():
 TOKEN = {"Authorization": "Bearer secret"}
 HOME = "http://127.0.0.1:8000"
 HOST = {"Host": "127.0.0.1"}
+HEAVY = {"near": 0}
+"""Makes a search one that does not share a pass."""
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,40 @@ def changeable(photo_collection, tmp_path):
     limits = Limits(upload_bytes=200_000, pixels=100_000)
     with TestClient(create_app(folder, token="secret", limits=limits), base_url=HOME) as client:
         yield folder, client
+
+
+def test_a_service_answers_while_its_arrays_wait_to_be_compacted(
+    photo_collection, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(photo_collection, tmp_path / "compacted")
+    compact, allowed = Collection.compact, threading.Event()
+
+    def once_allowed(self):
+        assert threading.current_thread().name == "compactor"  # never in a request
+        if allowed.is_set():
+            compact(self)
+
+    monkeypatch.setattr(Collection, "compact", once_allowed)
+    monkeypatch.setattr(state, "COMPACT_SECONDS", 0.05)
+    with TestClient(create_app(folder, token="secret"), base_url=HOME) as client:
+
+        def generation():
+            return json.loads((folder / "arrays" / "state.json").read_text())["generation"]
+
+        def found():
+            return sorted(hit["row"] for hit in search(client, {"image": 6})["hits"])
+
+        before = generation()
+        for row in (1, 2, 3):
+            assert client.delete(f"/api/images/{row}", headers=TOKEN).status_code == 204
+            assert row not in found()
+        assert generation() == before
+        allowed.set()
+        until = time.monotonic() + 60
+        while generation() == before and time.monotonic() < until:
+            time.sleep(0.05)
+        assert generation() != before
+        assert found() == [4, 5, 6]
 
 
 def png(width=60, height=50, seed=0):
@@ -126,6 +165,89 @@ def test_the_answer_is_that_of_the_collection(client, photo_collection, photos):
             ]
     both = search(client, {"image": 3, "regions": [0]}, {"upload": sent["upload"], "regions": [1]})
     assert both["mode"] == "objects" and len(both["hits"][0]["matches"]) == 2
+
+
+@pytest.fixture
+def light_batches(monkeypatch):
+    """The numbers of light searches that ran together; they run once `release` is set."""
+    sizes, release, together = [], threading.Event(), state.run_together
+
+    def held(searches):
+        assert release.wait(20)
+        sizes.append(len(searches))
+        return together(searches)
+
+    monkeypatch.setattr(state, "run_together", held)
+    return sizes, release
+
+
+def test_searches_that_wait_share_a_pass_and_have_the_answers_of_the_collection(
+    light_batches, photo_collection, monkeypatch
+):
+    monkeypatch.setattr(state.os, "cpu_count", lambda: 2)  # one thread for light searches
+    sizes, release = light_batches
+    rows, regions = range(1, 8), range(2)  # there is no row 7
+    asked = [{"image": row, "regions": [region]} for row in rows for region in regions]
+    asked += [{"image": 1}, {"image": 1, "regions": [99]}]
+    with (
+        TestClient(create_app(photo_collection), base_url=HOME) as client,
+        ThreadPoolExecutor(len(asked)) as pool,
+        Collection.open(photo_collection) as photos,
+    ):
+        waiting = client.app.state.service._passes._waiting
+
+        def ask(query):
+            return client.post("/api/search", json={"queries": [query], "limit": 3})
+
+        answers = [pool.submit(ask, query) for query in asked]
+        soon(lambda: len(waiting) == len(asked) - 1)
+        release.set()
+        for query, future in zip(asked, answers, strict=True):
+            answer, regions = future.result(), query.get("regions", ())
+            if query["image"] == 7 or regions == [99]:
+                problem(answer, 404 if query["image"] == 7 else 422)
+                continue
+            wanted = photos.search(image_id=query["image"], regions=regions, limit=3)
+            found = answer.json()
+            assert found["more"] is wanted.more and found["searched"] == wanted.searched
+            assert [
+                (hit["row"], hit["id"], (hit["height"], hit["width"]), hit["distance"])
+                for hit in found["hits"]
+            ] == [(hit.row, hit.id, hit.size, hit.distance) for hit in wanted.hits]
+            assert [
+                (tuple(match["box"]), match["distance"], match["score"])
+                for hit in found["hits"]
+                for match in hit["matches"]
+            ] == [
+                (match.box, match.distance, match.score)
+                for hit in wanted.hits
+                for match in hit.matches
+            ]
+            assert [tuple(hit["classes"]) for hit in found["hits"]] == [
+                hit.classes for hit in wanted.hits
+            ]
+    assert sizes == [1, len(asked) - 1]
+
+
+def test_light_searches_do_not_wait_for_heavy_ones(photo_collection, monkeypatch):
+    app, release = create_app(photo_collection), threading.Event()
+    collection = app.state.service.collection
+    monkeypatch.setattr(collection, "results", lambda *_, **__: release.wait(20))
+    with TestClient(app, base_url=HOME) as client, ThreadPoolExecutor(8) as pool:
+        query = {"queries": [{"image": 1}]}
+        heavy = [pool.submit(client.post, "/api/search", json=query | HEAVY) for _ in range(8)]
+        soon(lambda: app.state.service.running)
+        assert client.post("/api/search", json=query).status_code == 200
+        assert not any(asked.done() for asked in heavy)
+        release.set()
+
+
+@pytest.mark.parametrize("near", [None, 64])
+def test_the_answer_is_as_described(client, near):
+    answer = client.post("/api/search", json={"queries": [{"image": 1}], "near": near})
+    found = TypeAdapter(SearchOut).validate_json(answer.content)
+    assert json.loads(to_json(found)) == answer.json()
+    assert any(hit["duplicates"] for hit in found["hits"]) is (near is not None)
 
 
 def test_scores_that_mean_nothing_are_null_and_no_filter(drh_collection, photos):
@@ -761,7 +883,7 @@ def test_a_retired_collection_is_not_closed_on_the_event_loop(watch, changeable,
         release.wait(10)
         raise ValueError("retired meanwhile")
 
-    monkeypatch.setattr(opened.collection, "results", held)
+    monkeypatch.setattr(opened.collection, "begin", held)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.post, "/api/search", json={"queries": [{"image": 1}]})
         assert begun.wait(10)
@@ -920,12 +1042,13 @@ def test_bad_questions_are_told(client, body, status, detail):
     assert detail in problem(client.post("/api/search", json=body), status)
 
 
-def test_a_slow_answer_is_given_up(photo_collection, monkeypatch):
+@pytest.mark.parametrize("wanted", [{}, HEAVY])
+def test_a_slow_answer_is_given_up(photo_collection, monkeypatch, wanted):
     app = create_app(photo_collection, limits=Limits(seconds=0.05))
     service = app.state.service
-    monkeypatch.setattr(service.collection, "results", lambda *_, **__: time.sleep(0.5))
+    monkeypatch.setattr(service.collection, "begin", lambda *_, **__: time.sleep(0.5))
     with TestClient(app, base_url=HOME) as client:
-        answer = client.post("/api/search", json={"queries": [{"image": 1}]})
+        answer = client.post("/api/search", json={"queries": [{"image": 1}], **wanted})
         assert "took too long" in problem(answer, 504)
 
 
@@ -933,11 +1056,11 @@ def test_a_search_that_is_given_up_keeps_its_place(photo_collection, monkeypatch
     monkeypatch.setattr(state.os, "cpu_count", lambda: 2)
     app = create_app(photo_collection, limits=Limits(seconds=0.3))
     release = threading.Event()
-    monkeypatch.setattr(app.state.service.collection, "results", lambda *_, **__: release.wait(20))
+    monkeypatch.setattr(app.state.service.collection, "begin", lambda *_, **__: release.wait(20))
     with TestClient(app, base_url=HOME) as client:
 
         def ask(_):
-            return client.post("/api/search", json={"queries": [{"image": 1}]})
+            return client.post("/api/search", json={"queries": [{"image": 1}], **HEAVY})
 
         with ThreadPoolExecutor(6) as pool:
             statuses = sorted(answer.status_code for answer in pool.map(ask, range(6)))
@@ -955,7 +1078,7 @@ def test_a_search_that_is_given_up_keeps_its_collection_open_until_it_ends(
 ):
     app = create_app(photo_collection, limits=Limits(seconds=0.3))
     opened, release = app.state.service.opened, threading.Event()
-    monkeypatch.setattr(opened.collection, "results", lambda *_, **__: release.wait(20))
+    monkeypatch.setattr(opened.collection, "begin", lambda *_, **__: release.wait(20))
     with TestClient(app, base_url=HOME) as client:
         problem(client.post("/api/search", json={"queries": [{"image": 1}]}), 504)
         opened.retire()
@@ -1044,7 +1167,7 @@ def test_no_answer_tells_a_path_of_the_machine(saved, photos, tmp_path, monkeypa
                 def fail(*_, error=error, **__):
                     raise error
 
-                for name in ("results", "get", "encoded", "images", "add_upload", "remove_rows"):
+                for name in ("begin", "get", "encoded", "images", "add_upload", "remove_rows"):
                     broken.setattr(collection, name, fail)
                 check()
         (pictures / "0.png").write_bytes(b"no picture")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from cli_runner import run
 from conftest import TINY_BACKBONE, build_tiny
 from regionhash.data import open_dataset
 from regionhash.data.images import ImageError
@@ -128,6 +129,38 @@ def test_a_killed_run_ends_as_if_never_killed(tmp_path):
     )
     assert "0" not in again.stdout.split()  # the first epoch is not done twice
     _assert_same(_weights(tmp_path / "whole"), _weights(tmp_path / "killed"))
+
+
+class Stopping(Recording):
+    """Stops a run after its first epoch, as Ctrl-C does."""
+
+    def epoch(self, report, n_epochs):
+        raise KeyboardInterrupt
+
+
+def test_a_run_resumes_in_its_own_precision(tmp_path):
+    config = _config(precision="bf16-mixed")
+    train("ssdh", TINY, SCENES, tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        train("ssdh", TINY, SCENES, tmp_path / "stopped", config, reporter=Stopping())
+    with pytest.raises(ValueError, match="a run with other training"):
+        train("ssdh", TINY, SCENES, tmp_path / "stopped", _config())
+    told = Recording()
+    train("ssdh", TINY, SCENES, tmp_path / "stopped", config, reporter=told)
+    assert [report.epoch for report in told.epochs] == [1]
+    _assert_same(_weights(tmp_path / "whole"), _weights(tmp_path / "stopped"))
+    train("ssdh", TINY, SCENES, tmp_path / "full", _config())
+    half, full = _weights(tmp_path / "whole"), _weights(tmp_path / "full")
+    assert not all(torch.equal(value, full[name]) for name, value in half.items())
+
+
+def test_the_precision_of_training_is_a_flag(tmp_path):
+    words = ("train", "ssdh", "digits:train:8", "-o", tmp_path, "--backbone", "tiny_fpn")
+    words += ("--weights", "none", "--epochs", "1", "--short", "64", "--bits", "16")
+    words += ("--set", "held_out=0", "--set", "workers=0")
+    run(*words, "--precision", "bf16-mixed")
+    recorded = read_checkpoint(tmp_path).provenance["training"]
+    assert recorded["precision"] == "bf16-mixed"
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

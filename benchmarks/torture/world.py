@@ -20,7 +20,7 @@ from regionhash.collection import Collection
 from regionhash.data.images import read_image_bytes
 from regionhash.models.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from regionhash.models.encoding import encode_picture
-from regionhash.structures import EncodedImage
+from regionhash.structures import EncodedImage, Regions
 
 GONE, BROKEN = -1, -2
 """What a file can be beside the number of a picture: not there, or bytes that are no picture."""
@@ -93,16 +93,15 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def parts_of(encoded: EncodedImage) -> list[np.ndarray]:
-    """The columns of `COLUMNS`, as a code file and the database have them."""
-    own = encoded.regions
-    labels = own.labels.astype("<i8")
+def parts_of(image_code: np.ndarray, regions: Regions) -> list[np.ndarray]:
+    """The columns of `COLUMNS` as the database has them; the pictures are small, of few classes."""
+    most = np.where(regions.scores < 1, np.float16(1 - 2**-11), np.float16(1))
     return [
-        encoded.image_code,
-        own.boxes.astype("<f4"),
-        own.scores.astype("<f4"),
-        labels,
-        own.codes,
+        image_code,
+        np.rint(regions.boxes * 16).astype("<u2"),
+        np.minimum(regions.scores.astype("<f2"), most),
+        regions.labels.astype("<i1"),
+        regions.codes,
     ]
 
 
@@ -212,7 +211,7 @@ class World:
             Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(stream, kind)
             pixels = read_image_bytes(stream.getvalue(), "made", max_pixels=1 << 20)
             encoded = encode_picture(self.model, self.checkpoint, pixels)
-            key = key_of(parts_of(encoded))
+            key = key_of(parts_of(encoded.image_code, encoded.regions))
             if len(encoded.regions):
                 made.setdefault(key, Picture(len(made), stream.getvalue(), encoded, key))
         return list(made.values())

@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.structures import Codes
+from regionhash.structures import Codes, Floats
 
 
 def check_n_bits(n_bits: int) -> None:
@@ -115,16 +115,28 @@ def asymmetric_distances(
     for query, weight, row in zip(queries, weights, distances, strict=True):
         if weight is None:
             row[:] = hamming_distances(query[None], database)[0]
-            continue
-        hamming_distances(query[None], database[:0])  # checks shapes and types
-        by_byte = weight.reshape(-1, 8) @ _BITS.T  # (B, 256): what each difference of a byte costs
-        sums = np.zeros(len(database), np.float32)
-        for column, byte in enumerate(query):
-            costs = by_byte[column, np.arange(256, dtype=np.uint8) ^ byte]
-            sums += costs[database[:, column]]
-        np.rint(sums, out=sums)
-        row[:] = sums
+        else:
+            row[:] = np.rint(weighted_distances(query, weight, database))
     return distances
+
+
+def weighted_distances(
+    query: Codes, weight: NDArray[np.float32], database: Codes
+) -> NDArray[np.float32]:
+    """The asymmetric distances (N,) of one query (B,), not rounded; see `asymmetric_distances`."""
+    hamming_distances(query[None], database[:0])  # checks shapes and types
+    by_byte = weight.reshape(-1, 8) @ _BITS.T  # (B, 256): what each difference of a byte costs
+    sums = np.zeros(len(database), np.float32)
+    for column, byte in enumerate(query):
+        costs = by_byte[column, np.arange(256, dtype=np.uint8) ^ byte]
+        sums += costs[database[:, column]]
+    return sums
+
+
+def weights_of(activations: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """The weights (K,) of the bits of activations (K,): their absolute values, with mean 1."""
+    sure = np.abs(activations)
+    return np.asarray(sure / max(float(sure.mean()), 1e-12), np.float32)
 
 
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)
@@ -137,3 +149,37 @@ def _packed(name: str, codes: Codes) -> Codes:
     if codes.ndim != 2 or codes.dtype != np.uint8:
         raise ValueError(f"{name} must be (N, B) uint8, got {codes.shape} {codes.dtype}")
     return np.ascontiguousarray(codes)
+
+
+# -- features kept beside codes -------------------------------------------------------------------
+
+
+def pack_directions(features: Floats) -> NDArray[np.int8]:
+    """Features (M, P) as int8: their directions, scaled so that 127 is the greatest part of each.
+
+    Lengths are lost, which `angles` does not read. Zeros stay zeros.
+    """
+    greatest = np.abs(features).max(axis=1, keepdims=True, initial=0)
+    packed: NDArray[np.int8] = np.rint(features * (127 / np.maximum(greatest, 1e-30))).astype("i1")
+    return packed
+
+
+def angles(query: Floats, directions: NDArray[Any]) -> Floats:
+    """The angles between a feature and others, as shares of a half turn.
+
+    This is the share of bits that differ on average between codes of random hyperplanes (Charikar,
+    "Similarity Estimation Techniques from Rounding Algorithms", STOC 2002), so it can be shown as a
+    number of bits.
+
+    Args:
+        query: (P,) float32.
+        directions: (M, P), int8 of `pack_directions`, or floats.
+
+    Returns:
+        (M,) float32 in [0, 1]; one half where either is zero.
+    """
+    others = directions.astype(np.float32)
+    lengths = np.sqrt(np.einsum("mp,mp->m", others, others)) * np.linalg.norm(query)
+    cosines = (others @ query) / np.maximum(lengths, np.float32(1e-12))
+    shares: Floats = np.arccos(np.clip(cosines, -1, 1)) / np.float32(np.pi)
+    return shares

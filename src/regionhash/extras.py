@@ -24,6 +24,7 @@ _EXTRA_OF = {
     ),
     "cv2": "selective-search",
     "pyarrow": "parquet",
+    "openvino": "openvino",
     "pillow_heif": "heic",
 }
 

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: how every graph of this package is opened."""
+"""Sessions of ONNX Runtime: how every graph of this package is opened by default."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_session(content: bytes | Path, place: str, error: type[ValueError] = Va
     options.log_severity_level = 4  # errors are raised as well
     given = content if isinstance(content, bytes) else os.fspath(content)
     try:
-        return onnxruntime.InferenceSession(given, options, providers=_providers())
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as failure:  # whatever its reader runs into
         reason = one_line(str(failure).partition("\n")[0])
         raise error(f"{place}: not a readable graph ({reason})") from failure
@@ -52,17 +52,6 @@ def at_once(work: Callable[..., Result], *arguments: Iterable[Any]) -> list[Resu
         return [work(*call) for call in calls]
     with ThreadPoolExecutor(min(len(calls), n_threads()), thread_name_prefix="graph") as pool:
         return list(pool.map(lambda call: work(*call), calls))
-
-
-def _providers() -> list[Any]:
-    """What runs graphs: the CPU, through OpenVINO if onnxruntime-openvino is installed."""
-    import onnxruntime
-
-    wanted: list[Any] = ["CPUExecutionProvider"]
-    if "OpenVINOExecutionProvider" in onnxruntime.get_available_providers():
-        options = {"device_type": "CPU", "num_of_threads": str(n_threads())}
-        wanted.insert(0, ("OpenVINOExecutionProvider", options))
-    return wanted
 
 
 def n_threads() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ Box = tuple[float, float, float, float]
 Floats = NDArray[np.float32]
 Floats64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Labels = NDArray[np.signedinteger[Any]]
+Scores = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
 
@@ -133,12 +135,15 @@ class Regions:
         scores: (R,) float32 in [0, 1].
         labels: (R,) int64, class indices from 0; -1 if the model knows no classes.
         codes: (R, K1/8) uint8, packed.
+        features: (R, P) float32, what the codes are made from, if the model gives it; int8 if they
+            were kept, see `regionhash.codes.pack_directions`.
     """
 
     boxes: Floats
     scores: Floats
     labels: Ints
     codes: Codes
+    features: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         _shaped("boxes", self.boxes, None, 4)
@@ -149,13 +154,18 @@ class Regions:
         _typed("scores", self.scores, np.float32)
         _typed("labels", self.labels, np.int64)
         _typed("codes", self.codes, np.uint8)
+        if self.features is not None:
+            _shaped("features", self.features, len(self.boxes), None)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, rows: Any) -> Regions:
         """Some of the regions; `rows` indexes an array: a slice, numbers, a mask."""
-        return Regions(self.boxes[rows], self.scores[rows], self.labels[rows], self.codes[rows])
+        features = None if self.features is None else self.features[rows]
+        return Regions(
+            self.boxes[rows], self.scores[rows], self.labels[rows], self.codes[rows], features
+        )
 
     def as_tuples(self) -> tuple[Box, ...]:
         """The boxes as Python numbers."""
@@ -218,6 +228,13 @@ class EncodedImage:
             _typed("class_probs", self.class_probs, np.float32)
 
 
+class BoxRows(Protocol):
+    """(M, 4) boxes in whatever form; those that are asked for are float32, xyxy in pixels."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, items: Any, /) -> Floats: ...
+
+
 _BAGS = {
     "offsets": ("boxes", "scores", "labels", "region_codes"),
     "category_offsets": ("categories", "category_probs", "category_codes"),
@@ -237,10 +254,13 @@ class CodeTable:
         sizes: (N, 2) int32, height and width in pixels.
         classes: names of the C classes; empty if the model knows none.
         image_codes: (N, K2/8) uint8.
-        class_probs: (N, C) float32.
+        class_probs: (N, C) float32; float16 in a collection.
         offsets: (N + 1,) int64, starts at 0, ends at M, never falls.
-        boxes: (M, 4) float32; scores: (M,) float32; labels: (M,) int64.
+        boxes: (M, 4) float32, in a collection only of the rows that are asked for; scores: (M,)
+            float32, in a collection float16; labels: (M,) of any signed type, int64 in a code file.
         region_codes: (M, K1/8) uint8.
+        region_features: (M, P) int8, if they were kept beside the codes, see
+            `regionhash.codes.pack_directions`.
         category_offsets: (N + 1,) int64; categories, category_probs, category_codes: as in
             `CategoryCodes`, one row per category of each picture.
     """
@@ -249,16 +269,17 @@ class CodeTable:
     sizes: NDArray[np.int32]
     classes: tuple[str, ...] = ()
     image_codes: Codes | None = None
-    class_probs: Floats | None = None
+    class_probs: Scores | None = None
     offsets: Ints | None = None
-    boxes: Floats | None = None
-    scores: Floats | None = None
-    labels: Ints | None = None
+    boxes: Floats | BoxRows | None = None
+    scores: Scores | None = None
+    labels: Labels | None = None
     region_codes: Codes | None = None
     category_offsets: Ints | None = None
-    categories: Ints | None = None
+    categories: Labels | None = None
     category_probs: Floats | None = None
     category_codes: Codes | None = None
+    region_features: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         n_images = len(self.ids)
@@ -270,6 +291,10 @@ class CodeTable:
             _shaped("class_probs", self.class_probs, n_images, None)
         for offsets_name, names in _BAGS.items():
             self._check_bag(offsets_name, names)
+        if self.region_features is not None:
+            n_regions = 0 if self.offsets is None else int(self.offsets[-1])
+            _shaped("region_features", self.region_features, n_regions, None)
+            _typed("region_features", self.region_features, np.int8)
 
     def _check_bag(self, offsets_name: str, names: tuple[str, ...]) -> None:
         offsets = getattr(self, offsets_name)
@@ -342,18 +367,21 @@ class CodeTable:
                 items, bounds = items_of(offsets, rows)
                 taken |= {offsets_name: bounds}
                 taken |= {name: getattr(self, name)[items] for name in names}
+                if offsets_name == "offsets" and self.region_features is not None:
+                    taken["region_features"] = self.region_features[items]
         return CodeTable(**taken)
 
     def picture(self, row: int) -> EncodedImage:
         """The picture of a row, as the model gave it."""
         categories = None
         if self.category_offsets is not None:
-            categories = CategoryCodes(*self._bag("category_offsets", row))
+            found, probs, codes = self._bag("category_offsets", row)
+            categories = CategoryCodes(found.astype(np.int64, copy=False), probs, codes)
         height, width = self.sizes[row].tolist()
         return EncodedImage(
             (height, width),
             None if self.image_codes is None else np.asarray(self.image_codes[row]),
-            None if self.class_probs is None else np.asarray(self.class_probs[row]),
+            None if self.class_probs is None else np.asarray(self.class_probs[row], np.float32),
             None if self.offsets is None else self.regions(row),
             categories,
         )
@@ -362,7 +390,18 @@ class CodeTable:
         """The regions of a picture. Raises ValueError if the table has no regions."""
         if self.offsets is None:
             raise ValueError("these codes have no regions")
-        return Regions(*self._bag("offsets", row))
+        boxes, scores, labels, codes = self._bag("offsets", row)
+        features = None
+        if self.region_features is not None:
+            items = slice(*self.offsets[row : row + 2].tolist())
+            features = np.asarray(self.region_features[items])
+        return Regions(
+            boxes,
+            scores.astype(np.float32, copy=False),
+            labels.astype(np.int64, copy=False),
+            codes,
+            features,
+        )
 
     def matches(self, items: Ints, distances: Ints) -> list[Match]:
         """Regions (K,) of the table, by their numbers, as matches at these distances (K,)."""

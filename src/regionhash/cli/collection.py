@@ -12,6 +12,7 @@ from regionhash.cli.options import (
     Device,
     Folder,
     Json,
+    Precision,
     Runtime,
     Seed,
     Short,
@@ -80,6 +81,15 @@ def index(
             "may find more; try 32 and 64.  [default: 128, or as many as bits for itq and sign]",
         ),
     ] = None,
+    keep_floats: Annotated[
+        bool,
+        typer.Option(
+            "--keep-floats",
+            help="Also keep the features that the bits are made from, one byte for each of --dims "
+            "and region, for `regionhash search --rescore floats`; docs/search.md says when that "
+            "pays.",
+        ),
+    ] = False,
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -143,6 +153,7 @@ def index(
     strict: Strict = False,
     batch_size: BatchSize = 8,
     workers: Workers = None,
+    precision: Precision = "auto",
     device: Device = "auto",
     runtime: Runtime = "auto",
     as_json: Json = False,
@@ -187,7 +198,9 @@ def index(
         from regionhash.detectors import OnnxDetector
 
         boxes = OnnxDetector(place, min_score=min_box_score)
-    settings = IndexSettings(arguments, short, seed, detector, model, boxes, encoder=encoder)
+    settings = IndexSettings(
+        arguments, short, seed, detector, model, boxes, encoder=encoder, keep_floats=keep_floats
+    )
     report = build_index(
         images,
         output,
@@ -195,6 +208,7 @@ def index(
         reporter=ConsoleReporter(),
         device=device,
         runtime=runtime,
+        precision=precision,
         batch_size=batch_size,
         workers=n_workers(workers),
     )
@@ -240,6 +254,7 @@ def add(
     strict: Strict = False,
     batch_size: BatchSize = 8,
     workers: Workers = None,
+    precision: Precision = "auto",
     device: Device = "auto",
     runtime: Runtime = "auto",
     as_json: Json = False,
@@ -255,8 +270,10 @@ def add(
       regionhash add photos.collection holidays
     """
     from regionhash.collection import Collection
+    from regionhash.precision import check_same_precision
 
     with Collection.open(collection, device=device, runtime=runtime) as opened:
+        check_same_precision(collection, opened.precision, precision)
         report = opened.add(
             images,
             again=again,

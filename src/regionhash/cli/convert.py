@@ -24,6 +24,7 @@ def convert(
     regions, and encode_boxes.onnx from a picture and boxes to the codes of these boxes. Before that
     they are compared with the model. From then on, `encode`, `index --model`, `add`, `refresh`,
     `search` and `serve` run the graphs on the CPU, unless given --runtime torch or --device cuda.
+    Codes of precision bf16-mixed need OpenVINO or torch.
 
     \b
     Example:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from regionhash.cli.options import BatchSize, Device, Json, Runtime, Strict, Workers, n_workers
+from regionhash.cli.options import (
+    BatchSize,
+    Device,
+    Json,
+    Precision,
+    Runtime,
+    Strict,
+    Workers,
+    n_workers,
+)
 from regionhash.cli.output import (
     ConsoleReporter,
     encoding_line,
@@ -33,10 +42,7 @@ def encode(
     strict: Strict = False,
     batch_size: BatchSize = 8,
     workers: Workers = None,
-    precision: Annotated[
-        Literal["32-true", "bf16-mixed"],
-        typer.Option(help="Precision of the network; queries use the same."),
-    ] = "32-true",
+    precision: Precision = "auto",
     device: Device = "auto",
     runtime: Runtime = "auto",
     as_json: Json = False,

@@ -14,9 +14,17 @@ Device = Annotated[
     typer.Option(help="Where the model runs; auto uses a GPU if there is one."),
 ]
 Runtime = Annotated[
-    Literal["auto", "onnx", "torch"],
+    Literal["auto", "onnx", "openvino", "torch"],
     typer.Option(
-        help="What runs the model; auto is onnx if `regionhash convert` has made graphs of it."
+        help="What runs the model; auto is onnx if `regionhash convert` has made graphs of it, "
+        "and openvino, if installed, for codes of bf16-mixed."
+    ),
+]
+Precision = Annotated[
+    Literal["auto", "32-true", "bf16-mixed"],
+    typer.Option(
+        help="Precision of the network, for good: queries and later pictures use the same. auto "
+        "is that of the codes that are there, or else the fastest, see docs/onnx.md."
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Random seed.")]

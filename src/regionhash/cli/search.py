@@ -162,9 +162,20 @@ def search(
             "that has another class than the query's object, if both are known.",
         ),
     ] = 0.0,
+    rescore: Annotated[
+        Literal["asymmetric", "floats"] | None,
+        typer.Option(
+            help="Searches for one object: rank the best again by more than the bits of the query. "
+            "`asymmetric` weighs them by how sure the query is of each; `floats` compares the "
+            "features that `regionhash index --keep-floats` keeps. Slower by a few milliseconds."
+        ),
+    ] = None,
     candidates: Annotated[
         int | None,
-        typer.Option(help="Pictures that the first of several steps passes on.  [default: 400]"),
+        typer.Option(
+            help="Pictures that the first of several steps passes on, or that --rescore ranks "
+            "again; no more are found.  [default: 400]"
+        ),
     ] = None,
     expand: Annotated[
         int | None, typer.Option(help="Results that an expansion uses as queries.  [default: 6]")
@@ -211,6 +222,7 @@ def search(
       regionhash search codes.h5 --query cup.jpg --box 10,20,40,50 --context 0.5
       regionhash search codes.h5 --query horse.jpg --without person.jpg@30,10,90,200
       regionhash search photos.index --query cat.jpg --box 10,20,200,220 --steps exact,local-expand
+      regionhash search photos.collection --query cup.jpg --box 10,20,40,50 --rescore asymmetric
       regionhash search iah.h5 --query cat_and_dog.jpg --mode category --sheet found.html
       regionhash search photos.collection --query cat.jpg --box 10,20,200,220 --near 4
       regionhash search photos.collection --text "a red backpack"
@@ -248,6 +260,7 @@ def search(
             exclude=_queries(without or [], []),
             mode=mode,
             steps=[step.strip() for step in steps.split(",")] if steps is not None else (),
+            rescore=rescore,
             candidates=candidates,
             expand=expand,
             min_prob=min_prob,

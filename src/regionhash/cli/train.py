@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -70,6 +70,13 @@ def train(
             "torchvision's COCO detector.",
         ),
     ] = None,
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed"] | None,
+        typer.Option(
+            help="Precision of the forward pass. Codes may be of either one, see `encode`.  "
+            "[default: 32-true]"
+        ),
+    ] = None,
     cached_views: Annotated[
         int | None,
         typer.Option(help="Train only the image hash, on this many views of each picture."),
@@ -100,6 +107,7 @@ def train(
         "learning_rate": lr,
         "short": short,
         "seed": seed,
+        "precision": precision,
         "cached_views": cached_views,
         "init": "coco" if init == "coco" else None,
     }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from regionhash.collection.database import Database, FileState, NewImage
+from regionhash.collection.database import OF_HASH, Database, FileState, NewImage
 from regionhash.collection.removals import Key, Removals, forget, was_removed
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, FileVersion, file_version
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from regionhash.models.checkpoints import Checkpoint
     from regionhash.models.encoding import EncodingReport
     from regionhash.models.runtime import Runtime
+
+_WINDOW = 1000
+"""Pictures that are looked up, and if need be hashed, before the first of them is encoded."""
 
 _COMMIT_SECONDS = 5.0
 _COMMIT_IMAGES = 64
@@ -67,6 +70,9 @@ def add_pictures(
 ) -> AddReport:
     """Stores new and changed pictures.
 
+    Pictures are looked up in windows, so that the first is stored long before the last is found,
+    and new ones are encoded before changed ones.
+
     A file is recognized by its bytes: a moved file keeps its codes, a changed one is encoded again.
     The state stored for a file is that of the bytes that were encoded, even if it changes
     meanwhile. Pictures without files are recognized by their ids.
@@ -84,19 +90,16 @@ def add_pictures(
         boxes: see `encode_images`.
         batch_size: pictures that the model takes at a time.
         workers: processes that read pictures.
-        reporter: is told the pictures done and their total, and those that cannot be read.
+        reporter: is told the pictures done and their total, which falls as stored ones are found,
+            and those that cannot be read.
 
     Raises:
         ValueError: see `encode_images`.
         StoreError: writing fails, or another writer holds the database; what was stored before
             stays.
     """
-    plan = _Plan(database, image_set, source, again)
-    renewed = plan.done.intersection(renew)
-    plan.done -= renewed
-    if plan.left_out:
-        image_set.notices.count("removed before, left out", len(plan.left_out))
-    writer = _Writer(database, source, plan, renewed)
+    plan = _Plan(database, image_set, source, again, set(renew), reporter)
+    writer = _Writer(database, source, plan)
     from regionhash.models.encoding import encode_images
 
     encoding = encode_images(
@@ -104,6 +107,7 @@ def add_pictures(
         checkpoint,
         image_set,
         writer,
+        plan,
         batch_size=batch_size,
         workers=workers,
         precision=database.header["meta"]["precision"],
@@ -112,9 +116,9 @@ def add_pictures(
         boxes=boxes,
     )
     writer.commit()
-    stored_before = encoding.n_stored_before - len(plan.left_out)
+    stored_before = encoding.n_stored_before - plan.n_left_out
     encoding = replace(encoding, n_stored_before=stored_before)
-    n_renewed = len(renewed - encoding.skipped.keys())
+    n_renewed = len(plan.renewed - encoding.skipped.keys())
     return AddReport(encoding, plan.moved, plan.copied, renewed=n_renewed)
 
 
@@ -125,33 +129,75 @@ def keys_of(database: Database, image_set: ImageSet) -> set[Key]:
     return set(image_set.ids)
 
 
+_State = Literal["stored", "left out", "new", "replacing"]
+"""What is known of a picture; "replacing" codes of its file or name, once it is encoded."""
+
+
 class _Plan:
-    """Which pictures need encoding; the others are stored at once.
+    """The rows of pictures that need encoding, found window by window; others are stored at once.
+
+    Those that replace codes come last, when every window was looked up: until then the database has
+    the old codes, for a file of the old bytes that comes later. So a file that has moved is found
+    however the windows divide the set.
 
     Attributes:
-        done: ids in the set of pictures that are stored in their current state.
-        left_out: ids of pictures that were removed before.
+        n_left_out: number of pictures that were removed before.
+        renewed: ids of pictures that are encoded again although they are unchanged.
         files: state of the files that were read, by id.
         moved: number of files that have moved; copied: of further files of the same
             bytes.
+        n_encoded: number of pictures that were encoded.
     """
 
     def __init__(
-        self, database: Database, image_set: ImageSet, source: int | None, again: Container[Key]
+        self,
+        database: Database,
+        image_set: ImageSet,
+        source: int | None,
+        again: Container[Key],
+        renew: Container[str],
+        reporter: Reporter,
     ) -> None:
         self._database = database
+        self._image_set = image_set
         self._source = source
-        self._removals = Removals(database)
-        self._again = again
-        self.left_out: set[str] = set()
+        self._again, self._renew = again, renew
+        self._reporter = reporter
         self._paths: dict[str, Path] = {}
-        self.files: dict[str, FileState] = {}
-        self.moved = self.copied = 0
         if isinstance(image_set.images, FileImages):
             self._paths = dict(zip(image_set.ids, image_set.images.paths, strict=True))
-            self.done = {name for name, path in self._paths.items() if self._is_done(name, path)}
-        else:
-            self.done = {name for name in image_set.ids if self._is_stored(name)}
+        self._n_rows = len(image_set)
+        self.n_left_out = 0
+        self.renewed: set[str] = set()
+        self.files: dict[str, FileState] = {}
+        self.moved = self.copied = self.n_encoded = 0
+
+    def __len__(self) -> int:
+        """How many pictures need encoding, if all do that were not looked up yet."""
+        return self._n_rows
+
+    def __iter__(self) -> Iterator[int]:
+        """The rows, new pictures first."""
+        ids = self._image_set.ids
+        replacing: list[int] = []
+        for first in range(0, len(ids), _WINDOW):
+            self._removals = Removals(self._database)
+            new: list[int] = []
+            for row in range(len(ids))[first : first + _WINDOW]:
+                state = self._look_up(ids[row])
+                if state == "stored" and ids[row] in self._renew:
+                    self.renewed.add(ids[row])
+                    state = "replacing"
+                if state in ("stored", "left out"):
+                    self._n_rows -= 1
+                    self.n_left_out += state == "left out"
+                else:
+                    (new if state == "new" else replacing).append(row)
+            self._reporter.progress(self.n_encoded, len(self))
+            yield from new
+        if self.n_left_out:
+            self._image_set.notices.count("removed before, left out", self.n_left_out)
+        yield from replacing
 
     def note(self, image_id: str, version: FileVersion) -> None:
         """Records the state of a file whose bytes were read for encoding."""
@@ -160,50 +206,56 @@ class _Plan:
     def _state(self, path: Path, version: FileVersion) -> FileState:
         return FileState(self._database.path_of(path), *version)
 
-    def _is_stored(self, image_id: str) -> bool:
-        """Whether a picture of a data set without files is stored."""
+    def _look_up(self, image_id: str) -> _State:
+        """The state of a picture, which is stored if it could be without encoding it."""
+        path = self._paths.get(image_id)
+        return self._of_name(image_id) if path is None else self._of_file(image_id, path)
+
+    def _of_name(self, image_id: str) -> _State:
+        """The state of a picture of a data set without files."""
         where = "name = ? AND path IS NULL AND source NOT NULL"
         found = self._database.one(where, image_id)
-        if found is None and self._removals.has_name(image_id):
-            self._leave_out(image_id)
-        return found is not None and found[1]
+        if found is not None:
+            return "stored" if found[1] else "replacing"
+        left_out = self._removals.has_name(image_id) and self._stays_out(image_id)
+        return "left out" if left_out else "new"
 
-    def _is_done(self, image_id: str, path: Path) -> bool:
-        """Whether the picture in a file is stored, or could be without encoding it."""
+    def _of_file(self, image_id: str, path: Path) -> _State:
+        """The state of the picture in a file."""
         found = self._database.one("path = ?", self._database.path_of(path))
         known = found[0] if found and found[1] else None
+        otherwise: _State = "new" if found is None else "replacing"
         try:
             state = path.stat()
             if known and (known["n_bytes"], known["mtime_ns"]) == (
                 state.st_size,
                 state.st_mtime_ns,
             ):
-                return True
+                return "stored"
             file = self._state(path, file_version(path))
         except OSError:
-            return False  # reading it will report the reason
+            return otherwise  # reading it will report the reason
         if known:
-            return self._database.set_file(file, self._source)
-        if found is None and self._removals.has_file(file) and self._leave_out(image_id, file):
-            return False
+            return "stored" if self._database.set_file(file, self._source) else otherwise
+        if found is None and self._removals.has_file(file) and self._stays_out(image_id, file):
+            return "left out"
         if self._has_codes_of(image_id, file):
-            return True
-        if found is None and self._removals.has_bytes(file):
-            self._leave_out(image_id, file)
-        return False
+            return "stored"
+        if found is None and self._removals.has_bytes(file) and self._stays_out(image_id, file):
+            return "left out"
+        return otherwise
 
-    def _leave_out(self, image_id: str, file: FileState | None = None) -> bool:
-        """Leaves a removed picture out, unless it is asked for again."""
+    def _stays_out(self, image_id: str, file: FileState | None = None) -> bool:
+        """Whether a removed picture stays out; its removal is taken back if it is asked for."""
         key = image_id if file is None or file.path is None else file.path
         if key in self._again:
             forget(self._database, key, None if file is None else file.hash)
             return False
-        self.left_out.add(image_id)
         return True
 
     def _has_codes_of(self, image_id: str, file: FileState) -> bool:
         """Reuses the codes of a file of the same bytes, if there is one."""
-        twins = self._database.read("SELECT row, path FROM images WHERE hash = ?", file.hash)
+        twins = self._database.read(f"SELECT row, path FROM images WHERE {OF_HASH}", file.hash)
         gone = [
             row
             for row, path in twins
@@ -221,14 +273,10 @@ class _Plan:
 class _Writer:
     """Where `encode_images` writes: collects pictures and stores them in batches."""
 
-    def __init__(
-        self, database: Database, source: int | None, plan: _Plan, renewed: set[str]
-    ) -> None:
-        self.done = plan.done | plan.left_out
+    def __init__(self, database: Database, source: int | None, plan: _Plan) -> None:
         self._database = database
         self._source = source
-        self._files = plan.files
-        self._renewed = renewed
+        self._plan = plan
         self._pending: list[NewImage] = []
         self._committed = time.monotonic()
 
@@ -236,9 +284,13 @@ class _Writer:
         self, image_id: str, encoded: EncodedImage, labels: Sequence[int] | None = None
     ) -> None:
         """Takes one picture, which the next `commit` stores at the latest."""
-        rows = rows_of(image_id, encoded, labels, self._database.header)
-        file = self._files.pop(image_id, FileState())
-        renewed = image_id in self._renewed
+        database = self._database
+        rows = rows_of(
+            image_id, encoded, labels, database.header, keep_features=database.keeps_floats
+        )
+        file = self._plan.files.pop(image_id, FileState())
+        renewed = image_id in self._plan.renewed
+        self._plan.n_encoded += 1
         self._pending.append(NewImage(image_id, file, self._source, rows, renewed))
         waited = time.monotonic() - self._committed
         if len(self._pending) >= _COMMIT_IMAGES or waited > _COMMIT_SECONDS:

@@ -2,7 +2,8 @@
 
 Rows of the database are immutable and numbered in the order in which they were stored, so the
 arrays are files that only grow: `follow` appends the new rows. Removed pictures stay in the arrays
-and are masked, until more than a quarter has been removed and the arrays are rebuilt.
+and are masked. Once they are more than a quarter, `compact` copies the others to new arrays; it is
+never part of a search, and nobody waits for it.
 
     arrays/state.json            what is valid, replaced in one step after the rows are on the disk
     arrays/<generation>/<name>   one file per array, without header, little-endian
@@ -32,15 +33,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.collection.database import BLOBS, Database, reported, row_width
+from regionhash.collection.packing import PackedBoxes
 from regionhash.files.atomic import locked_folder, write_text
 from regionhash.store import LAYOUT, OFFSETS, Ids, StoreError, dtype_of, encode_id
-from regionhash.structures import Codes, CodeTable, Floats64, Ints, Mask
+from regionhash.structures import Codes, CodeTable, Floats64, Ints, Mask, items_of
 
 ARRAYS_FOLDER = "arrays"
 _STATE_FILE = "state.json"
 _VERSION = 3
 _TRIES = 20  # while the folder is deleted by others
-_REBUILT_AT = 0.25  # share of the rows that are removed
+_COMPACTED_AT = 0.25  # share of the rows that are removed
+_COPIED = 1 << 16  # pictures at a time
 
 _PER_PICTURE = {"rows": ((), "<i8"), "taken": ((), "<f8"), "sizes": ((2,), "<i4")}
 """Arrays with one row per picture, besides those of the code file: shape of a row, type."""
@@ -132,8 +135,7 @@ class Arrays:
         state = self._state(database, version)
         if state is None or state["last_row"] != version[0]:
             return None
-        snapshot = self._open(database, state, version, before)
-        return None if snapshot is None or _wants_compaction(snapshot) else snapshot
+        return self._open(database, state, version, before)
 
     def _caught_up(self, database: Database, before: Snapshot | None, rebuild: bool) -> Snapshot:
         """The snapshot of this moment, with the lock held; missing rows are appended."""
@@ -144,8 +146,9 @@ class Arrays:
                     state = None if rebuild else self._state(database, version)
                     state = self._append(database, version, state)
                     snapshot = self._open(database, state, version, before)
-                    if snapshot is None or _wants_compaction(snapshot):
-                        snapshot = self._built_anew(database, version, snapshot)
+                    if snapshot is None:  # damaged
+                        state = self._append(database, version, None)
+                        snapshot = self._open(database, state, version, None)
             except StoreError as error:
                 if not isinstance(error.__cause__, FileNotFoundError | FileExistsError):
                     raise
@@ -154,16 +157,58 @@ class Arrays:
                 return snapshot
         raise StoreError(f"{self.folder}: is deleted or changed as fast as it is rebuilt")
 
-    def _built_anew(
-        self, database: Database, version: tuple[int, int], masked: Snapshot | None
-    ) -> Snapshot | None:
-        """The snapshot of new arrays; if the disk is full, that of the masked arrays."""
-        try:
-            return self._open(database, self._append(database, version, None), version, None)
-        except OSError:
-            if masked is None:
-                raise
-            return masked
+    def compact(self, database: Database) -> bool:
+        """Puts arrays without the removed pictures in the place of the present ones.
+
+        Meanwhile these are read and appended to by others; what is added or removed until the end
+        comes with the next `follow`.
+
+        Returns:
+            Whether they were replaced: not if nothing was removed, the disk is full, or others have
+            replaced them since.
+
+        Raises:
+            StoreError: the database is gone or was replaced.
+        """
+        with database.moment():
+            version = database.version()
+            state = self._state(database, version)
+            snapshot = None if state is None else self._open(database, state, version, None)
+        if state is None or snapshot is None or snapshot.alive is None:
+            return False
+        compacted, in_place = self.folder / uuid4().hex, False
+        with suppress(OSError):
+            arrays = _mapped(self.folder / snapshot.generation, state["bytes"], _shapes(database))
+            lengths = _copy(arrays, np.flatnonzero(snapshot.alive), compacted)
+            with locked_folder(self.folder.parent), database.moment():
+                in_place = self._replace(database, state, compacted, lengths, begun=version[1])
+        if not in_place:
+            shutil.rmtree(compacted, ignore_errors=True)
+        return in_place
+
+    def _replace(
+        self,
+        database: Database,
+        old: dict[str, Any],
+        compacted: Path,
+        lengths: dict[str, int],
+        begun: int,
+    ) -> bool:
+        """Makes a copy of the rows of an old state valid, with the lock held, if still wanted."""
+        now = self._state(database, database.version())
+        if now is None or now["generation"] != old["generation"]:
+            return False
+        for name in lengths:
+            (compacted / name).stat()  # raises OSError if the folder was deleted
+        new = now | {
+            "generation": compacted.name,
+            "last_row": old["last_row"],
+            "begun": begun,
+            "bytes": lengths,
+        }
+        write_text(self.folder / _STATE_FILE, json.dumps(new))
+        self._remove_all_but(new)
+        return True
 
     def _state(self, database: Database, version: tuple[int, int]) -> dict[str, Any] | None:
         """The content of state.json; None if missing, damaged or not of this database's past."""
@@ -189,6 +234,7 @@ class Arrays:
         """Appends the missing rows, or writes all without a state; returns the new state."""
         if state is not None and state["last_row"] == version[0]:
             return state
+        is_new = state is None
         if state is None:
             state = {
                 "version": _VERSION,
@@ -201,6 +247,8 @@ class Arrays:
         folder = self.folder / state["generation"]
         folder.mkdir(parents=True, exist_ok=True)
         with _Appender(folder, state["bytes"]) as files:
+            if missing := _missing_labels(database, state["bytes"]):
+                files.append("image_labels", missing)
             for columns in _columns_after(database, state["last_row"]):
                 for name, content in columns.items():
                     files.append(name, content)
@@ -213,7 +261,8 @@ class Arrays:
             "bytes": lengths,
         }
         write_text(self.folder / _STATE_FILE, json.dumps(state))
-        self._remove_all_but(state)
+        if is_new:
+            self._remove_all_but(state)
         return state
 
     def remove_stale(self, database: Database) -> list[Path]:
@@ -248,7 +297,11 @@ class Arrays:
             rows, taken = arrays.pop("rows"), arrays.pop("taken")
             labels = arrays.pop("image_labels", None)
             ids = Ids(arrays.pop("id_bytes"), arrays.pop("id_offsets"))
-            table = CodeTable(ids=ids, classes=tuple(database.header["classes"]), **arrays)
+            boxes: Any = arrays.pop("boxes", None)
+            if boxes is not None and boxes.dtype.kind == "u":
+                boxes = PackedBoxes(boxes, arrays["offsets"], arrays["sizes"])
+            classes = tuple(database.header["classes"])
+            table = CodeTable(ids=ids, classes=classes, boxes=boxes, **arrays)
             _check_lengths(table, rows, taken, labels)
             if before is None:
                 _check_values(table, rows)
@@ -306,10 +359,31 @@ def _has_row(database: Database, *newest: Any) -> bool:
     return bool(database.read("SELECT 1 FROM removals WHERE row = ?", row))
 
 
-def _wants_compaction(snapshot: Snapshot) -> bool:
-    """Whether enough has been removed to rebuild the arrays."""
+def wants_compaction(snapshot: Snapshot) -> bool:
+    """Whether enough has been removed to compact the arrays."""
     removed = 0 if snapshot.alive is None else len(snapshot.rows) - len(snapshot)
-    return removed > _REBUILT_AT * len(snapshot.rows)
+    return removed > _COMPACTED_AT * len(snapshot.rows)
+
+
+def _copy(arrays: dict[str, NDArray[Any]], rows: Ints, folder: Path) -> dict[str, int]:
+    """Writes the pictures at `rows` of some arrays to a new folder; the bytes of each file."""
+    folder.mkdir()
+    with _Appender(folder, {}) as files:
+        for first in range(0, len(rows), _COPIED):
+            for name, content in _columns_at(arrays, rows[first : first + _COPIED]).items():
+                files.append(name, content.tobytes())
+        return files.finish()
+
+
+def _columns_at(arrays: dict[str, NDArray[Any]], rows: Ints) -> dict[str, NDArray[Any]]:
+    """What the pictures at `rows` have in each array; counts for offsets."""
+    bags = {unit: items_of(arrays[name], rows) for unit, name in OFFSETS.items() if name in arrays}
+    columns = {OFFSETS[unit]: np.diff(bounds) for unit, (_, bounds) in bags.items()}
+    for name, array in arrays.items():
+        unit = LAYOUT[name][0] if name in LAYOUT else "image"
+        if name not in columns:
+            columns[name] = array[bags[unit][0] if unit in bags else rows]
+    return columns
 
 
 def _mapped(
@@ -355,9 +429,9 @@ def _shapes(database: Database) -> dict[str, tuple[tuple[int, ...], np.dtype[Any
     shapes["id_bytes"] = ((), dtype_of("id_bytes"))
     for name, shape in header.get("rows", {}).items():
         if name not in ("id_bytes", "sizes"):
-            shapes[name] = (tuple(shape), dtype_of(name))
-    if header["classes"]:
-        shapes["image_labels"] = ((len(header["classes"]),), dtype_of("image_labels"))
+            shapes[name] = (tuple(shape), database.types[name])
+    if header.get("labelled"):
+        shapes["image_labels"] = ((len(header["classes"]),), database.types["image_labels"])
     units = {LAYOUT[name][0] for name in shapes if name in LAYOUT}
     for unit, name in OFFSETS.items():
         if unit in units:
@@ -381,7 +455,8 @@ def _columns_after(database: Database, row: int) -> Iterator[dict[str, bytes]]:
         if "image_labels" in columns and columns["image_labels"] is None:
             columns["image_labels"] = no_labels
         counts = {
-            name: len(columns[of]) // row_width(of, shapes[of][0]) for name, of in counted.items()
+            name: len(columns[of]) // row_width(database.types[of], shapes[of][0])
+            for name, of in counted.items()
         }
         encoded = encode_id(stored["id"])
         counts["id_offsets"] = len(encoded)
@@ -392,6 +467,15 @@ def _columns_after(database: Database, row: int) -> Iterator[dict[str, bytes]]:
         columns["taken"] = np.array(taken, "<f8").tobytes()
         columns["sizes"] = np.array([stored["height"], stored["width"]], "<i4").tobytes()
         yield columns
+
+
+def _missing_labels(database: Database, lengths: dict[str, int]) -> bytes:
+    """The unknown labels of pictures that were in the arrays before any picture had some."""
+    if not database.header.get("labelled"):
+        return b""
+    n_images = lengths.get("rows", 0) // np.dtype(_PER_PICTURE["rows"][1]).itemsize
+    wanted = n_images * len(database.header["classes"])
+    return bytes(wanted - lengths.get("image_labels", 0))
 
 
 class _Appender:

@@ -13,12 +13,14 @@ import numpy as np
 
 from regionhash.collection.arrays import Arrays, Snapshot
 from regionhash.collection.database import BLOBS, UPLOADS_FOLDER, Columns, Database, checksum
+from regionhash.collection.packing import PackedBoxes
 from regionhash.files.atomic import leftovers, remove_leftovers
 from regionhash.store import LAYOUT, StoreError
 from regionhash.structures import CodeTable
 
 if TYPE_CHECKING:
     from regionhash.models.runtime import RuntimeName
+    from regionhash.precision import PrecisionName
 
 
 @dataclass(frozen=True)
@@ -83,23 +85,35 @@ def check(database: Database, arrays: Arrays, *, repair: bool = False) -> CheckR
     )
 
 
-def header_of_model(folder: Path, runtime: RuntimeName = "auto") -> dict[str, Any]:
+def header_of_model(
+    folder: Path,
+    *,
+    device: str = "cpu",
+    runtime: RuntimeName = "auto",
+    precision: PrecisionName = "32-true",
+) -> dict[str, Any]:
     """The fields of a collection's header that describe the model in its folder.
 
+    Args:
+        folder: of the collection.
+        device: see `pick_device`.
+        runtime: what runs the model, see `load_runtime`.
+        precision: of the codes, see there.
+
     Raises:
-        ValueError: there is no model, or it is damaged.
+        ValueError: there is no model, it is damaged, or it cannot be run so.
     """
     from regionhash.models.checkpoints import provenance
     from regionhash.models.runtime import load_runtime
 
-    model, checkpoint = load_runtime(folder, device="cpu", runtime=runtime)
+    model, checkpoint = load_runtime(folder, device=device, runtime=runtime, precision=precision)
     return {
         "model": checkpoint.name,
         "model_hash": checkpoint.model_hash,
         "classes": list(checkpoint.classes),
         "n_bits": model.n_bits,
         "n_region_bits": model.n_region_bits,
-        "meta": {"precision": "32-true", "provenance": provenance()},
+        "meta": {"precision": model.precision, "provenance": provenance()},
     }
 
 
@@ -218,7 +232,8 @@ def _content(table: CodeTable, n: int) -> dict[str, bytes]:
             continue
         offsets = {"region": table.offsets, "category": table.category_offsets}.get(LAYOUT[name][0])
         rows = slice(n, n + 1) if offsets is None else slice(*offsets[n : n + 2].tolist())
-        content[name] = array[rows].tobytes()
+        stored = array.packed if isinstance(array, PackedBoxes) else array
+        content[name] = stored[rows].tobytes()
     return content
 
 

@@ -25,7 +25,12 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.collection.arrays import Arrays, Snapshot, without_removed
+from regionhash.collection.arrays import (
+    Arrays,
+    Snapshot,
+    wants_compaction,
+    without_removed,
+)
 from regionhash.collection.box_files import boxes_of, detector_in
 from regionhash.collection.checking import CheckReport, check, header_of_model
 from regionhash.collection.database import (
@@ -55,9 +60,11 @@ from regionhash.collection.transfer import (
 )
 from regionhash.collection.uploads import remove_pictures, store_upload
 from regionhash.files.atomic import replacing
+from regionhash.precision import check_same_precision
 from regionhash.reporter import SILENT, Reporter
 from regionhash.search.request import Filter, Query, Search
 from regionhash.search.run import Answer, QueryPicture, marked, read_query, run
+from regionhash.search.together import Running, run_alone
 from regionhash.store import CodeSet, StoreError
 from regionhash.store.parquet import write_parquet
 from regionhash.structures import Box, EncodedImage, Mask, renamed
@@ -71,6 +78,7 @@ if TYPE_CHECKING:
     from regionhash.models import HashModel
     from regionhash.models.checkpoints import Checkpoint
     from regionhash.models.runtime import Runtime, RuntimeName
+    from regionhash.precision import Precision, PrecisionName
 
 
 class Collection:
@@ -135,15 +143,37 @@ class Collection:
         return cls(folder, device=device, runtime=runtime, follow=follow)
 
     @classmethod
-    def create(cls, folder: Path, *, device: str = "auto", runtime: RuntimeName = "auto") -> Self:
+    def create(
+        cls,
+        folder: Path,
+        *,
+        device: str = "auto",
+        runtime: RuntimeName = "auto",
+        precision: PrecisionName = "auto",
+        keep_floats: bool = False,
+    ) -> Self:
         """Opens the collection of the model in `folder`, creating it if there is none.
 
+        Args:
+            folder: the folder.
+            device: device of the model: "cpu", "cuda" or "auto".
+            runtime: what runs the model, see `regionhash.models.runtime.load_runtime`.
+            precision: of the codes of a new collection, see there; one that exists keeps its own.
+            keep_floats: keep the features of regions beside their codes, as int8, by which
+                `Search.rescore` can rank again.
+
         Raises:
-            ValueError: the folder has no model.
-            StoreError: the folder has a collection of another model, or writing fails.
+            ValueError: the folder has no model, or a collection of another precision.
+            StoreError: the folder has a collection of another model, or one without floats that are
+                to be kept, or writing fails.
         """
-        header = header_of_model(folder, runtime)
-        Database.create(folder / DATABASE_FILE, header).close()
+        header = header_of_model(folder, device=device, runtime=runtime, precision=precision)
+        if keep_floats:
+            header["keeps_floats"] = True
+        with Database.create(folder / DATABASE_FILE, header) as database:
+            check_same_precision(folder, database.header["meta"]["precision"], precision)
+            if keep_floats and not database.keeps_floats:
+                raise StoreError(f"{folder}: keeps no floats beside its codes; give another folder")
         return cls(folder, device=device, runtime=runtime)
 
     @classmethod
@@ -229,10 +259,31 @@ class Collection:
             with self._following:
                 self._snapshot = without_removed(self._database, self._snapshot)
 
+    def compact(self) -> None:
+        """Rebuilds the arrays without removed pictures if these are more than a quarter.
+
+        Searches and changes by other threads and processes go on meanwhile. Whatever adds or
+        removes many pictures does this at its end, except `add_upload` and `remove_rows`: a service
+        answers those at once and compacts in a thread of its own. If the disk is full, the removed
+        pictures stay masked.
+        """
+        if not wants_compaction(self._snapshot):
+            return
+        with suppress(StoreError):
+            if self._arrays.compact(self._database):
+                with self._following:
+                    self._snapshot = self._arrays.follow(self._database)
+
     @property
     def header(self) -> dict[str, Any]:
         """Model, model_hash, classes, n_bits, n_region_bits and meta."""
         return self._database.header
+
+    @property
+    def precision(self) -> Precision:
+        """Precision in which the model computes all codes of the collection."""
+        precision: Precision = self.header["meta"]["precision"]
+        return precision
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -254,7 +305,7 @@ class Collection:
                     self.folder,
                     device=self._device,
                     runtime=self._runtime,
-                    precision=self.header["meta"]["precision"],
+                    precision=self.precision,
                 )
                 if checkpoint.model_hash != self.header["model_hash"]:
                     raise ValueError(
@@ -269,7 +320,7 @@ class Collection:
     def model(self, given: tuple[HashModel | Runtime, Checkpoint]) -> None:
         from regionhash.models.runtime import runtime_of
 
-        self._model = runtime_of(given[0], self.header["meta"]["precision"]), given[1]
+        self._model = runtime_of(given[0], self.precision), given[1]
 
     @property
     def detector(self) -> OnnxDetector | None:
@@ -327,7 +378,15 @@ class Collection:
 
         Without `paths`, results have none, and the database is not read for them.
         """
-        answer, snapshot = self._run(search)
+        return run_alone(self.begin(search, paths=paths))
+
+    def begin(self, search: Search, *, paths: bool = True) -> Running[Results]:
+        """`results`, as a search that can run together with others, of any collection.
+
+        Example:
+            run_together([photos.begin(Search([Query("cat.jpg")])) for photos in collections])
+        """
+        answer, snapshot = yield from self._begin(search)
         rows = rows_of_hits(answer, snapshot) if paths else []
         return results_of(answer, snapshot, paths_of(self._database, rows) if rows else {})
 
@@ -338,11 +397,12 @@ class Collection:
             ValueError: see `regionhash.search.run.run` and `mask_of`.
             KeyError: a query names a picture that the collection does not have.
         """
-        return self._run(search)[0]
+        return run_alone(self._begin(search))[0]
 
-    def _run(self, search: Search) -> tuple[Answer, Snapshot]:
+    def _begin(self, search: Search) -> Running[tuple[Answer, Snapshot]]:
+        """`find`, with the pictures that are searched."""
         snapshot, mask = self._searched(search.filter)
-        answer = run(
+        answer = yield from run.begin(
             *self.model,
             self._codes(snapshot),
             search,
@@ -378,7 +438,7 @@ class Collection:
                 "checkpoint": str(self.folder.absolute()),
                 "sources": [*({json.dumps(place): place for place in places}.values()), everywhere],
             },
-            labels=snapshot.labels if header.get("labelled") else None,
+            labels=snapshot.labels,
             alive=snapshot.alive,
         )
 
@@ -506,6 +566,7 @@ class Collection:
             self._database, *self.model, image_set, source, boxes=given, renew=renew, **options
         )
         self.sync()
+        self.compact()
         return report
 
     def refresh(
@@ -565,6 +626,7 @@ class Collection:
             self._database, self, reports, boxes=given, reporter=reporter, **options
         )
         self.sync()
+        self.compact()
         return [*reports.values(), *([] if of_damaged is None else [of_damaged])]
 
     def remove(self, names: Sequence[str]) -> int:
@@ -581,6 +643,7 @@ class Collection:
         """
         removed = remove_pictures(self._database, (), names)
         self._show_removals()
+        self.compact()
         return removed
 
     def remove_rows(self, rows: Sequence[int]) -> int:
@@ -633,6 +696,7 @@ class Collection:
             "bits": header["n_bits"],
             "region_bits": header["n_region_bits"],
             "labels": bool(header.get("labelled")),
+            "floats": self._database.keeps_floats,
             "classes": header["classes"],
             "model": header["model"],
             "model_hash": header["model_hash"],
@@ -650,6 +714,8 @@ class Collection:
         """
         report = check(self._database, self._arrays, repair=repair)
         self.sync()
+        if repair:
+            self.compact()
         return report
 
     def export(self, path: Path) -> int:
@@ -691,6 +757,7 @@ class Collection:
         """
         stored = import_file(self._database, path)
         self.sync()
+        self.compact()
         return stored
 
 

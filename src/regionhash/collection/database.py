@@ -33,14 +33,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash.collection.packing import PACKED_FROM, Types, packed, types_of
 from regionhash.files.names import absolute, shown_name
-from regionhash.store import LAYOUT, StoreError, dtype_of, row_shapes_of
+from regionhash.store import LAYOUT, StoreError, row_shapes_of
 
 _GIVEN_BACK = 0.25  # share of the pages from which on they are given back
 DATABASE_FILE = "collection.db"
 UPLOADS_FOLDER = "uploads"
 FORMAT = "regionhash collection"
-VERSION = 2
+VERSION = PACKED_FROM
 
 BLOBS = tuple(name for name in LAYOUT if name not in ("id_bytes", "sizes"))
 """Columns of `images` that hold one picture's rows of a dataset of the code file."""
@@ -86,16 +87,19 @@ CREATE TABLE images (
     height INTEGER NOT NULL,
     width INTEGER NOT NULL,
     {", ".join(f"{name} BLOB" for name in BLOBS)},
-    name TEXT,                     -- the id that was asked for; the same but where it was taken
+    name TEXT,                     -- the id that was asked for; NULL of a picture with a file
     checksum INTEGER               -- CRC-32 of all columns above
 );
-CREATE INDEX images_by_hash ON images (hash);
+CREATE INDEX images_by_hash ON images (substr(hash, 1, 8));
 CREATE INDEX images_without_file ON images (name) WHERE path IS NULL;
 CREATE TABLE removals (seq INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL);
 CREATE TRIGGER removed AFTER DELETE ON images BEGIN
     INSERT INTO removals (row) VALUES (old.row);
 END;
 """
+
+OF_HASH = "substr(hash, 1, 8) = substr(?1, 1, 8) AND hash = ?1"
+"""The condition that finds rows by their hash: the index holds its first bytes."""
 
 Place = tuple[int, int]
 
@@ -159,22 +163,29 @@ def reported(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path}: {error}") from error
+        raise StoreError(f"{path}: {_in_a_line(error)}") from error
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def _in_a_line(error: sqlite3.Error) -> str:
+    """SQLite's message, which may quote a damaged schema of several lines."""
+    return " ".join(str(error).split())
 
 
 class Database:
     """The database of one collection. One object serves one thread.
 
-    A database of version 1 is migrated to this version.
+    A database of version 1 is migrated to version 2, and one of version 2 keeps its wider types.
 
     Args:
         path: the file, which must exist; see `create`.
 
     Attributes:
         header: format, version, uuid, model, model_hash, classes, n_bits, n_region_bits, meta; once
-            there is a picture also "rows", the shape of one row of each part.
+            there is a picture also "rows", the shape of one row of each part; "keeps_floats" if
+            features of regions are kept beside their codes.
+        types: type of each part, see `regionhash.collection.packing`.
 
     Raises:
         StoreError: the file is missing, damaged, or of another format or version.
@@ -185,17 +196,21 @@ class Database:
         self.path = path
         self._place = _place(path)
         self.header: dict[str, Any] = {}
+        self.types: Types = {}
         self._about: list[Any] = []  # what the header was read from
         with reported(path):
             self._connection = _connect(path)
             try:
-                if _read_header(_about(self._connection), path)["version"] == 1:
+                version = _read_header(_about(self._connection), path)["version"]
+                _add_columns(self._connection)
+                if version == 1:
                     _migrate(self._connection, path)
                 self.read_header()
                 self.check_current()
             except sqlite3.DatabaseError as error:
                 self.close()
-                raise StoreError(f"{path}: not the database of a collection: {error}") from error
+                reason = f"not the database of a collection: {_in_a_line(error)}"
+                raise StoreError(f"{path}: {reason}") from error
             except BaseException:
                 self.close()
                 raise
@@ -216,6 +231,7 @@ class Database:
             if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                 for statement in _statements(_SCHEMA):
                     connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {VERSION}")  # if the header is lost
                 _write_header(connection, header)
         database = cls(path)
         for field in ("model", "model_hash", "classes", "n_bits", "n_region_bits"):
@@ -280,6 +296,11 @@ class Database:
         """Distinguishes this database from all others, even from a copy."""
         return self._place, str(self.header["uuid"])
 
+    @property
+    def keeps_floats(self) -> bool:
+        """Whether features of regions are kept beside their codes."""
+        return bool(self.header.get("keeps_floats"))
+
     def read_header(self) -> None:
         """Reads the header again if another writer has changed it."""
         with reported(self.path):
@@ -289,7 +310,7 @@ class Database:
         header = _read_header(about, self.path)
         if self.header and header["uuid"] != self.header["uuid"]:
             raise self.replaced()
-        self.header, self._about = header, about
+        self.header, self.types, self._about = header, types_of(header), about
 
     # Reading
 
@@ -343,7 +364,7 @@ class Database:
                     f"{_SELECT} WHERE row > ? ORDER BY row LIMIT ?", (after, at_a_time)
                 ).fetchall()
             except sqlite3.OperationalError as error:
-                raise StoreError(f"{self.path}: {error}") from error
+                raise StoreError(f"{self.path}: {_in_a_line(error)}") from error
             except sqlite3.DatabaseError:  # a damaged page: only its rows cannot be read
                 numbers = range(after + 1, min(after + at_a_time, last) + 1)
                 yield from self._one_by_one(numbers)
@@ -460,7 +481,8 @@ class Database:
     def put(self, image: NewImage) -> int | None:
         """Stores a picture, inside a transaction; returns its row, None if already stored."""
         self._agree_on_parts(image)
-        height, width = np.asarray(image.rows["sizes"])[0].tolist()
+        rows = packed(image.rows, self.types)
+        height, width = rows["sizes"][0].tolist()
         taken = image.file.taken
         content = {
             "height": height,
@@ -469,7 +491,7 @@ class Database:
             "taken": None if taken is None or math.isnan(taken) else float(taken),
         }
         for name in BLOBS:
-            content[name] = image.rows[name].tobytes() if name in image.rows else None
+            content[name] = rows[name].tobytes() if name in rows else None
         old = self._same_picture(image, content)
         if old is not None and old[1] and _is_up_to_date(old[0], image):
             same = all(old[0][name] == content[name] for name in BLOBS if name in content)
@@ -589,12 +611,15 @@ class Database:
         """
         header = {"format": FORMAT, "version": VERSION, "uuid": uuid.uuid4().hex, **model}
         with reported(path), closing(_connect(path)) as connection, _transaction(connection):
+            (known_version,) = connection.execute("PRAGMA user_version").fetchone()
+            header["version"] = known_version or PACKED_FROM - 1
             for text, *_ in _about(connection):
                 known = _json_object(text)
                 if known.get("model_hash", header["model_hash"]) != header["model_hash"]:
                     raise StoreError(f"{path}: its codes are of another model than the one here")
                 if isinstance(known.get("meta"), dict) and "precision" in known["meta"]:
                     header["meta"] = known["meta"]
+            _add_columns(connection)
             for found in connection.execute(_SELECT):
                 columns, intact = _columns(found)
                 if intact:
@@ -617,7 +642,7 @@ class Database:
             found = self.one("path = ?", image.file.path)
             if found:
                 return found
-        for found in self.read(f"{_SELECT} WHERE name = ? AND path IS NULL", image.id):
+        for found in self.read(_WITHOUT_FILE, image.id):
             columns, intact = _columns(found)
             of_data_set = image.file.path is None and image.source is not None
             if intact and of_data_set and columns["source"] is not None:
@@ -639,7 +664,7 @@ class Database:
     def _insert(self, image_id: str, new: Columns, *, name: str | None = None) -> int:
         new["row"] = self.version()[0] + 1
         new["id"] = self._free_id(image_id, new["path"])
-        new["name"] = name or image_id
+        new["name"] = name or image_id if new["path"] is None else None
         new["checksum"] = checksum(new)
         self._connection.execute(_INSERT, new)
         return int(new["row"])
@@ -681,6 +706,8 @@ _COPIES = 2  # of the header
 
 _SELECTED = (*COLUMNS, "checksum")
 _SELECT = f"SELECT {', '.join(_SELECTED)} FROM images"
+# By itself, SQLite takes the index of paths, in which all pictures without a file are alike.
+_WITHOUT_FILE = f"{_SELECT} INDEXED BY images_without_file WHERE name = ? AND path IS NULL"
 _INSERT = (
     f"INSERT INTO images ({', '.join(COLUMNS)}, checksum) "
     f"VALUES ({', '.join(f':{name}' for name in COLUMNS)}, :checksum)"
@@ -697,6 +724,8 @@ def checksum(columns: Mapping[str, Any]) -> int:
 def _checksum(values: Sequence[Any]) -> int:
     facts, blobs = values[: len(_FACTS)], values[len(_FACTS) :]
     lengths = [-1 if blob is None else len(blob) for blob in blobs]
+    if blobs[-1] is None:  # the column was added later: rows without it keep their checksums
+        lengths.pop()
     crc = zlib.crc32(f"{facts}{lengths}".encode("utf-8", "surrogateescape"))
     return zlib.crc32(b"".join([blob for blob in blobs if blob is not None]), crc)
 
@@ -729,9 +758,9 @@ def _is_up_to_date(stored: Columns, image: NewImage) -> bool:
     return image.file.hash is None or stored["hash"] == image.file.hash
 
 
-def row_width(name: str, shape: Sequence[int]) -> int:
-    """Bytes of one row of a dataset."""
-    return math.prod(shape) * dtype_of(name).itemsize
+def row_width(dtype: np.dtype[Any], shape: Sequence[int]) -> int:
+    """Bytes of one row of an array."""
+    return math.prod(shape) * dtype.itemsize
 
 
 def fits(columns: Columns, header: Mapping[str, Any]) -> bool:
@@ -739,12 +768,13 @@ def fits(columns: Columns, header: Mapping[str, Any]) -> bool:
     parts: dict[str, Sequence[int]] = dict(header.get("rows") or {})
     if columns["image_labels"] is not None:  # otherwise unknown
         parts["image_labels"] = [len(header["classes"])]
+    types = types_of(header)
     counts: dict[str, set[float]] = {"image": {1.0}}
     for name in BLOBS:
         blob = columns[name]
         if (blob is not None) != (name in parts) or not isinstance(blob, bytes | None):
             return False
-        width = row_width(name, parts.get(name, ()))
+        width = row_width(types[name], parts.get(name, ()))
         if blob is not None and width:
             counts.setdefault(LAYOUT[name][0], set()).add(len(blob) / width)
     return all(len(found) == 1 and min(found).is_integer() for found in counts.values())
@@ -794,7 +824,7 @@ def _parsed(text: Any) -> tuple[dict[str, Any], str | None]:
     header = _json_object(text)
     if "format" not in header:
         return {}, "it has no format"
-    for field, values in {"format": (FORMAT,), "version": (VERSION, 1)}.items():
+    for field, values in {"format": (FORMAT,), "version": (VERSION, 2, 1)}.items():
         if header.get(field) not in values:
             return {}, f"{field} must be {values[0]!r}, got {header.get(field)!r}"
     for field, kind in _FIELDS.items():
@@ -831,27 +861,42 @@ def _write_header(connection: sqlite3.Connection, header: Mapping[str, Any]) -> 
 
 def _with_parts(header: dict[str, Any], columns: Columns) -> dict[str, Any]:
     """Completes a header without parts, from an intact row."""
-    n_categories = len(columns["categories"] or b"") // row_width("categories", ())
-    category_width = len(columns["category_codes"] or b"") // max(1, n_categories)
+    types = types_of(header)
+    n_categories = len(columns["categories"] or b"") // types["categories"].itemsize
+    n_regions = len(columns["scores"] or b"") // types["scores"].itemsize
+    widths = {
+        "category_codes": len(columns["category_codes"] or b"") // max(1, n_categories),
+        "region_features": len(columns["region_features"] or b"") // max(1, n_regions),
+    }
     known = header.get("rows")
     if known is None or known.get("category_codes") == [0]:  # of a picture without categories
         known = {
-            name: [category_width if n is None else n for n in shape]
+            name: [widths[name] if n is None else n for n in shape]
             for name, shape in row_shapes_of(header).items()
             if name in ("id_bytes", "sizes")  # each picture has them
             or (name != "image_labels" and columns[name] is not None)
         }
     labelled = header.get("labelled") or columns["image_labels"] is not None
-    return header | {"rows": known} | ({"labelled": True} if labelled else {})
+    keeps = header.get("keeps_floats") or columns["region_features"] is not None
+    flags = {"labelled": labelled, "keeps_floats": keeps}
+    return header | {"rows": known} | {name: True for name, given in flags.items() if given}
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """Adds the columns that a database of an earlier version of regionhash lacks."""
+    known = {name for _, name, *_ in connection.execute("PRAGMA table_info(images)")}
+    for name in set(BLOBS) - known:
+        with suppress(sqlite3.OperationalError):  # another process was faster
+            connection.execute(f"ALTER TABLE images ADD COLUMN {name} BLOB")
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Migrates a database of version 1, which has no checksums, to this version."""
+    """Migrates a database of version 1, which has no checksums, to version 2."""
     with _transaction(connection):
         header = _read_header(_about(connection), path)
         if header["version"] != 1:
             return  # another process was faster
-        header["version"] = VERSION
+        header["version"] = 2
         for addition in (
             "ALTER TABLE about ADD COLUMN checksum INTEGER",
             "ALTER TABLE images ADD COLUMN name TEXT",

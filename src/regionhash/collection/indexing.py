@@ -33,6 +33,7 @@ from regionhash.models.checkpoints import (
 )
 from regionhash.models.runtime import Runtime, RuntimeName, load_runtime
 from regionhash.parts.choosing import RegionChoice
+from regionhash.precision import PrecisionName
 from regionhash.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class IndexSettings:
         classes: names of the classes of such a function, by its labels; a file has its own.
         encoder: what gives the features, see `regionhash.encoders.resolve`; None is
             `DEFAULT_ENCODER`, unless a backbone, its weights or a detector are given.
+        keep_floats: keep features beside codes, see `Collection.create`; an index that has them
+            keeps them in any case.
     """
 
     arguments: dict[str, Any]
@@ -68,6 +71,7 @@ class IndexSettings:
     boxes: Path | Detector | None = None
     classes: tuple[str, ...] = ()
     encoder: str | None = None
+    keep_floats: bool = False
 
     @property
     def encoder_to_fit(self) -> str | None:
@@ -131,6 +135,7 @@ def build_index(
     reporter: Reporter = SILENT,
     device: str = "auto",
     runtime: RuntimeName = "auto",
+    precision: PrecisionName = "auto",
     batch_size: int = 8,
     workers: int = 1,
 ) -> IndexReport:
@@ -147,6 +152,7 @@ def build_index(
         reporter: is told of the stages "fitting" and "encoding".
         device: see `pick_device`.
         runtime: what runs the model, see `load_runtime`; fitting one needs torch.
+        precision: of a new index, see `load_runtime`; one that exists keeps its own.
         batch_size: pictures per batch of the model.
         workers: processes that read pictures.
 
@@ -170,7 +176,14 @@ def build_index(
                 with suppress(OSError):  # not empty
                     output.rmdir()
                 raise
-    with Collection.create(output, device=device, runtime=runtime) as collection:
+    created = Collection.create(
+        output,
+        device=device,
+        runtime=runtime,
+        precision=precision,
+        keep_floats=settings.keep_floats,
+    )
+    with created as collection:
         added = collection.add_set(
             image_set,
             absolute_inputs(inputs),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from regionhash.collection.arrays import Snapshot
 from regionhash.search.request import Mode
 from regionhash.search.run import Answer
-from regionhash.structures import Box, Hit, Match
+from regionhash.structures import Box, Hit, Ints, Mask, Match, items_of
 
 SHOWN_SCORE = 0.5
 """Least score at which a detection's class is listed in a result."""
@@ -101,9 +104,10 @@ def results_of(answer: Answer, snapshot: Snapshot, paths: Mapping[int, Path]) ->
             none, are missing.
     """
     classes = snapshot.table.classes
+    known = _known_of(_indices_of(answer), snapshot)
 
     def page(hits: Sequence[Hit]) -> tuple[Result, ...]:
-        return tuple(_result(hit, snapshot, paths) for hit in hits)
+        return tuple(_result(hit, known, paths) for hit in hits)
 
     return Results(
         answer.mode,
@@ -124,33 +128,72 @@ def results_of(answer: Answer, snapshot: Snapshot, paths: Mapping[int, Path]) ->
 
 def rows_of_hits(answer: Answer, snapshot: Snapshot) -> list[int]:
     """Database rows of all pictures of an answer, including duplicates."""
-    hits = [*answer.hits, *(hit for group in answer.groups for hit in group.hits)]
-    found = [hit.index for best in hits for hit in (best, *best.duplicates)]
-    rows: list[int] = snapshot.rows[np.array(found, np.int64)].tolist()
+    rows: list[int] = snapshot.rows[_indices_of(answer)].tolist()
     return rows
 
 
-def _result(hit: Hit, snapshot: Snapshot, paths: Mapping[int, Path]) -> Result:
-    table, n = snapshot.table, hit.index
-    row = int(snapshot.rows[n])
-    labels: set[int] = set()
+def _indices_of(answer: Answer) -> Ints:
+    """The pictures (K,) int64 of an answer in the table, including duplicates."""
+    hits = [*answer.hits, *(hit for group in answer.groups for hit in group.hits)]
+    return np.array([hit.index for best in hits for hit in (best, *best.duplicates)], np.int64)
+
+
+class _Known(NamedTuple):
+    """What is known of a picture; the fields are those of `Result`."""
+
+    row: int
+    size: tuple[int, int]
+    classes: tuple[str, ...]
+    taken: float | None
+
+
+def _known_of(indices: Ints, snapshot: Snapshot) -> dict[int, _Known]:
+    """What is known of pictures (K,), by their index in the table."""
+    found = zip(
+        indices.tolist(),
+        snapshot.rows[indices].tolist(),
+        snapshot.table.sizes[indices].tolist(),
+        _shown_classes(indices, snapshot).tolist(),
+        snapshot.taken[indices].tolist(),
+        strict=True,
+    )
+    names = snapshot.table.classes
+    return {
+        n: _Known(row, (height, width), tuple(compress(names, shown)), _time(taken))
+        for n, row, (height, width), shown, taken in found
+    }
+
+
+def _shown_classes(indices: Ints, snapshot: Snapshot) -> Mask:
+    """Which classes (K, C) pictures (K,) are known to show, or were detected in them."""
+    table = snapshot.table
+    shown = np.zeros((len(indices), len(table.classes)), bool)
     if snapshot.labels is not None:
-        labels |= set(np.flatnonzero(snapshot.labels[n]).tolist())
+        shown |= snapshot.labels[indices] > 0
     if table.classes and table.offsets is not None:
         assert table.labels is not None and table.scores is not None
-        own = slice(*table.offsets[n : n + 2].tolist())
-        labels |= set(table.labels[own][table.scores[own] >= SHOWN_SCORE].tolist()) - {-1}
-    taken = float(snapshot.taken[n])
-    height, width = table.sizes[n].tolist()
+        items, bounds = items_of(table.offsets, indices)
+        labels, pictures = table.labels[items], np.repeat(np.arange(len(indices)), np.diff(bounds))
+        sure = (table.scores[items] >= SHOWN_SCORE) & (labels >= 0)
+        shown[pictures[sure], labels[sure]] = True
+    return shown
+
+
+def _time(taken: float) -> float | None:
+    return None if math.isnan(taken) else taken
+
+
+def _result(hit: Hit, known: Mapping[int, _Known], paths: Mapping[int, Path]) -> Result:
+    row, size, classes, taken = known[hit.index]
     return Result(
         hit.image_id,
         row,
         paths.get(row),
-        (height, width),
+        size,
         hit.distance,
         hit.matches,
-        tuple(table.classes[label] for label in sorted(labels)),
-        None if np.isnan(taken) else taken,
-        tuple(_result(duplicate, snapshot, paths) for duplicate in hit.duplicates),
+        classes,
+        taken,
+        tuple(_result(duplicate, known, paths) for duplicate in hit.duplicates),
         hit.context,
     )

@@ -15,6 +15,7 @@ from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data.inputs import file_of_id
 from regionhash.files.atomic import replacing
 from regionhash.files.names import absolute, as_shown, shown_name
+from regionhash.precision import check_same_precision
 from regionhash.store import CodeFileWriter, CodeSet, StoreError, reported, rows_of
 from regionhash.store.parquet import Facts
 from regionhash.store.parquet_reader import ParquetCodes
@@ -65,6 +66,7 @@ def _write(path: Path, codes: CodeSet, files: Mapping[str, bytes]) -> None:
         classes=codes.classes,
         n_bits=codes.n_bits,
         n_region_bits=codes.n_region_bits,
+        keep_features=codes.table.region_features is not None,
         meta=codes.meta,
     ) as writer:
         for n in codes.rows.tolist():
@@ -94,23 +96,25 @@ def facts_of(database: Database) -> dict[str, Facts]:
 
 
 def header_of_file(path: Path) -> dict[str, Any]:
-    """Model, model_hash, classes, n_bits, n_region_bits and meta of a file of codes.
+    """What a collection of a file of codes has in its header, see `Database`; meta is the file's.
 
     Raises:
         StoreError: the file cannot be used, or does not say what model made it.
     """
     if path.suffix == PARQUET_SUFFIX:
-        header = ParquetCodes.open(path).header
-        if header is None:
+        parquet = ParquetCodes.open(path)
+        if parquet.header is None:
             raise StoreError(
                 f"{path}: has no header, which another program may have left out; import it into a "
                 "collection of its model"
             )
-        known = dict(header)
+        known, keeps = dict(parquet.header), parquet.keeps_floats
     else:
         file = CodeSet.open(path)
         known = {name: getattr(file, name) for name in (*_OF_MODEL, "meta")}
-    return {name: known[name] for name in (*_OF_MODEL, "meta")} | {"classes": [*known["classes"]]}
+        keeps = file.table.region_features is not None
+    header = {name: known[name] for name in (*_OF_MODEL, "meta")}
+    return header | {"classes": [*known["classes"]]} | ({"keeps_floats": True} if keeps else {})
 
 
 def import_file(database: Database, path: Path) -> int:
@@ -142,7 +146,13 @@ def import_codes(database: Database, codes: CodeSet, facts: Sequence[Facts] | No
         database: of the collection.
         codes: of the same model.
         facts: of each picture, if they are known.
+
+    Raises:
+        ValueError: the codes are of another precision.
+        StoreError: writing fails.
     """
+    recorded = codes.meta.get("precision", "32-true")
+    check_same_precision(codes.path, recorded, database.header["meta"]["precision"])
     places = folders(codes.meta)
     sources = [
         database.source([place["data"]], place)
@@ -153,7 +163,8 @@ def import_codes(database: Database, codes: CodeSet, facts: Sequence[Facts] | No
     for n, stored_id in enumerate(codes.table.ids):
         image_id = as_shown(stored_id)
         labels = None if codes.labels is None else np.flatnonzero(codes.labels[n]).tolist()
-        rows = rows_of(image_id, codes.table.picture(n), labels, database.header)
+        picture, keep = codes.table.picture(n), database.keeps_floats
+        rows = rows_of(image_id, picture, labels, database.header, keep_features=keep)
         state = _state(image_id, places, None if facts is None else facts[n])
         source = None if state.path or len(sources) != 1 else sources[0]
         pending.append(NewImage(image_id, state, source, rows))

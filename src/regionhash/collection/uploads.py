@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from regionhash.collection.database import UPLOADS_FOLDER, Database, FileState, NewImage
+from regionhash.collection.database import OF_HASH, UPLOADS_FOLDER, Database, FileState, NewImage
 from regionhash.collection.removals import remember
 from regionhash.files.atomic import replacing
 from regionhash.files.names import as_shown
@@ -25,7 +25,7 @@ def store_upload(
     path = database.path.parent / UPLOADS_FOLDER / (digest.hexdigest()[:32] + kind)
     image_id = f"{UPLOADS_FOLDER}/{digest.hexdigest()[:8]}-{name}"
     with database.transaction():  # `check` removes orphaned files in one too
-        known = database.intact("hash = ?", digest.digest())
+        known = database.intact(OF_HASH, digest.digest())
         if known is None:
             path.parent.mkdir(exist_ok=True)
             with replacing(path) as temporary:
@@ -38,7 +38,8 @@ def store_upload(
                 state.st_mtime_ns,
                 state.st_mtime,
             )
-            rows = rows_of(image_id, encoded, None, database.header)
+            keep = database.keeps_floats
+            rows = rows_of(image_id, encoded, None, database.header, keep_features=keep)
             row = database.put(NewImage(image_id, file, None, rows))
             known = database.intact("row = ?", row)
     assert known is not None  # found, or stored just now

@@ -233,6 +233,11 @@ class Boxes:
         """The names of the classes of all files, each once."""
         return tuple(dict.fromkeys(name for file in self.files for name in file.classes))
 
+    @property
+    def looked_up_first(self) -> bool:
+        """Whether `of` needs to know all pictures; otherwise only the detector is asked."""
+        return bool(self.files) or self.detector is None
+
     def newly_given(self, image_set: ImageSet) -> set[str]:
         """Ids of the pictures that the new files have, if only without boxes; notices nothing."""
         found: set[str] = set()
@@ -254,7 +259,7 @@ class Boxes:
             ValueError: the pictures are no files, but there are files of boxes; or see
                 `make_targets`.
         """
-        if self.detector is not None and not self.files:
+        if not self.looked_up_first:
             return {}
         if not isinstance(image_set.images, FileImages):
             raise ValueError(f"{image_set.name}: files of boxes need pictures that are files")

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from regionhash.experiments import boxes, dmih, drh, iah, region_dh
+from regionhash.experiments import boxes, dmih, drh, iah, region_dh, rescore
 from regionhash.reporter import Reporter
 
 Run = Callable[[str, Path, Path, Any, Reporter], Path]
@@ -52,8 +52,9 @@ EXPERIMENTS = {
     "drh": Experiment(drh.PRESETS, drh.DRHOptions, _run("drh_run")),
     "dmih": Experiment(dmih.PRESETS, dmih.DMIHOptions, _run("dmih_run")),
     "boxes": Experiment(boxes.PRESETS, boxes.BoxesOptions, _run("boxes_run")),
+    "rescore": Experiment(rescore.PRESETS, rescore.RescoreOptions, _run("rescore_run")),
 }
-"""By paper, and "boxes", which is of none."""
+"""By paper, and "boxes" and "rescore", which are of none."""
 
 
 def preset_names() -> list[str]:

@@ -101,13 +101,15 @@ class Regions:
         return hash_ids([*self.ids, *parts])
 
 
-def regions_of(model: DRH, image_sets: Sequence[ImageSet], boxes: Boxes, *, short: int) -> Regions:
+def regions_of(
+    model: DRH, image_sets: Sequence[ImageSet], boxes: Boxes | None, *, short: int
+) -> Regions:
     """All regions of the pictures of several sets.
 
     Args:
         model: of it the backbone is used, whose map the windows are laid on.
         image_sets: the pictures.
-        boxes: what a detector found.
+        boxes: what a detector found, if one was asked.
         short: short side of the map's input, in pixels.
 
     Raises:
@@ -119,7 +121,8 @@ def regions_of(model: DRH, image_sets: Sequence[ImageSet], boxes: Boxes, *, shor
     ids, images, sizes, labels, asked = [], [], [], [], []
     cells: dict[tuple[int, int], tuple[int, int]] = {}
     for image_set in image_sets:
-        found = boxes.of(image_set, range(len(image_set)), boxes.classes)
+        every = range(len(image_set))
+        found = {} if boxes is None else boxes.of(image_set, every, boxes.classes)
         for row, image_id in enumerate(image_set.ids):
             height, width = image_set.images[row].shape[:2]
             size = fit_size(height, width, short)

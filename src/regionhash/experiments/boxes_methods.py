@@ -131,7 +131,7 @@ class Score:
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
+class RegionTable:
     """The regions of all pictures of a database, those of picture n in a slice of offsets."""
 
     boxes: Floats  # (M, 4)
@@ -143,8 +143,8 @@ class _Table:
 
 def scores(task: Task, features: Features, method: Method, bits: Sequence[int]) -> list[Score]:
     """A method with several lengths of code. Whitening and hash are fitted on the database."""
-    table = _table(task, features, method)
-    asked = _asked(task, features, method)
+    table = region_table(task, features, method)
+    asked = asked_vectors(task, features, method)
     wholes = _wholes(task, features, method) if method.picture else None
     rows = np.flatnonzero(table.parts <= method.fitted_on)
     if len(rows) > MAX_REGIONS:
@@ -206,7 +206,8 @@ def _less(vectors: Tensor, whole: Tensor, share: float) -> Tensor:
     return F.normalize(vectors - share * whole, dim=1) if share else vectors
 
 
-def _table(task: Task, features: Features, method: Method) -> _Table:
+def region_table(task: Task, features: Features, method: Method) -> RegionTable:
+    """The regions of the pictures of a database, with their vectors."""
     boxes, vectors, labels, parts, counts = [], [], [], [], [0]
     for row in task.database.tolist():
         whole = _vectors(features, method, "whole", row)
@@ -233,7 +234,7 @@ def _table(task: Task, features: Features, method: Method) -> _Table:
         areas = (every[kept, 2:] - every[kept, :2]).prod(1)
         parts.append(areas / task.regions.sizes[row].prod())
         counts.append(len(kept))
-    return _Table(
+    return RegionTable(
         np.concatenate(boxes),
         torch.cat(vectors),
         np.concatenate(labels),
@@ -242,7 +243,7 @@ def _table(task: Task, features: Features, method: Method) -> _Table:
     )
 
 
-def _asked(task: Task, features: Features, method: Method) -> Tensor:
+def asked_vectors(task: Task, features: Features, method: Method) -> Tensor:
     """The vectors (Q, D) of the queries' boxes."""
     found = []
     for row, n in task.queries.tolist():

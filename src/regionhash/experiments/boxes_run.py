@@ -18,7 +18,7 @@ from regionhash.data.detections import Boxes, read_detections
 from regionhash.data.image_set import ImageSet
 from regionhash.data.instances import read_instances
 from regionhash.evaluation import InstanceRelevance
-from regionhash.experiments.boxes import PRESETS, BoxesOptions
+from regionhash.experiments.boxes import PRESETS, BoxesOptions, BoxesPreset
 from regionhash.experiments.boxes_features import Regions, View, features_of, regions_of
 from regionhash.experiments.boxes_methods import FLOATS, SIZES, Method, Score, Task, scores
 from regionhash.experiments.boxes_report import BoxesReport, write_report
@@ -46,24 +46,16 @@ def reproduce(name: str, root: Path, out: Path, options: BoxesOptions, reporter:
     """Runs a preset, see `Experiment.run`."""
     preset = PRESETS[name]
     with needed(preset.layout, root):
-        if preset.database:
-            sides = [open_dataset(s.format(root=root)) for s in (preset.database, preset.queries)]
-        else:
-            sides = [read_instances(root / "objects.csv", images_dir=root / "images").database]
+        sides, image_sets = open_sets(preset, root, options.distractors)
         if not options.detections:
             raise ValueError("no boxes: give files of detections with --set detections='[FILE]'")
         boxes = Boxes([read_detections(path) for path in options.detections])
         models = open_models(options.models)
-        distractors = [open_dataset(spec.format(root=root)) for spec in options.distractors]
     model = built(DRH, body(options) | {"n_bits": DEFAULT_BITS, "n_classes": 0}).eval()
     reporter.note(f"{name}: laying regions on the pictures")
-    image_sets = [*sides, *distractors]
     regions = regions_of(model, image_sets, boxes, short=options.short)
-    ends = np.cumsum([0, *map(len, image_sets)])
-    rows = [np.arange(*ends[n : n + 2]) for n in range(len(image_sets))]
-    searched = np.concatenate([rows[0], *rows[len(sides) :]])
-    labels = [target.labels[~target.difficult] for each in image_sets for target in each.targets]
-    task = task_of(regions, labels, searched, rows[len(sides) - 1])
+    rows, labels = rows_of(image_sets), labels_of(image_sets)
+    task = task_of_sides(regions, sides, image_sets)
     short = options.short
     of_all = {view for method in (*kinds(short), *levers(short)) for view in method.views}
 
@@ -126,6 +118,40 @@ def _told(found: list[Score], reporter: Reporter) -> list[Score]:
 
 
 # -- what is searched -----------------------------------------------------------------------------
+
+
+def open_sets(
+    preset: BoxesPreset, root: Path, distractors: Sequence[str]
+) -> tuple[list[ImageSet], list[ImageSet]]:
+    """The sides of a preset, database first, and then also the distractors.
+
+    A database whose objects are the queries is the only side. Raises ValueError for missing data.
+    """
+    if preset.database:
+        sides = [open_dataset(s.format(root=root)) for s in (preset.database, preset.queries)]
+    else:
+        sides = [read_instances(root / "objects.csv", images_dir=root / "images").database]
+    return sides, [*sides, *(open_dataset(spec.format(root=root)) for spec in distractors)]
+
+
+def rows_of(image_sets: Sequence[ImageSet]) -> list[Ints]:
+    """The rows of the pictures of each set among those of all."""
+    ends = np.cumsum([0, *map(len, image_sets)])
+    return [np.arange(*ends[n : n + 2]) for n in range(len(image_sets))]
+
+
+def labels_of(image_sets: Sequence[ImageSet]) -> list[Ints]:
+    """The classes of the objects of each picture that are not difficult."""
+    return [target.labels[~target.difficult] for each in image_sets for target in each.targets]
+
+
+def task_of_sides(
+    regions: Regions, sides: Sequence[ImageSet], image_sets: Sequence[ImageSet]
+) -> Task:
+    """The objects of the last side as queries to the database with the distractors."""
+    rows = rows_of(image_sets)
+    searched = np.concatenate([rows[0], *rows[len(sides) :]])
+    return task_of(regions, labels_of(image_sets), searched, rows[len(sides) - 1])
 
 
 def held_out(rows: Ints) -> tuple[Ints, Ints]:

@@ -169,6 +169,11 @@ class DRH(nn.Module):
         return torch.tanh(self.hash(features).float())
 
     @torch.no_grad()
+    def activations_of(self, whitened: Tensor) -> Tensor:
+        """What the bits of whitened features (N, P) are the signs of, (N, K), without tanh."""
+        return self.hash(whitened.to(self.hash.weight)).float()
+
+    @torch.no_grad()
     def encode(
         self, images: list[Tensor], given: Sequence[Detections] | None = None
     ) -> list[EncodedImage]:
@@ -211,8 +216,9 @@ class DRH(nn.Module):
         return _maxima(top, snap_boxes(boxes, size[1] / width, height, width))
 
     def _hashed(self, boxes: Tensor, scores: Tensor, labels: Tensor, features: Tensor) -> Regions:
-        codes = codes_of(self(self.whitening(features)), threshold=0.0)
-        return regions_of(boxes, scores, labels, codes)
+        whitened = self.whitening(features)
+        codes = codes_of(self(whitened), threshold=0.0)
+        return regions_of(boxes, scores, labels, codes, whitened)
 
 
 def _on_map(top: Tensor, chosen: Detections, features: Tensor) -> RegionFeatures:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -26,15 +26,14 @@ from regionhash.data.images import (
 )
 from regionhash.data.inputs import Source, class_indices, open_inputs
 from regionhash.models.checkpoints import Checkpoint, provenance
-from regionhash.models.runtime import (
-    Precision,
-    Runtime,
-    RuntimeName,
-    check_precision,
-    load_runtime,
-    runtime_of,
-)
+from regionhash.models.runtime import Runtime, RuntimeName, load_runtime, runtime_of
 from regionhash.models.runtime import pick_device as pick_device
+from regionhash.precision import (
+    Precision,
+    PrecisionName,
+    check_precision,
+    check_same_precision,
+)
 from regionhash.reporter import SILENT, Reporter
 from regionhash.store import CodeFileWriter, CodeSet
 from regionhash.structures import Detections, EncodedImage, Floats, Regions
@@ -52,10 +51,17 @@ _AHEAD_BYTES = 32 << 20
 class ImageWriter(Protocol):
     """What takes the codes of pictures: a `CodeFileWriter`, or a collection."""
 
-    done: set[str]
-
     def add(self, image_id: str, encoded: EncodedImage, labels: Sequence[int] | None) -> None:
-        """Stores one picture that is not in `done`."""
+        """Stores one picture."""
+
+
+class Rows(Protocol):
+    """Rows of pictures to encode, which may be found as they are asked for; asked for once."""
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __len__(self) -> int:
+        """How many there are, as far as is known."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def encode(
     *,
     batch_size: int = 8,
     workers: int = 1,
-    precision: Precision = "32-true",
+    precision: PrecisionName = "auto",
     device: str = "auto",
     runtime: RuntimeName = "auto",
     reporter: Reporter = SILENT,
@@ -98,7 +104,8 @@ def encode(
         output: the code file.
         batch_size: pictures per batch of the model.
         workers: processes that read pictures.
-        precision: see `Precision`.
+        precision: of the network, see `load_runtime`; that of a file that is there, which "auto"
+            takes, is kept.
         device: see `pick_device`.
         runtime: see `load_runtime`.
         reporter: is told the pictures done and their total, and those that cannot be read.
@@ -107,6 +114,10 @@ def encode(
         ValueError: no model, no picture, or a file of another model or precision.
         StoreError: see `CodeFileWriter`.
     """
+    if Path(output).exists():
+        recorded = CodeSet.open(output).recorded("precision")
+        check_same_precision(output, recorded, precision)
+        precision = recorded
     model, checkpoint = load_runtime(
         Path(model_folder), device=device, runtime=runtime, precision=precision
     )
@@ -118,7 +129,7 @@ def encode(
         output,
         checkpoint_path=Path(model_folder),
         source=source,
-        precision=precision,
+        precision=model.precision,
         batch_size=batch_size,
         workers=workers,
         reporter=reporter,
@@ -150,10 +161,8 @@ def encode_set(
     sources = [] if source is None else [source]
     if Path(path).exists():
         there = CodeSet.open(path)
-        if there.model_hash == checkpoint.model_hash and there.recorded("precision") != precision:
-            raise ValueError(
-                f"{path}: holds codes of precision {there.meta['precision']}, got {precision}"
-            )
+        if there.model_hash == checkpoint.model_hash:
+            check_same_precision(path, there.recorded("precision"), precision)
         sources = [
             *there.recorded("sources"),
             *(new for new in sources if new not in there.recorded("sources")),
@@ -172,7 +181,10 @@ def encode_set(
             "provenance": provenance(),
         },
     ) as writer:
-        report = encode_images(model, checkpoint, image_set, writer, precision=precision, **options)
+        rows = [row for row, image_id in enumerate(image_set.ids) if image_id not in writer.done]
+        report = encode_images(
+            model, checkpoint, image_set, writer, rows, precision=precision, **options
+        )
         writer.finish()
     return report
 
@@ -182,6 +194,7 @@ def encode_images(
     checkpoint: Checkpoint,
     image_set: ImageSet,
     writer: ImageWriter,
+    rows: Rows,
     *,
     batch_size: int = 8,
     workers: int = 1,
@@ -190,7 +203,7 @@ def encode_images(
     on_file: Callable[[str, FileVersion], None] | None = None,
     boxes: Boxes | Detector | None = None,
 ) -> EncodingReport:
-    """Encodes the pictures that `writer` does not hold yet, in their order.
+    """Encodes pictures of a set.
 
     Pictures are read and resized by other processes while the model works, as a stream: memory does
     not grow with their number. Unreadable pictures are skipped. If the set has classes, the labels
@@ -204,6 +217,8 @@ def encode_images(
         checkpoint: from the same.
         image_set: pictures; its classes must be the model's, in any order.
         writer: takes the codes. Finishing a `CodeFileWriter` is left to the caller.
+        rows: the pictures, in the order in which they are read. They are asked for as they are
+            read; at once if there are files of boxes, which are looked up and checked before.
         batch_size: pictures that the model takes at a time, at most.
         workers: processes that read pictures; 0 reads them in this one.
         precision: see `Precision`.
@@ -227,9 +242,10 @@ def encode_images(
         )
     began = time.perf_counter()
     label_of = class_indices(image_set, checkpoint.classes)
-    rows = [row for row, image_id in enumerate(image_set.ids) if image_id not in writer.done]
     find = None
     if model.takes_boxes and boxes is not None:
+        if isinstance(boxes, Boxes) and boxes.looked_up_first:
+            rows = list(rows)
         find = finder_of(boxes, image_set, rows, checkpoint.classes)
     workers = 0 if detector_of(boxes) else workers
     image_set.notices.tell(reporter)
@@ -281,9 +297,10 @@ def encode_images(
                     labels = [label_of[label] for label in image_set.targets[row].all_labels()]
                 writer.add(image_set.ids[row], encoded[row], labels)
             n_encoded += len(encoded)
+    image_set.notices.tell(reporter)
     return EncodingReport(
         n_encoded,
-        len(image_set) - len(rows),
+        len(image_set) - n_encoded - len(skipped),
         skipped,
         time.perf_counter() - began,
         model_seconds,
@@ -384,7 +401,7 @@ Finder = Callable[[int, Image], Detections]
 
 
 def finder_of(
-    boxes: Boxes | Detector | None, image_set: ImageSet, rows: list[int], classes: Sequence[str]
+    boxes: Boxes | Detector | None, image_set: ImageSet, rows: Rows, classes: Sequence[str]
 ) -> Finder:
     """What gives the boxes of pictures of a set; what is noticed is added to the set's notices.
 
@@ -477,7 +494,7 @@ class _Inputs:
 
 def read_inputs(
     image_set: ImageSet,
-    rows: list[int],
+    rows: Iterable[int],
     short: int,
     workers: int,
     *,
@@ -487,25 +504,27 @@ def read_inputs(
 ) -> Iterator[tuple[int, Input | str]]:
     """Row and input of each picture of `rows`, in order, or the reason why it cannot be read.
 
-    With `versions`, inputs of files carry the version that was read. Those of files whose end is
-    missing carry a note, and with `find` all carry their boxes. For a `runtime` without torch,
-    threads read instead of processes: decoding and resizing hold Python's lock only briefly, and
-    there is no shared memory to pass arrays in.
+    Rows are asked for as they are read, some ahead of what is yielded. With `versions`, inputs of
+    files carry the version that was read. Those of files whose end is missing carry a note, and
+    with `find` all carry their boxes. For a `runtime` without torch, threads read instead of
+    processes: decoding and resizing hold Python's lock only briefly, and there is no shared memory
+    to pass arrays in.
     """
+    rows, to_read = tee(rows)
     picture_bytes = 3 * short * (3 * short // 2)
     ahead = max(2, _AHEAD_BYTES // picture_bytes)
     if runtime is not None and runtime.threads_read:
         inputs = _Inputs(image_set, short, versions, runtime.prepare, find)
-        yield from zip(rows, _read_by_threads(inputs, rows, workers, ahead), strict=True)
+        yield from zip(rows, _read_by_threads(inputs, to_read, workers, ahead), strict=True)
         return
     from regionhash.data.transforms import to_input
 
     inputs = _Inputs(image_set, short, versions, to_input, find)
-    yield from zip(rows, _read_by_processes(inputs, rows, workers, ahead), strict=True)
+    yield from zip(rows, _read_by_processes(inputs, to_read, workers, ahead), strict=True)
 
 
 def _read_by_threads(
-    inputs: _Inputs, rows: list[int], workers: int, ahead: int
+    inputs: _Inputs, rows: Iterable[int], workers: int, ahead: int
 ) -> Iterator[Input | str]:
     if not workers:
         yield from map(inputs.__getitem__, rows)
@@ -524,7 +543,7 @@ def _read_by_threads(
 
 
 def _read_by_processes(
-    inputs: _Inputs, rows: list[int], workers: int, ahead: int
+    inputs: _Inputs, rows: Iterable[int], workers: int, ahead: int
 ) -> Iterator[Input | str]:
     from torch.utils.data import DataLoader
 

@@ -1,4 +1,4 @@
-"""Running the graphs that `regionhash convert` writes, with ONNX Runtime and NumPy: no torch.
+"""Running the graphs that `regionhash convert` writes, with NumPy around them: no torch.
 
 `regionhash.models.graphs` makes them and says what each of their outputs is.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from regionhash.models.checkpoints import (
 )
 from regionhash.parts.choosing import RegionChoice, overlaps, thinned
 from regionhash.parts.windows import windows_of_scales
+from regionhash.precision import Precision
 from regionhash.sessions import at_once, open_session
 from regionhash.structures import (
     CategoryCodes,
@@ -47,26 +48,67 @@ GRAPH_FORMAT = 1
 Outputs = dict[str, NDArray[Any]]
 
 
+class GraphSession(Protocol):
+    """A graph that can be run, by several threads at a time.
+
+    Attributes:
+        inputs, outputs: their names.
+        metadata: texts in the file, by key.
+    """
+
+    inputs: list[str]
+    outputs: list[str]
+    metadata: Mapping[str, str]
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Outputs:
+        """Its outputs by name."""
+
+
+class OnnxSession:
+    """A graph that ONNX Runtime runs in float32; see `GraphSession`."""
+
+    def __init__(self, content: bytes | Path, place: str) -> None:
+        self._session = open_session(content, place, CheckpointError)
+        self.inputs = [given.name for given in self._session.get_inputs()]
+        self.outputs = [output.name for output in self._session.get_outputs()]
+        self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Outputs:
+        """Its outputs by name."""
+        return dict(zip(self.outputs, self._session.run(self.outputs, inputs), strict=True))
+
+
 class Graphs:
     """The graphs of one model. A session of each is opened when it is first needed, and kept.
 
     Args:
         contents: bytes or path of each file of graphs, by name.
         where: for messages.
+        open_graph: opens a graph, which messages call by its second argument; raises
+            CheckpointError if it cannot be run.
     """
 
-    def __init__(self, contents: Mapping[str, bytes | Path], where: str = "the graph") -> None:
+    def __init__(
+        self,
+        contents: Mapping[str, bytes | Path],
+        where: str = "the graph",
+        open_graph: Callable[[bytes | Path, str], GraphSession] = OnnxSession,
+    ) -> None:
         self._contents = dict(contents)
         self._where = where
-        self._sessions: dict[str, Any] = {}
+        self._open = open_graph
+        self._sessions: dict[str, GraphSession] = {}
         self._lock = threading.Lock()
 
     @classmethod
-    def in_folder(cls, folder: Path) -> Graphs:
+    def in_folder(
+        cls,
+        folder: Path,
+        open_graph: Callable[[bytes | Path, str], GraphSession] = OnnxSession,
+    ) -> Graphs:
         """Those in the folder of a checkpoint, as far as they are there."""
-        return cls(
-            {name: folder / name for name in GRAPH_FILES if (folder / name).is_file()}, str(folder)
-        )
+        found = {name: folder / name for name in GRAPH_FILES if (folder / name).is_file()}
+        return cls(found, str(folder), open_graph)
 
     def __bool__(self) -> bool:
         return bool(self._contents)
@@ -81,11 +123,11 @@ class Graphs:
         content = self._contents.get(name)
         return str(content) if isinstance(content, Path) else f"{self._where}: {name}"
 
-    def session(self, name: str) -> Any:
+    def session(self, name: str) -> GraphSession:
         """The session of a graph.
 
         Raises:
-            CheckpointError: the file is missing or is no graph that ONNX Runtime can run.
+            CheckpointError: the file is missing or is no graph that can be run.
         """
         with self._lock:
             if name not in self._sessions:
@@ -93,9 +135,7 @@ class Graphs:
                     raise CheckpointError(
                         f"{self._where}: has no {name}; run `regionhash convert` again"
                     )
-                self._sessions[name] = open_session(
-                    self._contents[name], self.place(name), CheckpointError
-                )
+                self._sessions[name] = self._open(self._contents[name], self.place(name))
             return self._sessions[name]
 
     def facts(self, name: str) -> dict[str, Any]:
@@ -104,7 +144,7 @@ class Graphs:
         Raises:
             CheckpointError: see `session`; or it is a graph of another program.
         """
-        text = self.session(name).get_modelmeta().custom_metadata_map.get(METADATA)
+        text = self.session(name).metadata.get(METADATA)
         try:
             facts = json.loads(text or "")
         except ValueError:
@@ -125,16 +165,18 @@ class OnnxRuntime:
     Args:
         graphs: of the model.
         checkpoint: of the model.
+        precision: in which the sessions of the graphs compute.
 
     Raises:
         CheckpointError: a graph is missing, damaged, or of another model.
     """
 
-    precision = "32-true"
     threads_read = True
 
-    def __init__(self, graphs: Graphs, checkpoint: Checkpoint) -> None:
-        self._graphs, self._checkpoint = graphs, checkpoint
+    def __init__(
+        self, graphs: Graphs, checkpoint: Checkpoint, precision: Precision = "32-true"
+    ) -> None:
+        self._graphs, self._checkpoint, self.precision = graphs, checkpoint, precision
         self._decoder = _DECODERS[checkpoint.name](checkpoint.arguments)
         first = self._checked(self._decoder.first)
         self.n_bits: int = first["n_bits"]
@@ -168,8 +210,7 @@ class OnnxRuntime:
         inputs: dict[str, NDArray[Any]] = {"picture": np.ascontiguousarray(image[None])}
         if boxes is not None:
             inputs["boxes"] = np.ascontiguousarray(boxes, np.float32)
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        return session.run(inputs)
 
     def _checked(self, name: str) -> dict[str, Any]:
         """The facts of a graph of this model. Raises CheckpointError for any other graph."""
@@ -190,10 +231,8 @@ class OnnxRuntime:
         if not all(type(n) is int and 0 <= n <= 65_536 for n in numbers) or not numbers[2]:
             raise CheckpointError(f"{place}: its metadata is damaged")
         session = self._graphs.session(name)
-        found = {output.name for output in session.get_outputs()}
-        inputs = {given.name for given in session.get_inputs()}
-        missing = self._decoder.outputs[name] - found
-        if missing or not inputs <= {"picture", "boxes"} or facts.get("graph") != name:
+        missing = self._decoder.outputs[name] - set(session.outputs)
+        if missing or not set(session.inputs) <= {"picture", "boxes"} or facts.get("graph") != name:
             lacks = f": it lacks {', '.join(sorted(missing))}" if missing else ""
             raise CheckpointError(f"{place}: not the graph of a {self._checkpoint.name}{lacks}")
         return facts

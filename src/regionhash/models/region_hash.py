@@ -51,6 +51,7 @@ from regionhash.parts.hashes import (
     unit_length,
 )
 from regionhash.parts.windows import pool_map, snap_boxes
+from regionhash.precision import Precision
 from regionhash.reporter import SILENT, Reporter
 from regionhash.sessions import Result, at_once
 from regionhash.structures import Codes, Detections, EncodedImage, Floats, Ints, Regions
@@ -165,7 +166,7 @@ class RegionHash:
     """
 
     shared_code_space = True
-    precision = "32-true"
+    precision: Precision = "32-true"
     threads_read = True
 
     def __init__(
@@ -334,8 +335,8 @@ class RegionHash:
 
     def _encode(self, image: Pixels, given: Detections | None) -> EncodedImage:
         chosen, features = self.describe(image, given)
-        codes = self.codes_of(features)
-        regions = Regions(chosen.boxes, chosen.scores, chosen.labels, codes)
+        codes, whitened = self._hashed(features)
+        regions = Regions(chosen.boxes, chosen.scores, chosen.labels, codes, whitened)
         return EncodedImage((image.shape[1], image.shape[2]), codes[0], regions=regions)
 
     def _encode_boxes(self, image: Pixels, boxes: Floats) -> Regions:
@@ -343,18 +344,32 @@ class RegionHash:
         features = np.zeros((0, self.settings.n_channels), np.float32)
         if n:
             features = self._features(image, self._mapped(image), boxes)
-        codes = self.codes_of(features)
-        return Regions(boxes, np.ones(n, np.float32), np.full(n, -1, np.int64), codes)
+        codes, whitened = self._hashed(features)
+        return Regions(boxes, np.ones(n, np.float32), np.full(n, -1, np.int64), codes, whitened)
 
     def codes_of(self, features: Floats) -> Codes:
         """Packed codes (R, K/8) of features (R, D)."""
-        return pack_bits(binarize(self.activations(features), 0.0))
+        return self._hashed(features)[0]
+
+    def _hashed(self, features: Floats) -> tuple[Codes, Floats]:
+        """Packed codes (R, K/8) of features (R, D), and what they are made from, (R, P)."""
+        whitened = self._whitened(features)
+        return pack_bits(binarize(self.activations_of(whitened), 0.0)), whitened
 
     def activations(self, features: Floats) -> Floats:
         """What the bits of features (R, D) are the signs of, (R, K)."""
-        if self._whitening is None or self._hash is None:
+        return self.activations_of(self._whitened(features))
+
+    def _whitened(self, features: Floats) -> Floats:
+        if self._whitening is None:
             raise ValueError("the model is not fitted")
-        return self._hash(self._whitening(features))
+        return self._whitening(features)
+
+    def activations_of(self, whitened: Floats) -> Floats:
+        """What the bits of whitened features (R, P) are the signs of, (R, K)."""
+        if self._hash is None:
+            raise ValueError("the model is not fitted")
+        return self._hash(whitened)
 
     def text_activations(self, texts: Sequence[str]) -> Floats:
         """The same (N, K) of words.

@@ -1,13 +1,14 @@
 """What encoding, searches and the service need of a model, and the two ways to have it.
 
 `TorchRuntime` runs a network with torch. `regionhash.models.onnx.OnnxRuntime` runs the graphs that
-`regionhash convert` has made of it, without torch.
+`regionhash convert` has made of it, without torch, in ONNX Runtime or OpenVINO.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
@@ -24,6 +25,8 @@ from regionhash.models.checkpoints import (
 )
 from regionhash.models.onnx import Graphs, OnnxRuntime
 from regionhash.models.region_hash import RegionHash
+from regionhash.precision import Precision as Precision
+from regionhash.precision import PrecisionName, bf16_of_cpu, check_precision
 from regionhash.structures import Detections, EncodedImage, Floats, Regions
 
 if TYPE_CHECKING:
@@ -32,11 +35,20 @@ if TYPE_CHECKING:
     from regionhash.models import HashModel
     from regionhash.models.drh import DRH
 
-Precision = Literal["32-true", "bf16-mixed"]
-"""Precision of the forward pass: float32, or bfloat16 where autocast finds it safe."""
+RuntimeName = Literal["auto", "onnx", "openvino", "torch"]
+"""What runs a model; "auto" is the first that can do what is asked, see `load_runtime`."""
 
-RuntimeName = Literal["auto", "onnx", "torch"]
-"""What runs a model; "auto" is onnx if its graphs are there and can do what is asked."""
+_BY_SPEED: tuple[tuple[Literal["onnx", "openvino", "torch"], Precision], ...] = (
+    ("openvino", "bf16-mixed"),
+    ("onnx", "32-true"),
+    ("openvino", "32-true"),
+    ("torch", "bf16-mixed"),
+    ("torch", "32-true"),
+)
+"""Ways to run a model, the one to prefer first; docs/onnx.md has the measurements.
+
+ONNX Runtime starts in a third of OpenVINO's time and needs half of its memory.
+"""
 
 
 class Runtime(Protocol):
@@ -57,7 +69,7 @@ class Runtime(Protocol):
 
     # Read-only, since a class may have a constant.
     @property
-    def precision(self) -> str: ...  # noqa: D102
+    def precision(self) -> Precision: ...  # noqa: D102
     @property
     def threads_read(self) -> bool: ...  # noqa: D102
 
@@ -113,6 +125,14 @@ class TorchRuntime:
                 return cast("DRH", self.model).encode(tensors, given)
             return self.model.encode(tensors)
 
+    def activations_of(self, features: Floats) -> Floats | None:
+        """What the bits of regions with features (R, P) are the signs of; None if unknown."""
+        if not hasattr(self.model, "activations_of"):
+            return None
+        (tensor,) = self._tensors([features])
+        activations: Floats = cast("DRH", self.model).activations_of(tensor).cpu().numpy()
+        return activations
+
     def encode_boxes(self, images: Sequence[Pixels], boxes: Sequence[Floats]) -> list[Regions]:
         """Codes of given boxes of pictures: (R, 4) float32 each, xyxy in their pixels."""
         with inference(self.device, self.precision):
@@ -144,61 +164,113 @@ def load_runtime(
     *,
     device: str = "auto",
     runtime: RuntimeName = "auto",
-    precision: Precision = "32-true",
+    precision: PrecisionName = "32-true",
 ) -> tuple[Runtime, Checkpoint]:
     """A model, ready to run, and its checkpoint.
+
+    What is left to choose, as "auto", is the first of these that is installed: OpenVINO in
+    bfloat16, ONNX Runtime, OpenVINO in float32, torch in bfloat16, torch in float32. The first
+    three need graphs of the model, and the CPU. bfloat16 is chosen only on a CPU on which it is
+    fast. If it is asked for, OpenVINO needs a CPU that has it, and torch does without, slowly.
 
     Args:
         path: the folder of the checkpoint, or a file in it.
         device: see `pick_device`; graphs run on the CPU.
         runtime: see `RuntimeName`.
-        precision: of the forward pass.
+        precision: of the forward pass; with "auto", the runtime's `precision` is what was chosen.
 
     Raises:
         CheckpointError: see `read_checkpoint`, `load_checkpoint` and `OnnxRuntime`; or what runs
             the model is not installed.
-        ValueError: an unknown name; or a device or precision that graphs do not have.
+        ValueError: an unknown name; or a device or precision that the runtime does not have.
     """
     if runtime not in get_args(RuntimeName):
         raise ValueError(
             f"runtime must be one of {', '.join(get_args(RuntimeName))}, got {runtime!r}"
         )
-    check_precision(precision)
+    check_precision(precision, known=get_args(PrecisionName))
     checkpoint = read_checkpoint(path)
+    folder = folder_of(path)
     if checkpoint.name == ENCODED_REGIONS:
-        if runtime == "torch" or device == "cuda" or precision != "32-true":
+        if runtime not in ("auto", "onnx") or device == "cuda" or precision == "bf16-mixed":
             raise ValueError(
-                f"{folder_of(path)}: its encoder is an ONNX graph, which runs on the CPU with "
+                f"{folder}: its encoder is an ONNX graph, which ONNX Runtime runs on the CPU with "
                 "precision 32-true"
             )
         return RegionHash.load(path)
-    graphs = Graphs.in_folder(folder_of(path))
-    can = device != "cuda" and precision == "32-true"
-    if runtime == "auto":
-        runtime = "onnx" if graphs and can and find_spec("onnxruntime") else "torch"
-    if runtime == "onnx":
-        if not can:
-            asked = "device cuda" if device == "cuda" else f"precision {precision}"
-            raise ValueError(f"{asked}: needs the runtime torch")
-        if not graphs:
-            raise CheckpointError(
-                f"{folder_of(path)}: has no graphs; `regionhash convert` writes them"
-            )
-        return OnnxRuntime(graphs, checkpoint), checkpoint
-    if not find_spec("torch"):
-        raise CheckpointError(
-            f"{folder_of(path)}: has no graphs; `regionhash convert` writes them where torch is "
+    graphs = bool(Graphs.in_folder(folder))
+    obstacles: dict[str, ValueError] = {}
+    for name, possible in _BY_SPEED:
+        if runtime not in ("auto", name) or precision not in ("auto", possible):
+            continue
+        if precision == "auto" and possible == "bf16-mixed" and not _bf16_is_fast(name, device):
+            continue
+        if name == "torch":
+            obstacle = _obstacle_of_torch(folder, graphs, device, possible)
+        else:
+            obstacle = _obstacle_of_graphs(folder, graphs, device, name, possible)
+        if obstacle is None:
+            return _load(path, checkpoint, name, possible, device)
+        obstacles[name] = obstacle
+    if not obstacles:
+        raise ValueError(f"precision {precision}: needs the runtime torch or openvino")
+    raise obstacles.get("torch") or obstacles[runtime]
+
+
+def _bf16_is_fast(runtime: str, device: str) -> bool:
+    """Whether bfloat16 is known to be faster than float32 here."""
+    if bf16_of_cpu() != "fast" or not find_spec(runtime):
+        return False
+    return runtime != "torch" or pick_device(device).type == "cpu"
+
+
+def _obstacle_of_torch(
+    folder: Path, graphs: bool, device: str, precision: Precision
+) -> ValueError | None:
+    """Why torch cannot run a model in this precision; None if it can."""
+    if find_spec("torch"):
+        return None
+    if not graphs:
+        return CheckpointError(
+            f"{folder}: has no graphs; `regionhash convert` writes them where torch is "
             'installed, and torch runs it without: pip install "regionhash[train]"'
         )
-    model, checkpoint = load_checkpoint(path)
-    return runtime_of(model.to(pick_device(device)), precision), checkpoint
+    what = "device cuda" if device == "cuda" else f"precision {precision}"
+    openvino = ", or openvino on a CPU with bfloat16" * (device != "cuda")
+    return CheckpointError(
+        f'{folder}: {what} needs torch: pip install "regionhash[train]"{openvino}'
+    )
 
 
-def check_precision(precision: str) -> None:
-    """Raises ValueError for an unknown precision."""
-    if precision not in get_args(Precision):
-        known = ", ".join(get_args(Precision))
-        raise ValueError(f"precision must be one of {known}, got {precision!r}")
+def _obstacle_of_graphs(
+    folder: Path, graphs: bool, device: str, runtime: str, precision: Precision
+) -> ValueError | None:
+    """Why this runtime cannot run the graphs of a model in this precision; None if it can."""
+    if device == "cuda":
+        return ValueError("device cuda: needs the runtime torch")
+    if not graphs:
+        return CheckpointError(f"{folder}: has no graphs; `regionhash convert` writes them")
+    package = "onnxruntime" if runtime == "onnx" else runtime
+    if not find_spec(package):
+        return CheckpointError(f"{package} is not installed: pip install {package}")
+    if precision == "bf16-mixed" and bf16_of_cpu() == "none":
+        return ValueError("precision bf16-mixed: this CPU has no bfloat16, which OpenVINO needs")
+    return None
+
+
+def _load(
+    path: Path, checkpoint: Checkpoint, runtime: str, precision: Precision, device: str
+) -> tuple[Runtime, Checkpoint]:
+    """A model that can be run in this way."""
+    if runtime == "torch":
+        model, checkpoint = load_checkpoint(path)
+        return runtime_of(model.to(pick_device(device)), precision), checkpoint
+    if runtime == "onnx":
+        return OnnxRuntime(Graphs.in_folder(folder_of(path)), checkpoint), checkpoint
+    from regionhash.models.openvino import OpenVinoSession
+
+    graphs = Graphs.in_folder(folder_of(path), partial(OpenVinoSession, precision=precision))
+    return OnnxRuntime(graphs, checkpoint, precision), checkpoint
 
 
 def pick_device(name: str) -> torch.device:

@@ -35,7 +35,13 @@ def regions_of_images(
     ]
 
 
-def regions_of(boxes: Tensor, scores: Tensor, labels: Tensor | None, codes: Codes) -> Regions:
+def regions_of(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None,
+    codes: Codes,
+    features: Tensor | None = None,
+) -> Regions:
     """R regions as a record.
 
     Args:
@@ -43,8 +49,13 @@ def regions_of(boxes: Tensor, scores: Tensor, labels: Tensor | None, codes: Code
         scores: (R,), in [0, 1].
         labels: (R,), class indices from 0; None if the model knows no classes.
         codes: (R, K/8) uint8, packed.
+        features: (R, P), what the codes are made from.
     """
     known = np.full(len(boxes), -1) if labels is None else labels.cpu().numpy()
     return Regions(
-        boxes.float().cpu().numpy(), scores.float().cpu().numpy(), known.astype(np.int64), codes
+        boxes.float().cpu().numpy(),
+        scores.float().cpu().numpy(),
+        known.astype(np.int64),
+        codes,
+        None if features is None else features.float().cpu().numpy(),
     )

@@ -2,8 +2,9 @@
  *
  * The codes of neighbouring bags are taken in blocks. A kernel writes the distances of a block to
  * one query and returns the least. The least distances of a search's queries add up to a bound:
- * only if it is below the worst result so far are the bags of the block looked at one by one. A
- * block stays in the cache until every search has seen it, so the codes are read from memory once.
+ * only if it is below the worst result so far are the bags of the block looked at one by one. If a
+ * search leaves out bags, its least distances are taken again, without theirs, before that. A block
+ * stays in the cache until every search has seen it, so the codes are read from memory once.
  *
  * A result is a key, distance << BAG_BITS | bag, so that keys compare as (distance, bag) does.
  */
@@ -18,13 +19,13 @@
 #endif
 
 enum {
-    BLOCK = 256,        /* codes; a multiple of 8, because kernels write distances by eights */
+    BLOCK = 256,        /* codes; a multiple of SOME */
+    SOME = 16,          /* codes whose distances or marks are written together */
     BATCH = 32,         /* blocks that are fetched together, */
-    BATCH_BYTES = 4096, /* up to about so much */
+    BATCH_BYTES = 2048, /* up to about so much */
+    PART = 768,         /* bytes of codes to fetch at once: of more, the last would wait */
     GROUP = 8,          /* small bags that are left out together; their mask is a word */
     SMALL = 32,         /* bags are small if they have fewer codes than this on average */
-    MISSES = 64,        /* after more misses than this, and more than one in OFTEN blocks, */
-    OFTEN = 8,          /* bags are left out one by one */
     BAG_BITS = 40,      /* of a key; */
     DISTANCE_BITS = 24  /* the rest */
 };
@@ -35,6 +36,8 @@ enum {
 /* Writes the distances of n codes (at most BLOCK) to a query and returns the least. */
 typedef uint32_t Kernel(const uint8_t *codes, size_t n, size_t n_bytes, const uint8_t *query,
                         uint32_t *distances);
+
+typedef uint32_t Some __attribute__((vector_size(SOME * sizeof(uint32_t))));
 
 INLINE size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
@@ -87,9 +90,10 @@ static uint32_t least_portable(const uint8_t *codes, size_t n, size_t n_bytes,
 
 #if defined(__x86_64__)
 
-__attribute__((target("popcnt"))) static uint32_t
-least_popcnt(const uint8_t *codes, size_t n, size_t n_bytes, const uint8_t *query,
-             uint32_t *distances) {
+#define POPCNT __attribute__((target("popcnt")))
+
+POPCNT static uint32_t least_popcnt(const uint8_t *codes, size_t n, size_t n_bytes,
+                                    const uint8_t *query, uint32_t *distances) {
     return least_of_words(codes, n, n_bytes, query, distances);
 }
 
@@ -131,32 +135,45 @@ AVX2 static uint32_t least_avx2(const uint8_t *codes, size_t n, size_t n_bytes,
 /* A mask of the first n of 64 bytes or codes. */
 INLINE uint64_t low_bits(size_t n) { return n < 64 ? ((uint64_t)1 << n) - 1 : UINT64_MAX; }
 
-/* Codes of up to eight bytes: eight at a time, each moved to a word of its own. */
-AVX512 INLINE uint32_t least_short(const uint8_t *codes, size_t n, size_t n_bytes,
-                                   const uint8_t *query, uint32_t *distances) {
+/* The differing bits of eight codes of up to eight bytes, each moved to a word of its own. */
+AVX512 INLINE __m512i eight_differences(const uint8_t *codes, size_t n, size_t n_bytes,
+                                        __m512i query) {
     const uint64_t each = 0x0101010101010101;
-    const __m512i wanted = _mm512_set1_epi64((long long)word(query, n_bytes));
     const __m512i words = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
     const __m512i places = _mm512_add_epi64(
         _mm512_mullo_epi64(words, _mm512_set1_epi64((long long)(each * n_bytes))),
         _mm512_set1_epi64(0x0706050403020100));
-    const __mmask64 used = each * low_bits(n_bytes);
-    __m512i least = _mm512_set1_epi64(INT64_MAX);
-    __mmask64 read = low_bits(8 * n_bytes);
-    __mmask8 valid = 255;
-    for (size_t i = 0; i < n; i += 8) {
-        if (n - i < 8) {
-            read = low_bits((n - i) * n_bytes);
-            valid = (__mmask8)low_bits(n - i);
-        }
-        __m512i x = _mm512_maskz_loadu_epi8(read, codes + i * n_bytes);
-        if (n_bytes < 8)
-            x = _mm512_maskz_permutexvar_epi8(used, places, x);
-        x = _mm512_popcnt_epi64(_mm512_xor_si512(x, wanted));
-        least = _mm512_mask_min_epu64(least, valid, least, x);
-        _mm256_storeu_si256((__m256i *)(distances + i), _mm512_cvtepi64_epi32(x));
-    }
-    return (uint32_t)_mm512_reduce_min_epu64(least);
+    __m512i x = _mm512_maskz_loadu_epi8(low_bits(n * n_bytes), codes);
+    if (n_bytes < 8)
+        x = _mm512_maskz_permutexvar_epi8(each * low_bits(n_bytes), places, x);
+    return _mm512_popcnt_epi64(_mm512_xor_si512(x, query));
+}
+
+/* Writes the distances of n codes, of SOME at most, and returns them, the others as greatest. */
+AVX512 INLINE __m512i some_short(const uint8_t *codes, size_t n, size_t n_bytes, __m512i query,
+                                 uint32_t *distances) {
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    size_t first = smaller(n, 8);
+    __m512i x = eight_differences(codes, first, n_bytes, query);
+    __m512i y = eight_differences(codes + first * n_bytes, n - first, n_bytes, query);
+    x = _mm512_permutex2var_epi32(x, even, y);
+    _mm512_storeu_si512(distances, x);
+    return _mm512_mask_mov_epi32(_mm512_set1_epi32(-1), (__mmask16)low_bits(n), x);
+}
+
+AVX512 INLINE uint32_t least_short(const uint8_t *codes, size_t n, size_t n_bytes,
+                                   const uint8_t *query, uint32_t *distances) {
+    const __m512i wanted = _mm512_set1_epi64((long long)word(query, n_bytes));
+    __m512i least = _mm512_set1_epi32(-1);
+    size_t i = 0;
+    for (; i + SOME <= n; i += SOME)
+        least = _mm512_min_epu32(
+            least, some_short(codes + i * n_bytes, SOME, n_bytes, wanted, distances + i));
+    if (i < n)
+        least = _mm512_min_epu32(
+            least, some_short(codes + i * n_bytes, n - i, n_bytes, wanted, distances + i));
+    return _mm512_reduce_min_epu32(least);
 }
 
 /* The differing bits of eight parts of a code, which are to be added up. */
@@ -210,27 +227,6 @@ AVX512 static uint32_t least_avx512(const uint8_t *codes, size_t n, size_t n_byt
 
 #endif
 
-/* The kernel of a name, or NULL if this machine cannot run it. */
-static Kernel *kernel_of(const char *name) {
-    if (!strcmp(name, "portable"))
-        return least_portable;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!strcmp(name, "popcnt") && __builtin_cpu_supports("popcnt"))
-        return least_popcnt;
-    if (!strcmp(name, "avx2") && __builtin_cpu_supports("avx2") &&
-        __builtin_cpu_supports("popcnt"))
-        return least_avx2;
-    if (!strcmp(name, "avx512") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") &&
-        __builtin_cpu_supports("avx512vpopcntdq"))
-        return least_avx512;
-#endif
-    return NULL;
-}
-
-static const char *const NAMES[] = {"avx512", "avx2", "popcnt", "portable"}; /* fastest first */
-
 /* -- the pass ---------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -238,8 +234,14 @@ typedef struct {
     size_t n_queries, top;
 } Search;
 
-typedef struct {
-    Kernel *kernel;
+typedef struct Pass Pass;
+typedef struct Block Block;
+
+/* Offers the bags of a block to a search, if one of them can be better than its worst result. */
+typedef void Searcher(Pass *pass, Search *search, const Block *block);
+
+struct Pass {
+    Searcher *search_block;
     Py_buffer codes, offsets; /* (M, B) uint8; (N + 1,) int64, or NULL: each code is a bag */
     Py_buffer mask;           /* (N,) bool, the bags that any search wants; or NULL */
     size_t n_codes, n_bytes, n_bags;
@@ -247,13 +249,14 @@ typedef struct {
     Py_ssize_t n_searches;
     uint32_t *distances; /* (most queries of a search, 1 + BLOCK): the least, then all */
     size_t bag, code;    /* the next to be taken */
-    size_t n_blocks, n_missed; /* searched; whose bound was low and that held no result */
-} Pass;
+    const uint8_t *ahead, *ahead_end; /* codes that are to be fetched */
+    uint32_t unwanted[BLOCK + SOME];  /* UINT32_MAX for codes that a search leaves out */
+};
 
 /* Neighbouring bags with at most BLOCK codes, or a single larger bag. */
-typedef struct {
+struct Block {
     size_t first_bag, end_bag, first_code, n_codes;
-} Block;
+};
 
 /* Blocks that are fetched from memory while the last ones are searched. */
 typedef struct {
@@ -274,45 +277,45 @@ INLINE int wants(const Py_buffer *mask, size_t bag) {
 INLINE int wants_group(const Pass *pass, size_t bag) {
     const uint8_t *mask = pass->mask.buf;
     size_t first = bag / GROUP * GROUP;
-    uint64_t group;
-    int misled = pass->n_missed > MISSES && pass->n_missed > pass->n_blocks / OFTEN;
-    if (!mask || misled || pass->n_codes / SMALL >= pass->n_bags || first + GROUP > pass->n_bags)
+    if (!mask || pass->n_codes / SMALL >= pass->n_bags || first + GROUP > pass->n_bags)
         return wants(&pass->mask, bag);
-    memcpy(&group, mask + first, GROUP);
-    return group != 0;
+    return word(mask + first, GROUP) != 0;
 }
 
 /* Takes the next bags that a search wants; n_codes is 0 after the last. Returns 0 if the offsets
  * do not divide the codes. */
 static int take_block(Pass *pass, Block *block) {
     const int64_t *offsets = pass->offsets.buf;
-    size_t bag = pass->bag, code = pass->code, end = code, first_bag = bag, first = code, n = 0;
+    const size_t n_bags = pass->n_bags, n_codes = pass->n_codes;
+    size_t bag = pass->bag, code = pass->code, end;
     if (!offsets && !pass->mask.buf) { /* all at once */
-        n = smaller(pass->n_codes - code, BLOCK);
+        size_t n = smaller(n_codes - code, BLOCK);
         *block = (Block){bag, bag + n, code, n};
         pass->bag = pass->code = code + n;
         return 1;
     }
-    for (; bag < pass->n_bags; bag++, code = end) {
+    for (; bag < n_bags; bag++, code = end) { /* those before the block */
         end = end_of(offsets, bag);
-        if (end < code || end > pass->n_codes)
+        if (end < code || end > n_codes)
             return 0;
-        int wanted = end > code && wants_group(pass, bag);
-        if (n && (end - first > BLOCK || (end > code && !wanted)))
+        if (end > code && wants_group(pass, bag))
             break;
-        if (wanted && !n) {
-            first_bag = bag;
-            first = code;
-        }
-        n = wanted ? end - first : n;
     }
-    *block = (Block){first_bag, bag, first, n};
+    size_t first_bag = bag, first = code;
+    for (; bag < n_bags && wants_group(pass, bag); bag++, code = end) {
+        end = end_of(offsets, bag);
+        if (end < code || end > n_codes)
+            return 0;
+        if (code > first && end - first > BLOCK)
+            break;
+    }
+    *block = (Block){first_bag, bag, first, code - first};
     pass->bag = bag;
     pass->code = code;
     return 1;
 }
 
-/* Takes the next blocks and fetches their codes, without waiting for them. */
+/* Takes the next blocks. */
 static int take_batch(Pass *pass, Batch *batch) {
     size_t n_bytes = 0;
     for (batch->n = 0; batch->n < BATCH && n_bytes < BATCH_BYTES; batch->n++) {
@@ -321,12 +324,28 @@ static int take_batch(Pass *pass, Batch *batch) {
             return 0;
         if (!block->n_codes)
             break;
-        const uint8_t *codes = (const uint8_t *)pass->codes.buf + block->first_code * pass->n_bytes;
-        for (size_t at = 0; at < smaller(block->n_codes, BLOCK) * pass->n_bytes; at += 64)
-            __builtin_prefetch(codes + at);
         n_bytes += block->n_codes * pass->n_bytes;
     }
     return 1;
+}
+
+/* Chooses the block, if there is one, whose codes are fetched next. */
+INLINE void aim(Pass *pass, const Batch *batch, size_t n) {
+    pass->ahead = pass->ahead_end = pass->codes.buf;
+    if (n < batch->n) {
+        const Block *block = &batch->blocks[n];
+        pass->ahead += block->first_code * pass->n_bytes;
+        pass->ahead_end = pass->ahead + smaller(block->n_codes, BLOCK) * pass->n_bytes;
+    }
+}
+
+/* Fetches more of these codes, without waiting for them: memory stays busy if this is called often,
+ * for a few codes each time. */
+INLINE void fetch(Pass *pass, size_t n_bytes) {
+    const uint8_t *at = pass->ahead, *end = at + smaller(n_bytes, (size_t)(pass->ahead_end - at));
+    for (; at < end; at += 64)
+        __builtin_prefetch(at);
+    pass->ahead = end;
 }
 
 /* Replaces the worst result, at the root of a heap, if this one is better. */
@@ -352,19 +371,47 @@ INLINE uint32_t least_of(const uint32_t *distances, size_t n) {
     return least;
 }
 
-/* Offers the bags of a block to a search, if one of them can be better than its worst result. */
-static void search_block(Pass *pass, Search *search, const Block *block) {
+INLINE uint32_t least_wanted(const uint32_t *distances, const uint32_t *unwanted, size_t n) {
+    uint32_t least = UINT32_MAX;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t distance = distances[i] | unwanted[i];
+        least = distance < least ? distance : least;
+    }
+    return least;
+}
+
+/* The end of a bag in a block. Offsets in shared memory may have changed since they were read. */
+INLINE size_t end_in(const Block *block, const int64_t *offsets, size_t bag) {
+    return smaller(end_of(offsets, bag) - block->first_code, block->n_codes);
+}
+
+/* Marks the codes of the bags that a search leaves out, without a guess at the next one. */
+INLINE void mark_unwanted(const Block *block, const int64_t *offsets, const uint8_t *mask,
+                          uint32_t *unwanted) {
+    const Block here = *block; /* cannot change while marks are written */
+    size_t start = 0;
+    for (size_t bag = here.first_bag; bag < here.end_bag; bag++) {
+        size_t end = end_in(&here, offsets, bag);
+        const Some marks = (Some){0} - (uint32_t)!mask[bag];
+        for (size_t i = start; i < end; i += SOME) /* a few too many, overwritten by the next bag */
+            memcpy(unwanted + i, &marks, sizeof marks);
+        start = end;
+    }
+}
+
+INLINE void search_block(Pass *pass, Search *search, const Block *block, Kernel *kernel) {
     const uint8_t *codes = (const uint8_t *)pass->codes.buf + block->first_code * pass->n_bytes;
     const uint8_t *queries = search->queries.buf;
+    const int64_t *offsets = pass->offsets.buf;
     const uint64_t *worst = search->found.buf;
     uint64_t bound = 0;
-    pass->n_blocks++;
     for (size_t q = 0; q < search->n_queries; q++) {
         uint32_t least = UINT32_MAX, *distances = pass->distances + q * (1 + BLOCK);
+        fetch(pass, PART);
         for (size_t i = 0; i < block->n_codes; i += BLOCK)
             least = (uint32_t)smaller(
-                least, pass->kernel(codes + i * pass->n_bytes, smaller(block->n_codes - i, BLOCK),
-                                    pass->n_bytes, queries + q * pass->n_bytes, distances + 1));
+                least, kernel(codes + i * pass->n_bytes, smaller(block->n_codes - i, BLOCK),
+                              pass->n_bytes, queries + q * pass->n_bytes, distances + 1));
         bound += distances[0] = least;
         if ((bound << BAG_BITS | block->first_bag) >= *worst)
             return;
@@ -374,11 +421,23 @@ static void search_block(Pass *pass, Search *search, const Block *block) {
             offer(search, bound, block->first_bag);
         return;
     }
+    if (search->mask.buf) {
+        fetch(pass, PART);
+        mark_unwanted(block, offsets, search->mask.buf, pass->unwanted);
+        bound = 0;
+        for (size_t q = 0; q < search->n_queries; q++) {
+            uint32_t *distances = pass->distances + q * (1 + BLOCK);
+            distances[0] = least_wanted(distances + 1, pass->unwanted, block->n_codes);
+            if (distances[0] == UINT32_MAX) /* it wants none of them */
+                return;
+            bound += distances[0];
+        }
+        if ((bound << BAG_BITS | block->first_bag) >= *worst)
+            return;
+    }
     size_t start = 0;
-    uint64_t before = *worst;
     for (size_t bag = block->first_bag; bag < block->end_bag; bag++) {
-        /* Offsets in shared memory may have changed since they were checked. */
-        size_t end = smaller(end_of(pass->offsets.buf, bag) - block->first_code, block->n_codes);
+        size_t end = end_in(block, offsets, bag);
         if (end > start && wants(&search->mask, bag)) {
             uint64_t sum = bound;
             for (size_t q = 0; q < search->n_queries && (sum << BAG_BITS | bag) < *worst; q++) {
@@ -389,8 +448,50 @@ static void search_block(Pass *pass, Search *search, const Block *block) {
         }
         start = end;
     }
-    pass->n_missed += *worst == before;
 }
+
+/* The search of a block is compiled for each set of instructions. */
+
+static void search_portable(Pass *pass, Search *search, const Block *block) {
+    search_block(pass, search, block, least_portable);
+}
+
+#if defined(__x86_64__)
+
+POPCNT static void search_popcnt(Pass *pass, Search *search, const Block *block) {
+    search_block(pass, search, block, least_popcnt);
+}
+
+AVX2 static void search_avx2(Pass *pass, Search *search, const Block *block) {
+    search_block(pass, search, block, least_avx2);
+}
+
+AVX512 static void search_avx512(Pass *pass, Search *search, const Block *block) {
+    search_block(pass, search, block, least_avx512);
+}
+
+#endif
+
+/* What searches blocks by a name, or NULL if this machine cannot run it. */
+static Searcher *searcher_of(const char *name) {
+    if (!strcmp(name, "portable"))
+        return search_portable;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!strcmp(name, "popcnt") && __builtin_cpu_supports("popcnt"))
+        return search_popcnt;
+    if (!strcmp(name, "avx2") && __builtin_cpu_supports("avx2") &&
+        __builtin_cpu_supports("popcnt"))
+        return search_avx2;
+    if (!strcmp(name, "avx512") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") &&
+        __builtin_cpu_supports("avx512vpopcntdq"))
+        return search_avx512;
+#endif
+    return NULL;
+}
+
+static const char *const NAMES[] = {"avx512", "avx2", "popcnt", "portable"}; /* fastest first */
 
 /* Searches the next INTERVAL bytes of codes. Returns 0 if the offsets do not divide the codes. */
 static int advance(Pass *pass) {
@@ -401,10 +502,14 @@ static int advance(Pass *pass) {
         next->n = 0;
         if (n_bytes < INTERVAL && !take_batch(pass, next))
             return 0;
-        for (Block *block = batch->blocks; block < batch->blocks + batch->n; block++) {
-            for (Py_ssize_t s = 0; s < pass->n_searches; s++)
-                search_block(pass, &pass->searches[s], block);
-            n_bytes += block->n_codes * pass->n_bytes;
+        for (size_t n = 0; n < batch->n || n < next->n; n++) {
+            aim(pass, next, n);
+            if (n < batch->n) {
+                for (Py_ssize_t s = 0; s < pass->n_searches; s++)
+                    pass->search_block(pass, &pass->searches[s], &batch->blocks[n]);
+                n_bytes += batch->blocks[n].n_codes * pass->n_bytes;
+            }
+            fetch(pass, SIZE_MAX);
         }
     }
     return pass->bag < pass->n_bags || pass->code == pass->n_codes;
@@ -455,7 +560,7 @@ static int take_pass(PyObject *args, Pass *pass) {
         !take_buffer(offsets, &pass->offsets, PyBUF_SIMPLE) ||
         !take_buffer(mask, &pass->mask, PyBUF_SIMPLE))
         return 0;
-    if (!(pass->kernel = kernel_of(name)))
+    if (!(pass->search_block = searcher_of(name)))
         return refuse("this machine does not have these instructions");
     if (n_bytes < 1 || pass->codes.len % n_bytes)
         return refuse("codes must be (M, B) uint8, B at least 1");
@@ -526,7 +631,7 @@ static PyMethodDef methods[] = {{"nearest", nearest, METH_VARARGS, NULL}, {NULL,
 static int fill(PyObject *module) {
     PyObject *names = PyList_New(0);
     for (size_t n = 0; names && n < sizeof NAMES / sizeof *NAMES; n++) {
-        PyObject *name = kernel_of(NAMES[n]) ? PyUnicode_FromString(NAMES[n]) : NULL;
+        PyObject *name = searcher_of(NAMES[n]) ? PyUnicode_FromString(NAMES[n]) : NULL;
         if (name && PyList_Append(names, name))
             Py_CLEAR(names);
         Py_XDECREF(name);

@@ -6,8 +6,7 @@ same on every machine; a `top` beyond the number of pictures returns all of them
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,8 @@ from regionhash.search.assignment import (
     pair_bounds,
     same_objects,
 )
-from regionhash.search.scan import BagSearch, nearest_bags, one_query, scan_bags
+from regionhash.search.scan import BagSearch, one_query
+from regionhash.search.together import Running, Scan, Shared
 from regionhash.search.united import (
     NO_COSTS,
     Costs,
@@ -50,10 +50,11 @@ _PAIRS = 1 << 20
 """Pairs of regions compared at a time."""
 
 
+@Shared
 @renamed(among="mask")
 def search_images(
     query: Codes, table: CodeTable, *, top: int = 20, mask: Mask | None = None
-) -> list[Hit]:
+) -> Running[list[Hit]]:
     """The `top` pictures whose image codes are nearest to a query.
 
     Args:
@@ -67,14 +68,15 @@ def search_images(
     """
     if table.image_codes is None:
         raise ValueError("these codes have no image codes")
-    rows, distances = nearest_bags(query, table.image_codes, top=top, mask=mask)
+    ((rows, distances),) = yield Scan([BagSearch(one_query(query), top, mask)], table.image_codes)
     return _hits(rows, distances, table)
 
 
+@Shared
 @renamed(among="mask")
 def search_regions(
     query: Codes, table: CodeTable, *, top: int = 20, mask: Mask | None = None
-) -> list[Hit]:
+) -> Running[list[Hit]]:
     """The `top` pictures that have the regions nearest to a query.
 
     The distance of a picture is the least over its regions; its match is the region of that
@@ -90,9 +92,10 @@ def search_regions(
     Raises:
         ValueError: the table has no regions, the query does not fit them, or `top` < 1.
     """
-    return search_objects(one_query(query), table, top=top, mask=mask)
+    return (yield from search_objects.begin(one_query(query), table, top=top, mask=mask))
 
 
+@Shared
 @renamed(among="mask", without="exclude", within="max_distance")
 def search_objects(
     queries: Codes,
@@ -105,7 +108,7 @@ def search_objects(
     apart: bool | Mask = True,
     costs: Costs = NO_COSTS,
     context: Ints | None = None,
-) -> list[Hit]:
+) -> Running[list[Hit]]:
     """The `top` pictures that have regions near all query objects, each object a region of its own.
 
     The distance of a picture is the least sum of distances over all assignments of different
@@ -137,6 +140,8 @@ def search_objects(
         raise ValueError("these codes have no regions")
     if not len(queries):
         raise ValueError("queries must hold at least one object, got none")
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
     if context is not None and context.shape != (len(table),):
         raise ValueError(f"context must be ({len(table)},), got {context.shape}")
     if exclude is not None:
@@ -146,17 +151,17 @@ def search_objects(
             raise ValueError(f"max_distance must not be negative, got {limit}")
         mask = np.ones(len(table), bool) if mask is None else mask.copy()
         unwanted = [BagSearch(code[None], len(table) + 1, max_distance=limit) for code in exclude]
-        for rows, _ in scan_bags(unwanted, table.region_codes, table.offsets):
+        for rows, _ in (yield Scan(unwanted, table.region_codes, table.offsets)):
             mask[rows] = False
     elif max_distance is not None:
         raise ValueError("max_distance needs objects to exclude")
     pairs = _pairs_apart(apart, len(queries))
-    nearest = _ranking(queries, table, mask, costs, context)
+    ranking = _ranking(queries, table, mask, costs, context)
     if pairs is None:
-        rows, distances = nearest(top)
+        rows, distances = yield from _nearest(ranking, top)
         matches = _nearest_matches(queries, table, rows, costs)
     else:
-        rows, distances = _nearest_apart(queries, table, nearest, top, pairs, costs, context)
+        rows, distances = yield from _nearest_apart(ranking, top, pairs, costs, context)
         steps = Steps()
         regions = map(table.regions, rows.tolist())
         matches = [_assigned(queries, each, pairs, steps, costs) for each in regions]
@@ -169,25 +174,48 @@ def search_objects(
     ]
 
 
+class _Ranking(NamedTuple):
+    """The order of pictures by their united distance.
+
+    Attributes:
+        queries, table, mask: see `search_objects`.
+        united: (N,) int64, the distances, with what is added to them; None if a pass finds them.
+    """
+
+    queries: Codes
+    table: CodeTable
+    mask: Mask | None
+    united: Ints | None
+
+
 def _ranking(
     queries: Codes, table: CodeTable, mask: Mask | None, costs: Costs, context: Ints | None
-) -> Callable[[int], tuple[Ints, Ints]]:
-    """What gives the rows and united distances, with `context`, of the nearest pictures."""
+) -> _Ranking:
+    """The order of pictures by their united distance, with `costs` and `context`."""
     assert table.offsets is not None and table.region_codes is not None
     if costs == NO_COSTS and context is None:
-        codes, offsets = table.region_codes, table.offsets
-        return lambda top: scan_bags([BagSearch(queries, top, mask)], codes, offsets)[0]
+        return _Ranking(queries, table, mask, None)
     united = united_hamming(queries, table.region_codes, table.offsets, costs, table.labels)  # (N,)
-    if context is not None:
-        united = united + context
     searched = np.diff(table.offsets) > 0
-    candidates = np.flatnonzero(searched if mask is None else searched & mask)
+    return _Ranking(
+        queries,
+        table,
+        searched if mask is None else searched & mask,
+        united if context is None else united + context,
+    )
 
-    def nearest(top: int) -> tuple[Ints, Ints]:
-        rows = candidates[nearest_rows(united[candidates], top)]
-        return rows, united[rows]
 
-    return nearest
+def _nearest(ranking: _Ranking, top: int) -> Running[tuple[Ints, Ints]]:
+    """The rows and distances of the `top` nearest pictures."""
+    queries, table, mask, united = ranking
+    if united is None:
+        assert table.region_codes is not None
+        (found,) = yield Scan([BagSearch(queries, top, mask)], table.region_codes, table.offsets)
+        return found
+    assert mask is not None
+    candidates = np.flatnonzero(mask)
+    rows = candidates[nearest_rows(united[candidates], top)]
+    return rows, united[rows]
 
 
 def context_distances(queries: Codes, table: CodeTable, share: float) -> Ints:
@@ -229,25 +257,20 @@ def _pairs_apart(apart: bool | Mask, n_objects: int) -> Mask | None:
 
 
 def _nearest_apart(
-    queries: Codes,
-    table: CodeTable,
-    nearest: Callable[[int], tuple[Ints, Ints]],
-    top: int,
-    apart: Mask,
-    costs: Costs,
-    context: Ints | None,
-) -> tuple[Ints, Ints]:
+    ranking: _Ranking, top: int, apart: Mask, costs: Costs, context: Ints | None
+) -> Running[tuple[Ints, Ints]]:
     """The `top` pictures by the least sum over different regions, and these sums.
 
-    The sums are with `context`, if it is given, and never below the distances of `nearest`. So
+    The sums are with `context`, if it is given, and never below the distances of `ranking`. So
     pictures are taken in its order, and once the next one is not below the last of the `top` found
     so far, no further picture is.
     """
+    queries, table = ranking.queries, ranking.table
     steps = Steps()
     rows, sums = np.zeros(0, np.int64), np.zeros(0, np.int64)
     done, wanted = 0, max(_CANDIDATES, 2 * min(top, len(table)))
     while True:
-        order, bounds = nearest(wanted)
+        order, bounds = yield from _nearest(ranking, wanted)
         while done < len(order):
             block = slice(done, done + _block_of(table, order[done:]))
             candidates, least = order[block], bounds[block]
@@ -336,6 +359,7 @@ def default_max_distance(n_bits: int) -> int:
     return n_bits // 8
 
 
+@Shared
 @renamed(among="mask")
 def search_categories(
     query: CategoryCodes,
@@ -344,7 +368,7 @@ def search_categories(
     top: int = 20,
     min_prob: float = 0.0,
     mask: Mask | None = None,
-) -> list[CategoryHits]:
+) -> Running[list[CategoryHits]]:
     """The `top` pictures of each category of a query, most probable category first (IAH, Sec. IV).
 
     A category's pictures are those that have a code of it, ranked by the distance of that code. A
@@ -373,7 +397,7 @@ def search_categories(
         pictures, codes = table.category_table(category, min_prob)
         if mask is not None:
             pictures, codes = pictures[mask[pictures]], codes[mask[pictures]]
-        rows, distances = nearest_bags(query.codes[n], codes, top=top)
+        ((rows, distances),) = yield Scan([BagSearch(one_query(query.codes[n]), top)], codes)
         hits = _hits(pictures[rows], distances, table)
         answers.append(CategoryHits(category, float(query.probs[n]), tuple(hits)))
     return answers

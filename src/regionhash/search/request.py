@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionhash.files.text import is_text
-from regionhash.search.steps import check_steps
+from regionhash.search.steps import Rescoring, check_steps
 from regionhash.structures import Box, EncodedImage
 
 Mode = Literal["image", "region", "objects", "category"]
@@ -27,6 +27,10 @@ of another object (United Hamming distance of DMIH)."""
 
 MAX_CONTEXT = 100
 """Largest `Search.context`: beyond it, regions decide nothing."""
+
+
+_FEW_RESULTS = 1_000
+"""Results up to which making them takes less time than a pass over a large collection."""
 
 
 class RequestError(ValueError):
@@ -141,7 +145,11 @@ class Search:
             more of either.
         steps: steps of a search for one object, see `regionhash.search.steps`; by default
             `default_steps`.
-        candidates: pictures that the first of several steps passes on; None is `CANDIDATES`.
+        rescore: one more step, which ranks the best again by more than the query's bits:
+            "asymmetric" weighs the bits by how sure the query is of them; "floats" compares the
+            features that a collection keeps beside its codes. The default mode is then region.
+        candidates: pictures that the first of several steps passes on, and so the most that can be
+            found; None is `CANDIDATES`.
         expand: pictures whose codes an expansion takes as queries; None is `EXPANSION`.
         min_prob: mode category: the least probability of a category, in the query and in the
             pictures.
@@ -170,6 +178,7 @@ class Search:
     exclude: Sequence[Query] = ()
     mode: Mode | None = None
     steps: Sequence[str] = ()
+    rescore: Rescoring | None = None
     candidates: int | None = None
     expand: int | None = None
     min_prob: float | None = None
@@ -194,9 +203,12 @@ class Search:
             known = ", ".join(get_args(Assignment))
             raise RequestError("assignment", f"must be one of {known}, got {self.assignment!r}")
         self._check_numbers()
+        if self.rescore is not None and self.rescore not in get_args(Rescoring):
+            known = ", ".join(get_args(Rescoring))
+            raise RequestError("rescore", f"must be one of {known}, got {self.rescore!r}")
         if self.steps:
-            check_steps(self.steps)
-        if self.candidates is not None and len(self.steps) < 2:
+            check_steps([*self.steps, *([self.rescore] if self.rescore else [])])
+        if self.candidates is not None and len(self.steps) < 2 and self.rescore is None:
             raise RequestError("candidates", "needs several steps")
         if self.expand is not None and not any(s.endswith("-expand") for s in self.steps):
             raise RequestError("expand", "needs a step that expands")
@@ -216,6 +228,12 @@ class Search:
             raise RequestError("exclude", f"needs mode objects, got mode {mode}")
         if self.steps and mode != "region":
             raise RequestError("steps", f"need a search for one object (mode region), got {mode}")
+        if self.rescore and any(query.text is not None for query in self.queries):
+            raise RequestError("rescore", "takes a picture; the bits of words are weighed anyway")
+        if self.rescore and mode != "region":
+            raise RequestError(
+                "rescore", f"needs a search for one object (mode region), got {mode}"
+            )
         if any(query.text is not None for query in self.exclude):
             raise RequestError("exclude", "takes pictures, not words")
         if mode != "objects" and any(query.text is not None for query in self.queries):
@@ -225,7 +243,8 @@ class Search:
             wanted = "one picture with at most one box" if mode == "region" else "one whole picture"
             wanted += f", got {len(self.queries)} pictures and {n_objects} boxes"
             if self.mode is None:  # the steps have chosen it
-                raise RequestError("steps", f"take {wanted}")
+                field, verb = ("steps", "take") if self.steps else ("rescore", "takes")
+                raise RequestError(field, f"{verb} {wanted}")
             raise RequestError("mode", f"{mode} takes {wanted}")
 
     def _check_share(self, name: str, most: int, mode: Mode) -> None:
@@ -237,8 +256,8 @@ class Search:
             return
         if mode not in ("region", "objects"):
             raise RequestError(name, f"needs mode region or objects, got mode {mode}")
-        if self.steps and self.steps != ("exact",):
-            given = ",".join(self.steps)
+        if (self.steps and self.steps != ("exact",)) or self.rescore:
+            given = ",".join([*self.steps, *([self.rescore] if self.rescore else [])])
             raise RequestError(name, f"needs the step exact alone, got {given}")
         if all(query.text is not None for query in self.queries):
             raise RequestError(name, "needs a query picture, got words alone")
@@ -262,7 +281,7 @@ class Search:
         """The mode; its default depends on whether there are codes of whole pictures."""
         if self.mode is not None:
             return self.mode
-        if self.steps and len(self.queries) == 1:
+        if (self.steps or self.rescore) and len(self.queries) == 1:
             return "region"
         n_objects = sum(query.n_objects for query in self.queries)
         words = any(query.text is not None for query in self.queries)
@@ -271,3 +290,19 @@ class Search:
         if n_objects:
             return "region"
         return "image" if whole_pictures else "objects"
+
+    def is_light(self, *, whole_pictures: bool) -> bool:
+        """Whether the search is one pass over codes and little else.
+
+        It is if it compares one whole picture or one region whose code is known, and no more of the
+        pictures that it finds. `whole_pictures` is as in `mode_for`.
+        """
+        query, *others = self.queries
+        return (
+            self.mode_for(whole_pictures=whole_pictures) in ("image", "region")
+            and (query.image_id is not None or query.encoded is not None)
+            and not (others or query.boxes or self.steps or self.context or self.other_class)
+            and self.group_within is None
+            and self.filter.folder is None
+            and self.offset + self.limit <= _FEW_RESULTS
+        )

@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
-from regionhash.codes import Weights, pack_signs
+from regionhash.codes import Weights, pack_signs, weights_of
 from regionhash.parts.choosing import overlaps
 from regionhash.search.assignment import SAME_IOU, same_objects
 from regionhash.search.duplicates import fold_duplicates
@@ -25,7 +26,14 @@ from regionhash.search.exact import (
 )
 from regionhash.search.marks import place_boxes
 from regionhash.search.request import Filter, Mode, Query, RequestError, Search
-from regionhash.search.steps import CANDIDATES, EXPANSION, default_steps, search_in_steps
+from regionhash.search.steps import (
+    CANDIDATES,
+    EXPANSION,
+    Rescoring,
+    default_steps,
+    search_in_steps,
+)
+from regionhash.search.together import Running, Shared
 from regionhash.search.united import Costs, Unlike
 from regionhash.store import CodeSet
 from regionhash.structures import (
@@ -128,6 +136,7 @@ class EncodedSearch:
         categories: categories of the query picture and their codes.
         certain: whether the model gives every category, without a probability.
         steps: steps of a search for one object.
+        features: (P,) float32, of the object that the last of these steps compares.
         notes: see `Answer`.
     """
 
@@ -143,9 +152,11 @@ class EncodedSearch:
     categories: CategoryCodes | None = None
     certain: bool = False
     steps: tuple[str, ...] = ()
+    features: Floats | None = None
     notes: tuple[str, ...] = ()
 
 
+@Shared
 def run(
     model: HashModel | Runtime,
     checkpoint: Checkpoint,
@@ -155,7 +166,7 @@ def run(
     picture_of: Callable[[Query], QueryPicture] | None = None,
     mask: Mask | None = None,
     detector_of: Callable[[], Detector | None] = lambda: None,
-) -> Answer:
+) -> Running[Answer]:
     """Searches codes.
 
     Args:
@@ -198,7 +209,7 @@ def run(
         [picture_of(query) for query in search.exclude],
     )
     mask = codes.alive if mask is None else mask
-    rankings, more = _page(mode, encoded, codes.table, search, mask)
+    rankings, more = yield from _page(mode, encoded, codes.table, search, mask)
     by_category = mode == "category"
     return Answer(
         mode,
@@ -350,7 +361,12 @@ class _Encoder:
             pictures=self._pictures([query for query, _ in asked]) if search.context else None,
             notes=tuple(self._notes),
         )
-        return self._with_steps(encoded, search, table) if mode == "region" else encoded
+        if mode != "region":
+            return encoded
+        encoded = self._with_steps(encoded, search, table)
+        if encoded.steps[-1] in get_args(Rescoring):
+            return self._with_features(encoded, asked[0][1].features, table)
+        return encoded
 
     def _with_whole(self, query: QueryPicture) -> QueryPicture:
         """A query picture with its codes as a whole, unless boxes are encoded together with it."""
@@ -401,8 +417,7 @@ class _Encoder:
             if query.text is None:
                 weights += [None] * len(regions)
             else:
-                sure = np.abs(self._activations(query.text))
-                weights.append((sure / max(float(sure.mean()), 1e-12)).astype(np.float32))
+                weights.append(weights_of(self._activations(query.text)))
         return weights
 
     def _activations(self, text: str) -> Floats:
@@ -453,10 +468,46 @@ class _Encoder:
             if search.context or search.other_class
             else default_steps(table, shared_code_space=shared)
         )
+        if search.rescore:
+            steps = (*steps, search.rescore)
         image = encoded.objects[0] if shared else None
         if steps[0] == "global" and image is None:
             image = self._encoded(QueryPicture("query", _cut_out(encoded.queries[0]))).image_code
         return replace(encoded, steps=steps, image=image)
+
+    def _with_features(
+        self, encoded: EncodedSearch, features: NDArray[Any] | None, table: CodeTable
+    ) -> EncodedSearch:
+        """Adds what the last step compares, given the features (1, P) of the object.
+
+        Raises:
+            RequestError: they are unknown, or nothing is kept beside the codes.
+        """
+        rescoring = encoded.steps[-1]
+        if rescoring == "floats" and table.region_features is None:
+            raise RequestError(
+                "rescore",
+                "floats needs features beside the codes; `regionhash index --keep-floats` makes a "
+                "collection with them, and asymmetric needs none",
+            )
+        if features is None:
+            raise RequestError(
+                "rescore",
+                f"{rescoring} needs more than bits of the query, and "
+                f"{self._checkpoint.name}, as it is run here, gives no more"
+                if encoded.queries[0].image is not None
+                else f"{rescoring} needs the pixels of the query: mark it with a box",
+            )
+        if rescoring == "floats":
+            return replace(encoded, features=features[0].astype(np.float32))
+        activations = None
+        if features.dtype == np.float32:  # those that were kept have lost their lengths
+            activations = getattr(self._model, "activations_of", lambda _: None)(features)
+        if activations is None:
+            raise RequestError(
+                "rescore", "asymmetric needs the pixels of the query: mark it with a box"
+            )
+        return replace(encoded, weights=[weights_of(activations[0])])
 
     def _objects(
         self, query: QueryPicture, *, best_of_each: bool, whole: bool = False
@@ -559,22 +610,26 @@ class _Scan(NamedTuple):
     context: Ints | None = None
 
 
-def _scan_images(scan: _Scan) -> list[CategoryHits]:
+def _scan_images(scan: _Scan) -> Running[list[CategoryHits]]:
     assert scan.encoded.image is not None
-    hits = search_images(scan.encoded.image, scan.table, top=scan.top, mask=scan.mask)
+    hits = yield from search_images.begin(
+        scan.encoded.image, scan.table, top=scan.top, mask=scan.mask
+    )
     return [_unnamed(hits)]
 
 
-def _scan_regions(scan: _Scan) -> list[CategoryHits]:
+def _scan_regions(scan: _Scan) -> Running[list[CategoryHits]]:
     encoded = scan.encoded
     assert encoded.objects is not None
     if scan.search.context or scan.search.other_class:  # one step, exact
-        return _scan_objects(scan)
-    hits = search_in_steps(
+        return (yield from _scan_objects(scan))
+    hits = yield from search_in_steps.begin(
         scan.table,
         encoded.steps,
         image_query=encoded.image,
         region_query=encoded.objects[0],
+        weights=None if encoded.weights is None else encoded.weights[0],
+        features=encoded.features,
         top=scan.top,
         candidates=scan.search.candidates or CANDIDATES,
         expand=scan.search.expand or EXPANSION,
@@ -583,13 +638,13 @@ def _scan_regions(scan: _Scan) -> list[CategoryHits]:
     return [_unnamed(hits)]
 
 
-def _scan_objects(scan: _Scan) -> list[CategoryHits]:
+def _scan_objects(scan: _Scan) -> Running[list[CategoryHits]]:
     assert scan.encoded.objects is not None and scan.encoded.apart is not None
     unlike = None
     if scan.search.other_class and scan.encoded.classes is not None:
         n_bits = 8 * scan.encoded.objects.shape[1]
         unlike = Unlike(scan.encoded.classes, round(scan.search.other_class * n_bits))
-    hits = search_objects(
+    hits = yield from search_objects.begin(
         scan.encoded.objects,
         scan.table,
         top=scan.top,
@@ -603,9 +658,9 @@ def _scan_objects(scan: _Scan) -> list[CategoryHits]:
     return [_unnamed(hits)]
 
 
-def _scan_categories(scan: _Scan) -> list[CategoryHits]:
+def _scan_categories(scan: _Scan) -> Running[list[CategoryHits]]:
     assert scan.encoded.categories is not None
-    groups = search_categories(
+    groups = yield from search_categories.begin(
         scan.encoded.categories,
         scan.table,
         top=scan.top,
@@ -620,7 +675,7 @@ def _unnamed(hits: Sequence[Hit]) -> CategoryHits:
     return CategoryHits(-1, 1.0, tuple(hits))
 
 
-MODES: dict[Mode, Callable[[_Scan], list[CategoryHits]]] = {
+MODES: dict[Mode, Callable[[_Scan], Running[list[CategoryHits]]]] = {
     "image": _scan_images,
     "region": _scan_regions,
     "objects": _scan_objects,
@@ -631,7 +686,7 @@ MODES: dict[Mode, Callable[[_Scan], list[CategoryHits]]] = {
 
 def _page(
     mode: Mode, encoded: EncodedSearch, table: CodeTable, search: Search, mask: Mask | None
-) -> tuple[list[CategoryHits], bool]:
+) -> Running[tuple[list[CategoryHits], bool]]:
     """The rankings cut to the page, and whether there is a next page.
 
     Near-duplicates share a place, so more hits are fetched until the page is full.
@@ -642,7 +697,7 @@ def _page(
     if encoded.pictures is not None:
         context = context_distances(encoded.pictures, table, search.context)
     while True:
-        found = MODES[mode](_Scan(encoded, table, search, mask, top, context))
+        found = yield from MODES[mode](_Scan(encoded, table, search, mask, top, context))
         folded = found
         if search.group_within is not None:
             folded = [

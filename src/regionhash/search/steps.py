@@ -8,31 +8,52 @@
     local-expand     what is ranked so far                  best regions of the q best pictures, and
                                                             codes of its regions (lQE)
     exact            all pictures                           query, and codes of their regions
+    asymmetric       what is ranked so far                  query before it was cut to bits, and
+                                                            codes of its regions
+    floats           what is ranked so far                  query before it was cut to bits, and
+                                                            what is kept of its regions beside codes
 
 Song et al., "Deep Region Hashing for Generic Instance Search from Images", AAAI 2018, "Instance
 Search using DRH"; the local step approximates `exact`. Each step is a function of a `Ranking`;
 `search_in_steps` runs several. Pictures of equal distance keep their order, which is at first that
-of the table. A step that compares regions drops pictures without regions.
+of the table. A step that compares regions drops pictures without regions. The last two rank by more
+than whole bits, to which the distance of a hit is rounded; `docs/search.md` says when they pay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.codes import hamming_distances
-from regionhash.search.scan import nearest_bags
+from regionhash.codes import angles, hamming_distances, weighted_distances
+from regionhash.search.scan import BagSearch, one_query
+from regionhash.search.together import Running, Scan, Shared
 from regionhash.search.united import first_least, united_hamming
-from regionhash.structures import Codes, CodeTable, Hit, Ints, Mask, Match, items_of, renamed
+from regionhash.structures import (
+    Codes,
+    CodeTable,
+    Floats,
+    Hit,
+    Ints,
+    Mask,
+    Match,
+    items_of,
+    renamed,
+)
 
-Step = Literal["exact", "global", "global-expand", "local", "local-expand"]
+Rescoring = Literal["asymmetric", "floats"]
+"""Steps that rank again by more than the query's bits."""
+
+Step = Literal["exact", "global", "global-expand", "local", "local-expand", Rescoring]
 
 CANDIDATES, EXPANSION = 400, 6  # M and q (DRH, "Performance using Different Settings")
+
+Query = TypeVar("Query", bound=NDArray[Any])
 
 EXACT_SECONDS = 0.1
 """Predicted time up to which the exact search is the default."""
@@ -53,15 +74,18 @@ class Ranking:
         distances: (M,) int64, of the step that ranked them, in bits; ascending.
         objects: (Q, B) uint8, the codes that the regions of each picture were compared with; None
             if whole pictures were compared.
+        regions: (M,) int64, numbers of the regions that gave the distances, where they are known.
     """
 
     rows: Ints
     distances: Ints
     objects: Codes | None = None
+    regions: Ints | None = None
 
     def first(self, m: int) -> Ranking:
         """The `m` best."""
-        return replace(self, rows=self.rows[:m], distances=self.distances[:m])
+        regions = None if self.regions is None else self.regions[:m]
+        return replace(self, rows=self.rows[:m], distances=self.distances[:m], regions=regions)
 
 
 def default_steps(table: CodeTable, *, shared_code_space: bool) -> tuple[Step, ...]:
@@ -101,6 +125,8 @@ def check_steps(steps: Sequence[str]) -> tuple[Step, ...]:
             "global-expand": ("global",),
             "local": ("global", "global-expand"),
             "local-expand": ("local", "exact"),
+            "asymmetric": ("local", "exact"),
+            "floats": ("local", "exact"),
         }.get(step, ())
         if previous not in after:
             raise ValueError(
@@ -111,6 +137,7 @@ def check_steps(steps: Sequence[str]) -> tuple[Step, ...]:
     return tuple(steps)  # type: ignore[arg-type]
 
 
+@Shared
 @renamed(among="mask")
 def search_in_steps(
     table: CodeTable,
@@ -118,11 +145,13 @@ def search_in_steps(
     *,
     image_query: Codes | None = None,
     region_query: Codes | None = None,
+    weights: Floats | None = None,
+    features: Floats | None = None,
     top: int = 20,
     candidates: int = CANDIDATES,
     expand: int = EXPANSION,
     mask: Mask | None = None,
-) -> list[Hit]:
+) -> Running[list[Hit]]:
     """The `top` pictures that a sequence of steps ranks first.
 
     A hit's distance is that of the last step. If that step compared regions, the hit has one match:
@@ -132,7 +161,9 @@ def search_in_steps(
         table: N pictures.
         steps: see the module; in an order that `check_steps` allows.
         image_query: (K2/8,) uint8, for the step "global".
-        region_query: (K1/8,) uint8, for the steps "exact" and "local".
+        region_query: (K1/8,) uint8, for the steps "exact", "local" and "asymmetric".
+        weights: (K1,) float32, of its bits, for the step "asymmetric", see `weights_of`.
+        features: (P,) float32, for the step "floats".
         top: how many pictures to return.
         candidates: M, how many pictures the first step passes on.
         expand: q, how many pictures' codes an expansion takes as queries.
@@ -149,15 +180,20 @@ def search_in_steps(
     wanted = top if len(steps) == 1 else candidates
     if steps[0] == "global":
         query = _given(image_query, steps[0])
-        ranking = rank_images(query, table, top=wanted, mask=mask)
+        ranking = yield from rank_images.begin(query, table, top=wanted, mask=mask)
     else:
         query = _given(region_query, steps[0])
         offsets, codes = _region_codes(table)
-        found = nearest_bags(query, codes, offsets, top=wanted, mask=mask)
+        (found,) = yield Scan([BagSearch(one_query(query), wanted, mask)], codes, offsets)
         ranking = Ranking(*found, objects=query[None])
     for step in steps[1:]:
         if step == "local":
             ranking = rank_regions(_given(region_query, step), table, ranking)
+        elif step == "asymmetric":
+            code, weighted = _given(region_query, step), _given(weights, step)
+            ranking = rank_asymmetric(code, weighted, table, ranking)
+        elif step == "floats":
+            ranking = rank_by_floats(_given(features, step), table, ranking)
         elif step == "global-expand":
             ranking = expand_images(ranking, table, expand)
         else:
@@ -165,15 +201,17 @@ def search_in_steps(
     return hits_of(ranking.first(top), table)
 
 
+@Shared
 def rank_images(
     query: Codes, table: CodeTable, *, top: int | None = None, mask: Mask | None = None
-) -> Ranking:
+) -> Running[Ranking]:
     """gDRH: ranks pictures by the distance of their code to `query` (B,).
 
     Keeps the first `top` of those in `mask` (N,); None stands for all in either.
     """
     wanted = max(1, len(table)) if top is None else top
-    return Ranking(*nearest_bags(query, _image_codes(table), top=wanted, mask=mask))
+    (found,) = yield Scan([BagSearch(one_query(query), wanted, mask)], _image_codes(table))
+    return Ranking(*found)
 
 
 def expand_images(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
@@ -200,11 +238,58 @@ def expand_regions(ranking: Ranking, table: CodeTable, q: int) -> Ranking:
     return _rank_by_regions(_region_codes(table)[1][items], table, ranking)
 
 
+def rank_asymmetric(query: Codes, weights: Floats, table: CodeTable, ranked: Ranking) -> Ranking:
+    """Reranks pictures by the least distance of a region in which bits weigh differently.
+
+    Args:
+        query: (B,) uint8.
+        weights: (8 * B,) float32, of its bits, see `regionhash.codes.weights_of`.
+        table: the pictures.
+        ranked: those that are ranked again.
+    """
+    codes = _region_codes(table)[1]
+    return _rank_again(
+        lambda items: weighted_distances(query, weights, codes[items]), table, ranked
+    )
+
+
+def rank_by_floats(query: Floats, table: CodeTable, ranked: Ranking) -> Ranking:
+    """Reranks pictures by the least angle between a query (P,) and what is kept of a region.
+
+    A distance is the angle's share of a half turn, times the bits of a code; see `angles`.
+
+    Raises:
+        ValueError: nothing is kept beside the codes.
+    """
+    kept = table.region_features
+    if kept is None:
+        raise ValueError("these codes have no floats beside them")
+    n_bits = 8 * _region_codes(table)[1].shape[1]
+    return _rank_again(lambda items: n_bits * angles(query, kept[items]), table, ranked)
+
+
+def _rank_again(
+    distances_of: Callable[[Ints], Floats], table: CodeTable, ranked: Ranking
+) -> Ranking:
+    """Reranks pictures by the least distance of their regions (M,), of which numbers are given."""
+    offsets, _ = _region_codes(table)
+    items, bounds = items_of(offsets, ranked.rows)
+    distances = distances_of(items)
+    nearest = first_least(distances, bounds)
+    order = np.argsort(distances[nearest], kind="stable")
+    found = nearest[order]
+    whole = np.rint(distances[found]).astype(np.int64)
+    return replace(ranked, rows=ranked.rows[order], distances=whole, regions=items[found])
+
+
 def hits_of(ranking: Ranking, table: CodeTable) -> list[Hit]:
     """A ranking as hits, with the matched region if regions were compared."""
     matches: Iterable[tuple[Match, ...]] = repeat(())
     if ranking.objects is not None:
-        found = table.matches(_nearest(ranking, table, ranking.rows), ranking.distances)
+        regions = ranking.regions
+        if regions is None:
+            regions = _nearest(ranking, table, ranking.rows)
+        found = table.matches(regions, ranking.distances)
         matches = ((match,) for match in found)
     return [
         Hit(row, table.ids[row], distance, match)
@@ -256,7 +341,7 @@ def _region_codes(table: CodeTable) -> tuple[Ints, Codes]:
     return np.asarray(table.offsets), table.region_codes
 
 
-def _given(query: Codes | None, step: str) -> Codes:
+def _given(query: Query | None, step: str) -> Query:
     if query is None:
-        raise ValueError(f"step {step} needs a code of the query")
+        raise ValueError(f"step {step} needs a code of the query, or what it was made from")
     return query

@@ -19,7 +19,10 @@ _PUBLIC = frozenset((*PAGE_FILES, "/favicon.ico", "/health", "/api/session", "/o
 """Paths that never need the token."""
 
 
-def _state(request: Request) -> ServiceState:
+# Dependencies are coroutines, because FastAPI calls others in threads, for each request.
+
+
+async def _state(request: Request) -> ServiceState:
     state: ServiceState = request.app.state.service
     return state
 
@@ -42,13 +45,13 @@ def lacks_token(request: Request, state: ServiceState) -> bool:
     return not state.knows(given_token(request))
 
 
-def may_read(request: Request, state: State) -> None:
+async def may_read(request: Request, state: State) -> None:
     """Refuses a request to read without the token, if reading requires it."""
     if state.token_to_read and not state.knows(given_token(request)):
         raise wrong_token()
 
 
-def may_change(request: Request, state: State) -> None:
+async def may_change(request: Request, state: State) -> None:
     """Refuses a request to change the collection without the token."""
     if state.token is None:
         raise HTTPException(401, "read-only: the service was started without a token")

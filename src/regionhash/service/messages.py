@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from typing_extensions import TypedDict  # that of typing does for pydantic from Python 3.12 on
 
-from regionhash.collection import Filter, Result, ResultGroup, Results
+from regionhash.collection import Filter, Result, Results
 from regionhash.search.request import (
     MAX_CONTEXT,
     Assignment,
@@ -16,7 +17,8 @@ from regionhash.search.request import (
     RequestError,
     Search,
 )
-from regionhash.structures import EncodedImage, Match, meaningful_score
+from regionhash.search.steps import Rescoring
+from regionhash.structures import EncodedImage, meaningful_score
 
 MAX_ROW = 2**63 - 1
 
@@ -147,6 +149,17 @@ class SearchIn(_Request):
             "another class than the query's object, as a share of the bits, if both are known.",
         ),
     ] = 0.0
+    rescore: Annotated[
+        Rescoring | None,
+        Field(
+            description="Searches for one object: rank the best again by more than the bits of the "
+            "query; floats requires `has_floats` in /api/collection."
+        ),
+    ] = None
+    candidates: Annotated[
+        int | None,
+        Field(ge=1, le=10_000, description="How many `rescore` ranks again; no more are found."),
+    ] = None
     mode: Annotated[
         Mode | None,
         Field(
@@ -189,6 +202,8 @@ class SearchIn(_Request):
                 assignment=self.assignment,
                 context=self.context,
                 other_class=self.other_class,
+                rescore=self.rescore,
+                candidates=self.candidates,
                 filter=self.filter.to_filter(),
                 group_within=self.near,
                 limit=self.limit,
@@ -199,7 +214,7 @@ class SearchIn(_Request):
             raise ValueError(f"{name} {error.reason}") from error
 
 
-class MatchOut(BaseModel):
+class MatchOut(TypedDict):
     """The region of a found picture that matches one object of the query.
 
     If no region is left for the object, `box`, `label` and `score` are null; `label` and `score`
@@ -211,14 +226,8 @@ class MatchOut(BaseModel):
     label: str | None
     score: float | None
 
-    @classmethod
-    def of(cls, match: Match, classes: Sequence[str]) -> Self:
-        """The message of a match."""
-        label = _label(match.label, classes)
-        return cls(box=match.box, distance=match.distance, label=label, score=match.score)
 
-
-class HitOut(BaseModel):
+class HitOut(TypedDict):
     """One found picture.
 
     `context` is the part of `distance` that the whole pictures add; null if they do not take part.
@@ -233,40 +242,18 @@ class HitOut(BaseModel):
     classes: list[str]
     taken: float | None
     context: int | None
-    duplicates: list[HitOut] = []
-
-    @classmethod
-    def of(cls, result: Result, classes: Sequence[str]) -> Self:
-        """The message of a result and its duplicates."""
-        return cls(
-            row=result.row,
-            id=json_id(result.id),
-            height=result.size[0],
-            width=result.size[1],
-            distance=result.distance,
-            matches=[MatchOut.of(match, classes) for match in result.matches],
-            classes=list(result.classes),
-            taken=result.taken,
-            context=result.context,
-            duplicates=[HitOut.of(other, classes) for other in result.duplicates],
-        )
+    duplicates: list[HitOut]
 
 
-class GroupOut(BaseModel):
+class GroupOut(TypedDict):
     """The results for one category of the query; `prob` is null if the model gives none."""
 
     category: str
     prob: float | None
     hits: list[HitOut]
 
-    @classmethod
-    def of(cls, group: ResultGroup, classes: Sequence[str]) -> Self:
-        """The message of a group."""
-        hits = [HitOut.of(result, classes) for result in group.hits]
-        return cls(category=group.category, prob=group.prob, hits=hits)
 
-
-class SearchOut(BaseModel):
+class SearchOut(TypedDict):
     """A page of results; in mode category, one for each, in `groups` instead of `hits`."""
 
     mode: Mode
@@ -281,23 +268,52 @@ class SearchOut(BaseModel):
     notes: Annotated[
         list[str],
         Field(description="What was searched for other than asked, such as a part of a box."),
-    ] = []
+    ]
 
-    @classmethod
-    def of(cls, found: Results, classes: Sequence[str], seconds: float) -> Self:
-        """The message of the results of a search that took some seconds."""
-        return cls(
-            mode=found.mode,
-            boxes=[list(boxes) for boxes in found.boxes],
-            without=[list(boxes) for boxes in found.without],
-            hits=[HitOut.of(result, classes) for result in found.hits],
-            groups=[GroupOut.of(group, classes) for group in found.groups],
-            offset=found.offset,
-            more=found.more,
-            searched=found.searched,
-            seconds=seconds,
-            notes=[json_id(note) for note in found.notes],
+
+def search_out(found: Results, classes: Sequence[str], seconds: float) -> SearchOut:
+    """The message of the results of a search that took some seconds."""
+    return SearchOut(
+        mode=found.mode,
+        boxes=[list(boxes) for boxes in found.boxes],
+        without=[list(boxes) for boxes in found.without],
+        hits=_hits_out(found.hits, classes),
+        groups=[
+            GroupOut(category=group.category, prob=group.prob, hits=_hits_out(group.hits, classes))
+            for group in found.groups
+        ],
+        offset=found.offset,
+        more=found.more,
+        searched=found.searched,
+        seconds=seconds,
+        notes=[json_id(note) for note in found.notes],
+    )
+
+
+def _hits_out(results: Sequence[Result], classes: Sequence[str]) -> list[HitOut]:
+    return [
+        HitOut(
+            row=result.row,
+            id=json_id(result.id),
+            height=result.size[0],
+            width=result.size[1],
+            distance=result.distance,
+            matches=[
+                MatchOut(
+                    box=match.box,
+                    distance=match.distance,
+                    label=_label(match.label, classes),
+                    score=match.score,
+                )
+                for match in result.matches
+            ],
+            classes=list(result.classes),
+            taken=result.taken,
+            context=result.context,
+            duplicates=_hits_out(result.duplicates, classes),
         )
+        for result in results
+    ]
 
 
 class RegionOut(BaseModel):
@@ -391,6 +407,7 @@ class InfoOut(BaseModel):
     classes: list[str]
     by_category: bool
     words: Annotated[bool, Field(description="Whether `text` of a query is accepted.")]
+    has_floats: Annotated[bool, Field(description="Whether `rescore` of a search may be floats.")]
     has_scores: Annotated[bool, Field(description="Whether `min_score` of a filter is accepted.")]
     can_change: bool
     max_upload_bytes: int

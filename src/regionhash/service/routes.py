@@ -11,6 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Query, Request, UploadFile
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -40,6 +41,7 @@ from regionhash.service.messages import (
     SearchOut,
     UploadOut,
     json_id,
+    search_out,
 )
 from regionhash.service.opened import Opened
 from regionhash.service.state import ServiceState
@@ -161,6 +163,7 @@ async def info(request: Request, state: State, opened: Used) -> InfoOut:
         classes=header["classes"],
         by_category=table.category_codes is not None,
         words=opened.knows_words,
+        has_floats=table.region_features is not None,
         has_scores=table.has_scores,
         can_change=state.knows(given_token(request)),
         max_upload_bytes=state.limits.upload_bytes,
@@ -266,16 +269,17 @@ def _expired() -> HTTPException:
     return HTTPException(404, "this upload has expired; upload the picture again")
 
 
-@reading.post("/api/search")
-async def search(wanted: SearchIn, state: State, opened: Used) -> SearchOut:
+@reading.post("/api/search", response_model=SearchOut)
+async def search(wanted: SearchIn, state: State, opened: Used) -> Response:
     """Finds the pictures that look like a picture, or that contain one or several objects."""
     started, until = perf_counter(), state.due()
     whole = bool(wanted.context or wanted.other_class)
     queries = [await _query(query, state, opened, until, whole) for query in wanted.queries]
     without = [await _query(query, state, opened, until) for query in wanted.without]
     request = wanted.to_search(queries, without)
-    found = await state.scan(opened, lambda: opened.collection.results(request, paths=False), until)
-    return SearchOut.of(found, opened.collection.classes, perf_counter() - started)
+    found = await state.search(opened, request, until)
+    message = search_out(found, opened.collection.classes, perf_counter() - started)
+    return Response(to_json(message, inf_nan_mode="null"), media_type="application/json")
 
 
 async def _query(

@@ -9,13 +9,20 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from regionhash.collection import Collection, CollectionMissingError, CollectionReplacedError
+from regionhash.collection import (
+    Collection,
+    CollectionMissingError,
+    CollectionReplacedError,
+    Results,
+    Search,
+)
+from regionhash.search.together import run_together
 from regionhash.service.decoding import Decoders
-from regionhash.service.jobs import Jobs
+from regionhash.service.jobs import Jobs, call_each
 from regionhash.service.limits import Limits
 from regionhash.service.metrics import Metrics
 from regionhash.service.opened import Opened
@@ -27,13 +34,21 @@ if TYPE_CHECKING:
 SYNC_SECONDS = 0.2
 """How often changes by other processes are looked for; the service sees its own at once."""
 
+COMPACT_SECONDS = 10.0
+"""How often the arrays are compacted if many pictures were removed."""
+
 LATE_SECONDS = 10.0
 """Without news of the collection for this long, the service reports that it is failing."""
 
 _PAUSE_SECONDS = 1.0  # after a failure
-_SECONDS_TO_END = 1.0  # for the thread that follows
+_SECONDS_TO_END = 1.0  # for each thread
 
 _log = logging.getLogger("regionhash.service")
+
+MOST_SEARCHES = 32
+"""Light searches that run together at a time; more would gain little and wait longer."""
+
+Calls: TypeAlias = Jobs[Callable[[], Any], Any]
 
 Value = TypeVar("Value")
 
@@ -75,15 +90,20 @@ class ServiceState:
         except BaseException:
             self._decoders.close()
             raise
-        self._scanning = Jobs(cores, "search")
-        self._reading = Jobs(max(4, cores), "reader")
-        self._decoding = Jobs(places, "decoder")
+        self._passes = Jobs(max(1, cores // 2), "pass", _search_all, MOST_SEARCHES)
+        self._scanning: Calls = Jobs(cores, "search", call_each)
+        self._reading: Calls = Jobs(max(4, cores), "reader", call_each)
+        self._decoding: Calls = Jobs(places, "decoder", call_each)
         self._lock = threading.Lock()
         self._failure: str | None = None
         self._synced = time.monotonic()
         self._ended = threading.Event()
-        self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
-        self._follower.start()
+        self._keepers = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("follower", self._follow), ("compactor", self._compact))
+        ]
+        for thread in self._keepers:
+            thread.start()
 
     @property
     def opened(self) -> Opened:
@@ -124,7 +144,8 @@ class ServiceState:
     def close(self) -> None:
         """Closes the collection."""
         self.stop()
-        self._follower.join(_SECONDS_TO_END)
+        for thread in self._keepers:
+            thread.join(_SECONDS_TO_END)
         self._opened.retire()
 
     @property
@@ -133,8 +154,8 @@ class ServiceState:
         return sum(jobs.running for jobs in self._all_jobs)
 
     @property
-    def _all_jobs(self) -> tuple[Jobs, ...]:
-        return self._scanning, self._reading, self._decoding
+    def _all_jobs(self) -> tuple[Jobs[Any, Any], ...]:
+        return self._passes, self._scanning, self._reading, self._decoding
 
     # Work
 
@@ -142,17 +163,29 @@ class ServiceState:
         """When the answer to a request that comes now is due, as `time.monotonic` counts."""
         return time.monotonic() + self.limits.seconds
 
-    async def scan(self, opened: Opened, call: Callable[[], Value], until: float) -> Value:
-        """Runs a search: as many at a time as there are cores. Errors as `Jobs.run`."""
-        return await self._scanning.run(_held(opened, call), until)
+    async def search(self, opened: Opened, search: Search, until: float) -> Results:
+        """Runs a search. Errors as `Jobs.run`.
+
+        Light ones that wait at the same time share a pass, which one thread for two cores does:
+        more threads would share less, and wait for Python's lock. Other searches run as many at a
+        time as there are cores, so that light ones do not wait for them.
+        """
+        table = opened.collection.snapshot.table
+        if search.is_light(whole_pictures=table.image_codes is not None):
+            return await self._passes.run((opened, search), until)
+        call = _held(opened, lambda: opened.collection.results(search, paths=False))
+        found: Results = await self._scanning.run(call, until)
+        return found
 
     async def read(self, opened: Opened, call: Callable[[], Value], until: float) -> Value:
         """Runs a call that reads or writes the collection. Errors as `Jobs.run`."""
-        return await self._reading.run(_held(opened, call), until)
+        value: Value = await self._reading.run(_held(opened, call), until)
+        return value
 
     async def decode(self, opened: Opened, call: Callable[[], Value], until: float) -> Value:
         """Runs a call that decodes: as many at a time as decoders. Errors as `Jobs.run`."""
-        return await self._decoding.run(_held(opened, call), until)
+        value: Value = await self._decoding.run(_held(opened, call), until)
+        return value
 
     # Following
 
@@ -188,6 +221,18 @@ class ServiceState:
                 self._synced, pause = time.monotonic(), SYNC_SECONDS
                 self._set_failure(None)
 
+    def _compact(self) -> None:
+        while not self._ended.wait(COMPACT_SECONDS):
+            with self._lock:
+                opened = self._opened.hold()
+            try:
+                opened.collection.compact()
+            except Exception:  # the thread continues; what lasts is reported by the follower
+                _log.warning("%s: cannot be compacted", self._folder, exc_info=True)
+            finally:
+                if opened.release():
+                    opened.close()
+
     def _follow_once(self) -> None:
         try:
             self._opened.sync()
@@ -209,6 +254,16 @@ class ServiceState:
         if failure != self._failure:
             _log.warning("%s: %s", self._folder, error or "works again")
         self._failure = failure
+
+
+def _search_all(asked: list[tuple[Opened, Search]]) -> list[Results | Exception]:
+    """Runs searches together, holding their collections open."""
+    with ExitStack() as held:
+        for opened, _ in asked:
+            held.enter_context(opened)
+        return run_together(
+            [opened.collection.begin(search, paths=False) for opened, search in asked]
+        )
 
 
 def _held(opened: Opened, call: Callable[[], Value]) -> Callable[[], Value]:

@@ -4,7 +4,6 @@ from regionhash.store.codeset import CodeFile, CodeSet, Ids
 from regionhash.store.layout import (
     LAYOUT,
     OFFSETS,
-    PRECISIONS,
     StoreError,
     dtype_of,
     encode_id,
@@ -17,7 +16,6 @@ from regionhash.store.writer import CodeFileWriter
 __all__ = [
     "LAYOUT",
     "OFFSETS",
-    "PRECISIONS",
     "CodeFile",
     "CodeFileWriter",
     "CodeSet",

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash.codes import pack_directions
 from regionhash.files import strict_json
 from regionhash.files.text import shown
+from regionhash.precision import PRECISIONS
 from regionhash.structures import EncodedImage
 
 FORMAT = "regionhash codes"
 VERSION = 1
 MAX_BITS = 1 << 16  # of a code
-PRECISIONS = ("32-true", "bf16-mixed")  # those of `regionhash.models.encoding.Precision`
 _MAX_PATH = 4096  # Linux's PATH_MAX
 
 LAYOUT = {
@@ -33,6 +34,7 @@ LAYOUT = {
     "categories": ("category", "<i8"),
     "category_probs": ("category", "<f4"),
     "category_codes": ("category", "<u1"),
+    "region_features": ("region", "<i1"),
 }
 """Dataset: what one row of it describes, and its type. Also the order in a journal's record."""
 
@@ -140,6 +142,7 @@ def row_shapes_of(model: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]
         "categories": (),
         "category_probs": (),
         "category_codes": (None,),
+        "region_features": (None,),
     }
 
 
@@ -181,7 +184,12 @@ def check_ranges(rows: Mapping[str, NDArray[Any]], n_classes: int) -> None:
 
 
 def rows_of(
-    image_id: str, encoded: EncodedImage, labels: Sequence[int] | None, model: Mapping[str, Any]
+    image_id: str,
+    encoded: EncodedImage,
+    labels: Sequence[int] | None,
+    model: Mapping[str, Any],
+    *,
+    keep_features: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """What one image adds to each dataset, checked, in the order and types of `LAYOUT`.
 
@@ -190,10 +198,11 @@ def rows_of(
         encoded: what the model gave.
         labels: distinct class indices known to be true of the image.
         model: "classes", "n_bits" and "n_region_bits" of the model.
+        keep_features: also store the features of the regions, see `pack_directions`.
 
     Raises:
-        ValueError: a code has not the promised number of bits, a label is no class, or a number is
-            not finite.
+        ValueError: a code has not the promised number of bits, a label is no class, a number is
+            not finite, or there are no features to keep.
     """
     n_classes = len(model["classes"])
     given: dict[str, NDArray[Any]] = {
@@ -220,6 +229,12 @@ def rows_of(
         given["labels"] = regions.labels
         given["region_codes"] = regions.codes
         widths["region_codes"] = model["n_region_bits"] // 8
+    if keep_features:
+        features = None if regions is None else regions.features
+        if features is None:
+            raise ValueError(f"{image_id}: has codes alone, and no features to keep beside them")
+        kept = features if features.dtype == np.int8 else pack_directions(features)
+        given["region_features"] = kept
     if (categories := encoded.categories) is not None:
         given["categories"] = categories.categories
         given["category_probs"] = categories.probs

@@ -38,12 +38,13 @@ METADATA = b"regionhash"
 CORNERS = ("x0", "y0", "x1", "y1")
 PER_SECOND = 10**9
 _PICTURES_AT_A_TIME = 20_000
-CODES = {
+BYTES = {
     "image_code": ("picture", "image_codes"),
     "region_code": ("region", "region_codes"),
     "category_code": ("category", "category_codes"),
+    "features": ("region", "region_features"),
 }
-"""Column: the part that has it, and the array of a `CodeTable`."""
+"""Column of bytes: the part that has it, and the array of a `CodeTable`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def _schema(codes: CodeSet) -> pa.Schema:
         "part": pa.dictionary(pa.int8(), pa.string()),
         "number": pa.int32(),
     }
-    for column, (_, array) in CODES.items():
+    for column, (_, array) in BYTES.items():
         if (packed := getattr(table, array)) is not None:
             columns[column] = pa.binary(packed.shape[1])
     columns |= {"class": name, "score": pa.float32()}
@@ -180,7 +181,7 @@ def _written(codes: CodeSet, facts: Sequence[Facts], rows: Ints, schema: pa.Sche
         "taken": _times(facts).take(of),
         "model_hash": named(np.zeros(len(part), np.int32), [codes.model_hash]),
     }
-    for column, (name, array) in CODES.items():
+    for column, (name, array) in BYTES.items():
         if column in schema.names:
             packed = np.asarray(getattr(table, array)[items[name]])
             columns[column] = spread(name, packed, schema.field(column).type)

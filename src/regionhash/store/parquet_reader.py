@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from regionhash.codes import check_n_bits
 from regionhash.files.text import one_line, shown
 from regionhash.store.codeset import CodeSet
 from regionhash.store.layout import StoreError, check_ranges, checked_header
 from regionhash.store.parquet import (
-    CODES,
+    BYTES,
     CORNERS,
     FORMAT,
     METADATA,
@@ -37,7 +36,7 @@ _REQUIRED = (
     *("picture", "id", "part", "number", "class", "score"),
     *(*CORNERS, "height", "width", "model_hash"),
 )
-_OPTIONAL = (*CODES, "path", "sha256", "taken", "shows", "class_probs")
+_OPTIONAL = (*BYTES, "path", "sha256", "taken", "shows", "class_probs")
 _ROWS_AT_A_TIME = 1 << 18
 
 
@@ -49,10 +48,12 @@ class ParquetCodes:
         path: the file.
         header: "model", "model_hash", "classes", "n_bits", "n_region_bits" and "meta", as a code
             file has them; None if another program has left them out.
+        keeps_floats: whether features of regions stand beside their codes.
     """
 
     path: Path
     header: Mapping[str, Any] | None
+    keeps_floats: bool
 
     @classmethod
     def open(cls, path: Path) -> ParquetCodes:
@@ -64,17 +65,19 @@ class ParquetCodes:
         import pyarrow.parquet as pq
 
         with _as_store_errors(path):
-            metadata = pq.read_schema(path).metadata or {}
+            schema = pq.read_schema(path)
+        metadata = schema.metadata or {}
         header = None
         if METADATA in metadata:
             header = checked_header(path, metadata[METADATA], FORMAT, VERSION)
-        return cls(path, header)
+        return cls(path, header, "features" in schema.names)
 
     def parts(self, header: Mapping[str, Any]) -> Iterator[tuple[CodeSet, list[Facts]]]:
         """The pictures, some thousands at a time.
 
         Args:
-            header: as the attribute, of the model that the codes must be of.
+            header: as the attribute, of the model that the codes must be of; "meta" is taken from
+                here only if the file has none.
 
         Raises:
             StoreError: the file is damaged, lacks columns, is of another model, or holds what no
@@ -83,6 +86,7 @@ class ParquetCodes:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        header = {**header, "meta": (self.header or header)["meta"]}
         with _as_store_errors(self.path), pq.ParquetFile(self.path) as file:
             there = file.schema_arrow.names
             for name in _REQUIRED:
@@ -139,10 +143,10 @@ def _read(
     arrays: dict[str, NDArray[Any]] = {
         "sizes": np.stack([_numbers(pictures, side, np.int32) for side in ("height", "width")], 1)
     }
-    for column, (name, array) in CODES.items():
+    for column, (name, array) in BYTES.items():
         if column in rows.column_names:
             arrays[array] = _packed(of[name], column)
-        elif name != "picture" and len(of[name]):
+        elif array in ("region_codes", "category_codes") and len(of[name]):
             raise ValueError(f"rows of the part {name}, but no column {column}")
     if "region_codes" in arrays:
         arrays |= {
@@ -151,6 +155,8 @@ def _read(
             "scores": _numbers(regions, "score", np.float32),
             "labels": _indices(regions, "class", classes, missing=-1),
         }
+    if "region_features" in arrays:
+        arrays["region_features"] = arrays["region_features"].view(np.int8)
     if "category_codes" in arrays:
         arrays |= {
             "category_offsets": _bounds(part == 2, firsts),
@@ -256,7 +262,7 @@ def _indices(
 
 
 def _packed(rows: pa.Table, name: str) -> Codes:
-    """A column of codes (R, B) uint8, all of one width."""
+    """A column of bytes (R, B) uint8, all of one width."""
     import pyarrow as pa
 
     column = rows[name].combine_chunks()
@@ -268,7 +274,6 @@ def _packed(rows: pa.Table, name: str) -> Codes:
             raise ValueError(f"{name} must be of one width, got {sorted(widths)} bytes")
         column = column.cast(pa.binary()).cast(pa.binary(widths.pop() if widths else 1))
     width = column.type.byte_width
-    check_n_bits(8 * width)
     start = column.offset * width
     content = memoryview(column.buffers()[1] or b"")[start : start + len(column) * width]
     return np.frombuffer(content, np.uint8).reshape(len(column), width)

@@ -135,6 +135,7 @@ class CodeFileWriter:
         classes: names of the C classes.
         n_bits: bits of an image code, 0 if the model has none.
         n_region_bits: bits of a region code, 0 if the model has none.
+        keep_features: store the features of regions too, see `rows_of`.
         meta: where the codes come from; anything that JSON can hold. The file keeps the
             value of the writer that finished it.
 
@@ -158,6 +159,7 @@ class CodeFileWriter:
         classes: Sequence[str],
         n_bits: int,
         n_region_bits: int,
+        keep_features: bool = False,
         meta: dict[str, Any] | None = None,
     ) -> None:
         for name, bits in (("n_bits", n_bits), ("n_region_bits", n_region_bits)):
@@ -165,6 +167,7 @@ class CodeFileWriter:
                 raise ValueError(f"{name} must be a multiple of 8, got {bits}")
         self.path = Path(path)
         self.done: set[str] = set()
+        self._keep_features = keep_features
         self._model: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -217,7 +220,7 @@ class CodeFileWriter:
         """
         if image_id in self.done:
             raise ValueError(f"{image_id}: is stored already")
-        rows = rows_of(image_id, encoded, labels, self._model)
+        rows = rows_of(image_id, encoded, labels, self._model, keep_features=self._keep_features)
         row_shapes = {name: array.shape[1:] for name, array in rows.items()}
         self._agree_on_rows(image_id, row_shapes)
         if not self._n_new["image"]:

@@ -32,7 +32,7 @@ from regionhash.models.checkpoints import (
     save_checkpoint,
 )
 from regionhash.parts.losses import nan_term
-from regionhash.parts.proposals import pad_regions
+from regionhash.parts.proposals import Targets, pad_regions
 from regionhash.reporter import SILENT, EpochReport, Reporter
 from regionhash.training.config import TrainingConfig, TrainingError
 from regionhash.training.reader import Cache, Features, Reader, image_of, known_to
@@ -219,7 +219,7 @@ class TrainingRun:
         views = self.reader.read(self.rest, rows, self.reader.augment, epoch)
         for batch in shuffled_batches(views, image_of, self.config.batch_size, rng):
             images, targets = self.reader.to_device([sample for _, sample in batch])
-            yield len(batch), partial(self.model.losses, images, targets)
+            yield len(batch), partial(self._losses, images, targets)
 
     def _cached_steps(self, epoch: int) -> Steps:
         """Batches of cached features, each picture in one of its views."""
@@ -235,6 +235,10 @@ class TrainingRun:
                 for name in cache[0][0]
             }
             yield len(rows), partial(self._head_losses, features, cache[0][1][rows])
+
+    def _losses(self, images: list[Tensor], targets: Targets) -> Losses:
+        with self.fabric.autocast():  # Fabric itself does so only around a distributed model
+            return dict(self.model.losses(images, targets))
 
     def _head_losses(self, features: Features, image_labels: Tensor) -> Losses:
         with self.fabric.autocast():
