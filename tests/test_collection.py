@@ -340,8 +340,8 @@ def test_known_labels_are_exported_and_imported_with_the_codes(database, tmp_pat
     (tmp_path / "again").mkdir()
     with Database.create(tmp_path / "again" / "collection.db", MODEL) as again:
         file = CodeFile.open(tmp_path / "codes.h5")
-        assert transfer.import_code_file(again, file) == 3
-        assert transfer.import_code_file(again, file) == 0
+        assert transfer.import_codes(again, file) == 3
+        assert transfer.import_codes(again, file) == 0
     with Collection(tmp_path / "again") as collection:
         assert collection.code_file().labels.tolist() == [[0, 1], [0, 0], [0, 0]]
     holds(tmp_path / "again", range(3))
@@ -354,7 +354,7 @@ def test_an_id_with_an_escaped_byte_is_imported_as_it_is(database, tmp_path):
         collection.export(tmp_path / "codes.h5")
     (tmp_path / "again").mkdir()
     with Database.create(tmp_path / "again" / "collection.db", MODEL) as again:
-        transfer.import_code_file(again, CodeFile.open(tmp_path / "codes.h5"))
+        transfer.import_codes(again, CodeFile.open(tmp_path / "codes.h5"))
     assert ids(tmp_path / "again") == [shown]
 
 

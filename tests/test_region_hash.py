@@ -460,9 +460,7 @@ def test_it_is_no_network_of_torch_and_runs_on_the_cpu(made):
     with pytest.raises(CheckpointError, match="a region-hash is no network of torch"):
         load_checkpoint(made)
     for options in ({"runtime": "torch"}, {"device": "cuda"}, {"precision": "bf16-mixed"}):
-        with pytest.raises(
-            ValueError, match="an ONNX graph, which ONNX Runtime runs"
-        ):
+        with pytest.raises(ValueError, match="an ONNX graph, which ONNX Runtime runs"):
             load_runtime(made, **options)
     assert "is no network of torch" in error_of("convert", made)
 

@@ -23,6 +23,7 @@ _EXTRA_OF = {
         "train",
     ),
     "cv2": "selective-search",
+    "pyarrow": "parquet",
     "openvino": "openvino",
     "pillow_heif": "heic",
 }

@@ -407,14 +407,18 @@ def check(
 
 def export(
     collection: Folder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The code file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     as_json: Json = False,
 ) -> None:
-    """Write a code file (HDF5) of a collection.
+    """Write the codes of a collection to one file, without the model.
+
+    That is a Parquet file if its name ends in .parquet, which other programs read
+    (docs/parquet.md), and a code file (HDF5) otherwise.
 
     \b
     Example:
       regionhash export photos.collection -o photos.h5
+      regionhash export photos.collection -o photos.parquet
     """
     from regionhash.collection import Collection
 
@@ -433,12 +437,17 @@ def import_codes(
             metavar="COLLECTION", help="Folder of a collection; created if there is none."
         ),
     ],
-    codes: Annotated[Path, typer.Argument(metavar="CODES", help="Code file of the same model.")],
+    codes: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CODES", help="Code file or Parquet file, as of `export`, of the same model."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Import a code file into a collection, without encoding.
+    """Import a code file or a Parquet file into a collection, without encoding.
 
-    A new collection gets a copy of the model that the code file names.
+    A new collection gets a copy of the model that the file names.
 
     \b
     Example:

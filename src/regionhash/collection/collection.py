@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +51,13 @@ from regionhash.collection.pictures import (
     stored_image,
 )
 from regionhash.collection.results import Results, results_of, rows_of_hits
-from regionhash.collection.transfer import import_code_file, write_code_file
+from regionhash.collection.transfer import (
+    PARQUET_SUFFIX,
+    facts_of,
+    header_of_file,
+    import_file,
+    write_code_file,
+)
 from regionhash.collection.uploads import remove_pictures, store_upload
 from regionhash.files.atomic import replacing
 from regionhash.precision import check_same_precision
@@ -60,6 +66,7 @@ from regionhash.search.request import Filter, Query, Search
 from regionhash.search.run import Answer, QueryPicture, marked, read_query, run
 from regionhash.search.together import Running, run_alone
 from regionhash.store import CodeSet, StoreError
+from regionhash.store.parquet import write_parquet
 from regionhash.structures import Box, EncodedImage, Mask, renamed
 
 if TYPE_CHECKING:
@@ -171,29 +178,21 @@ class Collection:
 
     @classmethod
     def of_code_file(cls, folder: Path, path: Path, *, device: str = "auto") -> Self:
-        """Opens or creates the collection in `folder` and adds the pictures of a code file.
+        """Opens or creates the collection in `folder` and adds the pictures of a file of codes.
 
-        If `folder` has no model, the code file's model is copied into it.
+        If `folder` has no model, that of the file is copied into it.
 
         Raises:
             StoreError: the file cannot be used, or comes from another model than the collection.
             ValueError: the model of the file cannot be found.
         """
-        file = CodeSet.open(path)
-        _copy_model(file, folder)
-        header = {
-            "model": file.model,
-            "model_hash": file.model_hash,
-            "classes": list(file.classes),
-            "n_bits": file.n_bits,
-            "n_region_bits": file.n_region_bits,
-            "meta": {
-                "precision": file.meta.get("precision", "32-true"),
-                "provenance": file.meta.get("provenance", {}),
-            },
+        header = header_of_file(path)
+        meta = header["meta"]
+        _copy_model(path, header["model_hash"], meta, folder)
+        header["meta"] = {
+            "precision": meta.get("precision", "32-true"),
+            "provenance": meta.get("provenance", {}),
         }
-        if file.table.region_features is not None:
-            header["keeps_floats"] = True
         target = folder / DATABASE_FILE
         if not target.exists():  # all or nothing: a kill must not leave half of the pictures
             with (
@@ -201,9 +200,9 @@ class Collection:
                 replacing(target, exclusive=True) as new,
                 Database.create(new, header) as database,
             ):
-                import_code_file(database, file)
+                import_file(database, path)
         with Database.create(target, header) as database:
-            import_code_file(database, file)
+            import_file(database, path)
         return cls(folder, device=device)
 
     def close(self) -> None:
@@ -720,35 +719,43 @@ class Collection:
         return report
 
     def export(self, path: Path) -> int:
-        """Writes a code file of all pictures; returns how many.
+        """Writes a file of codes of all pictures; returns how many.
+
+        Args:
+            path: a Parquet file if its name ends in .parquet, otherwise a code file (HDF5).
 
         Raises:
             ValueError: the path already exists.
             StoreError: writing fails.
+            ModuleNotFoundError: a Parquet file needs pyarrow.
         """
         with self._arrays.at_moment(self._database, self._snapshot) as snapshot:
             codes = self._codes(snapshot)
-            files = {
-                image_id: self._database.place_of(path)
-                for image_id, path in self._database.read(
-                    "SELECT id, path FROM images WHERE typeof(path) = 'blob'"
-                )
-            }
-        return write_code_file(path, codes, files)
+            if path.suffix == PARQUET_SUFFIX:
+                facts = facts_of(self._database)
+            else:
+                files = {
+                    image_id: self._database.place_of(path)
+                    for image_id, path in self._database.read(
+                        "SELECT id, path FROM images WHERE typeof(path) = 'blob'"
+                    )
+                }
+        if path.suffix != PARQUET_SUFFIX:
+            return write_code_file(path, codes, files)
+        codes = codes.compact()
+        return write_parquet(path, codes, [facts[image_id] for image_id in codes.table.ids])
 
     def import_codes(self, path: Path) -> int:
-        """Adds the pictures of a code file of the same model; returns how many were new.
+        """Adds the pictures of a file of codes of the same model; returns how many were new.
+
+        Args:
+            path: as of `export`.
 
         Raises:
             StoreError: the file cannot be used, or comes from another model.
+            ModuleNotFoundError: a Parquet file needs pyarrow.
         """
-        file = CodeSet.open(path)
-        if file.model_hash != self.header["model_hash"]:
-            raise StoreError(
-                f"{path}: made by model {file.model_hash}, but {self.folder} needs "
-                f"{self.header['model_hash']}"
-            )
-        stored = import_code_file(self._database, file)
+        stored = import_file(self._database, path)
         self.sync()
         self.compact()
         return stored
@@ -804,15 +811,15 @@ def open_codes(path: str | Path) -> CodeSet:
         return collection.code_file()
 
 
-def _copy_model(file: CodeSet, folder: Path) -> None:
-    """Copies the model of a code file into a folder that has none."""
+def _copy_model(path: Path, model_hash: str, meta: Mapping[str, Any], folder: Path) -> None:
+    """Copies the model of a file of codes into a folder that has none."""
     from regionhash.models.checkpoints import CONFIG_FILE, copy_checkpoint, model_folder
 
     if (folder / CONFIG_FILE).exists():
         return
-    origin = model_folder(file)
+    origin = model_folder(path, model_hash, meta)
     if not origin.exists():
-        raise ValueError(f"{origin}: the model of {file.path} was not found")
+        raise ValueError(f"{origin}: the model of {path} was not found")
     copy_checkpoint(origin, folder)
 
 

@@ -1,25 +1,34 @@
-"""Export of a collection to a code file, and import of a code file."""
+"""Export of a collection to a code file or a Parquet file, and import of either."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data.inputs import file_of_id
 from regionhash.files.atomic import replacing
-from regionhash.files.names import as_shown, shown_name
+from regionhash.files.names import absolute, as_shown, shown_name
 from regionhash.precision import check_same_precision
-from regionhash.store import CodeFileWriter, CodeSet, reported, rows_of
+from regionhash.store import CodeFileWriter, CodeSet, StoreError, reported, rows_of
+from regionhash.store.parquet import Facts
+from regionhash.store.parquet_reader import ParquetCodes
 
 if TYPE_CHECKING:
     from regionhash.data.inputs import Source
 
+PARQUET_SUFFIX = ".parquet"
+"""Files whose name ends so are Parquet files; all others are code files."""
+
 _IMPORTED_AT_A_TIME = 1000
+_SHA256_BYTES = 32
+_OF_MODEL = ("model", "model_hash", "classes", "n_bits", "n_region_bits")
 
 
 def write_code_file(path: Path, codes: CodeSet, files: Mapping[str, bytes]) -> int:
@@ -71,11 +80,72 @@ def _write(path: Path, codes: CodeSet, files: Mapping[str, bytes]) -> None:
         writer.finish()
 
 
-def import_code_file(database: Database, codes: CodeSet) -> int:
-    """Stores the pictures of a code file that are not stored yet; returns how many.
+def facts_of(database: Database) -> dict[str, Facts]:
+    """What a Parquet file has of each picture beside its codes, by id."""
+    found = {}
+    for row, image_id, path, digest, taken in database.read(
+        "SELECT row, id, path, hash, taken FROM images"
+    ):
+        place: str | None = None
+        if isinstance(path, bytes):
+            with suppress(UnicodeDecodeError):
+                place = database.place_of(path).decode()
+        whole = isinstance(digest, bytes) and len(digest) == _SHA256_BYTES
+        found[image_id] = Facts(row, place, digest if whole else None, taken)
+    return found
 
-    If a picture's file is where the code file says, the picture is linked to it without reading
-    it: the next `add` or `refresh` records its bytes, trusting that they are those encoded.
+
+def header_of_file(path: Path) -> dict[str, Any]:
+    """What a collection of a file of codes has in its header, see `Database`; meta is the file's.
+
+    Raises:
+        StoreError: the file cannot be used, or does not say what model made it.
+    """
+    if path.suffix == PARQUET_SUFFIX:
+        parquet = ParquetCodes.open(path)
+        if parquet.header is None:
+            raise StoreError(
+                f"{path}: has no header, which another program may have left out; import it into a "
+                "collection of its model"
+            )
+        known, keeps = dict(parquet.header), parquet.keeps_floats
+    else:
+        file = CodeSet.open(path)
+        known = {name: getattr(file, name) for name in (*_OF_MODEL, "meta")}
+        keeps = file.table.region_features is not None
+    header = {name: known[name] for name in (*_OF_MODEL, "meta")}
+    return header | {"classes": [*known["classes"]]} | ({"keeps_floats": True} if keeps else {})
+
+
+def import_file(database: Database, path: Path) -> int:
+    """Stores the pictures of a file of codes that are not stored yet; returns how many.
+
+    Raises:
+        StoreError: the file cannot be used, or comes from another model.
+    """
+    if path.suffix == PARQUET_SUFFIX:
+        parts = ParquetCodes.open(path).parts(database.header)
+        return sum(import_codes(database, codes, facts) for codes, facts in parts)
+    file = CodeSet.open(path)
+    if file.model_hash != database.header["model_hash"]:
+        raise StoreError(
+            f"{path}: made by model {file.model_hash}, but {database.path.parent} needs "
+            f"{database.header['model_hash']}"
+        )
+    return import_codes(database, file)
+
+
+def import_codes(database: Database, codes: CodeSet, facts: Sequence[Facts] | None = None) -> int:
+    """Stores pictures that are not stored yet; returns how many.
+
+    If a picture's file is where the codes say, the picture is linked to it without reading it: the
+    next `add` or `refresh` records its bytes, trusting that they are those encoded if their hash is
+    not among the facts.
+
+    Args:
+        database: of the collection.
+        codes: of the same model.
+        facts: of each picture, if they are known.
 
     Raises:
         ValueError: the codes are of another precision.
@@ -95,13 +165,23 @@ def import_code_file(database: Database, codes: CodeSet) -> int:
         labels = None if codes.labels is None else np.flatnonzero(codes.labels[n]).tolist()
         picture, keep = codes.table.picture(n), database.keeps_floats
         rows = rows_of(image_id, picture, labels, database.header, keep_features=keep)
-        state = file_of(image_id, places)
+        state = _state(image_id, places, None if facts is None else facts[n])
         source = None if state.path or len(sources) != 1 else sources[0]
         pending.append(NewImage(image_id, state, source, rows))
         if len(pending) >= _IMPORTED_AT_A_TIME:
             stored += database.store(pending)
             pending.clear()
     return stored + database.store(pending)
+
+
+def _state(image_id: str, places: Sequence[Source], facts: Facts | None) -> FileState:
+    """The file of a picture, if it is there."""
+    if facts is None:
+        return file_of(image_id, places)
+    if facts.path is not None and Path(facts.path).is_file():
+        return FileState(os.fsencode(absolute(facts.path)), facts.sha256, taken=facts.taken)
+    found = file_of(image_id, places)
+    return replace(found, hash=facts.sha256, taken=facts.taken)
 
 
 def folders(meta: Mapping[str, object]) -> list[Source]:

@@ -10,7 +10,8 @@ import re
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -27,6 +28,7 @@ from regionhash.files.atomic import replacing, sync_directory, write_text
 from regionhash.files.text import reason_of, refusing, shown
 from regionhash.models import ENCODED_REGIONS, known_names
 from regionhash.models.parameters import checked, defaults_of, types_of
+from regionhash.store import StoreError
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -45,7 +47,6 @@ _PACKAGES = ("regionhash", "torch", "torchvision", "onnxruntime", "numpy", "fais
 if TYPE_CHECKING:
     from regionhash.models import HashModel
     from regionhash.models.region_hash import RegionHash
-    from regionhash.store import CodeSet
 
 Kind = TypeVar("Kind", bound="HashModel")
 
@@ -309,16 +310,25 @@ def build_model(name: str, arguments: dict[str, Any]) -> HashModel:
         raise ValueError(f"model {name}: {reason}") from error
 
 
-def model_folder(codes: CodeSet) -> Path:
-    """The folder of the model that made the codes: next to them, or as recorded in them.
+def model_folder(path: Path, model_hash: str, meta: Mapping[str, Any]) -> Path:
+    """The folder of the model that made the codes of a file: next to it, or as recorded in it.
 
     So a directory that holds both can be moved and copied.
+
+    Args:
+        path: the file.
+        model_hash: of the model.
+        meta: what the file says of where its codes come from.
+
+    Raises:
+        StoreError: the model is not next to the file, which does not say where it is.
     """
-    beside, recorded = codes.path.parent, Path(codes.recorded("checkpoint"))
-    try:
-        return beside if read_checkpoint(beside).model_hash == codes.model_hash else recorded
-    except CheckpointError:
-        return recorded
+    with suppress(CheckpointError):
+        if read_checkpoint(path.parent).model_hash == model_hash:
+            return path.parent
+    if "checkpoint" not in meta:
+        raise StoreError(f"{path}: its writer recorded no 'checkpoint' in meta")
+    return Path(meta["checkpoint"])
 
 
 # -- model.json -----------------------------------------------------------------------------------

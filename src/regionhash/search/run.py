@@ -267,7 +267,7 @@ def load_model_of(
     from regionhash.models.checkpoints import model_folder
     from regionhash.models.runtime import load_runtime
 
-    folder = folder or model_folder(codes)
+    folder = folder or model_folder(codes.path, codes.model_hash, codes.meta)
     if not folder.exists():
         raise ValueError(f"{folder}: model not found{advice}")
     precision = codes.recorded("precision")

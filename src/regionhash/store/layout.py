@@ -72,13 +72,15 @@ def decode_id(encoded: bytes) -> str:
     return encoded.decode("utf-8", "surrogateescape")
 
 
-def checked_header(path: Path, content: bytes) -> dict[str, Any]:
-    """The header of a code file. Raises StoreError for what cannot be right."""
+def checked_header(
+    path: Path, content: bytes, form: str = FORMAT, version: int = VERSION
+) -> dict[str, Any]:
+    """The header of a file of codes. Raises StoreError for what cannot be right."""
     try:
         header = strict_json.parse_object(content)
     except ValueError as error:
         raise StoreError(f"{path}: header: {error}") from error
-    check_fields(path, header, {"format": FORMAT, "version": VERSION})
+    check_fields(path, header, {"format": form, "version": version})
     try:
         for name in ("model", "model_hash"):
             strict_json.field(header, name, str)
