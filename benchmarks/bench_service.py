@@ -42,10 +42,9 @@ BATCH = 5_000
 
 
 def make_collection(folder: Path, n_images: int) -> None:
-    """A collection of random codes beside an untrained model."""
+    """A collection of random codes beside an untrained model; its arrays are made once opened."""
     import torch
 
-    from regionhash.collection import Collection
     from regionhash.collection.database import DATABASE_FILE, Database
     from regionhash.models.checkpoints import Checkpoint, build_model, save_checkpoint
 
@@ -73,7 +72,6 @@ def make_collection(folder: Path, n_images: int) -> None:
     with Database.create(folder / DATABASE_FILE, header) as database:
         for first in range(0, n_images, BATCH):
             database.store(random_images(first, min(BATCH, n_images - first)))
-    Collection(folder).close()  # builds the arrays
 
 
 def random_images(first: int, count: int):
@@ -305,7 +303,10 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     own = parser.parse_args()
     if own.part == "make":
+        from regionhash.collection import Collection
+
         make_collection(own.folder, own.images)
+        Collection(own.folder).close()  # makes the arrays
     elif own.part == "open":
         print(json.dumps(measure_opening(own.folder)))
     elif own.part == "load":

@@ -32,6 +32,7 @@ def encoded(n):
             scores=rng.random(n_regions, dtype=np.float32),
             labels=rng.integers(0, 3, n_regions),
             codes=rng.integers(0, 256, (n_regions, 8), dtype=np.uint8),
+            features=np.full((n_regions, 5), n, np.float32),
         ),
         categories=CategoryCodes(
             categories=np.arange(n_categories),

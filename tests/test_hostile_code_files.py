@@ -43,6 +43,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with all parts, that is with features too."""
+    path = tmp_path_factory.mktemp("whole") / "codes.h5"
+    write(path, COUNT, keep_features=True, meta=META)
+    return path
+
+
 @pytest.fixture
 def path(good: Path, tmp_path: Path) -> Path:
     """A code file to damage."""
@@ -71,7 +79,7 @@ def use(path: Path) -> None:
         if table.offsets is not None:
             table.regions(n)
     if "checkpoint" in file.meta:
-        model_folder(file)
+        model_folder(file.path, file.model_hash, file.meta)
     if "sources" in file.meta and not any("data" in source for source in file.meta["sources"]):
         for name in ids[:2]:
             with pytest.raises(ImageError):
@@ -80,7 +88,7 @@ def use(path: Path) -> None:
 
 def take_up(path: Path) -> None:
     """Adds to it."""
-    with CodeFileWriter(path, **MODEL, meta=META) as writer:
+    with CodeFileWriter(path, **MODEL, keep_features=True, meta=META) as writer:
         try:
             add_range(writer, 20, 22)
         except ValueError as error:  # the parts of these pictures are not those of the file
@@ -187,7 +195,7 @@ def test_what_the_writer_did_not_record_is_named_when_it_is_asked_for(path):
     set_header(path, header | {"meta": {}})
     file = CodeFile.open(path)
     with pytest.raises(StoreError, match=r"codes\.h5: its writer recorded no 'checkpoint' in meta"):
-        model_folder(file)
+        model_folder(file.path, file.model_hash, file.meta)
 
 
 @pytest.mark.parametrize("change", [{"classes": ("a", "a")}, {"meta": {"precision": 3}}])
@@ -433,8 +441,8 @@ def mutate_journal(journal: Path, rng: random.Random) -> None:
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=150, deadline=None)
-def test_a_mutant_works_or_is_refused_in_one_line(good, tmp_path_factory, seed):
-    path = Path(shutil.copy(good, tmp_path_factory.mktemp("mutant") / "codes.h5"))
+def test_a_mutant_works_or_is_refused_in_one_line(whole, tmp_path_factory, seed):
+    path = Path(shutil.copy(whole, tmp_path_factory.mktemp("mutant") / "codes.h5"))
     mutate(path, random.Random(seed))
     if works(use, path):
         works(take_up, path)

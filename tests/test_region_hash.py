@@ -112,7 +112,7 @@ def test_codes_are_those_of_the_regions_of_the_map(photos, encoders, tmp_path, k
         rows = np.array([part.max(1) if how == "max" else part.mean(1) for part in parts])
         stored = table.regions(n)
         scale = np.array([*frame.size[::-1]] * 2) / ([*frame.input_size[::-1]] * 2)
-        np.testing.assert_allclose(stored.boxes, windows * STRIDE * scale, atol=1e-3)
+        np.testing.assert_allclose(stored.boxes, windows * STRIDE * scale, atol=1 / 32)
         different += differing(oracle_codes(arrays, rows), stored.codes)
         total += 8 * stored.codes.size
     assert total > 6 * 30 * 64 and different <= total / 1000 + 1
@@ -158,7 +158,7 @@ def test_cropped_regions_are_encoded_one_by_one(photos, encoders, tmp_path, kind
     # A box of a search is cut out in the same way.
     box = stored.boxes[[3]]
     again = encode_boxes(model, checkpoint, image, box.copy())
-    assert differing(again.codes, stored.codes[[3]]) <= 3  # its corner may be rounded otherwise
+    assert differing(again.codes, stored.codes[[3]]) <= 6  # its corners were rounded
 
 
 @pytest.mark.parametrize("kind", ["map", "both"])

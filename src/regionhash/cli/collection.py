@@ -445,9 +445,9 @@ def import_codes(
     ],
     as_json: Json = False,
 ) -> None:
-    """Import a code file or a Parquet file into a collection, without encoding.
+    """Import a code file or Parquet file into a collection.
 
-    A new collection gets a copy of the model that the file names.
+    Nothing is encoded. A new collection gets a copy of the model that the file names.
 
     \b
     Example:

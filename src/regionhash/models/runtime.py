@@ -235,10 +235,13 @@ def _obstacle_of_torch(
             f"{folder}: has no graphs; `regionhash convert` writes them where torch is "
             'installed, and torch runs it without: pip install "regionhash[train]"'
         )
-    what = "device cuda" if device == "cuda" else f"precision {precision}"
-    openvino = ", or openvino on a CPU with bfloat16" * (device != "cuda")
+    what, otherwise = "runtime torch", ""
+    if device == "cuda":
+        what = "device cuda"
+    elif precision == "bf16-mixed":
+        what, otherwise = f"precision {precision}", ", or openvino on a CPU with bfloat16"
     return CheckpointError(
-        f'{folder}: {what} needs torch: pip install "regionhash[train]"{openvino}'
+        f'{folder}: {what} needs torch: pip install "regionhash[train]"{otherwise}'
     )
 
 
