@@ -17,7 +17,7 @@ from collection_cases import MODEL, child, encoded, holds, new_image
 from conftest import write_picture
 from regionhash.collection import Collection, Filter, Query, open_codes, transfer
 from regionhash.collection.database import Database, FileState, NewImage
-from regionhash.collection.filters import mask_of
+from regionhash.collection.filters import Masks, mask_of
 from regionhash.data import open_dataset
 from regionhash.data.images import read_image
 from regionhash.search import search_categories, search_objects, search_regions
@@ -220,6 +220,27 @@ def test_a_full_disk_is_reported_and_nothing_is_half_there(database, tmp_path):
     holds(tmp_path, range(int(stored)))
     database.store([new_image(3000)])  # room is made
     holds(tmp_path, [*range(int(stored)), 3000])
+
+
+@pytest.mark.parametrize("folder", ["/photos/1", "photos/1", "/photos", "/"])
+def test_the_mask_of_a_folder_is_extended_by_new_pictures(database, tmp_path, folder):
+    """Also where some were removed, and one of the new ones has moved there."""
+    masks, wanted, added = Masks(), Filter(folder=folder), 0
+    with Collection(tmp_path) as collection:
+        for round_ in range(4):
+            images = []
+            for n in range(added, added + 5):
+                name = f"photos/{(n + round_) % 3}/{n}.jpg"
+                images.append(replace(new_image(n), id=name, file=FileState(b"/" + name.encode())))
+            database.store(images)
+            added += 5
+            database.remove([added - 4])
+            snapshot = collection.snapshot
+            mask = masks.of(wanted, snapshot, database)
+            np.testing.assert_array_equal(mask, mask_of(wanted, snapshot, database))
+            there = [x.path for x in collection.images()]
+            below = [path for path in there if path.is_relative_to("/" + folder.lstrip("/"))]
+            assert np.count_nonzero(mask) == len(below) > 0
 
 
 @pytest.mark.slow

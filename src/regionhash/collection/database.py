@@ -388,8 +388,8 @@ class Database:
                 columns, intact = _columns(found)
                 yield number, columns if intact else None
 
-    def rows_at(self, path: str | Path) -> list[int]:
-        """Numbers of rows whose file is at a path or below it."""
+    def rows_at(self, path: str | Path, after: int = 0) -> list[int]:
+        """Numbers of rows above `after` whose file is at a path or below it."""
         wanted = os.fsencode(absolute(path)).rstrip(b"/")
         uploads = self.place_of(UPLOADS_FOLDER.encode())
         places = [wanted]
@@ -397,12 +397,21 @@ class Database:
             places.append(UPLOADS_FOLDER.encode())
         elif wanted.startswith(uploads + b"/"):
             places.append(UPLOADS_FOLDER.encode() + wanted[len(uploads) :])
-        query = "SELECT row FROM images WHERE path = ? OR (path >= ? AND path < ?)"
+        below = "path = ? OR (path >= ? AND path < ?)"
         return [
             row
             for place in places
-            for (row,) in self.read(query, place, place + b"/", place + b"0")
+            for row in self.rows_where(below, place, place + b"/", place + b"0", after=after)
         ]
+
+    def rows_where(self, condition: str, *values: Any, after: int) -> list[int]:
+        """Numbers of rows above `after` that meet a condition.
+
+        Without an index if only new rows are asked for: an index is read from its beginning.
+        """
+        how = "NOT INDEXED" if after else ""
+        query = f"SELECT row FROM images {how} WHERE row > ? AND ({condition})"
+        return [row for (row,) in self.read(query, after, *values)]
 
     def damaged(self) -> list[Columns]:
         """Columns of damaged rows, as far as they can be read."""

@@ -85,7 +85,7 @@ def _passing(wanted: Filter, snapshot: Snapshot, database: Database, first: int)
     if wanted.min_score and not wanted.labels:
         mask &= _detected(snapshot, first, wanted.min_score)
     if wanted.folder is not None:
-        mask &= _below(snapshot, database, wanted.folder)[first:]
+        mask &= _below(snapshot, first, database, wanted.folder)
     return mask
 
 
@@ -104,13 +104,13 @@ def _detected(snapshot: Snapshot, first: int, min_score: float, label: int | Non
     return found
 
 
-def _below(snapshot: Snapshot, database: Database, folder: str) -> Mask:
-    """Mask of pictures whose file is below a folder, or whose id is, if the folder is relative."""
-    found = np.zeros(len(snapshot.table), bool)
-    rows = database.rows_at(folder)
+def _below(snapshot: Snapshot, first: int, database: Database, folder: str) -> Mask:
+    """Mask of pictures from `first` on whose file, or id if it is relative, is below a folder."""
+    found = np.zeros(len(snapshot.table) - first, bool)
+    after = int(snapshot.rows[first - 1]) if first else 0
+    rows = database.rows_at(folder, after)
     if not Path(folder).is_absolute():
         short = shown_name(Path(folder).as_posix()) + "/"
-        query = "SELECT row FROM images WHERE id >= ? AND id < ?"
-        rows += [row for (row,) in database.read(query, short, short[:-1] + "0")]
-    found[snapshot.indices_of(np.array(rows, np.int64))] = True
+        rows += database.rows_where("id >= ? AND id < ?", short, short[:-1] + "0", after=after)
+    found[snapshot.indices_of(np.array(rows, np.int64)) - first] = True
     return found
