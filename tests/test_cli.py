@@ -293,7 +293,8 @@ def test_a_full_disk_is_told_and_what_was_written_stays(saved, tmp_path):
 @pytest.mark.slow
 def test_an_encoding_that_was_killed_goes_on_to_the_same_file(saved, tmp_path):
     whole, killed = tmp_path / "whole.h5", tmp_path / "killed.h5"
-    command = ["encode", saved.folder, "digits:test:80", "--batch-size", 1, "--workers", 1, "-o"]
+    command = ["encode", saved.folder, "digits:test:80", "--batch-size", 1, "--workers", 1]
+    command += ["--precision", "32-true", "-o"]  # another process may prefer another
     # One thread, as in this process: sums in another order round differently.
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-m", "regionhash", *map(str, command), str(killed)]
