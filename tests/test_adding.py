@@ -148,12 +148,16 @@ def test_the_first_picture_is_stored_before_the_last_is_looked_up(
     reporter = Recording()
     with Collection.open(made) as collection:
         shutil.copy(folders / "seed" / "0.png", folders / "a" / "4.png")
+        (folders / "a" / "1.png").write_bytes(b"no picture")
         collection.add([str(folders / "a")], workers=0, batch_size=1, reporter=reporter)
     assert events.index("store 0.png") < events.index("look 5.png")
     assert [event for event in events if event.startswith("look")] == [
         f"look {n}.png" for n in range(6)
     ]
+    dones = [done for done, _ in reporter.steps]
+    assert dones == sorted(dones)
     assert reporter.steps[0] == (0, 6) and reporter.steps[-1] == (5, 5)
+    (folders / "a" / "1.png").unlink()
     assert_holds(saved, made, folders / "seed", folders / "a")
 
 

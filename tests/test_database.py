@@ -1175,3 +1175,15 @@ def test_what_is_in_the_way_of_the_arrays_is_told(database, tmp_path):
     Path(tmp_path / "arrays").write_text("a file")
     with pytest.raises(StoreError, match=r"arrays.*: Not a directory"):
         Collection(tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_rebuilt_header_still_has_the_precision_of_the_codes(tmp_path, precision):
+    path = tmp_path / "collection.db"
+    Database.create(path, MODEL | {"meta": {"precision": precision}}).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE about SET header = 'x'")
+    connection.close()
+    Database.rebuild_header(path, MODEL)
+    with Database(path) as database:
+        assert database.header["meta"]["precision"] == precision

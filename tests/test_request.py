@@ -166,6 +166,7 @@ KNOWN, REGION = Query(image_id=1), Query(image_id=1, regions=[3])
         ([REGION], {"mode": "objects"}, False),
         ([KNOWN], {"mode": "category"}, False),
         ([REGION], {"exclude": [REGION]}, False),
+        ([REGION], {"rescore": "floats"}, False),
         ([REGION, REGION], {}, False),
         ([Query(image_id=1, regions=[3, 4])], {}, False),
         ([Query(image_id=1, boxes=[BOX])], {}, False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -98,6 +99,7 @@ def add_pictures(
         StoreError: writing fails, or another writer holds the database; what was stored before
             stays.
     """
+    reporter = _Rising(reporter)
     plan = _Plan(database, image_set, source, again, set(renew), reporter)
     writer = _Writer(database, source, plan)
     from regionhash.models.encoding import encode_images
@@ -146,7 +148,6 @@ class _Plan:
         files: state of the files that were read, by id.
         moved: number of files that have moved; copied: of further files of the same
             bytes.
-        n_encoded: number of pictures that were encoded.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class _Plan:
         self.n_left_out = 0
         self.renewed: set[str] = set()
         self.files: dict[str, FileState] = {}
-        self.moved = self.copied = self.n_encoded = 0
+        self.moved = self.copied = 0
 
     def __len__(self) -> int:
         """How many pictures need encoding, if all do that were not looked up yet."""
@@ -193,7 +194,7 @@ class _Plan:
                     self.n_left_out += state == "left out"
                 else:
                     (new if state == "new" else replacing).append(row)
-            self._reporter.progress(self.n_encoded, len(self))
+            self._reporter.progress(0, len(self))
             yield from new
         if self.n_left_out:
             self._image_set.notices.count("removed before, left out", self.n_left_out)
@@ -270,6 +271,26 @@ class _Plan:
         return False
 
 
+class _Rising(Reporter):
+    """Passes on what it is told; the number of pictures that are done never falls."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter, self._done = reporter, 0
+
+    def stage(self, name: str) -> AbstractContextManager[object]:
+        return self._reporter.stage(name)
+
+    def progress(self, done: int, total: int) -> None:
+        self._done = max(self._done, done)
+        self._reporter.progress(self._done, total)
+
+    def note(self, line: str) -> None:
+        self._reporter.note(line)
+
+    def skipped(self, image_id: str, reason: str) -> None:
+        self._reporter.skipped(image_id, reason)
+
+
 class _Writer:
     """Where `encode_images` writes: collects pictures and stores them in batches."""
 
@@ -290,7 +311,6 @@ class _Writer:
         )
         file = self._plan.files.pop(image_id, FileState())
         renewed = image_id in self._plan.renewed
-        self._plan.n_encoded += 1
         self._pending.append(NewImage(image_id, file, self._source, rows, renewed))
         waited = time.monotonic() - self._committed
         if len(self._pending) >= _COMMIT_IMAGES or waited > _COMMIT_SECONDS:

@@ -262,10 +262,10 @@ class Collection:
     def compact(self) -> None:
         """Rebuilds the arrays without removed pictures if these are more than a quarter.
 
-        Searches and changes by other threads and processes go on meanwhile. Whatever adds or
+        Searches and changes by other threads and processes are not held up. Whatever adds or
         removes many pictures does this at its end, except `add_upload` and `remove_rows`: a service
         answers those at once and compacts in a thread of its own. If the disk is full, the removed
-        pictures stay masked.
+        pictures stay masked; other errors are left to the next `sync`.
         """
         if not wants_compaction(self._snapshot):
             return

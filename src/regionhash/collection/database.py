@@ -33,15 +33,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.collection.packing import PACKED_FROM, Types, packed, types_of
+from regionhash.collection.packing import Types, packed, types_of
 from regionhash.files.names import absolute, shown_name
+from regionhash.precision import PRECISIONS
 from regionhash.store import LAYOUT, StoreError, row_shapes_of
 
 _GIVEN_BACK = 0.25  # share of the pages from which on they are given back
 DATABASE_FILE = "collection.db"
 UPLOADS_FOLDER = "uploads"
 FORMAT = "regionhash collection"
-VERSION = PACKED_FROM
+VERSION = 3
+_WITHOUT_USER_VERSION = 2  # the last version whose files do not say it in `PRAGMA user_version`
 
 BLOBS = tuple(name for name in LAYOUT if name not in ("id_bytes", "sizes"))
 """Columns of `images` that hold one picture's rows of a dataset of the code file."""
@@ -231,7 +233,10 @@ class Database:
             if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                 for statement in _statements(_SCHEMA):
                     connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {VERSION}")  # if the header is lost
+                # If both copies of the header are lost, these tell how to read the rows.
+                precision = PRECISIONS.index(header["meta"].get("precision", PRECISIONS[0]))
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+                connection.execute(f"PRAGMA application_id = {precision}")
                 _write_header(connection, header)
         database = cls(path)
         for field in ("model", "model_hash", "classes", "n_bits", "n_region_bits"):
@@ -621,7 +626,9 @@ class Database:
         header = {"format": FORMAT, "version": VERSION, "uuid": uuid.uuid4().hex, **model}
         with reported(path), closing(_connect(path)) as connection, _transaction(connection):
             (known_version,) = connection.execute("PRAGMA user_version").fetchone()
-            header["version"] = known_version or PACKED_FROM - 1
+            header["version"] = known_version or _WITHOUT_USER_VERSION
+            (number,) = connection.execute("PRAGMA application_id").fetchone()
+            header["meta"] = {**header["meta"], "precision": PRECISIONS[number]}
             for text, *_ in _about(connection):
                 known = _json_object(text)
                 if known.get("model_hash", header["model_hash"]) != header["model_hash"]:
@@ -895,8 +902,11 @@ def _add_columns(connection: sqlite3.Connection) -> None:
     """Adds the columns that a database of an earlier version of regionhash lacks."""
     known = {name for _, name, *_ in connection.execute("PRAGMA table_info(images)")}
     for name in set(BLOBS) - known:
-        with suppress(sqlite3.OperationalError):  # another process was faster
+        try:
             connection.execute(f"ALTER TABLE images ADD COLUMN {name} BLOB")
+        except sqlite3.OperationalError as error:
+            if "duplicate column" not in str(error):  # otherwise another process was faster
+                raise
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

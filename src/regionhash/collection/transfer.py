@@ -13,10 +13,9 @@ import numpy as np
 
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data.inputs import file_of_id
-from regionhash.files.atomic import replacing
 from regionhash.files.names import absolute, as_shown, shown_name
 from regionhash.precision import check_same_precision
-from regionhash.store import CodeFileWriter, CodeSet, StoreError, reported, rows_of
+from regionhash.store import CodeFileWriter, CodeSet, StoreError, new_file, rows_of
 from regionhash.store.parquet import Facts
 from regionhash.store.parquet_reader import ParquetCodes
 
@@ -45,15 +44,8 @@ def write_code_file(path: Path, codes: CodeSet, files: Mapping[str, bytes]) -> i
         ValueError: the path already exists.
         StoreError: writing fails.
     """
-    exists = f"{path}: already exists"
-    if path.exists():
-        raise ValueError(exists)
-    with reported(path, "cannot write"):
-        try:
-            with replacing(path, exclusive=True) as temporary:
-                _write(temporary, codes, files)
-        except FileExistsError:
-            raise ValueError(exists) from None
+    with new_file(path) as temporary:
+        _write(temporary, codes, files)
     return len(codes)
 
 
@@ -148,7 +140,7 @@ def import_codes(database: Database, codes: CodeSet, facts: Sequence[Facts] | No
         facts: of each picture, if they are known.
 
     Raises:
-        ValueError: the codes are of another precision.
+        ValueError: the codes are of another precision, or lack the floats that are kept here.
         StoreError: writing fails.
     """
     recorded = codes.meta.get("precision", "32-true")
@@ -178,7 +170,7 @@ def _state(image_id: str, places: Sequence[Source], facts: Facts | None) -> File
     """The file of a picture, if it is there."""
     if facts is None:
         return file_of(image_id, places)
-    if facts.path is not None and Path(facts.path).is_file():
+    if facts.path is not None and os.path.isfile(facts.path):  # noqa: PTH113 (odd names raise there)
         return FileState(os.fsencode(absolute(facts.path)), facts.sha256, taken=facts.taken)
     found = file_of(image_id, places)
     return replace(found, hash=facts.sha256, taken=facts.taken)
@@ -195,6 +187,6 @@ def file_of(image_id: str, places: Sequence[Source]) -> FileState:
     """The file that an id resolves to, as in `regionhash.data.inputs.Pictures`."""
     for place in places:
         path = file_of_id(image_id, place)
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113 (odd names raise there)
             return FileState(os.fsencode(path.absolute()), taken=path.stat().st_mtime)
     return FileState()

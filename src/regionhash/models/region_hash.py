@@ -116,8 +116,8 @@ class RegionHashSettings:
         if self.n_bits > MAX_BITS:
             raise ValueError(f"n_bits must be at most {MAX_BITS}, got {self.n_bits}")
         if self.regions not in get_args(RegionSource):
-            known = " or ".join(get_args(RegionSource))
-            raise ValueError(f"regions must be {known}, got {self.regions!r}")
+            known = ", ".join(get_args(RegionSource))
+            raise ValueError(f"regions must be one of {known}, got {self.regions!r}")
         if self.pooling not in ("max", "mean"):
             raise ValueError(f"pooling must be max or mean, got {self.pooling!r}")
         if not 1 <= self.n_dims <= self.n_channels:

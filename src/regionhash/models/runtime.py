@@ -255,7 +255,8 @@ def _obstacle_of_graphs(
         return CheckpointError(f"{folder}: has no graphs; `regionhash convert` writes them")
     package = "onnxruntime" if runtime == "onnx" else runtime
     if not find_spec(package):
-        return CheckpointError(f"{package} is not installed: pip install {package}")
+        extra = "[openvino]" if runtime == "openvino" else ""
+        return CheckpointError(f'{package} is not installed: pip install "regionhash{extra}"')
     if precision == "bf16-mixed" and bf16_of_cpu() == "none":
         return ValueError("precision bf16-mixed: this CPU has no bfloat16, which OpenVINO needs")
     return None

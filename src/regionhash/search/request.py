@@ -209,13 +209,11 @@ class Search:
         if self.steps:
             check_steps([*self.steps, *([self.rescore] if self.rescore else [])])
         if self.candidates is not None and len(self.steps) < 2 and self.rescore is None:
-            raise RequestError("candidates", "needs several steps")
+            raise RequestError("candidates", "needs several steps or rescore")
         if self.expand is not None and not any(s.endswith("-expand") for s in self.steps):
             raise RequestError("expand", "needs a step that expands")
         if self.max_distance is not None and not self.exclude:
             raise RequestError("max_distance", "needs objects to exclude")
-        if self.min_prob is not None and not 0 <= self.min_prob <= 1:
-            raise RequestError("min_prob", f"must be in [0, 1], got {self.min_prob}")
         mode = self.mode_for(whole_pictures=True)
         if self.min_prob and mode != "category":
             raise RequestError("min_prob", f"needs mode category, got mode {mode}")
@@ -301,7 +299,8 @@ class Search:
         return (
             self.mode_for(whole_pictures=whole_pictures) in ("image", "region")
             and (query.image_id is not None or query.encoded is not None)
-            and not (others or query.boxes or self.steps or self.context or self.other_class)
+            and not (others or query.boxes or self.steps or self.rescore)
+            and not (self.context or self.other_class)
             and self.group_within is None
             and self.filter.folder is None
             and self.offset + self.limit <= _FEW_RESULTS

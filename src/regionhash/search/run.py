@@ -128,7 +128,8 @@ class EncodedSearch:
         image: (K2/8,) uint8, code of the query picture, or of its part inside the box.
         objects: (Q, K1/8) uint8, codes of the query objects.
         apart: (Q, Q) bool, which of the objects need different regions.
-        weights: of the bits of each object, see `asymmetric_distances`; None without words.
+        weights: of the bits of each object, of words or for the step asymmetric, see
+            `asymmetric_distances`; None if all weigh 1.
         unwanted: (W, K1/8) uint8, codes of the excluded objects.
         classes: (Q,) int64, of each object; -1 is unknown.
         pictures: (P, K2/8) uint8, codes of the query pictures as a whole, if they take part, see
@@ -184,7 +185,8 @@ def run(
             compares, a box does not belong to its picture (see `place_boxes`), or nothing is
             detected in a picture.
         RequestError: a least probability, but the model gives none; shared regions, but whole
-            pictures are compared; or a part of whole pictures, but they have no codes.
+            pictures are compared; a part of whole pictures, but they have no codes; or a `rescore`
+            that the codes or the model cannot do.
         ImageError: a query picture cannot be read.
     """
     if codes.model_hash != checkpoint.model_hash:

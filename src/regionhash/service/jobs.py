@@ -59,7 +59,7 @@ class Jobs(Generic[Wanted, Value]):
     A thread that becomes free takes all jobs that wait, up to `most`: so jobs are done together
     when there is more to do than threads, and none waits for others to come.
 
-    The threads live as long as the process and do not keep it alive. A database connection that a
+    The threads live until `stop`, and do not keep the process alive. A database connection that a
     thread has opened is reused.
 
     Args:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from regionhash.codes import pack_directions
 from regionhash.files import strict_json
+from regionhash.files.atomic import replacing
 from regionhash.files.text import shown
 from regionhash.precision import PRECISIONS
 from regionhash.structures import EncodedImage
@@ -55,6 +56,25 @@ def reported(path: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{path}: {what}: {error.strerror or error}") from error
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Where to write a file that takes its place at the end.
+
+    Raises:
+        ValueError: the path already exists, or does by the end.
+        StoreError: writing fails.
+    """
+    exists = f"{path}: already exists"
+    if path.exists():
+        raise ValueError(exists)
+    with reported(path, "cannot write"):
+        try:
+            with replacing(path, exclusive=True) as temporary:
+                yield temporary
+        except FileExistsError:
+            raise ValueError(exists) from None
 
 
 def dtype_of(name: str) -> np.dtype[Any]:

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regionhash.files.atomic import replacing
 from regionhash.store.codeset import CodeSet
-from regionhash.store.layout import reported
+from regionhash.store.layout import new_file
 from regionhash.structures import Ints, items_of
 
 if TYPE_CHECKING:
@@ -78,20 +77,14 @@ def write_parquet(path: Path, codes: CodeSet, facts: Sequence[Facts]) -> int:
     """
     import pyarrow.parquet as pq
 
-    schema, exists = _schema(codes), f"{path}: already exists"
-    if path.exists():
-        raise ValueError(exists)
-    try:
-        with (
-            reported(path, "cannot write"),
-            replacing(path, exclusive=True) as temporary,
-            pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-        ):
-            for first in range(0, len(codes), _PICTURES_AT_A_TIME):
-                rows = np.arange(first, min(first + _PICTURES_AT_A_TIME, len(codes)))
-                writer.write_table(_written(codes, facts[first : rows[-1] + 1], rows, schema))
-    except FileExistsError:
-        raise ValueError(exists) from None
+    schema = _schema(codes)
+    with (
+        new_file(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        for first in range(0, len(codes), _PICTURES_AT_A_TIME):
+            rows = np.arange(first, min(first + _PICTURES_AT_A_TIME, len(codes)))
+            writer.write_table(_written(codes, facts[first : rows[-1] + 1], rows, schema))
     return len(codes)
 
 
