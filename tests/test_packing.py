@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from collection_cases import MODEL, encoded
-from regionhash.collection.packing import PackedBoxes, pack_boxes, packed, steps, types_of
+from regionhash.collection.packing import (
+    PackedBoxes,
+    _float16,
+    as_kept,
+    pack_boxes,
+    packed,
+    steps,
+    types_of,
+)
 from regionhash.store import rows_of
 from regionhash.structures import meaningful_score
 
@@ -119,3 +127,12 @@ def test_version_2_keeps_the_types_of_the_code_file():
     rows = rows_of("a", encoded(0), [1], MODEL)
     found = packed(rows, types_of(MODEL | {"version": 2}))
     assert all(found[name] is rows[name] for name in rows)
+
+
+def test_a_score_is_found_by_any_threshold_up_to_it():
+    scores = np.array([0, 1e-6, 0.3, 0.5, 0.9996, 0.9999, 1], np.float32)
+    kept = _float16(scores)
+    for n, score in enumerate(scores):
+        for threshold in (score, score * 0.99999):
+            assert kept[n] >= as_kept(float(threshold), kept.dtype)
+    assert kept[-2] < as_kept(1.0, kept.dtype)

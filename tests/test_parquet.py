@@ -157,6 +157,38 @@ def test_a_collection_comes_back_with_its_facts(made, tmp_path):
         np.testing.assert_array_equal(getattr(found.table, name), getattr(wanted.table, name))
 
 
+def test_an_older_file_does_not_replace_newer_codes(made, tmp_path):
+    there = tmp_path / "there.jpg"
+    there.write_bytes(b"a picture")
+    stored = replace(new_image(7), file=FileState(bytes(there), b"1" * 32))
+    with Database(made / "collection.db") as database:
+        database.store([stored])
+    with Collection(made) as collection:
+        collection.export(tmp_path / "older.parquet")
+        newer = replace(stored, rows=rows_of("7.jpg", encoded(8), None, MODEL))
+        newer = replace(newer, file=FileState(bytes(there), b"2" * 32))
+        assert collection._database.store([newer]) == 1
+        assert collection.import_codes(tmp_path / "older.parquet") == 0
+        found = collection.encoded("7.jpg")
+    np.testing.assert_array_equal(found.image_code, encoded(8).image_code)
+
+
+def test_pictures_that_share_a_file_are_all_kept(made, tmp_path):
+    """As crops do; one of them is linked to it."""
+    there = tmp_path / "there.jpg"
+    there.write_bytes(b"a picture")
+    with Collection(made) as collection:
+        collection.export(tmp_path / "codes.parquet")
+    rows = pq.read_table(tmp_path / "codes.parquet")
+    shared = pa.array([str(there)] * len(rows))
+    rows = rows.set_column(rows.column_names.index("path"), "path", shared)
+    pq.write_table(rows, tmp_path / "shared.parquet")
+    with Collection(copied(made, tmp_path / "shared.parquet")) as again:
+        assert len(again) == 5
+        assert [image.path for image in again.images()].count(there) == 1
+        assert again.import_codes(tmp_path / "shared.parquet") == 0
+
+
 def test_a_user_takes_codes_elsewhere_and_back(cups, tmp_path):
     path, again = tmp_path / "cups.parquet", tmp_path / "again"
     run("export", cups, "-o", path)
@@ -280,7 +312,10 @@ def with_value(name, row, value):
         (with_value("id", 0, None), "id must be a text"),
         (with_value("shows", 0, ["cow"]), "shows must be classes of the model, got 'cow'"),
         (with_value("class_probs", 0, [1.0]), "class_probs must have 2 values in each picture"),
-        (with_value("model_hash", 1, "def"), "made by model 'def', but abc is needed"),
+        (lambda rows: rows.drop_columns(["precision"]), "no column precision"),
+        (lambda rows: rows.append_column("score", rows["score"]), "column score is there 2 times"),
+        (with_value("precision", 1, "bf16-mixed"), "precision must be 32-true, got 'bf16-mixed'"),
+        (with_value("model_hash", 1, "def"), "model_hash must be abc, got 'def'"),
         (
             lambda rows: rows.set_column(
                 rows.column_names.index("x0"), "x0", pa.array(["a"] * len(rows))

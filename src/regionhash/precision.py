@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Precision = Literal["32-true", "bf16-mixed"]
 """Precision of the forward pass: float32, or bfloat16 where it is safe."""
@@ -19,6 +20,12 @@ def check_precision(precision: str, *, known: tuple[str, ...] = PRECISIONS) -> N
     """Raises ValueError for an unknown precision."""
     if precision not in known:
         raise ValueError(f"precision must be one of {', '.join(known)}, got {precision!r}")
+
+
+def precision_of(meta: Mapping[str, Any]) -> Precision:
+    """The precision of codes, given what their file says of where they come from."""
+    precision: Precision = meta.get("precision", PRECISIONS[0])
+    return precision
 
 
 def check_same_precision(place: Path | str, recorded: str, asked: PrecisionName) -> None:

@@ -60,7 +60,7 @@ from regionhash.collection.transfer import (
 )
 from regionhash.collection.uploads import remove_pictures, store_upload
 from regionhash.files.atomic import replacing
-from regionhash.precision import check_same_precision
+from regionhash.precision import check_same_precision, precision_of
 from regionhash.reporter import SILENT, Reporter
 from regionhash.search.request import Filter, Query, Search
 from regionhash.search.run import Answer, QueryPicture, marked, read_query, run
@@ -190,7 +190,7 @@ class Collection:
         meta = header["meta"]
         _copy_model(path, header["model_hash"], meta, folder)
         header["meta"] = {
-            "precision": meta.get("precision", "32-true"),
+            "precision": precision_of(meta),
             "provenance": meta.get("provenance", {}),
         }
         target = folder / DATABASE_FILE

@@ -10,6 +10,7 @@ import numpy as np
 
 from regionhash.collection.arrays import Snapshot
 from regionhash.collection.database import Database
+from regionhash.collection.packing import as_kept
 from regionhash.files.names import shown_name
 from regionhash.search.request import Filter, RequestError
 from regionhash.structures import Mask
@@ -97,7 +98,7 @@ def _detected(snapshot: Snapshot, first: int, min_score: float, label: int | Non
         return found
     offsets = table.offsets[first:] - table.offsets[first]
     scores, labels = (part[table.offsets[first] :] for part in (table.scores, table.labels))
-    good = scores >= min_score
+    good = scores >= as_kept(min_score, scores.dtype)
     # The whole picture as a region has no class and the score 1: it is no detection.
     good &= (labels >= 0) | (scores < 1) if label is None else labels == label
     found[np.searchsorted(offsets, np.flatnonzero(good), side="right") - 1] = True

@@ -118,6 +118,14 @@ class PackedBoxes:
         return np.flatnonzero(numbers) if numbers.dtype == bool else numbers % len(self)
 
 
+def as_kept(score: float, dtype: np.dtype[Any]) -> np.floating[Any]:
+    """A threshold as scores of a type are kept, so that it can be compared with them."""
+    if dtype != np.float16:
+        return np.float32(score)
+    (kept,) = _float16(np.array([score], np.float32))
+    return np.float16(kept)
+
+
 def _float16(values: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
     most = np.finfo(np.float16).max
     rounded: NDArray[np.float16] = np.clip(values, -most, most).astype("<f2")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,8 @@ import numpy as np
 
 from regionhash.collection.database import Database, FileState, NewImage
 from regionhash.data.inputs import file_of_id
-from regionhash.files.names import absolute, as_shown, shown_name
-from regionhash.precision import check_same_precision
+from regionhash.files.names import as_shown, shown_name
+from regionhash.precision import check_same_precision, precision_of
 from regionhash.store import CodeFileWriter, CodeSet, StoreError, new_file, rows_of
 from regionhash.store.parquet import Facts
 from regionhash.store.parquet_reader import ParquetCodes
@@ -143,8 +142,7 @@ def import_codes(database: Database, codes: CodeSet, facts: Sequence[Facts] | No
         ValueError: the codes are of another precision, or lack the floats that are kept here.
         StoreError: writing fails.
     """
-    recorded = codes.meta.get("precision", "32-true")
-    check_same_precision(codes.path, recorded, database.header["meta"]["precision"])
+    check_same_precision(codes.path, precision_of(codes.meta), database.header["meta"]["precision"])
     places = folders(codes.meta)
     sources = [
         database.source([place["data"]], place)
@@ -152,12 +150,17 @@ def import_codes(database: Database, codes: CodeSet, facts: Sequence[Facts] | No
         if "data" in place
     ]
     stored, pending = 0, []
+    linked: set[bytes | None] = set()
     for n, stored_id in enumerate(codes.table.ids):
         image_id = as_shown(stored_id)
         labels = None if codes.labels is None else np.flatnonzero(codes.labels[n]).tolist()
         picture, keep = codes.table.picture(n), database.keeps_floats
         rows = rows_of(image_id, picture, labels, database.header, keep_features=keep)
-        state = _state(image_id, places, None if facts is None else facts[n])
+        if facts is None:
+            state = file_of(image_id, places)
+        else:
+            state = _state(database, image_id, facts[n], places, linked)
+            linked.add(state.path)
         source = None if state.path or len(sources) != 1 else sources[0]
         pending.append(NewImage(image_id, state, source, rows))
         if len(pending) >= _IMPORTED_AT_A_TIME:
@@ -166,14 +169,28 @@ def import_codes(database: Database, codes: CodeSet, facts: Sequence[Facts] | No
     return stored + database.store(pending)
 
 
-def _state(image_id: str, places: Sequence[Source], facts: Facts | None) -> FileState:
-    """The file of a picture, if it is there."""
-    if facts is None:
-        return file_of(image_id, places)
-    if facts.path is not None and os.path.isfile(facts.path):  # noqa: PTH113 (odd names raise there)
-        return FileState(os.fsencode(absolute(facts.path)), facts.sha256, taken=facts.taken)
-    found = file_of(image_id, places)
-    return replace(found, hash=facts.sha256, taken=facts.taken)
+def _state(
+    database: Database,
+    image_id: str,
+    facts: Facts,
+    places: Sequence[Source],
+    linked: Container[bytes | None],
+) -> FileState:
+    """The file of a picture, if it is there and no other picture has it.
+
+    The facts may be old: what the collection has of the same picture is trusted more.
+    """
+    path = file_of(image_id, places).path
+    is_there = path is not None
+    if facts.path is not None:
+        path = database.path_of(Path(facts.path))
+        is_there = os.path.isfile(facts.path)  # noqa: PTH113 (odd names raise there)
+    found = None if path is None else database.one("path = ?", path)
+    if found is not None and found[0]["id"] == image_id:
+        return FileState(path, taken=facts.taken)
+    if found is not None or path in linked or not is_there:
+        path = None
+    return FileState(path, facts.sha256, taken=facts.taken)
 
 
 def folders(meta: Mapping[str, object]) -> list[Source]:

@@ -5,7 +5,8 @@ categories, one for each category. Facts of the picture stand in all of its rows
 can filter regions without a join; Parquet keeps what repeats in next to no space.
 
 The schema's metadata holds the header of the codes, as a code file has it. It may be missing, since
-few programs keep it: `model_hash`, which says what the codes may be compared with, is a column.
+few programs keep it: `model_hash` and `precision`, which say what the codes may be compared with,
+are columns.
 `regionhash.store.parquet_reader` reads it back.
 """
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash.precision import precision_of
 from regionhash.store.codeset import CodeSet
 from regionhash.store.layout import new_file
 from regionhash.structures import Ints, items_of
@@ -109,7 +111,7 @@ def _schema(codes: CodeSet) -> pa.Schema:
         columns["shows"] = pa.list_(pa.string())
     if table.class_probs is not None:
         columns["class_probs"] = pa.list_(pa.float32())
-    columns["model_hash"] = name
+    columns |= {"model_hash": name, "precision": name}
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -173,6 +175,7 @@ def _written(codes: CodeSet, facts: Sequence[Facts], rows: Ints, schema: pa.Sche
         "sha256": pa.array([fact.sha256 for fact in facts], pa.binary(32)).take(of),
         "taken": _times(facts).take(of),
         "model_hash": named(np.zeros(len(part), np.int32), [codes.model_hash]),
+        "precision": named(np.zeros(len(part), np.int32), [precision_of(codes.meta)]),
     }
     for column, (name, array) in BYTES.items():
         if column in schema.names:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from regionhash.files.text import one_line, shown
+from regionhash.precision import precision_of
 from regionhash.store.codeset import CodeSet
 from regionhash.store.layout import StoreError, check_ranges, checked_header
 from regionhash.store.parquet import (
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _REQUIRED = (
     *("picture", "id", "part", "number", "class", "score"),
-    *(*CORNERS, "height", "width", "model_hash"),
+    *(*CORNERS, "height", "width", "model_hash", "precision"),
 )
 _OPTIONAL = (*BYTES, "path", "sha256", "taken", "shows", "class_probs")
 _ROWS_AT_A_TIME = 1 << 18
@@ -93,6 +94,9 @@ class ParquetCodes:
                 if name not in there:
                     raise ValueError(f"no column {name}")
             columns = [name for name in (*_REQUIRED, *_OPTIONAL) if name in there]
+            for name in columns:
+                if there.count(name) > 1:
+                    raise ValueError(f"column {name} is there {there.count(name)} times")
             rest: pa.Table | None = None
             last = -1
             for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=columns):
@@ -130,10 +134,13 @@ def _read(
     """Whole pictures, all of them after the number of one. Raises ValueError."""
     import pyarrow as pa
 
-    hashes = rows["model_hash"].unique().to_pylist()
-    if hashes != [header["model_hash"]]:
-        other = next(value for value in hashes if value != header["model_hash"])
-        raise ValueError(f"made by model {shown(other)}, but {header['model_hash']} is needed")
+    for column, needed in (
+        ("model_hash", header["model_hash"]),
+        ("precision", precision_of(header["meta"])),
+    ):
+        for given in rows[column].unique().to_pylist():
+            if given != needed:
+                raise ValueError(f"{column} must be {needed}, got {shown(given)}")
     numbers = _numbers(rows, "picture", np.int64)
     part = _indices(rows, "part", PARTS)
     _check_order(numbers, part, _numbers(rows, "number", np.int64), after)
