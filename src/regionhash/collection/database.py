@@ -45,6 +45,9 @@ FORMAT = "regionhash collection"
 VERSION = 3
 _WITHOUT_USER_VERSION = 2  # the last version whose files do not say it in `PRAGMA user_version`
 
+OF_MODEL = ("model", "model_hash", "classes", "n_bits", "n_region_bits")
+"""Fields of the header that describe the model; a code file's header has them too."""
+
 BLOBS = tuple(name for name in LAYOUT if name not in ("id_bytes", "sizes"))
 """Columns of `images` that hold one picture's rows of a dataset of the code file."""
 
@@ -239,7 +242,7 @@ class Database:
                 connection.execute(f"PRAGMA application_id = {precision}")
                 _write_header(connection, header)
         database = cls(path)
-        for field in ("model", "model_hash", "classes", "n_bits", "n_region_bits"):
+        for field in OF_MODEL:
             if database.header[field] != header[field]:
                 database.close()
                 raise StoreError(

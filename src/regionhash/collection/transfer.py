@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regionhash.collection.database import Database, FileState, NewImage
+from regionhash.collection.database import OF_MODEL, Database, FileState, NewImage
 from regionhash.data.inputs import file_of_id
 from regionhash.files.names import as_shown, shown_name
 from regionhash.precision import check_same_precision, precision_of
@@ -26,7 +26,6 @@ PARQUET_SUFFIX = ".parquet"
 
 _IMPORTED_AT_A_TIME = 1000
 _SHA256_BYTES = 32
-_OF_MODEL = ("model", "model_hash", "classes", "n_bits", "n_region_bits")
 
 
 def write_code_file(path: Path, codes: CodeSet, files: Mapping[str, bytes]) -> int:
@@ -102,9 +101,9 @@ def header_of_file(path: Path) -> dict[str, Any]:
         known, keeps = dict(parquet.header), parquet.keeps_floats
     else:
         file = CodeSet.open(path)
-        known = {name: getattr(file, name) for name in (*_OF_MODEL, "meta")}
+        known = {name: getattr(file, name) for name in (*OF_MODEL, "meta")}
         keeps = file.table.region_features is not None
-    header = {name: known[name] for name in (*_OF_MODEL, "meta")}
+    header = {name: known[name] for name in (*OF_MODEL, "meta")}
     return header | {"classes": [*known["classes"]]} | ({"keeps_floats": True} if keeps else {})
 
 
