@@ -30,7 +30,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
 
@@ -237,10 +237,12 @@ class Service:
         """Asks for some seconds."""
         used = processor_seconds(self._server.pid)
         load = self._ask(self._options.seconds)
-        while load.poll() is None:
+        printed = None
+        while printed is None:  # it may print more than a pipe holds: always read
             self.held.append(memory(str(self._server.pid))["anonymous"])
-            time.sleep(1)
-        found = json.loads(load.communicate()[0])
+            with suppress(subprocess.TimeoutExpired):
+                printed = load.communicate(timeout=1)[0]
+        found = json.loads(printed)
         self.used += processor_seconds(self._server.pid) - used
         self.seconds += found["seconds"]
         self.times += found["times"]
