@@ -1,19 +1,23 @@
 """A collection that an engine holds too: by an engine in memory that can be spoilt."""
 
 import json
+import shutil
 from contextlib import suppress
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cli_runner import error_of, run
 from engine_cases import MemoryBackend, add, made, random_array, random_picture, same_answers
 from regionhash import engines
 from regionhash.collection import Filter, Query, Search
 from regionhash.collection.engine import EngineReport
 from regionhash.engines import EngineError
 from regionhash.search.request import RequestError
+from regionhash.service import create_app
 
 
 @pytest.fixture
@@ -308,3 +312,80 @@ def test_filters_reach_the_engine_but_for_folders(collection, memory):
         assert condition.filter == (Filter() if chosen.folder else chosen)
         among = condition.among
         assert among is None if chosen.folder is None else set(among) == set(rows[::2].tolist())
+
+
+# -- as users see it ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(photo_collection, tmp_path, monkeypatch):
+    """A copy of the collection of photos; its engine in memory outlives the commands."""
+    backends = {}
+
+    def open_memory(_, owner):
+        return backends.setdefault(owner.uuid, MemoryBackend(owner))
+
+    monkeypatch.setitem(engines.ENGINES, "memory", open_memory)
+    shutil.copytree(photo_collection, tmp_path / "photos.collection")
+    return tmp_path / "photos.collection", backends
+
+
+def test_an_engine_is_filled_searched_checked_and_dropped_by_commands(kept, photos):
+    folder, backends = kept
+    memory = ("--engine", "memory")
+    query = ("--query", f"{photos / '1.png'}@10,20,60,90", "--json")
+    assert error_of("search", folder, *query, *memory) == (
+        "memory: holds nothing of this collection yet; `regionhash engine sync` fills it"
+    )
+    assert run("engine", "sync", folder, *memory).stdout == "memory: 6 pictures added, 0 removed\n"
+    found, expected = run("search", folder, *query, *memory), run("search", folder, *query)
+    assert json.loads(found.stdout) == json.loads(expected.stdout)
+    (backend,) = backends.values()
+    assert len(backend.seen) == 1
+    del backend.entries[2]
+    checked = run("engine", "check", folder, *memory, code=1)
+    assert checked.stdout == (
+        "picture 2: missing in the engine, wholly or in part\n"
+        "memory: 6 pictures, 0 not there yet, 1 wrong\n"
+    )
+    synced = run("engine", "sync", folder, *memory, "--json")
+    assert json.loads(synced.stdout) == {
+        "collection": str(folder),
+        "engine": "memory",
+        "added": 1,
+        "removed": 0,
+    }
+    run("engine", "check", folder, *memory)
+    run("engine", "drop", folder, *memory)
+    assert backend.entries == {}
+
+
+def test_what_only_the_collection_can_search_is_named_by_its_flag(kept, photos):
+    folder, _ = kept
+    run("engine", "sync", folder, "--engine", "memory")
+    asked = ("--query", photos / "1.png", "--mode", "objects", "--context", "0.5")
+    assert error_of("search", folder, *asked, "--engine", "memory") == (
+        "--context cannot be searched in memory, only without an engine"
+    )
+    assert error_of("engine", "sync", folder, "--engine", "local") == (
+        "engine local is the collection itself, which needs no filling"
+    )
+
+
+def test_a_service_searches_an_engine_and_says_when_it_is_gone(kept):
+    folder, backends = kept
+    run("engine", "sync", folder, "--engine", "memory")
+    asked = {"queries": [{"image": 3, "regions": [0]}], "limit": 3}
+    (backend,) = backends.values()
+    with TestClient(create_app(folder), base_url="http://127.0.0.1") as client:
+        expected = client.post("/api/search", json=asked).json()["hits"]
+    assert backend.seen == []
+    with TestClient(create_app(folder, engine="memory"), base_url="http://127.0.0.1") as client:
+        assert client.post("/api/search", json=asked).json()["hits"] == expected
+        assert len(backend.seen) == 1
+        backend.entries.clear()
+        failed = client.post("/api/search", json=asked)
+        assert (failed.status_code, failed.json()["detail"]) == (
+            503,
+            "the collection is not available at the moment",
+        )
