@@ -18,6 +18,7 @@ ROWS = (
     ("models",),
     ("training",),
     ("search",),
+    ("engines",),
     ("collection", "evaluation"),
     ("experiments",),
     ("service",),

@@ -137,7 +137,7 @@ def test_views_of_the_same_memory_share_a_pass_and_other_bags_do_not(passes):
     codes, offsets = TABLES[0].region_codes, TABLES[0].offsets
 
     def search(codes, offsets=None):
-        return (yield Scan([BagSearch(codes[:1], 3)], codes, offsets))
+        return (yield Scan("region", [BagSearch(codes[:1], 3)], codes, offsets))
 
     wanted = [(codes,), (codes[:],), (codes[:-1],), (codes, offsets)]
     found = run_together([search(*each) for each in wanted])
@@ -161,7 +161,7 @@ def test_an_error_is_the_answer_of_one_search_only(passes):
 def test_a_search_can_handle_the_error_of_its_scan():
     def search():
         try:
-            yield Scan([BagSearch(TABLES[0].region_codes[:1], 0)], TABLES[0].region_codes)
+            yield Scan("region", [BagSearch(TABLES[0].region_codes[:1], 0)], TABLES[0].region_codes)
         except ValueError:
             return "handled"
 

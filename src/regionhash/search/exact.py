@@ -68,7 +68,8 @@ def search_images(
     """
     if table.image_codes is None:
         raise ValueError("these codes have no image codes")
-    ((rows, distances),) = yield Scan([BagSearch(one_query(query), top, mask)], table.image_codes)
+    search = BagSearch(one_query(query), top, mask)
+    ((rows, distances),) = yield Scan("picture", [search], table.image_codes)
     return _hits(rows, distances, table)
 
 
@@ -151,7 +152,7 @@ def search_objects(
             raise ValueError(f"max_distance must not be negative, got {limit}")
         mask = np.ones(len(table), bool) if mask is None else mask.copy()
         unwanted = [BagSearch(code[None], len(table) + 1, max_distance=limit) for code in exclude]
-        for rows, _ in (yield Scan(unwanted, table.region_codes, table.offsets)):
+        for rows, _ in (yield Scan("region", unwanted, table.region_codes, table.offsets)):
             mask[rows] = False
     elif max_distance is not None:
         raise ValueError("max_distance needs objects to exclude")
@@ -210,7 +211,8 @@ def _nearest(ranking: _Ranking, top: int) -> Running[tuple[Ints, Ints]]:
     queries, table, mask, united = ranking
     if united is None:
         assert table.region_codes is not None
-        (found,) = yield Scan([BagSearch(queries, top, mask)], table.region_codes, table.offsets)
+        search = BagSearch(queries, top, mask)
+        (found,) = yield Scan("region", [search], table.region_codes, table.offsets)
         return found
     assert mask is not None
     candidates = np.flatnonzero(mask)
@@ -397,7 +399,8 @@ def search_categories(
         pictures, codes = table.category_table(category, min_prob)
         if mask is not None:
             pictures, codes = pictures[mask[pictures]], codes[mask[pictures]]
-        ((rows, distances),) = yield Scan([BagSearch(one_query(query.codes[n]), top)], codes)
+        search = BagSearch(one_query(query.codes[n]), top)
+        ((rows, distances),) = yield Scan("category", [search], codes)
         hits = _hits(pictures[rows], distances, table)
         answers.append(CategoryHits(category, float(query.probs[n]), tuple(hits)))
     return answers

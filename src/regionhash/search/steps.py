@@ -184,7 +184,7 @@ def search_in_steps(
     else:
         query = _given(region_query, steps[0])
         offsets, codes = _region_codes(table)
-        (found,) = yield Scan([BagSearch(one_query(query), wanted, mask)], codes, offsets)
+        (found,) = yield Scan("region", [BagSearch(one_query(query), wanted, mask)], codes, offsets)
         ranking = Ranking(*found, objects=query[None])
     for step in steps[1:]:
         if step == "local":
@@ -210,7 +210,8 @@ def rank_images(
     Keeps the first `top` of those in `mask` (N,); None stands for all in either.
     """
     wanted = max(1, len(table)) if top is None else top
-    (found,) = yield Scan([BagSearch(one_query(query), wanted, mask)], _image_codes(table))
+    search = BagSearch(one_query(query), wanted, mask)
+    (found,) = yield Scan("picture", [search], _image_codes(table))
     return Ranking(*found)
 
 

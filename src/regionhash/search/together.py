@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import update_wrapper
 from itertools import islice
-from typing import Generic, NamedTuple, ParamSpec, TypeAlias, TypeVar
+from typing import Generic, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from regionhash.search.scan import BagSearch, scan_bags
 from regionhash.structures import Codes, Ints
@@ -23,8 +23,15 @@ Found: TypeAlias = list[tuple[Ints, Ints]]
 
 
 class Scan(NamedTuple):
-    """What a search wants of a pass, see `scan_bags`."""
+    """What a search wants of a pass, see `scan_bags`.
 
+    Attributes:
+        part: whose codes are compared: those of whole pictures, of the regions of each picture, or
+            of some pictures' codes of one category.
+        searches, codes, offsets: see `scan_bags`.
+    """
+
+    part: Literal["picture", "region", "category"]
     searches: Sequence[BagSearch]
     codes: Codes
     offsets: Ints | None = None
@@ -93,7 +100,7 @@ def _scan_all(wanted: Mapping[int, Scan]) -> dict[int, Found | Exception | None]
         groups[_memory(scan.codes), _memory(scan.offsets)].append(n)
     found: dict[int, Found | Exception | None] = {}
     for group in groups.values():
-        _, codes, offsets = wanted[group[0]]
+        _, _, codes, offsets = wanted[group[0]]
         searches = [search for n in group for search in wanted[n].searches]
         try:
             each = iter(scan_bags(searches, codes, offsets))

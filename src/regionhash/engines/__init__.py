@@ -1,0 +1,58 @@
+"""Engines that search the codes of a collection in its place: Milvus, DuckDB and ClickHouse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from regionhash.engines.backend import (
+    Backend,
+    Condition,
+    EngineError,
+    Held,
+    Nearest,
+    Owner,
+    Part,
+    Stored,
+)
+
+LOCAL = "local"
+
+ENGINES: dict[str, Callable[[str, Owner], Backend] | None] = {
+    LOCAL: None,  # the collection itself
+}
+"""What opens an engine, given the address and the collection: `milvus:http://127.0.0.1:19530`."""
+
+
+def open_backend(spec: str, owner: Owner) -> Backend | None:
+    """Opens an engine for a collection; None for the collection itself.
+
+    Args:
+        spec: its name, and after a colon its address if it needs one.
+        owner: the collection.
+
+    Raises:
+        ValueError: an unknown engine, or an address that it cannot have.
+        ModuleNotFoundError: the engine needs an extra that is not installed.
+    """
+    name, _, address = spec.partition(":")
+    if name not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {spec!r}")
+    opener = ENGINES[name]
+    if opener is None and address:
+        raise ValueError(f"engine {name} has no address, got {spec!r}")
+    return None if opener is None else opener(address, owner)
+
+
+__all__ = [
+    "ENGINES",
+    "LOCAL",
+    "Backend",
+    "Condition",
+    "EngineError",
+    "Held",
+    "Nearest",
+    "Owner",
+    "Part",
+    "Stored",
+    "open_backend",
+]
