@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from safetensors.numpy import load_file
 from typer.main import get_command
 
 from cli_runner import error_of, run
-from conftest import TINY, TINY_BACKBONE, build_tiny, save_tiny, write_picture
+from conftest import TINY, TINY_BACKBONE, build_tiny, collect, save_tiny, write_picture
 from regionhash import cli
 from regionhash.data import open_dataset
 from regionhash.evaluation import detection_map, evaluate_ranking
@@ -820,3 +821,17 @@ def test_of_several_processes_of_a_training_the_first_prints(tmp_path, monkeypat
         "train", "ssdh", "digits:train:12", "-o", tmp_path, "--set", "workers=0", *settings
     )
     assert result.output == ""
+
+
+def test_a_name_with_control_characters_does_not_reach_the_terminal(saved, photos, tmp_path):
+    odd = "a\x1b[2J\u202eb\u3000\u00e9.png"
+    (tmp_path / "photos").mkdir()
+    shutil.copy(photos / "1.png", tmp_path / "photos" / odd)
+    folder = collect(tmp_path / "photos", saved.folder, tmp_path / "photos.collection")
+    query = ("--query", f"{photos / '1.png'}@10,20,60,90")
+    found = run("search", folder, *query).stdout
+    assert "a\\x1b[2J\\u202eb\u3000\u00e9.png" in found and odd not in found
+    assert json.loads(run("search", folder, *query, "--json").stdout)["hits"][0]["picture"] == odd
+    (tmp_path / "photos" / odd).unlink()
+    told = run("check", folder).stdout
+    assert "\\x1b[2J\\u202eb\u3000\u00e9.png: its file is gone" in told and "\x1b" not in told

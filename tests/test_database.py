@@ -176,8 +176,12 @@ def test_every_picture_has_the_parts_of_the_first(database):
     database.store([new_image(0)])
     bare = new_image(1)
     rows = {name: array for name, array in bare.rows.items() if name != "image_codes"}
-    with pytest.raises(ValueError, match=r"1\.jpg: every picture of .* must have the parts"):
+    part = r"1\.jpg: every picture of .* must have image_codes of shape \[2\], got "
+    with pytest.raises(ValueError, match=f"{part}none"):
         database.store([new_image(2), NewImage(bare.id, bare.file, None, rows)])
+    wider = bare.rows | {"image_codes": np.zeros((1, 3), np.uint8)}
+    with pytest.raises(ValueError, match=rf"{part}\[3\]"):
+        database.store([NewImage(bare.id, bare.file, None, wider)])
     assert stored(database) == {"0.jpg": 0}
 
 

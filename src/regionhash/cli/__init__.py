@@ -28,6 +28,7 @@ from regionhash.cli.encode import encode
 from regionhash.cli.evaluate import evaluate
 from regionhash.cli.fetch import fetch
 from regionhash.cli.info import datasets, info, models
+from regionhash.cli.output import say
 from regionhash.cli.reproduce import reproduce
 from regionhash.cli.search import search
 from regionhash.cli.serve import serve
@@ -76,12 +77,12 @@ class _Commands(TyperGroup):
             line = missing(error) if isinstance(error, ModuleNotFoundError) else _line_of(error)
             if line is None:
                 raise
-            typer.echo(f"error: {line}", err=True)
+            say(f"error: {line}", err=True)
             raise typer.Exit(BAD_INPUT) from error
         except KeyboardInterrupt as error:
-            typer.echo("interrupted", err=True)
+            say("interrupted", err=True)
             if ctx.invoked_subcommand in _RESUMED:
-                typer.echo("run the same command again to resume", err=True)
+                say("run the same command again to resume", err=True)
             raise typer.Exit(INTERRUPTED) from error
 
 

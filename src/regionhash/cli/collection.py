@@ -22,7 +22,7 @@ from regionhash.cli.options import (
     Workers,
     n_workers,
 )
-from regionhash.cli.output import ConsoleReporter, added_line, added_record, print_json
+from regionhash.cli.output import ConsoleReporter, added_line, added_record, print_json, say
 
 if TYPE_CHECKING:
     from regionhash.parts.hashes import FitReport
@@ -223,10 +223,10 @@ def index(
         print_json(record | added_record(report.added))
     else:
         if report.fit:
-            typer.echo(_fit_line(report.fit))
-        typer.echo(added_line(output, report.added))
-        typer.echo(f"next: regionhash search {output} --query PICTURE --box x0,y0,x1,y1")
-        typer.echo(f"   or: regionhash serve {output}")
+            say(_fit_line(report.fit))
+        say(added_line(output, report.added))
+        say(f"next: regionhash search {output} --query PICTURE --box x0,y0,x1,y1")
+        say(f"   or: regionhash serve {output}")
     if strict and report.added.encoding.skipped:
         raise typer.Exit(1)
 
@@ -287,7 +287,7 @@ def add(
     if as_json:
         print_json({"collection": str(collection), **added_record(report)})
     else:
-        typer.echo(added_line(collection, report))
+        say(added_line(collection, report))
     if strict and report.encoding.skipped:
         raise typer.Exit(1)
 
@@ -318,7 +318,7 @@ def remove(
     if as_json:
         print_json({"collection": str(collection), "removed": removed, "pictures": left})
     else:
-        typer.echo(f"{collection}: {removed} removed, {left} left")
+        say(f"{collection}: {removed} removed, {left} left")
 
 
 def refresh(
@@ -358,7 +358,7 @@ def refresh(
     if as_json:
         print_json({"collection": str(collection), "added": [*map(added_record, reports)]})
     for report in () if as_json else reports:
-        typer.echo(added_line(collection, report, f"{report.removed} removed"))
+        say(added_line(collection, report, f"{report.removed} removed"))
     if strict and any(report.encoding.skipped for report in reports):
         raise typer.Exit(1)
 
@@ -389,7 +389,7 @@ def check(
         print_json(asdict(report))
     else:
         for line in (*report.repaired, *report.problems):
-            typer.echo(line)
+            say(line)
         for line, names in (
             ("its file is gone", report.missing),
             ("its file has changed", report.changed),
@@ -397,8 +397,8 @@ def check(
             ("belongs to no picture; --repair removes it", report.orphans),
         ):
             for name in names:
-                typer.echo(f"{name}: {line}")
-        typer.echo(
+                say(f"{name}: {line}")
+        say(
             f"{collection}: {report.n_images} pictures, {len(report.problems)} problems, "
             f"{len(report.missing)} files gone, {len(report.changed)} changed"
         )
@@ -461,7 +461,7 @@ def engine(
     if as_json:
         print_json({"collection": str(collection), "engine": name, **record})
     else:
-        typer.echo("\n".join(lines))
+        say("\n".join(lines))
     if action == "check" and not report.ok:
         raise typer.Exit(1)
 
@@ -488,7 +488,7 @@ def export(
     if as_json:
         print_json({"codes": str(output), "pictures": count})
     else:
-        typer.echo(f"{output}: {count} pictures")
+        say(f"{output}: {count} pictures")
 
 
 def import_codes(
@@ -525,7 +525,7 @@ def import_codes(
     if as_json:
         print_json({"collection": str(collection), "new": count})
     else:
-        typer.echo(f"{collection}: {count} pictures of {codes} are new")
+        say(f"{collection}: {count} pictures of {codes} are new")
 
 
 def _proposals(given: str | None) -> tuple[str | None, Path | None]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from regionhash.cli.options import Json
-from regionhash.cli.output import print_json
+from regionhash.cli.output import print_json, say
 
 
 def convert(
@@ -37,4 +37,4 @@ def convert(
         print_json({"graphs": {str(path): n_bytes for path, n_bytes in written.items()}})
         return
     for path, n_bytes in written.items():
-        typer.echo(f"{path}: {n_bytes / 1e6:.1f} MB")
+        say(f"{path}: {n_bytes / 1e6:.1f} MB")

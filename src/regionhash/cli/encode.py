@@ -22,6 +22,7 @@ from regionhash.cli.output import (
     encoding_line,
     encoding_record,
     print_json,
+    say,
 )
 
 
@@ -72,7 +73,7 @@ def encode(
     if as_json:
         print_json({"codes": str(output), **encoding_record(report)})
     else:
-        typer.echo(encoding_line(output, report))
-        typer.echo(f"next: regionhash search {output} --query PICTURE")
+        say(encoding_line(output, report))
+        say(f"next: regionhash search {output} --query PICTURE")
     if strict and report.skipped:
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from regionhash.cli.options import Json
-from regionhash.cli.output import ConsoleReporter, print_json, print_table
+from regionhash.cli.output import ConsoleReporter, print_json, print_table, say
 
 
 def evaluate(
@@ -99,7 +99,7 @@ def evaluate(
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     if detection:
         table.add_row("detection mAP@0.5", f"{measured['map']:.4f}")
-    typer.echo(
+    say(
         f"{n_queries} queries, {n_pictures} pictures, k = {record['k']}, "
         f"ties {ties}, denominator {denominator}"
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from regionhash.cli.options import Json
-from regionhash.cli.output import ConsoleReporter, print_json
+from regionhash.cli.output import ConsoleReporter, print_json, say
 
 
 def fetch(
@@ -73,8 +73,8 @@ def fetch(
     gives = [f"a map of {encoder.n_channels} channels, one cell every {encoder.stride} pixels"]
     gives = gives if encoder.gives_map else []
     gives += [f"a vector of {encoder.n_vector} numbers"] if encoder.n_vector else []
-    typer.echo(f"{found.spec}: {' and '.join(gives)}{', also of words' if found.text else ''}")
+    say(f"{found.spec}: {' and '.join(gives)}{', also of words' if found.text else ''}")
     if folder is not None:
-        typer.echo(f"{folder}: {found.n_bytes / 1e6:.1f} MB")
+        say(f"{folder}: {found.n_bytes / 1e6:.1f} MB")
     elif found.graph is not None:
-        typer.echo("made again at each use; --output FOLDER keeps it")
+        say("made again at each use; --output FOLDER keeps it")

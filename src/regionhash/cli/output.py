@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from regionhash.files.text import printable
 from regionhash.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -77,7 +78,12 @@ class ConsoleReporter(Reporter):
 
     def note(self, line: str) -> None:
         """Prints the line."""
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(printable(line), markup=False, highlight=False)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Prints a line, on stderr if it is none of the results."""
+    typer.echo(printable(line), err=err)
 
 
 def print_json(record: object) -> None:
@@ -94,9 +100,9 @@ def print_table(table: Table) -> None:
 def print_lines(title: str, lines: dict[str, str]) -> None:
     """Prints names, each with a line of description."""
     width = max(map(len, (title, *lines)))
-    typer.echo(f"{title:{width}}  description")
+    say(f"{title:{width}}  description")
     for name, line in lines.items():
-        typer.echo(f"{name:{width}}  {line}")
+        say(f"{name:{width}}  {line}")
 
 
 def encoding_record(report: EncodingReport) -> dict[str, Any]:

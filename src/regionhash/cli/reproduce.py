@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from regionhash.cli.options import Short, Weights
-from regionhash.cli.output import ConsoleReporter
+from regionhash.cli.output import ConsoleReporter, say
 from regionhash.experiments import EXPERIMENTS, find_experiment, preset_names
 
 _OF_ALL = ("preset", "data", "out", "assignments")  # parameters that are no settings
@@ -111,4 +111,4 @@ def reproduce(
 
     options = options_from(experiment.Options, assignments or (), flags)
     page = experiment.run(preset, data, out, options, ConsoleReporter())
-    typer.echo(f"wrote {page}")
+    say(f"wrote {page}")

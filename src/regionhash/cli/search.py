@@ -12,7 +12,8 @@ import typer
 from rich.table import Table
 
 from regionhash.cli.options import Device, Engine, Json, Runtime
-from regionhash.cli.output import print_json, print_table
+from regionhash.cli.output import print_json, print_table, say
+from regionhash.files.text import printable
 
 if TYPE_CHECKING:
     from regionhash.search.request import Query, RequestError
@@ -294,14 +295,14 @@ def search(
         title = f"{n_hits} nearest of {len(answer.codes)} pictures, by {answer.mode}"
         write_answer(sheet, answer, find_picture, title=title, wanted=wanted)
     for note in answer.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     if as_json:
         print_json(_record(answer))
     elif answer.mode == "category":
         _print_groups(answer)
     elif not answer.hits:
         left_out = without or offset or chosen != Filter()
-        typer.echo("all pictures were left out" if left_out else "no picture has a region")
+        say("all pictures were left out" if left_out else "no picture has a region")
     else:
         print_table(_hit_table(answer.hits, answer))
 
@@ -367,7 +368,7 @@ def _hit_table(hits: Sequence[Hit], answer: Answer) -> Table:
         cells = [
             str(rank),
             distance_text(hit),
-            hit.image_id,
+            printable(hit.image_id),
             "\n".join(_box_text(match) for match in hit.matches),
             "\n".join(_class_name(match, answer) or "" for match in hit.matches),
             "\n".join(_score_text(match) for match in hit.matches),
@@ -388,9 +389,9 @@ def _print_groups(answer: Answer) -> None:
     from regionhash.search.answer import heading_text
 
     if not answer.groups:
-        typer.echo("no category in the query is probable enough")
+        say("no category in the query is probable enough")
     for group in answer.groups:
-        typer.echo(f"{heading_text(group, answer.codes)}, {len(group.hits)} pictures")
+        say(f"{heading_text(group, answer.codes)}, {len(group.hits)} pictures")
         print_table(_hit_table(group.hits, answer))
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from regionhash.cli.options import Device, Engine, Folder, Runtime
+from regionhash.cli.output import say
 
 
 def serve(
@@ -51,5 +52,5 @@ def serve(
         device=device,
         runtime=runtime,
         engine=engine,
-        note=typer.echo,
+        note=say,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from regionhash.cli.options import Json
-from regionhash.cli.output import ConsoleReporter, is_first_process, print_json
+from regionhash.cli.output import ConsoleReporter, is_first_process, print_json, say
 
 if TYPE_CHECKING:
     from regionhash.reporter import EpochReport
@@ -140,10 +140,10 @@ def train(
             }
         )
     else:
-        typer.echo(f"{output}: {checkpoint.name}, model {checkpoint.model_hash}")
+        say(f"{output}: {checkpoint.name}, model {checkpoint.model_hash}")
         if noticed := image_set.notices.summary():
-            typer.echo(f"noticed: {noticed}")
-        typer.echo(f"next: regionhash encode {output} YOUR_PICTURES -o codes.h5")
+            say(f"noticed: {noticed}")
+        say(f"next: regionhash encode {output} YOUR_PICTURES -o codes.h5")
 
 
 class _TrainingReporter(ConsoleReporter):

@@ -710,9 +710,10 @@ class Database:
         }
         known = self.header.get("rows")
         if known is not None and known != parts:
+            name = next(name for name in known | parts if known.get(name) != parts.get(name))
             raise ValueError(
-                f"{image.id}: every picture of {self.path} must have the parts "
-                f"{', '.join(known)}, got {', '.join(parts)}"
+                f"{image.id}: every picture of {self.path} must have {name} of shape "
+                f"{known.get(name, 'none')}, got {parts.get(name, 'none')}"
             )
         labelled = "image_labels" in image.rows and not self.header.get("labelled")
         if known is None or labelled:

@@ -151,15 +151,16 @@ class CollectionEngine:
                 self._backend.remove(gone)
             state = _State(row, last_removal, 0, 0, sound=sound)
             added = 0
-            for first in range(0, len(missing), _AT_A_TIME):
-                rows = missing[first : first + _AT_A_TIME]
-                end = first + len(rows)
-                state = replace(state, adding=int(snapshot.rows[rows[-1]]))
-                self._record(self._at_least(snapshot, state))
-                added += self._insert(codes, snapshot, rows)
-                row = int(snapshot.rows[missing[end]]) - 1 if end < len(missing) else last_row
-                state = replace(state, row=row)
-                reporter.progress(end, len(missing))
+            with reporter.stage("storing"):
+                for first in range(0, len(missing), _AT_A_TIME):
+                    rows = missing[first : first + _AT_A_TIME]
+                    end = first + len(rows)
+                    state = replace(state, adding=int(snapshot.rows[rows[-1]]))
+                    self._record(self._at_least(snapshot, state))
+                    added += self._insert(codes, snapshot, rows)
+                    row = int(snapshot.rows[missing[end]]) - 1 if end < len(missing) else last_row
+                    state = replace(state, row=row)
+                    reporter.progress(end, len(missing))
             self._record(_State(last_row, last_removal, *self._backend.held()))
         return SyncReport(added, len(gone))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import reprlib
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ _LONGEST = 1000  # characters of a message: a value in a file may have any lengt
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
+_UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""All control characters but line feed and tab; marks of direction, and what is no character."""
 
 NOT_REGULAR = "not a regular file"
 
@@ -103,6 +107,11 @@ def one_line(text: str) -> str:
     text = " ".join(text[: 2 * _LONGEST].split())
     text = "".join(char if char.isprintable() else "?" for char in text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def printable(text: str) -> str:
+    r"""Text for a terminal: what might move its cursor or turn its writing around, as `\x1b`."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def shown(value: object) -> str:
