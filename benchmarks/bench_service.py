@@ -81,17 +81,16 @@ def random_images(first: int, count: int):
     codes = rng.integers(0, 256, (count, N_REGIONS, N_BYTES), dtype=np.uint8)
     boxes = np.sort(rng.random((count, N_REGIONS, 2, 2), np.float32) * 500, axis=2)
     boxes = boxes.reshape(count, N_REGIONS, 4)
+    alike = {
+        "id_bytes": np.zeros(0, np.uint8),
+        "sizes": np.array([[500, 500]], "<i4"),
+        "class_probs": np.full((1, len(CLASSES)), 0.1, np.float32),
+        "scores": np.full(N_REGIONS, 0.9, np.float32),
+        "labels": np.arange(N_REGIONS, dtype=np.int64),
+    }
     for n in range(count):
-        rows = {
-            "id_bytes": np.zeros(0, np.uint8),
-            "sizes": np.array([[500, 500]], "<i4"),
-            "image_codes": codes[n, :1],
-            "class_probs": np.full((1, len(CLASSES)), 0.1, np.float32),
-            "boxes": boxes[n],
-            "scores": np.full(N_REGIONS, 0.9, np.float32),
-            "labels": np.arange(N_REGIONS, dtype=np.int64),
-            "region_codes": codes[n],
-        }
+        own = {"image_codes": codes[n, :1], "boxes": boxes[n], "region_codes": codes[n]}
+        rows = alike | own
         name = f"{first + n:09}"
         path = f"/pictures/{name}.jpg".encode()
         yield NewImage(f"{name}.jpg", FileState(path, taken=float(n)), None, rows)

@@ -203,6 +203,7 @@ class Database:
         self.header: dict[str, Any] = {}
         self.types: Types = {}
         self._about: list[Any] = []  # what the header was read from
+        self._last_row: int | None = None  # of this transaction
         with reported(path):
             self._connection = _connect(path)
             try:
@@ -454,6 +455,7 @@ class Database:
         """
         try:
             with reported(self.path), _transaction(self._connection):
+                self._last_row = None
                 self.check_current()
                 self.read_header()
                 yield self._connection
@@ -681,7 +683,10 @@ class Database:
         return self._insert(columns["id"], new, name=columns["name"])
 
     def _insert(self, image_id: str, new: Columns, *, name: str | None = None) -> int:
-        new["row"] = self.version()[0] + 1
+        if self._last_row is None:
+            self._last_row = self.version()[0]
+        self._last_row += 1
+        new["row"] = self._last_row
         new["id"] = self._free_id(image_id, new["path"])
         new["name"] = name or image_id if new["path"] is None else None
         new["checksum"] = checksum(new)

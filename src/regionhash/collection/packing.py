@@ -31,6 +31,7 @@ PACKED_FROM = 3
 _EDGE = np.dtype("<u2")
 _STEP_BITS = 4  # 2^-4 pixels
 _WHOLE_BITS = 12  # of a side that takes no larger steps: 12 + 4 = 16
+_MOST = np.finfo(np.float16).max
 _BELOW_ONE = np.nextafter(np.float16(1), np.float16(0))
 
 Types = Mapping[str, np.dtype[Any]]
@@ -65,14 +66,17 @@ def packed(rows: Mapping[str, NDArray[Any]], types: Types) -> dict[str, NDArray[
 def pack_boxes(boxes: Floats, size: Sequence[int]) -> NDArray[np.uint16]:
     """Boxes (R, 4) float32 of a picture of `size` (height, width) in steps, (R, 4) uint16."""
     sides = np.array(size[::-1])  # (2,): x, y
-    most = np.floor(sides / steps(sides))
-    edges = boxes.reshape(-1, 2, 2).astype(np.float64) / steps(sides)  # (R, low and high, x and y)
-    rounded = np.clip(np.rint(edges), 0, most)
+    step = steps(sides)
+    most = np.floor(sides / step)
+    edges = boxes.reshape(-1, 2, 2).astype(np.float64) / step  # (R, low and high, x and y)
+    rounded = np.minimum(np.maximum(np.rint(edges), 0), most)
     low, high = rounded[:, 0], rounded[:, 1]
     flat = (edges[:, 0] < edges[:, 1]) & (low >= high)
-    below = np.clip(np.floor(edges.mean(axis=1)), 0, np.maximum(most - 1, 0))
-    low[flat] = below[flat]
-    high[flat] = np.minimum(below + 1, most)[flat]
+    if flat.any():
+        below = np.floor(edges.mean(axis=1))
+        below = np.minimum(np.maximum(below, 0), np.maximum(most - 1, 0))
+        low[flat] = below[flat]
+        high[flat] = np.minimum(below + 1, most)[flat]
     return rounded.reshape(-1, 4).astype(_EDGE)
 
 
@@ -127,7 +131,6 @@ def as_kept(score: float, dtype: np.dtype[Any]) -> np.floating[Any]:
 
 
 def _float16(values: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
-    most = np.finfo(np.float16).max
-    rounded: NDArray[np.float16] = np.clip(values, -most, most).astype("<f2")
+    rounded: NDArray[np.float16] = np.minimum(np.maximum(values, -_MOST), _MOST).astype("<f2")
     rounded[(values < 1) & (rounded == 1)] = _BELOW_ONE
     return rounded
