@@ -74,6 +74,27 @@ class ParquetCodes:
             header = checked_header(path, metadata[METADATA], FORMAT, VERSION)
         return cls(path, header, "features" in schema.names)
 
+    def stored(self) -> pa.Table:
+        """The picture's number, id and SHA-256, as "picture", "id" and "sha256", of each picture.
+
+        Raises:
+            StoreError: the file is damaged, or lacks one of the columns.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        kinds = {"picture": pa.int64(), "id": pa.string(), "sha256": pa.binary()}
+        with as_store_errors(self.path), reading(self.path) as file:
+            schema = pq.read_schema(file)
+            for name in (*kinds, "part"):
+                if name not in schema.names:
+                    raise ValueError(f"no column {name}")
+        with as_store_errors(self.path), reading(self.path) as file:
+            rows = pq.read_table(file, columns=[*kinds, "part"])
+            rows = rows.filter(pc.equal(rows["part"].cast(pa.string()), PARTS[0]))
+            return rows.select([*kinds]).cast(pa.schema(kinds))
+
     def parts(self, header: Mapping[str, Any]) -> Iterator[tuple[CodeSet, list[Facts]]]:
         """The pictures, some thousands at a time.
 
