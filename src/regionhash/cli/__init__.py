@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from regionhash.cli.collection import add, check, export, import_codes, index, refresh, remove
 from regionhash.cli.convert import convert
 from regionhash.cli.demo import demo
-from regionhash.cli.encode import encode
+from regionhash.cli.encode import EncodeCommand, encode
 from regionhash.cli.evaluate import evaluate
 from regionhash.cli.fetch import fetch
 from regionhash.cli.info import datasets, info, models
@@ -91,7 +91,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 for _name, _command in COMMANDS.items():
-    app.command(name=_name)(_command)
+    app.command(name=_name, cls=EncodeCommand if _command is encode else None)(_command)
 
 
 @app.callback()
