@@ -28,6 +28,7 @@ from regionhash.models.ray_encoding import (
     pool_of,
 )
 from regionhash.store import CodeSet
+from regionhash.store.parquet_reader import ParquetCodes
 from regionhash.store.shards import Shards, Stored
 
 pytest.importorskip("pyarrow")
@@ -69,6 +70,12 @@ def encoded(saved, shards, inputs, run="run", n_actors=3):
     return [encoder.encode(piece) for piece in pieces]
 
 
+def paths_in(shards):
+    """The paths in all shards, in the order of the pictures."""
+    files = map(ParquetCodes.open, shards.files())
+    return [fact.path for file in files for _, facts in file.parts(file.header) for fact in facts]
+
+
 def check_same(collection, codes):
     """A collection has the ids and codes of a code file, and links the same files."""
     with Collection(collection) as opened:
@@ -85,6 +92,7 @@ def test_codes_are_those_of_encode_and_the_collection_links_the_files(saved, fol
     outcomes = encoded(saved, Shards(tmp_path / "shards"), [str(folder)])
     assert [outcome.n_encoded for outcome in outcomes] == [3, 3, 0]
     assert [list(outcome.skipped) for outcome in outcomes] == [[], [], ["bad.jpg"]]
+    assert paths_in(Shards(tmp_path / "shards")) == list(map(str, sorted(folder.glob("*.png"))))
     images, source = open_pictures([str(folder)])
     encode_set(
         saved.model,
@@ -132,6 +140,7 @@ def test_pictures_and_shards_may_be_behind_urls(saved, folder, tmp_path):
         assert why.startswith(f"memory://{tmp_path.name}/photos/bad.jpg: ")
         again = encoded(saved, shards, [f"memory://{tmp_path.name}/photos"], "again")
         assert [outcome.n_encoded for outcome in again] == [0, 0, 0]
+        assert paths_in(shards)[0] == f"memory://{tmp_path.name}/photos/0.png"
         encoded(saved, local, [str(folder)])
         with Collection.of_code_file(tmp_path / "remote", shards.folder) as remote:
             assert {image.path for image in remote.images()} == {None}

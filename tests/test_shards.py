@@ -127,5 +127,8 @@ def test_unreadable_pictures_are_rows_of_a_table(tmp_path):
     Shards(tmp_path).write_unreadable(rows)
     with (tmp_path / "unreadable.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [["id", "path", "reason"], *map(list, rows)]
+    odd = "/photos/\udcff.jpg"  # a name that is not UTF-8, as Python has it
+    Shards(tmp_path).write_unreadable([("x", odd, f"{odd}: gone")])
+    assert "/photos/\\udcff.jpg: gone" in (tmp_path / "unreadable.csv").read_text()
     Shards(tmp_path).write_unreadable([])
     assert (tmp_path / "unreadable.csv").read_bytes() == b"id,path,reason\n"

@@ -118,13 +118,15 @@ class Shards:
     def write_unreadable(self, rows: Iterable[tuple[str, str, str]]) -> None:
         """Writes id, path and reason of the pictures that a run could not read.
 
+        What is no Unicode in a name is escaped.
+
         Raises:
             OSError: the disk refuses.
             ValueError: what is behind a URL refuses.
         """
         with (
             whole_file(child(self.folder, UNREADABLE)) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
+            temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
             csv.writer(file, lineterminator="\n").writerows([("id", "path", "reason"), *rows])
 
