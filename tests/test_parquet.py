@@ -356,3 +356,77 @@ def test_files_that_are_none(made, tmp_path):
         pq.write_table(newer, tmp_path / "newer.parquet")
         with pytest.raises(StoreError, match="version must be 1, got 2"):
             collection.import_codes(tmp_path / "newer.parquet")
+
+
+# -- several files --------------------------------------------------------------------------------
+
+
+def test_a_folder_of_files_is_taken_in_the_order_of_their_names(made, tmp_path):
+    (tmp_path / "shards").mkdir()
+    with Collection(made) as collection:
+        collection.export(tmp_path / "codes.parquet")
+    rows = pq.read_table(tmp_path / "codes.parquet")
+    for name, pictures in (("b", [0, 1, 2]), ("a", [4, 5])):
+        of = pc.is_in(rows["picture"], pa.array(pictures, pa.int64()))
+        pq.write_table(rows.filter(of), tmp_path / "shards" / f"{name}.parquet")
+    (tmp_path / "shards" / ".c.parquet").write_bytes(b"hidden")
+    (tmp_path / "shards" / "unreadable.csv").write_text("id,reason\n")
+    (tmp_path / "new").mkdir()
+    Database.create(tmp_path / "new" / "collection.db", MODEL).close()
+    with Collection(tmp_path / "new") as collection:
+        assert collection.import_codes(tmp_path / "shards") == 4
+        assert [image.id for image in collection.images()] == ["3.jpg", "4.jpg", "0.jpg", "1.jpg"]
+        assert collection.import_codes(tmp_path / "shards", tmp_path / "codes.parquet") == 1
+        with pytest.raises(StoreError, match="name a file of codes"):
+            collection.import_codes()
+
+
+def test_a_user_takes_several_files_at_once(cups, tmp_path):
+    (tmp_path / "shards").mkdir()
+    path = tmp_path / "shards" / "cups.parquet"
+    run("export", cups, "-o", path)
+    run("export", cups, "-o", tmp_path / "cups.h5")
+    said = run("import", tmp_path / "new", tmp_path / "shards", tmp_path / "cups.h5").stdout
+    assert said == (
+        f"{tmp_path / 'new'}: 3 pictures of {path.parent} {tmp_path / 'cups.h5'} are new\n"
+    )
+    path.unlink()
+    said = error_of("import", tmp_path / "new", path.parent)
+    assert said == f"{path.parent}: no Parquet file is in this folder"
+
+
+def test_a_picture_behind_a_url_has_no_file(made, tmp_path, monkeypatch):
+    """Even if there is a file of that name."""
+    (tmp_path / "s3:" / "bucket").mkdir(parents=True)
+    (tmp_path / "s3:" / "bucket" / "0.jpg").write_bytes(b"another picture")
+    monkeypatch.chdir(tmp_path)
+    with Collection(made) as collection:
+        collection.export(tmp_path / "codes.parquet")
+    rows = pq.read_table(tmp_path / "codes.parquet")
+    urls = pa.array([f"s3://bucket/{name}" for name in rows["id"].to_pylist()])
+    rows = rows.set_column(rows.column_names.index("path"), "path", urls)
+    pq.write_table(rows, tmp_path / "remote.parquet")
+    with Collection(copied(made, tmp_path / "remote.parquet")) as again:
+        assert len(again) == 5
+        assert {image.path for image in again.images()} == {None}
+
+
+def test_files_behind_a_url_are_taken_as_those_of_a_folder(made, tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    with Collection(made) as collection:
+        collection.export(tmp_path / "codes.parquet")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/shards/a.parquet", (tmp_path / "codes.parquet").read_bytes())
+    try:
+        (tmp_path / "new").mkdir()
+        Database.create(tmp_path / "new" / "collection.db", MODEL).close()
+        with Collection(tmp_path / "new") as collection:
+            assert collection.import_codes("memory://shards/a.parquet") == 5
+            assert collection.import_codes("memory://shards") == 0
+            for url in ("memory://shards/b.parquet", "memory://none"):
+                with pytest.raises(StoreError, match=f"{url}: "):
+                    collection.import_codes(url)
+            with pytest.raises(ValueError, match="nothing://x: Protocol not known"):
+                collection.import_codes("nothing://x")
+    finally:
+        memory.rm("/shards", recursive=True)

@@ -24,6 +24,8 @@ _EXTRA_OF = {
     ),
     "cv2": "selective-search",
     "pyarrow": "parquet",
+    "ray": "scale",
+    "s3fs": "scale",
     "openvino": "openvino",
     "pillow_heif": "heic",
 }

@@ -24,7 +24,7 @@ from regionhash.cli.collection import (
 )
 from regionhash.cli.convert import convert
 from regionhash.cli.demo import demo
-from regionhash.cli.encode import encode
+from regionhash.cli.encode import EncodeCommand, encode
 from regionhash.cli.evaluate import evaluate
 from regionhash.cli.fetch import fetch
 from regionhash.cli.info import datasets, info, models
@@ -102,7 +102,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 for _name, _command in COMMANDS.items():
-    app.command(name=_name)(_command)
+    app.command(name=_name, cls=EncodeCommand if _command is encode else None)(_command)
 
 
 @app.callback()

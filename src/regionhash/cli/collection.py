@@ -499,16 +499,19 @@ def import_codes(
         ),
     ],
     codes: Annotated[
-        Path,
+        list[str],
         typer.Argument(
-            metavar="CODES", help="Code file or Parquet file, as of `export`, of the same model."
+            metavar="CODES",
+            help="Code files or Parquet files, as of `export`, of the same model; or folders of "
+            "Parquet files, as of `encode --ray`. A Parquet file or folder may be a URL such as "
+            "s3://bucket/shards.",
         ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Import a code file or Parquet file into a collection.
+    """Import code files or Parquet files into a collection.
 
-    Nothing is encoded. A new collection gets a copy of the model that the file names.
+    Nothing is encoded. A new collection gets a copy of the model that the first file names.
 
     \b
     Example:
@@ -518,14 +521,14 @@ def import_codes(
 
     if is_collection(collection):
         with Collection.open(collection) as opened:
-            count = opened.import_codes(codes)
+            count = opened.import_codes(*codes)
     else:
-        with Collection.of_code_file(collection, codes) as opened:
+        with Collection.of_code_file(collection, *codes) as opened:
             count = len(opened)
     if as_json:
         print_json({"collection": str(collection), "new": count})
     else:
-        say(f"{collection}: {count} pictures of {codes} are new")
+        say(f"{collection}: {count} pictures of {' '.join(codes)} are new")
 
 
 def _proposals(given: str | None) -> tuple[str | None, Path | None]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from regionhash.cli.options import (
     BatchSize,
@@ -14,7 +16,6 @@ from regionhash.cli.options import (
     Precision,
     Runtime,
     Strict,
-    Workers,
     n_workers,
 )
 from regionhash.cli.output import (
@@ -24,6 +25,20 @@ from regionhash.cli.output import (
     print_json,
     say,
 )
+
+_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d+")
+
+
+class EncodeCommand(TyperCommand):
+    """`encode`, whose `--ray` may have no address after it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Gives `--ray` its address if what follows is none."""
+        if "--ray" in args[: args.index("--") if "--" in args else None]:
+            after = args.index("--ray") + 1
+            if not _ADDRESS.fullmatch(args[after] if after < len(args) else ""):
+                args = [*args[:after], "local", *args[after:]]
+        return super().parse_args(ctx, args)
 
 
 def encode(
@@ -36,13 +51,35 @@ def encode(
             metavar="IMAGES",
             help="Files, folders, patterns such as 'photos/**/*.jpg', or @LIST with one path per "
             "line; or one data set in a form listed by `regionhash datasets`, whose labels are "
-            "then stored too.",
+            "then stored too. With --ray also URLs of folders or files, such as s3://bucket/photos.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The code file to write.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="The code file to write; with --ray a folder of Parquet files, or its URL.",
+        ),
+    ],
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Encode with Ray Data, one process per GPU or core: on this machine, or on the "
+            "cluster at ADDRESS, such as HOST:6379. See docs/ray.md.",
+        ),
+    ] = None,
     strict: Strict = False,
     batch_size: BatchSize = 8,
-    workers: Workers = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that read pictures; with --ray those that encode.  "
+            "[default: half of the CPU cores, at most 8; with --ray one per GPU or core]"
+        ),
+    ] = None,
     precision: Precision = "auto",
     device: Device = "auto",
     runtime: Runtime = "auto",
@@ -54,26 +91,34 @@ def encode(
     pictures. Files that cannot be read are reported and skipped.
 
     \b
-    Example:
+    Examples:
       regionhash encode runs/voc photos -o codes.h5
+      regionhash encode runs/voc photos --ray -o shards
     """
-    from regionhash.models import encoding
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "precision": precision,
+        "device": device,
+        "runtime": runtime,
+        "reporter": ConsoleReporter(),
+    }
+    if ray is None:
+        from regionhash.models.encoding import encode
 
-    report = encoding.encode(
-        checkpoint,
-        images,
-        output,
-        batch_size=batch_size,
-        workers=n_workers(workers),
-        precision=precision,
-        device=device,
-        runtime=runtime,
-        reporter=ConsoleReporter(),
-    )
+        report = encode(checkpoint, images, output, workers=n_workers(workers), **common)
+    else:
+        from regionhash.models import ray_encoding
+
+        report = ray_encoding.encode(
+            checkpoint, images, output, address=ray, workers=workers, **common
+        )
     if as_json:
-        print_json({"codes": str(output), **encoding_record(report)})
+        print_json({"codes": output, **encoding_record(report)})
     else:
         say(encoding_line(output, report))
-        say(f"next: regionhash search {output} --query PICTURE")
+        if ray is None:
+            say(f"next: regionhash search {output} --query PICTURE")
+        else:
+            say(f"next: regionhash import NEW.collection {output}")
     if strict and report.skipped:
         raise typer.Exit(1)

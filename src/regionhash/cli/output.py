@@ -117,7 +117,7 @@ def encoding_record(report: EncodingReport) -> dict[str, Any]:
     }
 
 
-def encoding_line(output: Path, report: EncodingReport, *more: str) -> str:
+def encoding_line(output: Path | str, report: EncodingReport, *more: str) -> str:
     """The result of encoding, as a line; `more` counts stand before what was noticed."""
     from regionhash.data.notices import summary_of
 

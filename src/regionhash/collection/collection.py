@@ -56,14 +56,16 @@ from regionhash.collection.pictures import (
 from regionhash.collection.results import Results, results_of, rows_of_hits
 from regionhash.collection.transfer import (
     PARQUET_SUFFIX,
+    code_files,
     facts_of,
     header_of_file,
-    import_file,
+    import_files,
     write_code_file,
 )
 from regionhash.collection.uploads import remove_pictures, store_upload
 from regionhash.engines import LOCAL, Owner, open_backend
 from regionhash.files.atomic import replacing
+from regionhash.files.urls import Location
 from regionhash.precision import check_same_precision, precision_of
 from regionhash.reporter import SILENT, Reporter
 from regionhash.search.request import Filter, Query, Search
@@ -192,18 +194,24 @@ class Collection:
         return cls(folder, device=device, runtime=runtime)
 
     @classmethod
-    def of_code_file(cls, folder: Path, path: Path, *, device: str = "auto") -> Self:
-        """Opens or creates the collection in `folder` and adds the pictures of a file of codes.
+    def of_code_file(cls, folder: Path, *paths: str | Path, device: str = "auto") -> Self:
+        """Opens or creates the collection in `folder` and adds the pictures of files of codes.
 
-        If `folder` has no model, that of the file is copied into it.
+        If `folder` has no model, that of the first file is copied into it.
+
+        Args:
+            folder: of the collection.
+            paths: see `import_codes`.
+            device: device of the model: "cpu", "cuda" or "auto".
 
         Raises:
-            StoreError: the file cannot be used, or comes from another model than the collection.
-            ValueError: the model of the file cannot be found.
+            StoreError: a file cannot be used, or comes from another model than the collection.
+            ValueError: the model of the first file cannot be found.
         """
-        header = header_of_file(path)
+        files = code_files(paths)
+        header = header_of_file(files[0])
         meta = header["meta"]
-        _copy_model(path, header["model_hash"], meta, folder)
+        _copy_model(files[0], header["model_hash"], meta, folder)
         header["meta"] = {
             "precision": precision_of(meta),
             "provenance": meta.get("provenance", {}),
@@ -215,9 +223,9 @@ class Collection:
                 replacing(target, exclusive=True) as new,
                 Database.create(new, header) as database,
             ):
-                import_file(database, path)
+                import_files(database, files)
         with Database.create(target, header) as database:
-            import_file(database, path)
+            import_files(database, files)
         return cls(folder, device=device)
 
     def close(self) -> None:
@@ -823,17 +831,18 @@ class Collection:
         rows = snapshot.rows[codes.rows].tolist()
         return write_parquet(path, codes.compact(), [facts[row] for row in rows])
 
-    def import_codes(self, path: Path) -> int:
-        """Adds the pictures of a file of codes of the same model; returns how many were new.
+    def import_codes(self, *paths: str | Path) -> int:
+        """Adds the pictures of files of codes of the same model; returns how many were new.
 
         Args:
-            path: as of `export`.
+            paths: files as of `export`, or folders of Parquet files, which are taken in the order
+                of their names; a folder and a Parquet file may be named by a URL.
 
         Raises:
-            StoreError: the file cannot be used, or comes from another model.
-            ModuleNotFoundError: a Parquet file needs pyarrow.
+            StoreError: a file cannot be used, or comes from another model.
+            ModuleNotFoundError: a Parquet file needs pyarrow, and s3:// needs s3fs.
         """
-        stored = import_file(self._database, path)
+        stored = import_files(self._database, code_files(paths))
         self.sync()
         self.compact()
         return stored
@@ -889,13 +898,13 @@ def open_codes(path: str | Path) -> CodeSet:
         return collection.code_file()
 
 
-def _copy_model(path: Path, model_hash: str, meta: Mapping[str, Any], folder: Path) -> None:
+def _copy_model(path: Location, model_hash: str, meta: Mapping[str, Any], folder: Path) -> None:
     """Copies the model of a file of codes into a folder that has none."""
     from regionhash.models.checkpoints import CONFIG_FILE, copy_checkpoint, model_folder
 
     if (folder / CONFIG_FILE).exists():
         return
-    origin = model_folder(path, model_hash, meta)
+    origin = model_folder(Path(path), model_hash, meta)
     if not origin.exists():
         raise ValueError(f"{origin}: the model of {path} was not found")
     copy_checkpoint(origin, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 from regionhash.collection.database import OF_MODEL, Database, FileState, NewImage
 from regionhash.data.inputs import file_of_id
 from regionhash.files.names import as_shown, shown_name
+from regionhash.files.urls import Location, files_in, is_url, located
 from regionhash.precision import check_same_precision, precision_of
 from regionhash.store import CodeFileWriter, CodeSet, StoreError, new_file, rows_of
 from regionhash.store.parquet import Facts
@@ -93,13 +94,35 @@ def facts_of(database: Database, first: int = 0, last: int | None = None) -> dic
     return found
 
 
-def header_of_file(path: Path) -> dict[str, Any]:
+def code_files(given: Sequence[str | Path]) -> list[Location]:
+    """The files of codes that are named, in their order; a folder stands for its Parquet files.
+
+    Raises:
+        StoreError: nothing is named, or a folder without a Parquet file.
+        ValueError: what is behind a URL cannot be read.
+    """
+    found: list[Location] = []
+    for location in map(located, given):
+        is_folder = isinstance(location, Path) and location.is_dir()
+        if is_folder or (isinstance(location, str) and not location.endswith(PARQUET_SUFFIX)):
+            shards = files_in(location, PARQUET_SUFFIX)
+            if not shards:
+                raise StoreError(f"{location}: no Parquet file is in this folder")
+            found += shards
+        else:
+            found.append(location)
+    if not found:
+        raise StoreError("name a file of codes, or a folder of Parquet files")
+    return found
+
+
+def header_of_file(path: Location) -> dict[str, Any]:
     """What a collection of a file of codes has in its header, see `Database`; meta is the file's.
 
     Raises:
         StoreError: the file cannot be used, or does not say what model made it.
     """
-    if path.suffix == PARQUET_SUFFIX:
+    if _is_parquet(path):
         parquet = ParquetCodes.open(path)
         if parquet.header is None:
             raise StoreError(
@@ -108,23 +131,31 @@ def header_of_file(path: Path) -> dict[str, Any]:
             )
         known, keeps = dict(parquet.header), parquet.keeps_floats
     else:
-        file = CodeSet.open(path)
+        file = CodeSet.open(Path(path))
         known = {name: getattr(file, name) for name in (*OF_MODEL, "meta")}
         keeps = file.table.region_features is not None
     header = {name: known[name] for name in (*OF_MODEL, "meta")}
     return header | {"classes": [*known["classes"]]} | ({"keeps_floats": True} if keeps else {})
 
 
-def import_file(database: Database, path: Path) -> int:
-    """Stores the pictures of a file of codes that are not stored yet; returns how many.
+def _is_parquet(path: Location) -> bool:
+    return str(path).endswith(PARQUET_SUFFIX)
+
+
+def import_files(database: Database, paths: Iterable[Location]) -> int:
+    """Stores the pictures of files of codes that are not stored yet; returns how many.
 
     Raises:
-        StoreError: the file cannot be used, or comes from another model.
+        StoreError: a file cannot be used, or comes from another model.
     """
-    if path.suffix == PARQUET_SUFFIX:
+    return sum(_import_file(database, path) for path in paths)
+
+
+def _import_file(database: Database, path: Location) -> int:
+    if _is_parquet(path):
         parts = ParquetCodes.open(path).parts(database.header)
         return sum(import_codes(database, codes, facts) for codes, facts in parts)
-    file = CodeSet.open(path)
+    file = CodeSet.open(Path(path))
     if file.model_hash != database.header["model_hash"]:
         raise StoreError(
             f"{path}: made by model {file.model_hash}, but {database.path.parent} needs "
@@ -185,8 +216,11 @@ def _state(
 ) -> FileState:
     """The file of a picture, if it is there and no other picture has it.
 
-    The facts may be old: what the collection has of the same picture is trusted more.
+    The facts may be old: what the collection has of the same picture is trusted more. What is
+    behind a URL is no file that a collection can have.
     """
+    if facts.path is not None and is_url(facts.path):
+        return FileState(hash=facts.sha256, taken=facts.taken)
     path = file_of(image_id, places).path
     is_there = path is not None
     if facts.path is not None:

@@ -445,12 +445,23 @@ def _read_version(path: str | Path) -> tuple[bytes, FileVersion]:
         state, now = os.fstat(file.fileno()), time.time_ns()
         content = file.read()
     mtime = state.st_mtime_ns if now - state.st_mtime_ns > _CLOCK_NS else None
+    return content, version_of(content, state.st_mtime, mtime)
+
+
+def version_of(content: bytes, written: float, mtime_ns: int | None = None) -> FileVersion:
+    """The version of the content of a file.
+
+    Args:
+        content: all bytes.
+        written: when the file was written, in seconds since 1970.
+        mtime_ns: the same as `FileVersion` has it.
+    """
     try:
         noted = _noted_time(io.BytesIO(content))
     except ImageError:  # decoding reports it
         noted = None
-    taken = noted.timestamp() if noted else state.st_mtime
-    return content, FileVersion(hashlib.sha256(content).digest(), len(content), mtime, taken)
+    taken = noted.timestamp() if noted else written
+    return FileVersion(hashlib.sha256(content).digest(), len(content), mtime_ns, taken)
 
 
 class FileImages(Sequence[Image]):
@@ -468,6 +479,14 @@ class FileImages(Sequence[Image]):
 
     def __getitem__(self, index: Any) -> Any:
         return read_image(self.paths[index])
+
+    def version(self, index: int) -> FileVersion:
+        """The current version of a file. Raises OSError if it cannot be read."""
+        return file_version(self.paths[index])
+
+    def read(self, index: int) -> ReadVersion:
+        """A picture with its version. Raises ImageError as `read_image` does."""
+        return read_image_version(self.paths[index])
 
 
 def find_images(

@@ -21,10 +21,10 @@ from regionhash.data.images import (
     FileImages,
     FileVersion,
     ImageError,
-    read_image_version,
     read_with_note,
 )
 from regionhash.data.inputs import Source, class_indices, open_inputs
+from regionhash.data.remote import RemoteImages
 from regionhash.models.checkpoints import Checkpoint, provenance
 from regionhash.models.runtime import Runtime, RuntimeName, load_runtime, runtime_of
 from regionhash.models.runtime import pick_device as pick_device
@@ -476,12 +476,12 @@ class _Inputs:
     def __getitem__(self, row: int) -> Input | str:
         version = note = None
         try:
-            if not isinstance(self.images, FileImages):
-                image = self.images[row]
-            elif self.versions:
-                image, version, note = read_image_version(self.images.paths[row])
-            else:
+            if self.versions and isinstance(self.images, FileImages | RemoteImages):
+                image, version, note = self.images.read(row)
+            elif isinstance(self.images, FileImages):
                 image, note = read_with_note(self.images.paths[row])
+            else:
+                image = self.images[row]
         except ImageError as error:
             return str(error)
         pixels, frame = self.prepare(image, self.short)

@@ -14,6 +14,7 @@ from regionhash.codes import pack_directions
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing
 from regionhash.files.text import shown
+from regionhash.files.urls import Location
 from regionhash.precision import PRECISIONS
 from regionhash.structures import EncodedImage
 
@@ -93,7 +94,7 @@ def decode_id(encoded: bytes) -> str:
 
 
 def checked_header(
-    path: Path, content: bytes, form: str = FORMAT, version: int = VERSION
+    path: Location, content: bytes, form: str = FORMAT, version: int = VERSION
 ) -> dict[str, Any]:
     """The header of a file of codes. Raises StoreError for what cannot be right."""
     try:
@@ -134,7 +135,7 @@ def _is_path(text: str) -> bool:
     return "\0" not in text and len(text) <= _MAX_PATH
 
 
-def check_fields(path: Path, header: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_fields(path: Location, header: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raises StoreError unless a header has these values."""
     for field, value in expected.items():
         if header.get(field) != value:

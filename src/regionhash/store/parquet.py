@@ -38,6 +38,7 @@ METADATA = b"regionhash"
 
 CORNERS = ("x0", "y0", "x1", "y1")
 PER_SECOND = 10**9
+COMPRESSION = "zstd"
 _PICTURES_AT_A_TIME = 20_000
 BYTES = {
     "image_code": ("picture", "image_codes"),
@@ -77,17 +78,24 @@ def write_parquet(path: Path, codes: CodeSet, facts: Sequence[Facts]) -> int:
         ValueError: the path already exists.
         StoreError: writing fails.
     """
+    with new_file(path) as temporary:
+        write_rows(temporary, codes, facts)
+    return len(codes)
+
+
+def write_rows(path: Path, codes: CodeSet, facts: Sequence[Facts]) -> None:
+    """As `write_parquet`, at once to a path that nobody reads yet.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     import pyarrow.parquet as pq
 
     schema = _schema(codes)
-    with (
-        new_file(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-    ):
+    with pq.ParquetWriter(path, schema, compression=COMPRESSION) as writer:
         for first in range(0, len(codes), _PICTURES_AT_A_TIME):
             rows = np.arange(first, min(first + _PICTURES_AT_A_TIME, len(codes)))
             writer.write_table(_written(codes, facts[first : rows[-1] + 1], rows, schema))
-    return len(codes)
 
 
 def _schema(codes: CodeSet) -> pa.Schema:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from regionhash.files.text import one_line, shown
+from regionhash.files.urls import Location, reading
 from regionhash.precision import precision_of
 from regionhash.store.codeset import CodeSet
 from regionhash.store.layout import StoreError, check_ranges, checked_header
@@ -46,18 +47,18 @@ class ParquetCodes:
     """A Parquet file of codes, read a part at a time.
 
     Attributes:
-        path: the file.
+        path: the file, or its URL.
         header: "model", "model_hash", "classes", "n_bits", "n_region_bits" and "meta", as a code
             file has them; None if another program has left them out.
         keeps_floats: whether features of regions stand beside their codes.
     """
 
-    path: Path
+    path: Location
     header: Mapping[str, Any] | None
     keeps_floats: bool
 
     @classmethod
-    def open(cls, path: Path) -> ParquetCodes:
+    def open(cls, path: Location) -> ParquetCodes:
         """Opens a file, of which only the schema is read.
 
         Raises:
@@ -65,13 +66,34 @@ class ParquetCodes:
         """
         import pyarrow.parquet as pq
 
-        with _as_store_errors(path):
-            schema = pq.read_schema(path)
+        with as_store_errors(path), reading(path) as file:
+            schema = pq.read_schema(file)
         metadata = schema.metadata or {}
         header = None
         if METADATA in metadata:
             header = checked_header(path, metadata[METADATA], FORMAT, VERSION)
         return cls(path, header, "features" in schema.names)
+
+    def stored(self) -> pa.Table:
+        """The picture's number, id and SHA-256, as "picture", "id" and "sha256", of each picture.
+
+        Raises:
+            StoreError: the file is damaged, or lacks one of the columns.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        kinds = {"picture": pa.int64(), "id": pa.string(), "sha256": pa.binary()}
+        with as_store_errors(self.path), reading(self.path) as file:
+            schema = pq.read_schema(file)
+            for name in (*kinds, "part"):
+                if name not in schema.names:
+                    raise ValueError(f"no column {name}")
+        with as_store_errors(self.path), reading(self.path) as file:
+            rows = pq.read_table(file, columns=[*kinds, "part"])
+            rows = rows.filter(pc.equal(rows["part"].cast(pa.string()), PARTS[0]))
+            return rows.select([*kinds]).cast(pa.schema(kinds))
 
     def parts(self, header: Mapping[str, Any]) -> Iterator[tuple[CodeSet, list[Facts]]]:
         """The pictures, some thousands at a time.
@@ -88,7 +110,11 @@ class ParquetCodes:
         import pyarrow.parquet as pq
 
         header = {**header, "meta": (self.header or header)["meta"]}
-        with _as_store_errors(self.path), pq.ParquetFile(self.path) as file:
+        with (
+            as_store_errors(self.path),
+            reading(self.path) as opened,
+            pq.ParquetFile(opened) as file,
+        ):
             there = file.schema_arrow.names
             for name in _REQUIRED:
                 if name not in there:
@@ -106,15 +132,15 @@ class ParquetCodes:
                 changes = np.flatnonzero(np.diff(pictures))
                 end = int(changes[-1]) + 1 if len(changes) else 0  # the last may go on
                 if end:
-                    yield _read(self.path, rows.slice(0, end), header, last)
+                    yield _read(Path(self.path), rows.slice(0, end), header, last)
                     last = int(pictures[end - 1])
                 rest = rows.slice(end)
             if rest is not None and len(rest):
-                yield _read(self.path, rest, header, last)
+                yield _read(Path(self.path), rest, header, last)
 
 
 @contextmanager
-def _as_store_errors(path: Path) -> Iterator[None]:
+def as_store_errors(path: Location) -> Iterator[None]:
     """Turns the errors of a file that cannot be used into a StoreError that names it."""
     import pyarrow as pa
 

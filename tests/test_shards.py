@@ -1,0 +1,134 @@
+"""Folders of Parquet files: each picture once, whatever was killed or has changed."""
+
+import csv
+
+import pytest
+
+from collection_cases import encoded
+from regionhash.store import CodeFileWriter, CodeSet, StoreError
+from regionhash.store.parquet import Facts
+from regionhash.store.parquet_reader import ParquetCodes
+from regionhash.store.shards import Shards
+
+pytest.importorskip("pyarrow")
+fsspec = pytest.importorskip("fsspec")
+
+
+@pytest.fixture(params=["path", "url"])
+def shards(request, tmp_path):
+    """A folder that is not there yet, on the disk or in fsspec's memory."""
+    if request.param == "path":
+        yield Shards(tmp_path / "made" / "shards")
+        return
+    yield Shards(f"memory://{tmp_path.name}/shards")
+    memory = fsspec.filesystem("memory")
+    if memory.exists(tmp_path.name):
+        memory.rm(tmp_path.name, recursive=True)
+
+
+def write(shards, path, name, pictures, *, first=0, precision="32-true", model="abc"):
+    """Writes a shard of pictures, given the number that makes the codes and hash of each id."""
+    writer = CodeFileWriter(
+        path / f"{name}.h5",
+        model_hash=model,
+        model_name="region-dh",
+        classes=["cat", "dog"],
+        n_bits=16,
+        n_region_bits=8,
+        meta={"precision": precision},
+    )
+    for image_id, n in pictures.items():
+        writer.add(image_id, encoded(n))
+    writer.finish()
+    facts = [Facts(first + row, None, bytes([n]) * 32) for row, n in enumerate(pictures.values())]
+    shards.create()
+    shards.write(name, CodeSet.open(path / f"{name}.h5"), facts)
+
+
+def codes_in(shards):
+    """Id and code of each picture, in the order of an import."""
+    found = []
+    for path in shards.files():
+        file = ParquetCodes.open(path)
+        for codes, _ in file.parts(file.header):
+            found += zip(codes.table.ids, codes.table.image_codes.tolist(), strict=True)
+    return found
+
+
+def code(n):
+    return encoded(n).image_code.tolist()
+
+
+def test_what_is_stored_is_known_by_id_and_hash(shards, tmp_path):
+    assert shards.tidy("abc") == shards.tidy("def")
+    assert (shards.tidy("abc").next_number, shards.tidy("abc").precision) == (0, None)
+    write(shards, tmp_path, "a", {"x": 1, "y": 2}, first=5)
+    write(shards, tmp_path, "b", {"z": 3}, first=2)
+    stored = shards.tidy("abc")
+    assert stored.hashes == {"x": b"\1" * 32, "y": b"\2" * 32, "z": b"\3" * 32}
+    assert (stored.next_number, stored.precision) == (7, "32-true")
+
+
+def test_of_a_changed_picture_the_newest_codes_stay(shards, tmp_path):
+    write(shards, tmp_path, "a", {"x": 1, "y": 2, "z": 3})
+    write(shards, tmp_path, "b", {"y": 4}, first=3)
+    write(shards, tmp_path, "c", {"y": 5, "w": 6}, first=4)
+    stored = shards.tidy("abc")
+    assert codes_in(shards) == [("x", code(1)), ("z", code(3)), ("y", code(5)), ("w", code(6))]
+    assert len(shards.files()) == 2  # nothing is left of the second
+    assert stored.hashes["y"] == b"\5" * 32
+    assert shards.tidy("abc") == stored
+    for path in shards.files():
+        assert ParquetCodes.open(path).header["classes"] == ["cat", "dog"]
+
+
+def test_two_runs_that_took_the_same_numbers_lose_nothing(shards, tmp_path):
+    write(shards, tmp_path, "a", {"x": 1, "y": 2})
+    write(shards, tmp_path, "b", {"v": 3, "w": 4})
+    write(shards, tmp_path, "c", {"x": 1, "y": 2})  # a copy of the first
+    assert set(shards.tidy("abc").hashes) == {"x", "y", "v", "w"}
+    assert sorted(codes_in(shards)) == sorted(
+        [("v", code(3)), ("w", code(4)), ("x", code(1)), ("y", code(2))]
+    )
+
+
+def test_a_shard_can_be_written_again(shards, tmp_path):
+    """Ray repeats what an actor did that died before it could say so."""
+    write(shards, tmp_path, "a", {"x": 1})
+    (tmp_path / "a.h5").unlink()
+    write(shards, tmp_path, "a", {"x": 2})
+    assert codes_in(shards) == [("x", code(2))]
+
+
+def test_shards_that_do_not_belong_together_are_refused(shards, tmp_path):
+    write(shards, tmp_path, "a", {"x": 1})
+    with pytest.raises(StoreError, match=r"a\.parquet: made by model abc, but this is def"):
+        shards.tidy("def")
+    write(shards, tmp_path, "b", {"y": 1}, precision="bf16-mixed")
+    with pytest.raises(StoreError, match=r"b\.parquet: precision must be 32-true, got bf16-mixed"):
+        shards.tidy("abc")
+
+
+def test_a_file_that_is_no_shard_is_named(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"text")
+    with pytest.raises(StoreError, match=r"a\.parquet: "):
+        Shards(tmp_path).tidy("abc")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(StoreError, match=r"a\.parquet: has no header"):
+        Shards(tmp_path).tidy("abc")
+    with pytest.raises(StoreError, match=r"a\.parquet: no column picture"):
+        ParquetCodes.open(tmp_path / "a.parquet").stored()
+
+
+def test_unreadable_pictures_are_rows_of_a_table(tmp_path):
+    rows = [("a,b.jpg", "/photos/a,b.jpg", 'not "a" picture'), ("ä", "s3://b/ä", "gone")]
+    Shards(tmp_path).write_unreadable(rows)
+    with (tmp_path / "unreadable.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["id", "path", "reason"], *map(list, rows)]
+    odd = "/photos/\udcff.jpg"  # a name that is not UTF-8, as Python has it
+    Shards(tmp_path).write_unreadable([("x", odd, f"{odd}: gone")])
+    assert "/photos/\\udcff.jpg: gone" in (tmp_path / "unreadable.csv").read_text()
+    Shards(tmp_path).write_unreadable([])
+    assert (tmp_path / "unreadable.csv").read_bytes() == b"id,path,reason\n"
