@@ -41,4 +41,4 @@ def demo(
         from regionhash.experiments.demo import make_collection
         from regionhash.service import run_server
 
-        run_server(make_collection(folder), port=port, note=typer.echo)
+        run_server(make_collection(folder), port=port, note=say)
