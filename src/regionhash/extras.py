@@ -25,6 +25,9 @@ _EXTRA_OF = {
     "cv2": "selective-search",
     "pyarrow": "parquet",
     "openvino": "openvino",
+    "duckdb": "sql",
+    "clickhouse_connect": "clickhouse",
+    "chdb": "chdb",
     "pillow_heif": "heic",
 }
 
