@@ -1,5 +1,6 @@
 """The SQL engine: DuckDB over Parquet files, and ClickHouse through chDB, against a local scan."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clickhouse_stub
+from cli_runner import error_of as error_of_command
+from cli_runner import run
+from regionhash.collection import Collection
 from regionhash.collection.arrays import Snapshot
 from regionhash.collection.filters import mask_of
 from regionhash.collection.packing import as_kept
@@ -35,7 +39,7 @@ from regionhash.engines.sql_shards import Shards
 from regionhash.search.request import Filter
 from regionhash.search.scan import BagSearch, scan_bags
 from regionhash.store import CodeSet
-from regionhash.store.parquet import Facts
+from regionhash.store.parquet import Facts, write_parquet
 from regionhash.structures import CodeTable
 
 pytest.importorskip("pyarrow")
@@ -103,7 +107,7 @@ def random_codes(seed, counts, n_bytes=1, image_bytes=2, *, labelled=True):
     taken = rng.choice([np.nan, -1.5, 0, 1.7e9 + 1 / 7, np.nextafter(1.7e9 + 1 / 7, 2e9)], n)
     numbers = np.cumsum(rng.integers(1, 4, n)).astype(np.int64)
     codes = CodeSet(
-        "x", table, "m", "abc", 8 * image_bytes, 8 * n_bytes, {"precision": "x"}, labels
+        "x", table, "m", "abc", 8 * image_bytes, 8 * n_bytes, {"precision": "32-true"}, labels
     )
     facts = [
         Facts(number, taken=None if np.isnan(time) else time)
@@ -599,3 +603,181 @@ def test_a_table_that_is_not_there_is_one_line(folder):
     message = error_of(lambda: nearest(backend, np.zeros((1, 1), np.uint8), 1))
     assert message.startswith(f"chdb:{folder}: ")
     assert "\n" not in message
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def run_by_duckdb(statement):
+    duckdb = pytest.importorskip("duckdb")
+    return duckdb.sql(statement).fetchall()
+
+
+def run_by_chdb(statement, folder):
+    chdb = pytest.importorskip("chdb.session")
+    lines = chdb.Session(str(folder)).query(statement, "JSONCompactEachRow").bytes().splitlines()
+    return [tuple(json.loads(line)) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def exported(photo_collection, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "it's [one].parquet"
+    run("export", photo_collection, "-o", path)
+    return path
+
+
+def fill_from(collection_folder, backend):
+    """What `regionhash engine sync` does."""
+    with Collection.open(collection_folder) as collection:
+        snapshot, codes = collection.snapshot, collection.code_file()
+    facts = [
+        Facts(row, taken=taken)
+        for row, taken in zip(snapshot.rows.tolist(), snapshot.taken.tolist(), strict=True)
+    ]
+    backend.create()
+    backend.insert(codes, facts)
+
+
+@pytest.fixture(scope="module")
+def places(photo_collection, tmp_path_factory):
+    """A folder that the engine of files has for the photos."""
+    pytest.importorskip("duckdb")
+    place = tmp_path_factory.mktemp("places")
+    with Collection.open(photo_collection) as collection:
+        fill_from(photo_collection, open_backend(f"sql:{place}", collection.owner))
+    return place
+
+
+BOXES = "--box 10,20,60,80 --box 40,30,110,90"
+SEARCHES = (
+    "",
+    "--box 10,20,60,80",
+    "--box 10,20,60,80 --top 2 --offset 1",
+    f"{BOXES} --shared-regions",
+    f"{BOXES} --shared-regions --without {{photos}}/2.png@5,5,60,60 --without-distance 1",
+    "--without {photos}/2.png@5,5,60,60 --shared-regions",
+    "--box 10,20,60,80 --only 6 --only 7 --min-score 0.19",
+    "--box 10,20,60,80 --only 6 --min-score 0.2",
+    "--box 10,20,60,80 --min-score 0.2",
+    "--box 10,20,60,80 --only 3",
+    "--box 10,20,60,80 --after 2001-01-01 --before 2101-01-01",
+    "--box 10,20,60,80 --before 2001-01-01",
+    "--mode image --folder {photos}",
+    "--mode image --folder /elsewhere",
+)
+
+
+def options_of(text, photos):
+    return ["--query", photos / "1.png", *text.format(photos=photos).split()]
+
+
+def searched(folder, options):
+    """What `search` finds: ids and distances."""
+    if "--box" in options and options.count("--box") == 1:
+        options = [*options, "--steps", "exact"]
+    hits = json.loads(run("search", folder, *options, "--json").stdout)["hits"]
+    return [(hit["picture"], hit["distance"]) for hit in hits]
+
+
+def named(folder, found):
+    """What a statement for an engine finds, with ids in place of numbers."""
+    with Collection.open(folder) as collection:
+        return [(collection.get(number).id, distance) for number, distance in found]
+
+
+@pytest.mark.parametrize("text", SEARCHES)
+def test_what_is_printed_for_an_export_finds_what_a_search_finds(
+    photo_collection, photos, exported, folder, text
+):
+    options = options_of(text, photos)
+    wanted = searched(photo_collection, options)
+    printed = run("sql", photo_collection, *options, "--from", exported).stdout
+    assert [found[1:] for found in run_by_duckdb(printed)] == wanted
+    assert not printed.startswith("--")
+
+
+@pytest.mark.parametrize("text", SEARCHES)
+def test_what_is_printed_for_an_engine_finds_what_a_search_finds(
+    photo_collection, photos, places, text
+):
+    options = options_of(text, photos)
+    printed = run("sql", photo_collection, *options, "--engine", f"sql:{places}").stdout
+    assert named(photo_collection, run_by_duckdb(printed)) == searched(photo_collection, options)
+
+
+def test_searches_find_something(photo_collection, photos):
+    """Of those above: most, and not all pictures."""
+    counts = {len(searched(photo_collection, options_of(text, photos))) for text in SEARCHES}
+    assert counts == {0, 1, 2, 3, 4, 6}
+
+
+@pytest.mark.parametrize("text", SEARCHES)
+def test_what_is_printed_for_clickhouse_finds_what_a_search_finds(
+    photo_collection, photos, exported, folder, text
+):
+    pytest.importorskip("chdb")
+    options = options_of(text, photos)
+    wanted = searched(photo_collection, options)
+    more = ("--from", exported, "--dialect", "clickhouse")
+    printed = run("sql", photo_collection, *options, *more).stdout
+    assert [found[1:] for found in run_by_chdb(printed, folder)] == wanted
+
+
+def test_what_is_printed_for_a_table_finds_what_a_search_finds(photo_collection, photos, folder):
+    pytest.importorskip("chdb")
+    with Collection.open(photo_collection) as collection:
+        backend = open_backend(f"sql:chdb:{folder}", collection.owner)
+        fill_from(photo_collection, backend)
+        for text in SEARCHES:
+            options = options_of(text, photos)
+            printed = run("sql", photo_collection, *options, "--engine", f"sql:chdb:{folder}")
+            found = run_by_chdb(printed.stdout, folder)
+            assert named(photo_collection, found) == searched(photo_collection, options)
+        backend.drop()
+
+
+def test_objects_that_must_be_apart_are_said_to_be_a_lower_bound(
+    photo_collection, photos, exported
+):
+    options = options_of(BOXES, photos)
+    printed = run("sql", photo_collection, *options, "--from", exported).stdout
+    assert printed.startswith("-- ") and "lower bounds" in printed
+    wanted = dict(searched(photo_collection, options))
+    found = {name: distance for _, name, distance in run_by_duckdb(printed)}
+    assert found.keys() == wanted.keys()
+    assert all(found[name] <= wanted[name] for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "nothing to search by: give --query"),
+        (("--query", "{photo}", "--engine", "sql", "--from", "x"), "exclude each other"),
+        (("--query", "{photo}", "--dialect", "duckdb"), "--dialect needs --from"),
+        (("--query", "{photo}", "--engine", "local"), "--engine must be sql or sql:PLACE, got"),
+        (("--query", "{photo}", "--engine", "x"), "engine must be one of local"),
+        (("--query", "{photo}"), "engines/sql: holds no codes; `regionhash engine sync`"),
+        (("--query", "{photo}", "--from", "no.parquet"), "no.parquet"),
+        (("--query", "{photo}", "--from", "{export}", "--top", "0"), "--top must be at least 1"),
+        (("--query", "{photo}", "--from", "{export}", "--only", "cow"), "label 'cow': not a class"),
+        (("--query", "{photo}", "--from", "{export}", "--box", "1,2"), "four numbers"),
+        (("--query", "{photo}", "--from", "{export}", "--mode", "objects"), None),
+    ],
+)
+def test_bad_options_are_one_line(photo_collection, photos, exported, options, message):
+    given = [option.format(photo=photos / "1.png", export=exported) for option in options]
+    if message is None:
+        run("sql", photo_collection, *given)
+    else:
+        assert message in error_of_command("sql", photo_collection, *given)
+
+
+def test_a_file_of_another_model_is_refused(photo_collection, photos, tmp_path):
+    import pyarrow.parquet as pq
+
+    codes, facts, _ = random_codes(1, [1, 1])
+    write_parquet(path := tmp_path / "other.parquet", codes, facts)
+    given = ("--query", photos / "1.png", "--from", path)
+    assert "other.parquet: made by model abc" in error_of_command("sql", photo_collection, *given)
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    assert "has no header" in error_of_command("sql", photo_collection, *given)

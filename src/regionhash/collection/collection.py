@@ -59,6 +59,7 @@ from regionhash.collection.transfer import (
     write_code_file,
 )
 from regionhash.collection.uploads import remove_pictures, store_upload
+from regionhash.engines import Owner
 from regionhash.files.atomic import replacing
 from regionhash.precision import check_same_precision, precision_of
 from regionhash.reporter import SILENT, Reporter
@@ -67,7 +68,7 @@ from regionhash.search.run import Answer, QueryPicture, marked, read_query, run
 from regionhash.search.together import Running, run_alone
 from regionhash.store import CodeSet, StoreError
 from regionhash.store.parquet import write_parquet
-from regionhash.structures import Box, EncodedImage, Mask, renamed
+from regionhash.structures import Box, EncodedImage, Ints, Mask, renamed
 
 if TYPE_CHECKING:
     from regionhash.collection.adding import AddReport
@@ -440,6 +441,26 @@ class Collection:
             },
             labels=snapshot.labels,
             alive=snapshot.alive,
+        )
+
+    def numbers(self, wanted: Filter) -> Ints:
+        """Numbers (n,) int64 of the pictures that pass a filter, ascending.
+
+        Raises:
+            ValueError: see `mask_of`.
+        """
+        snapshot, mask = self._searched(wanted)
+        return snapshot.rows if mask is None else snapshot.rows[mask]
+
+    @property
+    def owner(self) -> Owner:
+        """What an engine is told of the collection."""
+        return Owner(
+            uuid=self.header["uuid"],
+            model_hash=self.header["model_hash"],
+            n_bits=self.header["n_bits"],
+            n_region_bits=self.header["n_region_bits"],
+            folder=self.folder / "engines",
         )
 
     def _searched(self, wanted: Filter) -> tuple[Snapshot, Mask | None]:

@@ -8,10 +8,13 @@ from regionhash.engines.backend import Owner
 from regionhash.engines.sql_clickhouse import PORTS, ClickHouse, InProcess, Server
 from regionhash.engines.sql_shards import Shards
 
+SqlBackend = Shards | ClickHouse
+"""What `open_sql` opens."""
+
 _CHDB = "chdb:"
 
 
-def open_sql(address: str, owner: Owner) -> Shards | ClickHouse:
+def open_sql(address: str, owner: Owner) -> SqlBackend:
     """Opens the SQL engine.
 
     Args:

@@ -179,7 +179,7 @@ class Shards:
         return self._rows(shards)
 
     def _rows(self, shards: Sequence[_Shard]) -> Rows:
-        return Rows.of_files(DUCKDB, [str(self._folder / shard.name) for shard in shards])
+        return Rows.of_shards(DUCKDB, [str(self._folder / shard.name) for shard in shards])
 
     # Files
 

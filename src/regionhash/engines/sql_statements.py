@@ -10,6 +10,7 @@ import glob
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from regionhash.engines.backend import Condition, Part
 from regionhash.engines.sql_rows import words_of
@@ -117,9 +118,21 @@ class Rows:
     shows: bool = True
 
     @classmethod
-    def of_files(cls, dialect: Dialect, paths: Sequence[str], **columns: bool) -> Rows:
-        """Rows of Parquet files. Raises ValueError for a name that the database cannot read."""
-        return cls(dialect, "codes", dialect.files(paths), **columns)
+    def of_shards(cls, dialect: Dialect, paths: Sequence[str]) -> Rows:
+        """Rows of Parquet files of this engine."""
+        return cls(dialect, "codes", dialect.files(paths))
+
+    @classmethod
+    def of_export(cls, dialect: Dialect, path: Path) -> Rows:
+        """Rows of a file of `regionhash export`.
+
+        Raises:
+            ValueError: ClickHouse would read its name as that of several files.
+        """
+        import pyarrow.parquet as pq
+
+        shows = "shows" in pq.read_schema(path).names
+        return cls(dialect, "codes", dialect.files([str(path)]), exported=True, shows=shows)
 
 
 def nearest(
