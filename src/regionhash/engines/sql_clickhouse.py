@@ -92,7 +92,7 @@ class ClickHouse:
     """
 
     def __init__(self, connection: Connection, owner: Owner) -> None:
-        self._connection, self._owner = connection, owner
+        self.connection, self._owner = connection, owner
         self._table = f"regionhash_{owner.uuid}"
         self.place = f"{connection.place}/{self._table}"
 
@@ -101,7 +101,7 @@ class ClickHouse:
         words = [f"word_{n} UInt64" for n in range(n_words(self._owner))]
         columns = ",\n  ".join([*_COLUMNS, *words])
         record = CLICKHOUSE.text(json.dumps(self._owner.record))
-        self._connection.run(
+        self.connection.run(
             f"CREATE TABLE IF NOT EXISTS {self._table} (\n  {columns}\n)\n"
             f"ENGINE = ReplacingMergeTree ORDER BY (part, picture, number)\nCOMMENT {record}"
         )
@@ -118,19 +118,19 @@ class ClickHouse:
 
     def insert(self, codes: CodeSet, facts: Sequence[Facts]) -> None:
         """Sends rows, see `Backend`."""
-        self._connection.insert(self._table, rows_of(codes, facts, self._owner))
+        self.connection.insert(self._table, rows_of(codes, facts, self._owner))
 
     def remove(self, numbers: Ints) -> None:
         """Deletes rows, see `Backend`."""
         if len(numbers):
-            self._connection.run(f"DELETE FROM {self._table}\nWHERE {among(self.rows(), numbers)}")
+            self.connection.run(f"DELETE FROM {self._table}\nWHERE {among(self.rows(), numbers)}")
 
     def stored(self, part: Part, *, codes: bool) -> Iterator[Stored]:
         """All that is there, see `Backend`."""
         if self._exists():
             rows = Rows(CLICKHOUSE, f"{self._table} FINAL")
             statement = everything(rows, part, n_words(self._owner) if codes else 0)
-            yield from stored_of(self._connection.batches(statement), part, self._owner)
+            yield from stored_of(self.connection.batches(statement), part, self._owner)
 
     def nearest(self, search: Nearest) -> tuple[Ints, Ints]:
         """One statement, see `Backend`."""
@@ -147,11 +147,11 @@ class ClickHouse:
 
     def drop(self) -> None:
         """Drops the table, see `Backend`."""
-        self._connection.run(f"DROP TABLE IF EXISTS {self._table} SYNC")
+        self.connection.run(f"DROP TABLE IF EXISTS {self._table} SYNC")
 
     def close(self) -> None:
         """Closes the connection."""
-        self._connection.close()
+        self.connection.close()
 
     def rows(self) -> Rows:
         """What statements read."""
@@ -174,7 +174,7 @@ class ClickHouse:
 
     def _columns(self, statement: str) -> list[NDArray[Any]]:
         """The columns that a statement gives; none if it gives no rows."""
-        batches = [batch for batch in self._connection.batches(statement) if len(batch)]
+        batches = [batch for batch in self.connection.batches(statement) if len(batch)]
         return [
             np.concatenate([np.asarray(column) for column in columns])
             for columns in zip(*batches, strict=True)

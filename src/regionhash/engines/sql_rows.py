@@ -11,7 +11,7 @@
 | shows | list of texts | classes that the picture is known to show; empty for a region |
 | word_0, ... | uint64 | the code, 64 bits each, the first bit the most significant |
 
-Words are compared two to five times as fast as bytes, see `benchmarks/bench_sql.py`.
+Words are compared two to four times as fast as bytes: `benchmarks/bench_sql.py`.
 """
 
 from __future__ import annotations

@@ -265,5 +265,5 @@ def _compared(column: str, sign: str, value: float, *, always: bool) -> str:
 
 def _number(value: float) -> str:
     """A number as a literal of 64 bits: without an exponent, DuckDB takes it for a decimal one."""
-    text = repr(float(value))
+    text = repr(float(value)).removesuffix(".0")
     return text if "e" in text else f"{text}e0"
