@@ -44,9 +44,10 @@ def served(connection):
 
         def answer(self, status, content):
             self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            self.wfile.write(content)
+            for chunk in (content, b"") if content else (b"",):
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
 
         def log_message(self, *_):
             pass

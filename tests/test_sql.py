@@ -1,6 +1,7 @@
 """The SQL engine: DuckDB over Parquet files, and ClickHouse through chDB, against a local scan."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import textwrap
 import threading
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clickhouse_stub
+from chdb_cases import run_by_chdb
 from cli_runner import error_of as error_of_command
 from cli_runner import run
 from regionhash.collection import Collection
@@ -32,6 +35,7 @@ from regionhash.engines import (
     open_backend,
     sql_clickhouse,
     sql_shards,
+    sql_statements,
 )
 from regionhash.engines.sql_clickhouse import ClickHouse, InProcess, Server
 from regionhash.engines.sql_rows import codes_of, words_of
@@ -80,12 +84,6 @@ def duckdb_on_files(owner, folder):
 
 OPENERS = (duckdb_on_files, clickhouse_in_process, clickhouse_behind_http)
 each_backend = pytest.mark.parametrize("opened", OPENERS)
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """One for all: a process can open one folder of chDB."""
-    return tmp_path_factory.mktemp("sql")
 
 
 def random_codes(seed, counts, n_bytes=1, image_bytes=2, *, labelled=True):
@@ -207,12 +205,12 @@ def cases(draw):
 @pytest.mark.parametrize("opened", OPENERS[:2])
 @settings(deadline=None, max_examples=12)
 @given(case=cases())
-def test_answers_are_those_of_a_local_scan(folder, opened, case):
-    check_answers(folder, opened, case)
+def test_answers_are_those_of_a_local_scan(chdb_folder, opened, case):
+    check_answers(chdb_folder, opened, case)
 
 
-def test_answers_come_whole_over_http(folder):
-    check_answers(folder, clickhouse_behind_http, (7, [2, 0, 4, 1, 3], 17, 9, True))
+def test_answers_come_whole_over_http(chdb_folder):
+    check_answers(chdb_folder, clickhouse_behind_http, (7, [2, 0, 4, 1, 3], 17, 9, True))
 
 
 def check_answers(folder, opened, case):
@@ -247,10 +245,10 @@ def check_answers(folder, opened, case):
 
 
 @each_backend
-def test_all_that_is_stored_comes_back_and_removals_are_whole(folder, opened):
+def test_all_that_is_stored_comes_back_and_removals_are_whole(chdb_folder, opened):
     codes, facts, snapshot = random_codes(3, [2, 0, 3, 1, 4, 0, 2, 1], 9, 2)
     table = codes.table
-    with opened(owner_of(codes, folder), folder) as backend:
+    with opened(owner_of(codes, chdb_folder), chdb_folder) as backend:
         assert backend.held() == Held(0, 0)
         assert list(backend.stored("region", codes=True)) == []
         fill(backend, codes, facts)
@@ -286,11 +284,11 @@ def test_all_that_is_stored_comes_back_and_removals_are_whole(folder, opened):
 
 
 @each_backend
-def test_a_place_of_another_record_is_refused_until_it_is_dropped(folder, opened):
+def test_a_place_of_another_record_is_refused_until_it_is_dropped(chdb_folder, opened):
     codes, facts, _ = random_codes(3, [2, 0, 3])
-    owner = owner_of(codes, folder)
-    other = Owner(owner.uuid, "def", owner.n_bits, owner.n_region_bits, folder)
-    with opened(owner, folder) as backend, opened(other, folder) as second:
+    owner = owner_of(codes, chdb_folder)
+    other = Owner(owner.uuid, "def", owner.n_bits, owner.n_region_bits, chdb_folder)
+    with opened(owner, chdb_folder) as backend, opened(other, chdb_folder) as second:
         fill(backend, codes, facts)
         for asked in (
             second.create,
@@ -307,11 +305,11 @@ def test_a_place_of_another_record_is_refused_until_it_is_dropped(folder, opened
 
 
 @each_backend
-def test_a_hundred_thousand_numbers_are_one_condition(folder, opened):
+def test_a_hundred_thousand_numbers_are_one_condition(chdb_folder, opened):
     codes, facts, snapshot = random_codes(5, [1] * 20, 8)
     queries = codes.table.region_codes[:1]
     many = np.arange(int(snapshot.rows[9]), 100_000, dtype=np.int64)
-    with opened(owner_of(codes, folder), folder) as backend:
+    with opened(owner_of(codes, chdb_folder), chdb_folder) as backend:
         fill(backend, codes, facts, 20)
         mask = np.isin(snapshot.rows, many)
         assert 0 < mask.sum() < 20
@@ -324,11 +322,11 @@ def test_a_hundred_thousand_numbers_are_one_condition(folder, opened):
 
 
 @each_backend
-def test_threads_share_a_backend(folder, opened):
+def test_threads_share_a_backend(chdb_folder, opened):
     codes, facts, snapshot = random_codes(6, [3] * 30, 8)
     queries = codes.table.region_codes[:2]
     wrong = []
-    with opened(owner_of(codes, folder), folder) as backend:
+    with opened(owner_of(codes, chdb_folder), chdb_folder) as backend:
         fill(backend, codes, facts, 30)
         wanted = scanned(codes, snapshot, queries, 5, None)
 
@@ -344,6 +342,43 @@ def test_threads_share_a_backend(folder, opened):
             thread.join()
         backend.drop()
     assert not wrong
+
+
+def test_rows_that_are_inserted_twice_count_once(chdb_folder):
+    """As after an answer of a server that was lost."""
+    codes, facts, snapshot = random_codes(6, [3, 1, 2], 8)
+    queries = codes.table.region_codes[:2]
+    with clickhouse_in_process(owner_of(codes, chdb_folder), chdb_folder) as backend:
+        fill(backend, codes, facts)
+        backend.insert(*part_of(codes, facts, [1, 2]))
+        assert backend.held() == Held(3, 6)
+        stored = [batch.numbers for batch in backend.stored("region", codes=True)]
+        assert len(np.concatenate(stored)) == 6
+        assert nearest(backend, queries, 5) == scanned(codes, snapshot, queries, 5, None)
+        backend.remove(snapshot.rows[1:])
+        assert backend.held() == Held(1, 3)
+        backend.drop()
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_are_read_to_the_last_bit(value):
+    duckdb = pytest.importorskip("duckdb")
+    text = sql_statements._number(value)
+    assert duckdb.sql(f"SELECT {text}").fetchall() == [(value,)]
+
+
+def test_the_statement_of_the_documentation_is_right():
+    page = (Path(__file__).parents[1] / "docs" / "engines.md").read_text()
+    command, _, shown = page.partition("$ regionhash sql ")[2].partition("```")[0].partition("\n")
+    assert command.endswith("--only dog --after 2024-06-01")
+    rows = sql_statements.Rows.of_shards(
+        sql_statements.DUCKDB, re.findall(r"'(photos\.collection/.*?)'", shown)
+    )
+    code = codes_of(np.array([[7406473163062462414]], np.uint64), 8)
+    wanted = Filter(labels=("dog",), after=datetime(2024, 6, 1, tzinfo=UTC).timestamp())
+    conditions = sql_statements.passing(rows, wanted)
+    statement = sql_statements.nearest(rows, "region", code, conditions, top=20)
+    assert f"{statement};\n" == shown
 
 
 def test_words_are_codes():
@@ -452,6 +487,19 @@ def test_a_search_whose_files_are_replaced_starts_again(shards, monkeypatch):
     kept = ~np.isin(snapshot.rows, snapshot.rows[[0, 4]])
     assert nearest(backend, queries, 9) == scanned(codes, snapshot, queries, 9, kept)
     assert not changes
+
+
+def test_what_is_held_is_counted_again_if_files_are_replaced(shards, monkeypatch):
+    backend, _, _, snapshot = shards
+    changes, original = [lambda: backend.remove(snapshot.rows[:1])], backend._whole
+
+    def changed(given):
+        if changes:
+            changes.pop()()
+        return original(given)
+
+    monkeypatch.setattr(backend, "_whole", changed)
+    assert backend.held() == Held(5, 14)
 
 
 def test_removals_leave_other_files_alone(shards):
@@ -578,30 +626,30 @@ def error_of(call):
     return str(refused.value)
 
 
-def test_a_wrong_password_is_one_line_without_it(folder):
+def test_a_wrong_password_is_one_line_without_it(chdb_folder):
     pytest.importorskip("chdb")
     pytest.importorskip("clickhouse_connect")
-    with clickhouse_stub.served(InProcess(folder)) as port:
+    with clickhouse_stub.served(InProcess(chdb_folder)) as port:
         message = error_of(opened(f":clickhouse://reader:s3cret@127.0.0.1:{port}").held)
         assert "Authentication failed" in message
         assert "s3cret" not in message and "\n" not in message
 
 
-def test_a_password_may_come_from_the_environment(folder, monkeypatch):
+def test_a_password_may_come_from_the_environment(chdb_folder, monkeypatch):
     pytest.importorskip("chdb")
     pytest.importorskip("clickhouse_connect")
     monkeypatch.setenv("CLICKHOUSE_PASSWORD", clickhouse_stub.PASSWORD)
-    with clickhouse_stub.served(InProcess(folder)) as port:
+    with clickhouse_stub.served(InProcess(chdb_folder)) as port:
         backend = opened(f":clickhouse://reader@127.0.0.1:{port}")
         assert backend.held() == Held(0, 0)
         backend.close()
 
 
-def test_a_table_that_is_not_there_is_one_line(folder):
+def test_a_table_that_is_not_there_is_one_line(chdb_folder):
     pytest.importorskip("chdb")
-    backend = opened(f":chdb:{folder}")
+    backend = opened(f":chdb:{chdb_folder}")
     message = error_of(lambda: nearest(backend, np.zeros((1, 1), np.uint8), 1))
-    assert message.startswith(f"chdb:{folder}: ")
+    assert message.startswith(f"chdb:{chdb_folder}: ")
     assert "\n" not in message
 
 
@@ -611,12 +659,6 @@ def test_a_table_that_is_not_there_is_one_line(folder):
 def run_by_duckdb(statement):
     duckdb = pytest.importorskip("duckdb")
     return duckdb.sql(statement).fetchall()
-
-
-def run_by_chdb(statement, folder):
-    chdb = pytest.importorskip("chdb.session")
-    lines = chdb.Session(str(folder)).query(statement, "JSONCompactEachRow").bytes().splitlines()
-    return [tuple(json.loads(line)) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -687,7 +729,7 @@ def named(folder, found):
 
 @pytest.mark.parametrize("text", SEARCHES)
 def test_what_is_printed_for_an_export_finds_what_a_search_finds(
-    photo_collection, photos, exported, folder, text
+    photo_collection, photos, exported, text
 ):
     options = options_of(text, photos)
     wanted = searched(photo_collection, options)
@@ -713,25 +755,27 @@ def test_searches_find_something(photo_collection, photos):
 
 @pytest.mark.parametrize("text", SEARCHES)
 def test_what_is_printed_for_clickhouse_finds_what_a_search_finds(
-    photo_collection, photos, exported, folder, text
+    photo_collection, photos, exported, chdb_folder, text
 ):
     pytest.importorskip("chdb")
     options = options_of(text, photos)
     wanted = searched(photo_collection, options)
     more = ("--from", exported, "--dialect", "clickhouse")
     printed = run("sql", photo_collection, *options, *more).stdout
-    assert [found[1:] for found in run_by_chdb(printed, folder)] == wanted
+    assert [found[1:] for found in run_by_chdb(printed, chdb_folder)] == wanted
 
 
-def test_what_is_printed_for_a_table_finds_what_a_search_finds(photo_collection, photos, folder):
+def test_what_is_printed_for_a_table_finds_what_a_search_finds(
+    photo_collection, photos, chdb_folder
+):
     pytest.importorskip("chdb")
     with Collection.open(photo_collection) as collection:
-        backend = open_backend(f"sql:chdb:{folder}", collection.owner)
+        backend = open_backend(f"sql:chdb:{chdb_folder}", collection.owner)
         fill_from(photo_collection, backend)
         for text in SEARCHES:
             options = options_of(text, photos)
-            printed = run("sql", photo_collection, *options, "--engine", f"sql:chdb:{folder}")
-            found = run_by_chdb(printed.stdout, folder)
+            printed = run("sql", photo_collection, *options, "--engine", f"sql:chdb:{chdb_folder}")
+            found = run_by_chdb(printed.stdout, chdb_folder)
             assert named(photo_collection, found) == searched(photo_collection, options)
         backend.drop()
 

@@ -131,9 +131,9 @@ class Shards:
             return
         width = n_words(self._owner) if codes else 0
         with self._reported():
-            statement = everything(self._rows(shards), part, width)
-            found = pa.RecordBatchReader.from_stream(self._connection.cursor().sql(statement))
-            yield from stored_of(found, part, self._owner)
+            cursor = self._connection.cursor()
+            found = cursor.sql(everything(self._rows(shards), part, width))
+            yield from stored_of(pa.RecordBatchReader.from_stream(found), part, self._owner)
 
     def nearest(self, search: Nearest) -> tuple[Ints, Ints]:
         """One statement, see `Backend`."""
@@ -152,7 +152,8 @@ class Shards:
             )
             try:
                 with self._reported():
-                    found = self._connection.cursor().sql(statement).fetchnumpy()
+                    cursor = self._connection.cursor()
+                    found = cursor.sql(statement).fetchnumpy()
             except EngineError:
                 if shards == self._shards():
                     raise
