@@ -701,6 +701,7 @@ SEARCHES = (
     "--box 10,20,60,80 --only 6 --only 7 --min-score 0.19",
     "--box 10,20,60,80 --only 6 --min-score 0.2",
     "--box 10,20,60,80 --min-score 0.2",
+    "--box 10,20,60,80 --min-score 0.20269",  # more than a score that is kept as float16
     "--box 10,20,60,80 --only 3",
     "--box 10,20,60,80 --after 2001-01-01 --before 2101-01-01",
     "--box 10,20,60,80 --before 2001-01-01",
@@ -814,6 +815,17 @@ def test_bad_options_are_one_line(photo_collection, photos, exported, options, m
         run("sql", photo_collection, *given)
     else:
         assert message in error_of_command("sql", photo_collection, *given)
+
+
+def test_a_name_that_clickhouse_takes_for_a_pattern_is_refused(
+    photo_collection, photos, exported, tmp_path
+):
+    path = tmp_path / "a{1,2}.parquet"
+    path.write_bytes(exported.read_bytes())
+    given = ("--query", photos / "1.png", "--from", path, "--dialect")
+    assert "for a pattern" in error_of_command("sql", photo_collection, *given, "clickhouse")
+    found = run_by_duckdb(run("sql", photo_collection, *given, "duckdb").stdout)
+    assert len(found) == 6
 
 
 def test_a_file_of_another_model_is_refused(photo_collection, photos, tmp_path):

@@ -74,7 +74,7 @@ def _files_of_clickhouse(paths: Sequence[str]) -> str:
 DUCKDB = Dialect(
     name="duckdb",
     text=_doubled,
-    word_distance=lambda column, word: f"bit_count(xor({column}, {word}::UBIGINT))",
+    word_distance=lambda column, word: f"bit_count(xor({column}, {word}::UBIGINT))::INT",
     code_distance=lambda column, code: f"bit_count(xor({column}::BIT, '{_bits(code)}'::BIT))",
     numbers=lambda text: f"SELECT unnest(string_split('{text}', ' ')::BIGINT[])",
     contains="list_contains",
