@@ -261,7 +261,6 @@ class Server:
                         **self._login,
                         connect_timeout=_CONNECT_SECONDS,
                         send_receive_timeout=_ANSWER_SECONDS,
-                        query_retries=0,
                         autogenerate_session_id=False,  # threads ask at the same time
                         settings={"max_query_size": _QUERY_BYTES},
                     )
