@@ -2,6 +2,7 @@
 #   make demo             train, encode and search on built-in pictures
 #   make test             the tests, some three minutes
 #   make test-slow        those that take longer
+#   make test-sql         those that need chDB and LanceDB, 720 MB more in .venv
 #   make test-sanitizers  those of compiled code, with checks of every access to memory
 #   make check            formatting, lint, types
 #   make docs             docs/cli.md, written from the commands' --help
@@ -25,7 +26,7 @@ MINUTES ?= 5
 SEED ?= 0
 WRITERS ?= 3
 
-.PHONY: demo test test-slow test-sanitizers bench check docs torture clean .venv
+.PHONY: demo test test-slow test-sql test-sanitizers bench check docs torture clean .venv
 
 demo: $(READY)
 	$(BIN)/regionhash demo
@@ -39,6 +40,10 @@ test: $(DEV)
 
 test-slow: $(DEV)
 	$(PYTEST) -m slow
+
+test-sql: $(DEV)
+	$(PIP) --editable ".[chdb]" lancedb
+	$(PYTEST) tests/test_sql.py tests/test_parquet.py
 
 # A copy, compiled with AddressSanitizer and UndefinedBehaviorSanitizer of gcc.
 SANITIZED := build/sanitizers

@@ -117,6 +117,12 @@ def write_picture(path: Path, image: Any) -> None:
 
 
 @pytest.fixture(scope="session")
+def chdb_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of chDB's tables: a process can open one."""
+    return tmp_path_factory.mktemp("chdb")
+
+
+@pytest.fixture(scope="session")
 def photo_collection(
     saved: SavedModel, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

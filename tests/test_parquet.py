@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chdb_cases import run_by_chdb
 from cli_runner import error_of, run
 from collection_cases import MODEL, encoded, new_image
 from regionhash.collection import Collection, open_codes
@@ -242,6 +243,54 @@ def test_the_statement_of_the_documentation_is_right(made, tmp_path, monkeypatch
     hits = search_regions(table.region_codes[0], table, top=20)
     assert len(hits) == 4
     assert duckdb.sql(statement).fetchall() == [(hit.image_id, hit.distance) for hit in hits]
+
+
+def test_chdb_finds_what_the_exact_search_finds(made, tmp_path, chdb_folder):
+    with Collection(made) as collection:
+        collection.export(path := tmp_path / "codes.parquet")
+        table = collection.code_file().table
+    query = table.region_codes[3]
+    distance = (
+        f"bitHammingDistance(region_code, toFixedString(unhex('{query.tobytes().hex()}'), 1))"
+    )
+    found = run_by_chdb(
+        f"""
+        SELECT id, min({distance}) AS distance FROM file('{path}', 'Parquet')
+        WHERE part = 'region' GROUP BY picture, id ORDER BY distance, picture
+        """,
+        chdb_folder,
+    )
+    assert found == [(hit.image_id, hit.distance) for hit in search_regions(query, table, top=9)]
+    dated = f"SELECT id FROM file('{path}', 'Parquet') WHERE part = 'picture' AND has(shows, 'dog')"
+    assert run_by_chdb(f"{dated} AND taken > toDateTime64(1700000000.3, 9)", chdb_folder) == [
+        ("3.jpg",)
+    ]
+
+
+def test_lancedb_finds_what_the_exact_search_finds(made, tmp_path):
+    lancedb = pytest.importorskip("lancedb")
+    with Collection(made) as collection:
+        collection.export(tmp_path / "codes.parquet")
+        table = collection.code_file().table
+    rows = pq.read_table(tmp_path / "codes.parquet")
+    database = lancedb.connect(tmp_path / "lance")
+    stored = database.create_table("rows", rows)
+    dogs = stored.search().where("part = 'region' AND class = 'dog'").limit(99).to_arrow()
+    assert len(dogs) == np.count_nonzero(table.labels == 1)
+    regions = rows.filter(pc.equal(rows["part"], "region"))
+    codes = pa.array(np.frombuffer(b"".join(regions["region_code"].to_pylist()), np.uint8))
+    regions = regions.append_column("code", pa.FixedSizeListArray.from_arrays(codes, 1))
+    stored = database.create_table("regions", regions)
+    query = table.region_codes[3]
+    found = stored.search(query.tolist(), vector_column_name="code").distance_type("hamming")
+    least = {}
+    for row in found.limit(99).to_arrow().to_pylist():
+        key = row["picture"], row["id"]
+        least[key] = min(least.get(key, 99), int(row["_distance"]))
+    ranked = sorted((distance, key) for key, distance in least.items())
+    assert [(key[1], distance) for distance, key in ranked] == [
+        (hit.image_id, hit.distance) for hit in search_regions(query, table, top=9)
+    ]
 
 
 def test_pandas_reads_it(made, tmp_path):

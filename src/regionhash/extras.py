@@ -27,6 +27,9 @@ _EXTRA_OF = {
     "ray": "scale",
     "s3fs": "scale",
     "openvino": "openvino",
+    "duckdb": "sql",
+    "clickhouse_connect": "clickhouse",
+    "chdb": "chdb",
     "pillow_heif": "heic",
 }
 

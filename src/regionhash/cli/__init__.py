@@ -32,6 +32,7 @@ from regionhash.cli.output import say
 from regionhash.cli.reproduce import reproduce
 from regionhash.cli.search import search
 from regionhash.cli.serve import serve
+from regionhash.cli.sql import sql
 from regionhash.cli.train import train
 from regionhash.extras import missing
 
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": import_codes,
     "serve": serve,
     "search": search,
+    "sql": sql,
     "evaluate": evaluate,
     "info": info,
     "models": models,

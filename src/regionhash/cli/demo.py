@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from regionhash.cli.output import ConsoleReporter
+from regionhash.cli.output import ConsoleReporter, say
 
 
 def demo(

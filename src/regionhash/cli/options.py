@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,6 +57,81 @@ BatchSize = Annotated[int, typer.Option(help="Pictures per batch of the model.")
 Workers = Annotated[
     int | None,
     typer.Option(help="Processes that read pictures.  [default: half of the CPU cores, at most 8]"),
+]
+
+# -- searches -------------------------------------------------------------------------------------
+
+Queries = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PICTURE[@x0,y0,x1,y1]",
+        help="Picture to search by, optionally with a box in it; may be repeated.",
+    ),
+]
+Boxes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="x0,y0,x1,y1",
+        help="An object in the first query picture, in pixels; may be repeated.",
+    ),
+]
+Top = Annotated[int, typer.Option(help="Number of results to show.")]
+Offset = Annotated[int, typer.Option(help="Number of results to skip.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CLASS",
+        help="Only pictures with this class, known or detected (collections). May be repeated; "
+        "then all are required.",
+    ),
+]
+MinScore = Annotated[
+    float,
+    typer.Option(
+        help="Only pictures with a detection of at least this score, of --only if given "
+        "(collections)."
+    ),
+]
+Below = Annotated[str | None, typer.Option(help="Only pictures below this folder (collections).")]
+After = Annotated[
+    datetime | None,
+    typer.Option(
+        formats=["%Y-%m-%d"], help="Only pictures taken on this day (UTC) or later (collections)."
+    ),
+]
+Before = Annotated[
+    datetime | None,
+    typer.Option(formats=["%Y-%m-%d"], help="Only pictures taken before this day (collections)."),
+]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PICTURE[@x0,y0,x1,y1]",
+        help="Leave out pictures that show this object: what the box marks, or the best "
+        "detection. May be repeated.",
+    ),
+]
+WithoutDistance = Annotated[
+    int | None,
+    typer.Option(
+        help="Largest distance, in bits, at which a region counts as the object of --without.  "
+        "[default: an eighth of the code]"
+    ),
+]
+SharedRegions = Annotated[
+    bool,
+    typer.Option(
+        "--shared-regions",
+        help="Mode objects: let several objects match the same region of a picture, as in the "
+        "paper of DMIH. By default each object needs a region of its own.",
+    ),
+]
+ModelOfCodes = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the model that made the codes.  [default: next to the codes, or as "
+        "recorded in them]"
+    ),
 ]
 
 

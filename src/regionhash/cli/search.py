@@ -11,16 +11,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from regionhash.cli.options import Device, Engine, Json, Runtime
+from regionhash.cli.options import (
+    After,
+    Before,
+    Below,
+    Boxes,
+    Device,
+    Engine,
+    Json,
+    MinScore,
+    ModelOfCodes,
+    Offset,
+    Only,
+    Queries,
+    Runtime,
+    SharedRegions,
+    Top,
+    Without,
+    WithoutDistance,
+)
 from regionhash.cli.output import print_json, print_table, say
 from regionhash.files.text import printable
 
 if TYPE_CHECKING:
-    from regionhash.search.request import Query, RequestError
+    from regionhash.search.request import Filter, Query, RequestError
     from regionhash.search.run import Answer
     from regionhash.structures import Hit, Match
-
-_DATES = ["%Y-%m-%d"]
 
 _FLAGS = {
     "limit": "--top",
@@ -37,13 +53,7 @@ _FLAGS = {
 
 def search(
     codes: Annotated[Path, typer.Argument(metavar="CODES", help="A code file or a collection.")],
-    query: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PICTURE[@x0,y0,x1,y1]",
-            help="Picture to search by, optionally with a box in it; may be repeated.",
-        ),
-    ] = None,
+    query: Queries = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,43 +62,14 @@ def search(
             "collection whose encoder has a text tower.",
         ),
     ] = None,
-    box: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="x0,y0,x1,y1",
-            help="An object in the first query picture, in pixels; may be repeated.",
-        ),
-    ] = None,
-    top: Annotated[int, typer.Option(help="Number of results to show.")] = 20,
-    offset: Annotated[int, typer.Option(help="Number of results to skip.")] = 0,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CLASS",
-            help="Only pictures with this class, known or detected (collections). May be repeated; "
-            "then all are required.",
-        ),
-    ] = None,
-    min_score: Annotated[
-        float,
-        typer.Option(
-            help="Only pictures with a detection of at least this score, of --only if given "
-            "(collections)."
-        ),
-    ] = 0.0,
-    folder: Annotated[
-        str | None, typer.Option(help="Only pictures below this folder (collections).")
-    ] = None,
-    after: Annotated[
-        datetime | None,
-        typer.Option(
-            formats=_DATES, help="Only pictures taken on this day (UTC) or later (collections)."
-        ),
-    ] = None,
-    before: Annotated[
-        datetime | None,
-        typer.Option(formats=_DATES, help="Only pictures taken before this day (collections)."),
-    ] = None,
+    box: Boxes = None,
+    top: Top = 20,
+    offset: Offset = 0,
+    only: Only = None,
+    min_score: MinScore = 0.0,
+    folder: Below = None,
+    after: After = None,
+    before: Before = None,
     near: Annotated[
         int | None,
         typer.Option(
@@ -124,29 +105,9 @@ def search(
             "more than about 100 ms]",
         ),
     ] = None,
-    without: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PICTURE[@x0,y0,x1,y1]",
-            help="Leave out pictures that show this object: what the box marks, or the best "
-            "detection. May be repeated.",
-        ),
-    ] = None,
-    without_distance: Annotated[
-        int | None,
-        typer.Option(
-            help="Largest distance, in bits, at which a region counts as the object of --without.  "
-            "[default: an eighth of the code]"
-        ),
-    ] = None,
-    shared_regions: Annotated[
-        bool,
-        typer.Option(
-            "--shared-regions",
-            help="Mode objects: let several objects match the same region of a picture, as in the "
-            "paper of DMIH. By default each object needs a region of its own.",
-        ),
-    ] = False,
+    without: Without = None,
+    without_distance: WithoutDistance = None,
+    shared_regions: SharedRegions = False,
     context: Annotated[
         float,
         typer.Option(
@@ -181,13 +142,7 @@ def search(
     expand: Annotated[
         int | None, typer.Option(help="Results that an expansion uses as queries.  [default: 6]")
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the model that made the codes.  [default: next to the codes, or as "
-            "recorded in them]"
-        ),
-    ] = None,
+    model: ModelOfCodes = None,
     sheet: Annotated[
         Path | None,
         typer.Option(help="Also write the results as a contact sheet, a .png or .html file."),
@@ -239,7 +194,7 @@ def search(
     from regionhash.search.run import load_model_of, run
     from regionhash.store import CodeSet
 
-    chosen = Filter(tuple(only or ()), min_score, folder, _seconds(after), _seconds(before))
+    chosen = filter_of(only, min_score, folder, after, before)
     needing = chosen != Filter() or near is not None or offset or engine != "local"
     if not is_collection(codes) and needing:
         raise ValueError(
@@ -259,8 +214,8 @@ def search(
         raise ValueError("--min-prob needs --mode category")
     try:
         request = Search(
-            [*_queries(query or [], box or []), *(Query(text=words) for words in text or ())],
-            exclude=_queries(without or [], []),
+            [*queries_of(query or [], box or []), *(Query(text=words) for words in text or ())],
+            exclude=queries_of(without or [], []),
             mode=mode,
             steps=[step.strip() for step in steps.split(",")] if steps is not None else (),
             rescore=rescore,
@@ -277,7 +232,7 @@ def search(
             offset=offset,
         )
     except RequestError as error:
-        raise _named_by_flag(error) from error
+        raise named_by_flag(error) from error
     loaded = load_model_of(file, model, device, runtime, advice="; pass it with --model")
     try:
         if collection is None:
@@ -286,7 +241,7 @@ def search(
             collection.model = loaded
             answer = collection.find(request)
     except RequestError as error:
-        raise _named_by_flag(error) from error
+        raise named_by_flag(error) from error
     if sheet:
         find_picture = Pictures(file.recorded("sources"), images_dir).__getitem__
         if collection is not None and images_dir is None:
@@ -307,11 +262,12 @@ def search(
         print_table(_hit_table(answer.hits, answer))
 
 
-def _named_by_flag(error: RequestError) -> ValueError:
+def named_by_flag(error: RequestError) -> ValueError:
+    """What is wrong with a request, in words of the command."""
     return ValueError(f"{_FLAGS.get(error.field, f'--{error.field}')} {error.reason}")
 
 
-def _queries(given: list[str], boxes: list[str]) -> list[Query]:
+def queries_of(given: list[str], boxes: list[str]) -> list[Query]:
     """The pictures of --query, the first also with the boxes of --box."""
     from regionhash.data.images import read_image
     from regionhash.search.request import Query
@@ -341,6 +297,19 @@ def _class_index(name: str, classes: tuple[str, ...]) -> int:
             f"label {name!r}: not a class of the model, which knows {', '.join(classes)}"
         )
     return classes.index(name)
+
+
+def filter_of(
+    only: list[str] | None,
+    min_score: float,
+    folder: str | None,
+    after: datetime | None,
+    before: datetime | None,
+) -> Filter:
+    """The filter of options of those names."""
+    from regionhash.search.request import Filter
+
+    return Filter(tuple(only or ()), min_score, folder, _seconds(after), _seconds(before))
 
 
 def _seconds(day: datetime | None) -> float | None:

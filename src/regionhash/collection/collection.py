@@ -73,7 +73,7 @@ from regionhash.search.run import Answer, QueryPicture, marked, read_query, run
 from regionhash.search.together import Running, run_alone
 from regionhash.store import CodeSet, StoreError
 from regionhash.store.parquet import write_parquet
-from regionhash.structures import Box, EncodedImage, Mask, renamed
+from regionhash.structures import Box, EncodedImage, Ints, Mask, renamed
 
 if TYPE_CHECKING:
     from regionhash.collection.adding import AddReport
@@ -479,6 +479,26 @@ class Collection:
             alive=snapshot.alive,
         )
 
+    def numbers(self, wanted: Filter) -> Ints:
+        """Numbers (n,) int64 of the pictures that pass a filter, ascending.
+
+        Raises:
+            ValueError: see `mask_of`.
+        """
+        snapshot, mask = self._searched(wanted)
+        return snapshot.rows if mask is None else snapshot.rows[mask]
+
+    @property
+    def owner(self) -> Owner:
+        """What an engine is told of the collection."""
+        return Owner(
+            uuid=self.header["uuid"],
+            model_hash=self.header["model_hash"],
+            n_bits=self.header["n_bits"],
+            n_region_bits=self.header["n_region_bits"],
+            folder=self.folder / ENGINES_FOLDER,
+        )
+
     def _searched(self, wanted: Filter) -> tuple[Snapshot, Mask | None]:
         """The pictures, and a mask of those that pass a filter, both of one moment."""
         if wanted.folder is None:
@@ -728,15 +748,7 @@ class Collection:
         spec = self._engine if spec is None else spec
         with self._loading:
             if spec not in self._engines:
-                header = self.header
-                owner = Owner(
-                    uuid=header["uuid"],
-                    model_hash=header["model_hash"],
-                    n_bits=header["n_bits"],
-                    n_region_bits=header["n_region_bits"],
-                    folder=self.folder / ENGINES_FOLDER,
-                )
-                backend = open_backend(spec, owner)
+                backend = open_backend(spec, self.owner)
                 if backend is None:
                     return None
                 self._engines[spec] = CollectionEngine(backend, self.folder, lambda: self._database)

@@ -21,6 +21,7 @@ import numpy as np
 
 from regionhash.collection.arrays import Snapshot
 from regionhash.collection.database import Database
+from regionhash.collection.filters import as_engines_know
 from regionhash.collection.transfer import facts_of
 from regionhash.engines import Backend, Condition, EngineError, Nearest, Stored
 from regionhash.files.atomic import locked_folder, write_text
@@ -457,11 +458,12 @@ class _Scans:
         if mask is None:
             return Condition(Filter(), self._up_to, None, self._removed)
         mask = mask[: self._n_there]
-        if self._wanted.folder is not None:
+        wanted = as_engines_know(self._wanted, self._snapshot)
+        if wanted is None:
             return Condition(Filter(), self._up_to, there[mask], self._removed[:0])
         base = np.ones(len(there), bool) if self._mask is None else self._mask[: self._n_there]
         without = np.union1d(self._removed, there[base & ~mask])
-        return Condition(self._wanted, self._up_to, None, without)
+        return Condition(wanted, self._up_to, None, without)
 
     def _may_be_found(self, numbers: Ints, mask: Mask | None) -> Mask:
         """Mask (n,) of the rows (n,) that are searched in the engine."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,20 @@ def check_filter(wanted: Filter, snapshot: Snapshot) -> None:
         raise RequestError(
             "min_score", "needs scores of detected classes, which the model of these codes lacks"
         )
+
+
+def as_engines_know(wanted: Filter, snapshot: Snapshot) -> Filter | None:
+    """A filter by what an engine has of each picture; None if only the collection can apply it.
+
+    Files move, and scores are kept in fewer bits, so that a least score may be nothing.
+    """
+    scores = snapshot.table.scores
+    if wanted.folder is not None:
+        return None
+    if not wanted.min_score or scores is None:
+        return wanted
+    kept = float(as_kept(wanted.min_score, scores.dtype))
+    return replace(wanted, min_score=kept) if kept else None
 
 
 def _passing(wanted: Filter, snapshot: Snapshot, database: Database, first: int) -> Mask:

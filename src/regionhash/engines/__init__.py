@@ -14,13 +14,16 @@ from regionhash.engines.backend import (
     Part,
     Stored,
 )
+from regionhash.engines.sql import open_sql
 
 LOCAL = "local"
 
 ENGINES: dict[str, Callable[[str, Owner], Backend] | None] = {
     LOCAL: None,  # the collection itself
+    "sql": open_sql,
 }
-"""What opens an engine, given the address and the collection: `milvus:http://127.0.0.1:19530`."""
+"""What opens an engine, given its address and the collection; an address follows the name and a
+colon, as in `sql:clickhouse://127.0.0.1:8123/photos`."""
 
 
 def open_backend(spec: str, owner: Owner) -> Backend | None:
@@ -36,7 +39,7 @@ def open_backend(spec: str, owner: Owner) -> Backend | None:
     """
     name, _, address = spec.partition(":")
     if name not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {spec!r}")
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     opener = ENGINES[name]
     if opener is None and address:
         raise ValueError(f"engine {name} has no address, got {spec!r}")

@@ -97,7 +97,8 @@ class Condition:
 
     Attributes:
         filter: classes, scores and dates; never a folder, since files move and an engine is not
-            told.
+            told. The least score is as the collection keeps scores, see
+            `regionhash.collection.packing.as_kept`, and can be compared as it is.
         up_to: the greatest number of a picture.
         among: (n,) int64, ascending, the numbers that are searched; None is no limit.
         without: (n,) int64, ascending, numbers that are not searched.

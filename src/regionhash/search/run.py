@@ -189,6 +189,37 @@ def run(
             that the codes or the model cannot do.
         ImageError: a query picture cannot be read.
     """
+    mode, encoded = encode_search(
+        model, checkpoint, codes, search, picture_of=picture_of, detector_of=detector_of
+    )
+    mask = codes.alive if mask is None else mask
+    rankings, more = yield from _page(mode, encoded, codes.table, search, mask)
+    by_category = mode == "category"
+    return Answer(
+        mode,
+        codes,
+        encoded.queries,
+        () if by_category else rankings[0].hits,
+        tuple(rankings) if by_category else (),
+        encoded.excluded,
+        encoded.steps,
+        search.offset,
+        more,
+        len(codes.table) if mask is None else int(np.count_nonzero(mask)),
+        encoded.notes,
+    )
+
+
+def encode_search(
+    model: HashModel | Runtime,
+    checkpoint: Checkpoint,
+    codes: CodeSet,
+    search: Search,
+    *,
+    picture_of: Callable[[Query], QueryPicture] | None = None,
+    detector_of: Callable[[], Detector | None] = lambda: None,
+) -> tuple[Mode, EncodedSearch]:
+    """The mode of a search and the codes that it compares; see `run` for arguments and errors."""
     if codes.model_hash != checkpoint.model_hash:
         raise ValueError(
             f"{codes.path}: made by the model {codes.model_hash} ({codes.model}), which cannot be "
@@ -210,22 +241,7 @@ def run(
         [picture_of(query) for query in search.queries],
         [picture_of(query) for query in search.exclude],
     )
-    mask = codes.alive if mask is None else mask
-    rankings, more = yield from _page(mode, encoded, codes.table, search, mask)
-    by_category = mode == "category"
-    return Answer(
-        mode,
-        codes,
-        encoded.queries,
-        () if by_category else rankings[0].hits,
-        tuple(rankings) if by_category else (),
-        encoded.excluded,
-        encoded.steps,
-        search.offset,
-        more,
-        len(codes.table) if mask is None else int(np.count_nonzero(mask)),
-        encoded.notes,
-    )
+    return mode, encoded
 
 
 def find(

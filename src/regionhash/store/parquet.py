@@ -98,6 +98,11 @@ def write_rows(path: Path, codes: CodeSet, facts: Sequence[Facts]) -> None:
             writer.write_table(_written(codes, facts[first : rows[-1] + 1], rows, schema))
 
 
+def rows_of_pictures(codes: CodeSet, facts: Sequence[Facts]) -> pa.Table:
+    """The rows that `write_parquet` would write, all at once."""
+    return _written(codes, facts, np.arange(len(codes)), _schema(codes))
+
+
 def _schema(codes: CodeSet) -> pa.Schema:
     import pyarrow as pa
 

@@ -1,0 +1,38 @@
+"""The SQL engine: codes in Parquet files searched by DuckDB, or in a table of ClickHouse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regionhash.engines.backend import Owner
+from regionhash.engines.sql_clickhouse import PORTS, ClickHouse, InProcess, Server
+from regionhash.engines.sql_shards import Shards
+
+SqlBackend = Shards | ClickHouse
+"""What `open_sql` opens."""
+
+_CHDB = "chdb:"
+
+
+def open_sql(address: str, owner: Owner) -> SqlBackend:
+    """Opens the SQL engine.
+
+    Args:
+        address: a folder for Parquet files, by default one in the collection;
+            `clickhouse://user:password@host:port/database`, or `clickhouses` for an encrypted
+            connection; or `chdb:FOLDER`, ClickHouse in this process.
+        owner: the collection.
+
+    Raises:
+        ValueError: an address without a host or a folder.
+        ModuleNotFoundError: a package is not installed.
+    """
+    if address.partition("://")[0] in PORTS:
+        return ClickHouse(Server(address), owner)
+    if address.startswith(_CHDB):
+        path = address.removeprefix(_CHDB)
+        if not path:
+            raise ValueError("engine sql:chdb needs a folder: sql:chdb:FOLDER")
+        return ClickHouse(InProcess(Path(path)), owner)
+    folder = Path(address) / f"regionhash-{owner.uuid}" if address else owner.folder / "sql"
+    return Shards(folder, owner)
