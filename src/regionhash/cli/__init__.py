@@ -12,7 +12,16 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from regionhash.cli.collection import add, check, export, import_codes, index, refresh, remove
+from regionhash.cli.collection import (
+    add,
+    check,
+    engine,
+    export,
+    import_codes,
+    index,
+    refresh,
+    remove,
+)
 from regionhash.cli.convert import convert
 from regionhash.cli.demo import demo
 from regionhash.cli.encode import encode
@@ -38,6 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "remove": remove,
     "refresh": refresh,
     "check": check,
+    "engine": engine,
     "export": export,
     "import": import_codes,
     "serve": serve,
@@ -51,7 +61,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 """The commands, in the order of the help."""
 
-_RESUMED = ("train", "encode", "index", "add", "refresh", "import", "reproduce")
+_RESUMED = ("train", "encode", "index", "add", "refresh", "import", "engine", "reproduce")
 
 
 class _Commands(TyperGroup):

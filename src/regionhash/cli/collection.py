@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -402,6 +403,64 @@ def check(
             f"{len(report.missing)} files gone, {len(report.changed)} changed"
         )
     if report.problems:
+        raise typer.Exit(1)
+
+
+def engine(
+    action: Annotated[
+        Literal["sync", "check", "drop"],
+        typer.Argument(
+            help="`sync` fills the engine with what it does not have yet, `check` compares all of "
+            "it with the collection, `drop` removes what it has of it."
+        ),
+    ],
+    collection: Folder,
+    name: Annotated[str, typer.Option("--engine", metavar="ENGINE", help="See docs/engines.md.")],
+    as_json: Json = False,
+) -> None:
+    """Fill, check or drop an engine that searches the codes of a collection in its place.
+
+    The collection stays as it is; what comes to it later is found before the next `sync`, too.
+    `check` exits with 1 if the engine has not what it should; `sync` mends that.
+
+    \b
+    Examples:
+      regionhash engine sync photos.collection --engine sql
+      regionhash search photos.collection --engine sql --query cup.jpg@10,20,40,50
+      regionhash engine check photos.collection --engine sql
+    """
+    from regionhash.collection import Collection
+
+    with Collection.open(collection, engine=name) as opened:
+        if action == "drop":
+            opened.drop_engine()
+            record: dict[str, Any] = {}
+            lines = [f"{name}: holds nothing of {collection} any more"]
+        elif action == "sync":
+            synced = opened.sync_engine(reporter=ConsoleReporter())
+            record = synced._asdict()
+            lines = [f"{name}: {synced.added} pictures added, {synced.removed} removed"]
+        else:
+            report = opened.check_engine()
+            record = asdict(report)
+            lines = [
+                f"picture {row}: {line}"
+                for rows, line in (
+                    (report.missing, "missing in the engine, wholly or in part"),
+                    (report.extra, "in the engine, but not in the collection"),
+                    (report.different, "has other codes in the engine"),
+                )
+                for row in rows
+            ]
+            wrong = len(lines)
+            lines.append(
+                f"{name}: {report.pictures} pictures, {report.waiting} not there yet, {wrong} wrong"
+            )
+    if as_json:
+        print_json({"collection": str(collection), "engine": name, **record})
+    else:
+        typer.echo("\n".join(lines))
+    if action == "check" and not report.ok:
         raise typer.Exit(1)
 
 

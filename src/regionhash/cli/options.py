@@ -20,6 +20,14 @@ Runtime = Annotated[
         "and openvino, if installed, for codes of bf16-mixed."
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        metavar="ENGINE",
+        help="What searches the codes: `local` is the collection itself; docs/engines.md has the "
+        "others, which `regionhash engine sync` fills.",
+    ),
+]
 Precision = Annotated[
     Literal["auto", "32-true", "bf16-mixed"],
     typer.Option(

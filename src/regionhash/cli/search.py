@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from regionhash.cli.options import Device, Json, Runtime
+from regionhash.cli.options import Device, Engine, Json, Runtime
 from regionhash.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ def search(
     ] = None,
     device: Device = "auto",
     runtime: Runtime = "auto",
+    engine: Engine = "local",
     as_json: Json = False,
 ) -> None:
     """Find pictures that look alike, or that contain given objects.
@@ -238,14 +239,15 @@ def search(
     from regionhash.store import CodeSet
 
     chosen = Filter(tuple(only or ()), min_score, folder, _seconds(after), _seconds(before))
-    if not is_collection(codes) and (chosen != Filter() or near is not None or offset):
+    needing = chosen != Filter() or near is not None or offset or engine != "local"
+    if not is_collection(codes) and needing:
         raise ValueError(
-            f"{codes}: --only, --min-score, --folder, --after, --before, --near and --offset need "
-            "a collection; this is a code file"
+            f"{codes}: --only, --min-score, --folder, --after, --before, --near, --offset and "
+            "--engine need a collection; this is a code file"
         )
-    collection = (
-        Collection.open(codes, device=device, runtime=runtime) if is_collection(codes) else None
-    )
+    collection = None
+    if is_collection(codes):
+        collection = Collection.open(codes, device=device, runtime=runtime, engine=engine)
     file = CodeSet.open(codes) if collection is None else collection.codes()
     wanted = [_class_index(name, file.classes) for name in label or ()]
     if wanted and file.labels is None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from regionhash.cli.options import Device, Folder, Runtime
+from regionhash.cli.options import Device, Engine, Folder, Runtime
 
 
 def serve(
@@ -30,6 +30,7 @@ def serve(
     timeout: Annotated[float, typer.Option(help="Longest time for an answer, in seconds.")] = 30,
     device: Device = "auto",
     runtime: Runtime = "auto",
+    engine: Engine = "local",
 ) -> None:
     """Serve a collection: a page to search it, and an HTTP API.
 
@@ -49,5 +50,6 @@ def serve(
         limits=limits,
         device=device,
         runtime=runtime,
+        engine=engine,
         note=typer.echo,
     )

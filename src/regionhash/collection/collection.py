@@ -6,6 +6,7 @@ photos.collection/
   arrays/                         derived, rebuilt when missing or stale
   thumbnails.db                   derived, made by the service
   uploads/                        files uploaded to the service
+  engines/                        what is known of engines that hold the codes too
   boxes.json                      the files of boxes it was given, if any
   detector.json, detector.onnx    what finds the boxes of pictures that no file has, if any
 """
@@ -40,6 +41,8 @@ from regionhash.collection.database import (
     HeaderError,
     Place,
 )
+from regionhash.collection.engine import FOLDER as ENGINES_FOLDER
+from regionhash.collection.engine import CollectionEngine, EngineReport, SyncReport
 from regionhash.collection.filters import Masks
 from regionhash.collection.pictures import (
     StoredImage,
@@ -59,6 +62,7 @@ from regionhash.collection.transfer import (
     write_code_file,
 )
 from regionhash.collection.uploads import remove_pictures, store_upload
+from regionhash.engines import LOCAL, Owner, open_backend
 from regionhash.files.atomic import replacing
 from regionhash.precision import check_same_precision, precision_of
 from regionhash.reporter import SILENT, Reporter
@@ -100,10 +104,12 @@ class Collection:
         device: str = "auto",
         runtime: RuntimeName = "auto",
         follow: bool = True,
+        engine: str = LOCAL,
     ) -> None:
         self.folder = folder
         self._device, self._runtime = device, runtime
         self._follow = follow
+        self._engine, self._engines = engine, dict[str, CollectionEngine]()
         self._local = threading.local()
         self._identity: tuple[Place, str] | None = None
         self._databases: WeakSet[Database] = WeakSet()  # one per living thread
@@ -123,6 +129,7 @@ class Collection:
         device: str = "auto",
         runtime: RuntimeName = "auto",
         follow: bool = True,
+        engine: str = LOCAL,
     ) -> Self:
         """Opens the collection in a folder; the model is loaded on first use.
 
@@ -131,8 +138,10 @@ class Collection:
             device: device of the model: "cpu", "cuda" or "auto".
             runtime: what runs the model, see `regionhash.models.runtime.load_runtime`.
             follow: check for changes of the database at each search; otherwise only `sync` does.
+            engine: what searches the codes, see `regionhash.engines.open_backend`.
 
         Raises:
+            ValueError: an unknown engine.
             StoreError: there is no collection, or it is damaged or of another version.
         """
         folder = Path(path)
@@ -140,7 +149,13 @@ class Collection:
             raise StoreError(
                 f"{folder}: no collection; `regionhash index PICTURES -o {folder}` makes one"
             )
-        return cls(folder, device=device, runtime=runtime, follow=follow)
+        opened = cls(folder, device=device, runtime=runtime, follow=follow, engine=engine)
+        try:
+            opened.engine()
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     @classmethod
     def create(
@@ -206,7 +221,10 @@ class Collection:
         return cls(folder, device=device)
 
     def close(self) -> None:
-        """Closes the connections to the database."""
+        """Closes the connections to the database and to engines."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
         for database in list(self._databases):
             database.close()
         self._databases.clear()
@@ -348,6 +366,7 @@ class Collection:
         queries: Sequence[Query] = (),
         text: str | None = None,
         filter: Filter | None = None,
+        engine: str | None = None,
         **options: Any,
     ) -> Results:
         """Finds pictures that look alike, or that contain given objects.
@@ -360,33 +379,39 @@ class Collection:
             queries: more pictures to search by.
             text: words for an object, alone or beside the picture.
             filter: which pictures to search.
+            engine: what searches the codes, see `regionhash.engines.open_backend`; None is what the
+                collection was opened with.
             options: other fields of `Search`: exclude, mode, steps, limit, offset, ...
 
         Raises:
             ValueError: nothing to search by, or see `find`, `Filter`, `Query` and `Search`.
             KeyError: the collection has no picture `image_id`.
+            EngineError: see `CollectionEngine.answered`.
         """
         asked = list(queries)
         if image is not None or image_id is not None:
             asked.insert(0, Query(image, image_id, boxes, regions))
         if text is not None:
             asked.append(Query(text=text))
-        return self.results(Search(asked, filter=filter or Filter(), **options))
+        request = Search(asked, filter=filter or Filter(), **options)
+        return self.results(request, engine=engine)
 
-    def results(self, search: Search, *, paths: bool = True) -> Results:
+    def results(self, search: Search, *, paths: bool = True, engine: str | None = None) -> Results:
         """Runs a search, and adds what the collection knows of the pictures; see `find`.
 
         Without `paths`, results have none, and the database is not read for them.
         """
-        return run_alone(self.begin(search, paths=paths))
+        return run_alone(self.begin(search, paths=paths, engine=engine))
 
-    def begin(self, search: Search, *, paths: bool = True) -> Running[Results]:
+    def begin(
+        self, search: Search, *, paths: bool = True, engine: str | None = None
+    ) -> Running[Results]:
         """`results`, as a search that can run together with others, of any collection.
 
         Example:
             run_together([photos.begin(Search([Query("cat.jpg")])) for photos in collections])
         """
-        answer, snapshot = yield from self._begin(search)
+        answer, snapshot = yield from self._begin(search, engine)
         rows = rows_of_hits(answer, snapshot) if paths else []
         return results_of(answer, snapshot, paths_of(self._database, rows) if rows else {})
 
@@ -399,10 +424,11 @@ class Collection:
         """
         return run_alone(self._begin(search))[0]
 
-    def _begin(self, search: Search) -> Running[tuple[Answer, Snapshot]]:
+    def _begin(self, search: Search, engine: str | None = None) -> Running[tuple[Answer, Snapshot]]:
         """`find`, with the pictures that are searched."""
+        searched_by = self.engine(engine)
         snapshot, mask = self._searched(search.filter)
-        answer = yield from run.begin(
+        running = run.begin(
             *self.model,
             self._codes(snapshot),
             search,
@@ -410,6 +436,9 @@ class Collection:
             mask=mask,
             detector_of=lambda: self.detector,
         )
+        if searched_by is not None:
+            running = searched_by.answered(running, search, snapshot, mask)
+        answer = yield from running
         return answer, snapshot
 
     def codes(self) -> CodeSet:
@@ -675,6 +704,55 @@ class Collection:
         self.sync()
         return stored
 
+    # Engines
+
+    def engine(self, spec: str | None = None) -> CollectionEngine | None:
+        """What searches the codes in place of the collection itself; None if nothing does.
+
+        Args:
+            spec: see `regionhash.engines.open_backend`; None is what the collection was opened
+                with.
+
+        Raises:
+            ValueError: an unknown engine, or an address that it cannot have.
+            ModuleNotFoundError: the engine needs an extra that is not installed.
+        """
+        spec = self._engine if spec is None else spec
+        with self._loading:
+            if spec not in self._engines:
+                header = self.header
+                owner = Owner(
+                    uuid=header["uuid"],
+                    model_hash=header["model_hash"],
+                    n_bits=header["n_bits"],
+                    n_region_bits=header["n_region_bits"],
+                    folder=self.folder / ENGINES_FOLDER,
+                )
+                backend = open_backend(spec, owner)
+                if backend is None:
+                    return None
+                self._engines[spec] = CollectionEngine(backend, self.folder, lambda: self._database)
+            return self._engines[spec]
+
+    def sync_engine(self, spec: str | None = None, *, reporter: Reporter = SILENT) -> SyncReport:
+        """Fills an engine with what it does not have yet; see `CollectionEngine.sync`."""
+        snapshot = self.sync()
+        return self._needed(spec).sync(self._codes(snapshot), snapshot, reporter=reporter)
+
+    def check_engine(self, spec: str | None = None) -> EngineReport:
+        """Compares an engine with the collection; see `CollectionEngine.check`."""
+        return self._needed(spec).check(self.sync())
+
+    def drop_engine(self, spec: str | None = None) -> None:
+        """Removes what an engine holds of the collection; see `CollectionEngine.drop`."""
+        self._needed(spec).drop()
+
+    def _needed(self, spec: str | None) -> CollectionEngine:
+        engine = self.engine(spec)
+        if engine is None:
+            raise ValueError(f"engine {LOCAL} is the collection itself, which needs no filling")
+        return engine
+
     # Keeping
 
     def info(self) -> dict[str, Any]:
@@ -742,8 +820,8 @@ class Collection:
                 }
         if path.suffix != PARQUET_SUFFIX:
             return write_code_file(path, codes, files)
-        codes = codes.compact()
-        return write_parquet(path, codes, [facts[image_id] for image_id in codes.table.ids])
+        rows = snapshot.rows[codes.rows].tolist()
+        return write_parquet(path, codes.compact(), [facts[row] for row in rows])
 
     def import_codes(self, path: Path) -> int:
         """Adds the pictures of a file of codes of the same model; returns how many were new.

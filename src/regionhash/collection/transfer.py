@@ -70,18 +70,26 @@ def _write(path: Path, codes: CodeSet, files: Mapping[str, bytes]) -> None:
         writer.finish()
 
 
-def facts_of(database: Database) -> dict[str, Facts]:
-    """What a Parquet file has of each picture beside its codes, by id."""
+def facts_of(database: Database, first: int = 0, last: int | None = None) -> dict[int, Facts]:
+    """What a Parquet file has of each picture beside its codes, by row.
+
+    Args:
+        database: of the collection.
+        first: the least row.
+        last: the greatest row; None is no limit.
+    """
     found = {}
-    for row, image_id, path, digest, taken in database.read(
-        "SELECT row, id, path, hash, taken FROM images"
+    for row, path, digest, taken in database.read(
+        "SELECT row, path, hash, taken FROM images WHERE row >= ?1 AND (?2 IS NULL OR row <= ?2)",
+        first,
+        last,
     ):
         place: str | None = None
         if isinstance(path, bytes):
             with suppress(UnicodeDecodeError):
                 place = database.place_of(path).decode()
         whole = isinstance(digest, bytes) and len(digest) == _SHA256_BYTES
-        found[image_id] = Facts(row, place, digest if whole else None, taken)
+        found[row] = Facts(row, place, digest if whole else None, taken)
     return found
 
 

@@ -25,7 +25,7 @@ Part = Literal["picture", "region"]
 """What is compared: the code of whole pictures, or those of regions."""
 
 
-class EngineError(Exception):
+class EngineError(OSError):
     """An engine cannot be reached, or does not hold what it should; the text is one line."""
 
 

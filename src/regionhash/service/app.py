@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 
+from regionhash.engines import LOCAL
 from regionhash.service.access import lacks_token
 from regionhash.service.guard import RequestGuard
 from regionhash.service.limits import LOOPBACK, Limits
@@ -30,6 +31,7 @@ def create_app(
     loopback: bool = True,
     device: str = "auto",
     runtime: RuntimeName = "auto",
+    engine: str = LOCAL,
 ) -> FastAPI:
     """The service of the collection in `folder`.
 
@@ -41,6 +43,7 @@ def create_app(
             every request requires the token, except those for the page and /health.
         device: where the model runs.
         runtime: what runs it, see `regionhash.models.runtime.load_runtime`.
+        engine: what searches the codes, see `regionhash.engines.open_backend`.
 
     Raises:
         ValueError: no collection, no model, or no token although one is required.
@@ -58,6 +61,7 @@ def create_app(
         token_to_read=not loopback,
         device=device,
         runtime=runtime,
+        engine=engine,
     )
 
     @asynccontextmanager

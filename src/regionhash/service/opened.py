@@ -15,6 +15,7 @@ from regionhash.collection import Collection
 from regionhash.collection.thumbnails import Thumbnails
 from regionhash.data.image_set import Image
 from regionhash.data.images import ImageError, thumbnail
+from regionhash.engines import LOCAL
 from regionhash.service.decoding import Decoded, Decoders
 from regionhash.service.encoder import BatchedModel
 from regionhash.service.lru import LruBytes
@@ -50,6 +51,7 @@ class Opened:
     Args:
         folder: where the collection is.
         device: where the model runs; runtime: what runs it.
+        engine: what searches the codes.
         decoders: what decodes pictures.
         on_batch: see `BatchedModel`.
 
@@ -63,10 +65,13 @@ class Opened:
         *,
         device: str,
         runtime: RuntimeName = "auto",
+        engine: str = LOCAL,
         decoders: Decoders,
         on_batch: Callable[[int], None],
     ) -> None:
-        self.collection = Collection.open(folder, device=device, runtime=runtime, follow=False)
+        self.collection = Collection.open(
+            folder, device=device, runtime=runtime, follow=False, engine=engine
+        )
         try:
             model, self.checkpoint = self.collection.model
             self._detector = self.collection.detector

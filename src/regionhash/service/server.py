@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from regionhash.engines import LOCAL
 from regionhash.files.text import reason_of
 from regionhash.service.app import create_app
 from regionhash.service.connections import connection_type
@@ -34,6 +35,7 @@ def run_server(
     limits: Limits | None = None,
     device: str = "auto",
     runtime: RuntimeName = "auto",
+    engine: str = LOCAL,
     note: Callable[[str], Any] = print,
 ) -> None:
     """Serves a collection until it is interrupted; see `create_app`.
@@ -49,6 +51,7 @@ def run_server(
         loopback=host in LOOPBACK,
         device=device,
         runtime=runtime,
+        engine=engine,
     )
     state: ServiceState = app.state.service
     try:

@@ -20,6 +20,7 @@ from regionhash.collection import (
     Results,
     Search,
 )
+from regionhash.engines import LOCAL
 from regionhash.search.together import run_together
 from regionhash.service.decoding import Decoders
 from regionhash.service.jobs import Jobs, call_each
@@ -67,6 +68,7 @@ class ServiceState:
         token_to_read: whether searching requires the token, too.
         device: where the model runs.
         runtime: what runs it, see `regionhash.models.runtime.load_runtime`.
+        engine: what searches the codes, see `regionhash.engines.open_backend`.
     """
 
     def __init__(
@@ -78,9 +80,11 @@ class ServiceState:
         token_to_read: bool,
         device: str = "auto",
         runtime: RuntimeName = "auto",
+        engine: str = LOCAL,
     ) -> None:
         self.limits, self.token, self.token_to_read = limits, token, token_to_read
         self._folder, self._device, self._runtime = folder, device, runtime
+        self._engine = engine
         cores = os.cpu_count() or 1
         places = max(2, min(4, cores))
         self.metrics = Metrics(lambda: len(self.collection))
@@ -167,11 +171,13 @@ class ServiceState:
         """Runs a search. Errors as `Jobs.run`.
 
         Light ones that wait at the same time share a pass, which one thread for two cores does:
-        more threads would share less, and wait for Python's lock. Other searches run as many at a
-        time as there are cores, so that light ones do not wait for them.
+        more threads would share less, and wait for Python's lock. Other searches, and all that an
+        engine makes, run as many at a time as there are cores, so that light ones do not wait for
+        them.
         """
         table = opened.collection.snapshot.table
-        if search.is_light(whole_pictures=table.image_codes is not None):
+        is_here = self._engine == LOCAL
+        if is_here and search.is_light(whole_pictures=table.image_codes is not None):
             return await self._passes.run((opened, search), until)
         call = _held(opened, lambda: opened.collection.results(search, paths=False))
         found: Results = await self._scanning.run(call, until)
@@ -205,6 +211,7 @@ class ServiceState:
             self._folder,
             device=self._device,
             runtime=self._runtime,
+            engine=self._engine,
             decoders=self._decoders,
             on_batch=self.metrics.batches.observe,
         )

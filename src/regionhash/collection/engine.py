@@ -1,0 +1,508 @@
+"""A collection that an engine holds too: filled from the database, checked, and searched.
+
+The engine has the pictures up to some row, in order of their rows; the rest is scanned here, so
+that an answer is always that of the collection as it is. `engines/state.json`, in its folder, says
+up to which row each engine has them, and how many. What an engine finds is compared with the codes
+of the collection, and it is asked at each search whether it still holds what it held.
+
+A picture's row number is its number in the engine: a row never changes its content.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from regionhash.collection.arrays import Snapshot
+from regionhash.collection.database import Database
+from regionhash.collection.transfer import facts_of
+from regionhash.engines import Backend, Condition, EngineError, Nearest, Stored
+from regionhash.files.atomic import locked_folder, write_text
+from regionhash.reporter import SILENT, Reporter
+from regionhash.search.request import Filter, RequestError, Search
+from regionhash.search.scan import BagSearch
+from regionhash.search.together import Found, Running, Scan
+from regionhash.search.united import united_hamming
+from regionhash.store import CodeSet
+from regionhash.structures import Codes, Ints, Mask, items_of
+
+FOLDER = "engines"
+"""Folder of a collection that holds what is known of its engines, and the files of those that need
+no server."""
+
+_STATE_FILE = "state.json"
+_AT_A_TIME = 5_000
+"""Pictures that are stored at a time."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _State:
+    """What an engine holds, as far as is known.
+
+    Attributes:
+        row: it has all pictures up to this row, except those removed after `removal`.
+        removal: number of the last removal that it was told of.
+        pictures, regions: how many it has at least.
+        adding: it may have some of the pictures up to this row.
+        sound: False if it may have any picture, or parts of it, beyond `row`.
+    """
+
+    row: int
+    removal: int
+    pictures: int
+    regions: int
+    adding: int = 0
+    sound: bool = True
+
+
+class SyncReport(NamedTuple):
+    """What was changed in an engine, in pictures."""
+
+    added: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """How an engine differs from its collection.
+
+    Attributes:
+        pictures: how many the collection has.
+        waiting: how many of them came after the last sync; searches find them all the same.
+        missing: rows of pictures that it lacks, wholly or in part.
+        extra: rows of pictures that it has, but the collection has not.
+        different: rows of pictures whose codes are others than in the collection.
+    """
+
+    pictures: int
+    waiting: int
+    missing: tuple[int, ...]
+    extra: tuple[int, ...]
+    different: tuple[int, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether it has what it should."""
+        return not (self.missing or self.extra or self.different)
+
+
+class CollectionEngine:
+    """An engine of one collection. Threads may share an object, processes an engine.
+
+    Args:
+        backend: where the codes are.
+        folder: of the collection.
+        database: gives the connection of this thread.
+    """
+
+    def __init__(self, backend: Backend, folder: Path, database: Callable[[], Database]) -> None:
+        self._backend, self._folder, self._database = backend, folder / FOLDER, database
+
+    def close(self) -> None:
+        """Closes the connections to the engine."""
+        self._backend.close()
+
+    # Filling
+
+    def sync(
+        self, codes: CodeSet, snapshot: Snapshot, *, reporter: Reporter = SILENT
+    ) -> SyncReport:
+        """Brings the engine to the state of the collection.
+
+        Killed at any moment, it is continued by the next call. Only what has changed since the last
+        one is looked at, unless the engine lost something or a check found a difference.
+
+        Args:
+            codes: the codes of `snapshot`.
+            snapshot: the pictures.
+            reporter: is told how many are stored.
+
+        Raises:
+            EngineError: the engine cannot be reached, or fails.
+        """
+        alive = _alive(snapshot)
+        last_row, last_removal = snapshot.version
+        with self._locked():
+            self._backend.create()
+            state = self._state()
+            sound = state is not None and state.sound and not self._has_lost(state)
+            if state is not None and sound:
+                there = snapshot.rows <= state.row
+                half = (snapshot.rows > state.row) & (snapshot.rows <= state.adding)
+                gone = np.union1d(snapshot.rows[half], self._removed(state))
+            else:
+                found = self._compared(snapshot)
+                there = found.whole
+                gone = np.union1d(found.extra, snapshot.rows[found.touched & ~there])
+            missing = np.flatnonzero(alive & ~there)
+            row = int(snapshot.rows[missing[0]]) - 1 if len(missing) else last_row
+            if len(gone):
+                if state is not None:  # searches go on meanwhile
+                    kept = replace(state, row=min(row, state.row), sound=sound)
+                    self._record(self._at_least(snapshot, kept))
+                self._backend.remove(gone)
+            state = _State(row, last_removal, 0, 0, sound=sound)
+            added = 0
+            for first in range(0, len(missing), _AT_A_TIME):
+                rows = missing[first : first + _AT_A_TIME]
+                end = first + len(rows)
+                state = replace(state, adding=int(snapshot.rows[rows[-1]]))
+                self._record(self._at_least(snapshot, state))
+                added += self._insert(codes, snapshot, rows)
+                row = int(snapshot.rows[missing[end]]) - 1 if end < len(missing) else last_row
+                state = replace(state, row=row)
+                reporter.progress(end, len(missing))
+            self._record(_State(last_row, last_removal, *self._backend.held()))
+        return SyncReport(added, len(gone))
+
+    def _insert(self, codes: CodeSet, snapshot: Snapshot, rows: Ints) -> int:
+        """Stores pictures by their indices; those that were removed meanwhile are left out."""
+        numbers = snapshot.rows[rows]
+        facts = facts_of(self._database(), int(numbers[0]), int(numbers[-1]))
+        kept = rows[[number in facts for number in numbers.tolist()]]
+        if len(kept):
+            labels = None if codes.labels is None else codes.labels[kept]
+            taken = replace(codes, table=codes.table.take(kept), labels=labels, alive=None)
+            self._backend.insert(taken, [facts[number] for number in snapshot.rows[kept].tolist()])
+        return len(kept)
+
+    def _at_least(self, snapshot: Snapshot, state: _State) -> _State:
+        """The state with the number of what the engine has up to its row."""
+        alive = _alive(snapshot) & (snapshot.rows <= state.row)
+        regions = int(_n_regions(snapshot)[alive].sum())
+        return replace(state, pictures=int(np.count_nonzero(alive)), regions=regions)
+
+    def drop(self) -> None:
+        """Removes all that the engine holds of the collection."""
+        with self._locked():
+            self._record(None)
+            self._backend.drop()
+
+    # Checking
+
+    def check(self, snapshot: Snapshot) -> EngineReport:
+        """Compares every code of the engine with the collection.
+
+        If they differ, the engine is searched only for what comes before the first difference,
+        until a `sync` has mended it.
+
+        Raises:
+            EngineError: the engine cannot be reached, or was never filled.
+        """
+        with self._locked():
+            state = self._known()
+            found = self._compared(snapshot)
+            due = _alive(snapshot) & (snapshot.rows <= state.row)
+            lacking = due & ~found.whole
+            later = np.union1d(snapshot.rows[snapshot.rows > state.row], self._removed(state))
+            report = EngineReport(
+                len(snapshot),
+                int(np.count_nonzero(_alive(snapshot) & ~due)),
+                tuple(snapshot.rows[lacking & ~found.different].tolist()),
+                tuple(np.setdiff1d(found.extra, later).tolist()),
+                tuple(snapshot.rows[due & found.different].tolist()),
+            )
+            if not report.ok:
+                before = snapshot.rows[lacking][:1].tolist() or [state.row + 1]
+                kept = replace(state, row=before[0] - 1, sound=False)
+                self._record(self._at_least(snapshot, kept))
+        return report
+
+    def _compared(self, snapshot: Snapshot) -> _Compared:
+        """What the engine has of each picture, code by code."""
+        table, n = snapshot.table, len(snapshot.rows)
+        found = _Compared(snapshot)
+        stored = self._backend.stored("picture", codes=table.image_codes is not None)
+        found.take(stored, np.arange(n + 1), table.image_codes)
+        if table.offsets is not None:
+            stored = self._backend.stored("region", codes=True)
+            found.take(stored, np.asarray(table.offsets), table.region_codes)
+        return found
+
+    # Searching
+
+    def answered(
+        self, running: Running[T], search: Search, snapshot: Snapshot, mask: Mask | None
+    ) -> Running[T]:
+        """A search of the collection whose passes the engine makes.
+
+        Args:
+            running: the search, begun with `snapshot` and `mask`.
+            search: what is searched for.
+            snapshot: the pictures.
+            mask: (N,) bool, those that are searched; None is all.
+
+        Raises:
+            RequestError: the search needs more of all pictures than the distances of their codes.
+            EngineError: the engine cannot be reached, was never filled, or lost something.
+        """
+        place = self._backend.place
+        for field, is_given in (
+            ("context", search.context > 0),
+            ("other_class", search.other_class > 0),
+            ("text", any(query.text is not None for query in search.queries)),
+        ):
+            if is_given:
+                raise RequestError(field, f"cannot be searched in {place}, only without an engine")
+        state = self._known()
+        if self._has_lost(state):
+            raise EngineError(
+                f"{place}: has lost codes of the collection; `regionhash engine sync` brings them "
+                "back"
+            )
+        scans = _Scans(self._backend, state, snapshot, mask, search.filter, self._removed(state))
+        found: Found | None = None
+        try:
+            while True:
+                scan = next(running) if found is None else running.send(found)
+                if scan.part == "category":
+                    raise RequestError(
+                        "mode", f"category cannot be searched in {place}, only without an engine"
+                    )
+                found = yield from scans.found(scan)
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+        finally:
+            running.close()
+
+    def _has_lost(self, state: _State) -> bool:
+        """Whether the engine has less than it had."""
+        held = self._backend.held()
+        return held.pictures < state.pictures or held.regions < state.regions
+
+    def _removed(self, state: _State) -> Ints:
+        """Rows (n,) that were removed since the engine was told of removals, ascending."""
+        rows = self._database().read(
+            "SELECT DISTINCT row FROM removals WHERE seq > ? ORDER BY row", state.removal
+        )
+        return np.array([row for (row,) in rows], np.int64)
+
+    # State
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time changes an engine."""
+        self._folder.mkdir(exist_ok=True)
+        with locked_folder(self._folder):
+            yield
+
+    def _states(self) -> dict[str, dict[str, Any]]:
+        """What is known of each engine; nothing if the file is damaged: then all is compared."""
+        try:
+            states = json.loads((self._folder / _STATE_FILE).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return states if isinstance(states, dict) else {}
+
+    def _state(self) -> _State | None:
+        try:
+            return _State(**self._states()[self._backend.place])
+        except (KeyError, TypeError):
+            return None
+
+    def _known(self) -> _State:
+        state = self._state()
+        if state is None:
+            raise EngineError(
+                f"{self._backend.place}: holds nothing of this collection yet; "
+                "`regionhash engine sync` fills it"
+            )
+        return state
+
+    def _record(self, state: _State | None) -> None:
+        states = self._states()
+        states.pop(self._backend.place, None)
+        if state is not None:
+            states[self._backend.place] = asdict(state)
+        write_text(self._folder / _STATE_FILE, json.dumps(states, indent=1) + "\n")
+
+
+class _Compared:
+    """The pictures of a snapshot beside what an engine has of them.
+
+    Attributes:
+        touched: (N,) bool, which pictures the engine has, at least in part.
+        different: (N,) bool, which it has otherwise than the collection.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._right = np.zeros(len(snapshot.rows), np.int64)
+        self._extra: list[Ints] = []
+        self.touched = np.zeros(len(snapshot.rows), bool)
+        self.different = self.touched.copy()
+
+    @property
+    def whole(self) -> Mask:
+        """(N,) bool, which pictures the engine has as they are in the collection."""
+        complete: Mask = self._right == 1 + _n_regions(self._snapshot)
+        return complete & ~self.different & _alive(self._snapshot)
+
+    @property
+    def extra(self) -> Ints:
+        """(n,) int64, ascending: rows that the engine has, but the collection has not."""
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *self._extra]))
+
+    def take(self, stored: Iterator[Stored], offsets: Ints, own: Codes | None) -> None:
+        """Compares a part of an engine with codes (M, B); those of a picture are between `offsets`.
+
+        Without codes, only their places are compared.
+        """
+        previous: tuple[int, int] | None = None
+        counts = np.diff(offsets)
+        for numbers, positions, codes in stored:
+            rows, known = _places(self._snapshot.rows, numbers)
+            known[known] = _alive(self._snapshot)[rows[known]]
+            self._extra.append(np.unique(numbers[~known]))
+            keys = np.stack([numbers, positions], 1)
+            before = np.array([previous or (-1, -1)]) if len(keys) else keys
+            twice = (keys == np.concatenate([before, keys[:-1]])).all(1)[known]
+            rows, at, codes = rows[known], positions[known], codes[known]
+            same = ~twice & (at >= 0) & (at < counts[rows])
+            if own is not None:
+                same[same] = (own[offsets[rows[same]] + at[same]] == codes[same]).all(1)
+            self.touched[rows] = True
+            self.different[rows[~same]] = True
+            self._right += np.bincount(rows[same], minlength=len(self._right))
+            if len(keys):
+                previous = (int(numbers[-1]), int(positions[-1]))
+
+
+class _Scans:
+    """Passes over the pictures of a snapshot, made by an engine and, for the newest, here.
+
+    Args:
+        backend: the engine.
+        state: what it has.
+        snapshot: the pictures.
+        mask: (N,) bool, those that are searched; None is all.
+        wanted: what made the mask.
+        removed: rows that the engine may still have, ascending.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        state: _State,
+        snapshot: Snapshot,
+        mask: Mask | None,
+        wanted: Filter,
+        removed: Ints,
+    ) -> None:
+        self._backend, self._snapshot, self._mask, self._wanted = backend, snapshot, mask, wanted
+        self._removed = removed
+        self._up_to = min(state.row, snapshot.version[0])
+        self._n_there = int(np.searchsorted(snapshot.rows, self._up_to, side="right"))
+
+    def found(self, scan: Scan) -> Running[Found]:
+        """What a pass finds: see `regionhash.search.scan.scan_bags`."""
+        nearest = [self._nearest(scan, search) for search in scan.searches]
+        if self._n_there == len(self._snapshot.rows):
+            return nearest
+        first, start = self._n_there, self._n_there
+        if scan.offsets is not None:
+            start = int(scan.offsets[first])
+        newest = [
+            search._replace(mask=None if search.mask is None else search.mask[first:])
+            for search in scan.searches
+        ]
+        offsets = None if scan.offsets is None else scan.offsets[first:] - start
+        of_newest = yield Scan(scan.part, newest, scan.codes[start:], offsets)
+        return [
+            _merged(found, (bags + first, distances), search.top)
+            for search, found, (bags, distances) in zip(
+                scan.searches, nearest, of_newest, strict=True
+            )
+        ]
+
+    def _nearest(self, scan: Scan, search: BagSearch) -> tuple[Ints, Ints]:
+        """What the engine finds of a search: indices (K,) of pictures and distances (K,)."""
+        rows = self._snapshot.rows
+        numbers, distances = self._backend.nearest(
+            Nearest(
+                part="picture" if scan.part == "picture" else "region",
+                queries=search.queries,
+                top=search.top,
+                condition=self._condition(search.mask),
+                max_distance=search.max_distance,
+                may_be_found=lambda numbers: self._may_be_found(numbers, search.mask),
+                distances_of=lambda numbers: _distances(
+                    scan, search.queries, np.searchsorted(rows, numbers)
+                ),
+            )
+        )
+        found = self._may_be_found(numbers, search.mask)
+        own = _distances(scan, search.queries, np.searchsorted(rows, numbers[found]))
+        wrong = np.concatenate([numbers[~found], numbers[found][own != distances[found]]])
+        if len(wrong):
+            raise EngineError(
+                f"{self._backend.place}: finds picture {wrong[0]} where the collection does not; "
+                "`regionhash engine check` compares them, and `sync` mends it"
+            )
+        return np.searchsorted(rows, numbers), distances
+
+    def _condition(self, mask: Mask | None) -> Condition:
+        """A mask in words of an engine: the filter that made it, and what it lacks besides."""
+        there = self._snapshot.rows[: self._n_there]
+        if mask is None:
+            return Condition(Filter(), self._up_to, None, self._removed)
+        mask = mask[: self._n_there]
+        if self._wanted.folder is not None:
+            return Condition(Filter(), self._up_to, there[mask], self._removed[:0])
+        base = np.ones(len(there), bool) if self._mask is None else self._mask[: self._n_there]
+        without = np.union1d(self._removed, there[base & ~mask])
+        return Condition(self._wanted, self._up_to, None, without)
+
+    def _may_be_found(self, numbers: Ints, mask: Mask | None) -> Mask:
+        """Mask (n,) of the rows (n,) that are searched in the engine."""
+        places, found = _places(self._snapshot.rows[: self._n_there], numbers)
+        if mask is not None:
+            found[found] = mask[places[found]]
+        return found
+
+
+def _alive(snapshot: Snapshot) -> Mask:
+    """Mask (N,) of the pictures that are not removed."""
+    return np.ones(len(snapshot.rows), bool) if snapshot.alive is None else snapshot.alive
+
+
+def _n_regions(snapshot: Snapshot) -> Ints:
+    """Number of regions (N,) of each picture."""
+    offsets = snapshot.table.offsets
+    counts: Ints = np.diff(
+        np.zeros(len(snapshot.rows) + 1, np.int64) if offsets is None else offsets
+    )
+    return counts
+
+
+def _places(rows: Ints, numbers: Ints) -> tuple[Ints, Mask]:
+    """Indices (n,) of numbers (n,) among ascending rows (N,), and which of them are there."""
+    places = np.searchsorted(rows, numbers)
+    found = places < len(rows)
+    found[found] = rows[places[found]] == numbers[found]
+    return places, found
+
+
+def _distances(scan: Scan, queries: Codes, indices: Ints) -> Ints:
+    """Distances (n,) of pictures, by their indices (n,), as a pass gives them."""
+    offsets = np.arange(len(scan.codes) + 1) if scan.offsets is None else scan.offsets
+    items, bounds = items_of(offsets, indices)
+    distances: Ints = united_hamming(queries, scan.codes[items], bounds)
+    return distances
+
+
+def _merged(some: tuple[Ints, Ints], others: tuple[Ints, Ints], top: int) -> tuple[Ints, Ints]:
+    """The nearest of two lists of bags and their distances, ties in order."""
+    bags = np.concatenate([some[0], others[0]])
+    distances = np.concatenate([some[1], others[1]])
+    best = np.lexsort([bags, distances])[:top]
+    return bags[best], distances[best]

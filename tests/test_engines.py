@@ -1,0 +1,391 @@
+"""A collection that an engine holds too: by an engine in memory that can be spoilt."""
+
+import json
+import shutil
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cli_runner import error_of, run
+from engine_cases import MemoryBackend, add, made, random_array, random_picture, same_answers
+from regionhash import engines
+from regionhash.collection import Filter, Query, Search
+from regionhash.collection.engine import EngineReport
+from regionhash.engines import EngineError
+from regionhash.search.request import RequestError
+from regionhash.service import create_app
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Registers the engine in memory; gives what was opened."""
+    opened = []
+
+    def open_memory(address, owner):
+        assert address == ""
+        opened.append(MemoryBackend(owner))
+        return opened[-1]
+
+    monkeypatch.setitem(engines.ENGINES, "memory", open_memory)
+    return opened
+
+
+@pytest.fixture
+def collection(tmp_path, memory):
+    with made(tmp_path / "c", "memory") as collection:
+        add(collection, np.random.default_rng(0), 60)
+        yield collection
+
+
+def backend_of(collection):
+    return collection.engine()._backend
+
+
+def test_a_filled_engine_answers_as_the_collection_does(collection):
+    assert collection.sync_engine() == (60, 0)
+    assert collection.check_engine().ok
+    same_answers(collection, None, np.random.default_rng(1))
+    assert collection.sync_engine() == (0, 0)
+
+
+def test_an_engine_that_is_behind_answers_as_the_collection_does(collection):
+    collection.sync_engine()
+    add(collection, np.random.default_rng(2), 25)
+    collection.remove_rows([3, 4, 60, 61, 80])
+    same_answers(collection, None, np.random.default_rng(3))
+    report = collection.check_engine()
+    assert report.ok and report.waiting == 23
+    assert collection.sync_engine() == (23, 3 + 2)  # two of them never came there
+    assert set(backend_of(collection).entries) == set(range(1, 86)) - {3, 4, 60, 61, 80}
+    same_answers(collection, None, np.random.default_rng(4))
+
+
+def test_removed_pictures_that_left_the_arrays_are_not_found(collection):
+    collection.sync_engine()
+    collection.remove([f"{n}.jpg" for n in range(0, 40)])  # more than a quarter: compacted
+    assert len(collection.snapshot.rows) == 20
+    same_answers(collection, None, np.random.default_rng(5))
+
+
+def add_some(collection, rng):
+    add(collection, rng, int(rng.integers(1, 9)))
+
+
+def remove_some(collection, rng):
+    alive = collection.snapshot.rows[collection.codes().rows]
+    if len(alive):
+        collection.remove_rows(rng.choice(alive, min(3, len(alive)), replace=False).tolist())
+
+
+def sync(collection, rng):
+    collection.sync_engine()
+    assert collection.check_engine().ok
+
+
+def sync_and_die(collection, rng):
+    backend = backend_of(collection)
+    backend.n_inserts_left = int(rng.integers(0, 6))
+    with suppress(EngineError):
+        collection.sync_engine()
+    backend.n_inserts_left = None
+
+
+def lose_one(collection, rng):
+    collection.sync_engine()
+    backend = backend_of(collection)
+    if backend.entries:
+        del backend.entries[int(rng.choice([*backend.entries]))]
+        with pytest.raises(EngineError, match="has lost codes"):
+            same_answers(collection, None, rng)
+
+
+def change_one(collection, rng):
+    """It has as many as before, but others."""
+    collection.sync_engine()
+    entries = backend_of(collection).entries
+    numbers = [number for number, (_, regions) in entries.items() if len(regions)]
+    if numbers:
+        changed = int(rng.choice(numbers))
+        entries[changed] = entries[changed][0], entries[changed][1] ^ 255
+        assert collection.check_engine().different == (changed,)
+
+
+def swap_one(collection, rng):
+    """A picture is missing, and one is there that should not."""
+    collection.sync_engine()
+    entries = backend_of(collection).entries
+    if entries:
+        number = int(rng.choice([*entries]))
+        entries[10**6] = entries.pop(number)
+        report = collection.check_engine()
+        assert (report.missing, report.extra, report.different) == ((number,), (10**6,), ())
+
+
+EVENTS = (add_some, remove_some, sync, sync_and_die, lose_one, change_one, swap_one)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.sampled_from(EVENTS), max_size=6))
+def test_whatever_happens_answers_are_right_and_a_sync_mends_all(tmp_path_factory, seed, events):
+    rng = np.random.default_rng(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(engines.ENGINES, "memory", lambda _, owner: MemoryBackend(owner))
+        patch.setattr("regionhash.collection.engine._AT_A_TIME", 4)
+        with made(tmp_path_factory.mktemp("c") / "c", "memory") as collection:
+            add(collection, rng, 11)
+            collection.sync_engine()
+            for event in events:
+                event(collection, rng)
+                with suppress(EngineError):  # but never a wrong answer
+                    same_answers(collection, None, rng)
+            collection.sync_engine()
+            same_answers(collection, None, rng)
+            alive = collection.snapshot.rows[collection.codes().rows].tolist()
+            assert sorted(backend_of(collection).entries) == alive
+            assert collection.check_engine() == EngineReport(len(alive), 0, (), (), ())
+
+
+def test_killed_in_the_midst_of_a_batch_nothing_is_stored_twice(collection):
+    collection.sync_engine()
+    add(collection, np.random.default_rng(5), 25)
+    backend = backend_of(collection)
+    for n_inserts in (0, 7, 20):
+        backend.n_inserts_left = n_inserts
+        with pytest.raises(EngineError, match="is gone"):
+            collection.sync_engine()
+        same_answers(collection, None, np.random.default_rng(6))
+    backend.n_inserts_left = None
+    assert collection.sync_engine().added == 25
+    assert collection.check_engine() == EngineReport(85, 0, (), (), ())
+
+
+def test_a_picture_that_lost_a_region_is_brought_back(collection):
+    collection.sync_engine()
+    entries = backend_of(collection).entries
+    number = next(number for number, (_, regions) in entries.items() if len(regions) > 1)
+    entries[number] = entries[number][0], entries[number][1][:-1]
+    report = collection.check_engine()
+    assert report.missing == (number,) and not report.ok
+    assert collection.sync_engine() == (1, 1)
+    assert collection.check_engine().ok
+
+
+def test_killed_while_it_mends_it_goes_on(collection, monkeypatch):
+    monkeypatch.setattr("regionhash.collection.engine._AT_A_TIME", 1)
+    collection.sync_engine()
+    backend = backend_of(collection)
+    del backend.entries[5], backend.entries[50]
+    backend.n_inserts_left = 1
+    with pytest.raises(EngineError, match="is gone"):
+        collection.sync_engine()
+    backend.n_inserts_left = None
+    same_answers(collection, None, np.random.default_rng(9))
+    assert collection.sync_engine() == (1, 0)
+    assert collection.check_engine().ok
+
+
+def test_what_is_stored_twice_is_found(collection, monkeypatch):
+    collection.sync_engine()
+    backend = backend_of(collection)
+    stored = backend.stored
+
+    def twice(part, *, codes):
+        for batch in stored(part, codes=codes):
+            yield batch
+            if len(batch.numbers) > 1:
+                yield batch._replace(
+                    numbers=batch.numbers[-1:],
+                    positions=batch.positions[-1:],
+                    codes=batch.codes[-1:],
+                )
+
+    monkeypatch.setattr(backend, "stored", twice)
+    report = collection.check_engine()
+    regions = [number for number, (_, own) in backend.entries.items() if len(own) > 1]
+    assert report.different == tuple(regions)
+
+
+def test_found_to_lack_a_picture_it_is_searched_up_to_there(collection, monkeypatch):
+    collection.sync_engine()
+    entries = backend_of(collection).entries
+    entries[10**6] = entries.pop(8)
+    assert not collection.check_engine().ok
+    same_answers(collection, None, np.random.default_rng(7))
+
+    def fail(_):
+        raise EngineError("memory: is gone")
+
+    monkeypatch.setattr(backend_of(collection), "remove", fail)
+    with pytest.raises(EngineError, match="is gone"):
+        collection.sync_engine()
+    same_answers(collection, None, np.random.default_rng(8))
+
+
+def one_object():
+    rng = np.random.default_rng(0)
+    return Query(random_array(rng), encoded=random_picture(rng, 1), regions=(0,))
+
+
+def test_an_engine_that_was_never_filled_says_so(collection):
+    for ask in (lambda: collection.results(Search([one_object()])), collection.check_engine):
+        with pytest.raises(
+            EngineError,
+            match=r"^memory: holds nothing of this collection yet; `regionhash engine sync` fills",
+        ):
+            ask()
+
+
+def test_what_finds_another_picture_than_the_collection_is_not_believed(collection):
+    collection.sync_engine()
+    entries = backend_of(collection).entries
+    number = next(number for number, (_, regions) in entries.items() if len(regions) > 1)
+    entries[number] = (
+        entries[number][0],
+        entries[number][1] * 0 + one_object().encoded.regions.codes[0],
+    )
+    with pytest.raises(EngineError, match=f"finds picture {number} where the collection does not"):
+        collection.results(Search([one_object()], limit=60))
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        (Search([one_object()], context=0.5), "context"),
+        (Search([one_object()], other_class=0.5), "other_class"),
+        (Search([Query(text="a cat")]), "text"),
+    ],
+)
+def test_what_an_engine_cannot_search_is_refused(collection, asked, field):
+    collection.sync_engine()
+    with pytest.raises(RequestError, match="memory, only without an engine") as caught:
+        collection.results(asked)
+    assert caught.value.field == field
+
+
+def test_dropped_it_is_as_never_filled(collection):
+    collection.sync_engine()
+    collection.drop_engine()
+    assert backend_of(collection).entries == {}
+    with pytest.raises(EngineError, match="holds nothing"):
+        collection.results(Search([one_object()]))
+    assert collection.sync_engine() == (60, 0)
+
+
+def test_codes_of_another_model_or_version_are_not_searched(collection):
+    collection.sync_engine()
+    backend = backend_of(collection)
+    for name, value in (("version", 2), ("n_region_bits", 16), ("model_hash", "def")):
+        backend.record = backend.owner.record | {name: value}
+        for ask in (collection.sync_engine, lambda: collection.results(Search([one_object()]))):
+            with pytest.raises(EngineError, match=f"memory: holds codes with {name} {value!r}"):
+                ask()
+
+
+def test_a_state_that_is_damaged_is_made_anew(collection):
+    collection.sync_engine()
+    state = collection.folder / "engines" / "state.json"
+    for content in ("{", "[]", json.dumps({"memory": {"row": 1}}), json.dumps({"memory": 1})):
+        state.write_text(content)
+        assert collection.sync_engine() == (0, 0)
+        assert collection.check_engine().ok
+
+
+def test_engines_are_named(collection):
+    with pytest.raises(ValueError, match=r"engine must be one of local, .*, got 'elastic'"):
+        collection.results(Search([one_object()]), engine="elastic")
+    with pytest.raises(ValueError, match="engine local has no address, got 'local:x'"):
+        collection.results(Search([one_object()]), engine="local:x")
+    with pytest.raises(ValueError, match="engine local is the collection itself"):
+        collection.sync_engine("local")
+
+
+def test_filters_reach_the_engine_but_for_folders(collection, memory):
+    collection.sync_engine()
+    rows = collection.snapshot.rows
+    for chosen in (Filter(labels=("cat",), after=3.0), Filter(folder="/photos/a")):
+        collection.results(Search([one_object()], filter=chosen))
+        condition = backend_of(collection).seen[-1]
+        assert condition.filter == (Filter() if chosen.folder else chosen)
+        among = condition.among
+        assert among is None if chosen.folder is None else set(among) == set(rows[::2].tolist())
+
+
+# -- as users see it ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(photo_collection, tmp_path, monkeypatch):
+    """A copy of the collection of photos; its engine in memory outlives the commands."""
+    backends = {}
+
+    def open_memory(_, owner):
+        return backends.setdefault(owner.uuid, MemoryBackend(owner))
+
+    monkeypatch.setitem(engines.ENGINES, "memory", open_memory)
+    shutil.copytree(photo_collection, tmp_path / "photos.collection")
+    return tmp_path / "photos.collection", backends
+
+
+def test_an_engine_is_filled_searched_checked_and_dropped_by_commands(kept, photos):
+    folder, backends = kept
+    memory = ("--engine", "memory")
+    query = ("--query", f"{photos / '1.png'}@10,20,60,90", "--json")
+    assert error_of("search", folder, *query, *memory) == (
+        "memory: holds nothing of this collection yet; `regionhash engine sync` fills it"
+    )
+    assert run("engine", "sync", folder, *memory).stdout == "memory: 6 pictures added, 0 removed\n"
+    found, expected = run("search", folder, *query, *memory), run("search", folder, *query)
+    assert json.loads(found.stdout) == json.loads(expected.stdout)
+    (backend,) = backends.values()
+    assert len(backend.seen) == 1
+    del backend.entries[2]
+    checked = run("engine", "check", folder, *memory, code=1)
+    assert checked.stdout == (
+        "picture 2: missing in the engine, wholly or in part\n"
+        "memory: 6 pictures, 0 not there yet, 1 wrong\n"
+    )
+    synced = run("engine", "sync", folder, *memory, "--json")
+    assert json.loads(synced.stdout) == {
+        "collection": str(folder),
+        "engine": "memory",
+        "added": 1,
+        "removed": 0,
+    }
+    run("engine", "check", folder, *memory)
+    run("engine", "drop", folder, *memory)
+    assert backend.entries == {}
+
+
+def test_what_only_the_collection_can_search_is_named_by_its_flag(kept, photos):
+    folder, _ = kept
+    run("engine", "sync", folder, "--engine", "memory")
+    asked = ("--query", photos / "1.png", "--mode", "objects", "--context", "0.5")
+    assert error_of("search", folder, *asked, "--engine", "memory") == (
+        "--context cannot be searched in memory, only without an engine"
+    )
+    assert error_of("engine", "sync", folder, "--engine", "local") == (
+        "engine local is the collection itself, which needs no filling"
+    )
+
+
+def test_a_service_searches_an_engine_and_says_when_it_is_gone(kept):
+    folder, backends = kept
+    run("engine", "sync", folder, "--engine", "memory")
+    asked = {"queries": [{"image": 3, "regions": [0]}], "limit": 3}
+    (backend,) = backends.values()
+    with TestClient(create_app(folder), base_url="http://127.0.0.1") as client:
+        expected = client.post("/api/search", json=asked).json()["hits"]
+    assert backend.seen == []
+    with TestClient(create_app(folder, engine="memory"), base_url="http://127.0.0.1") as client:
+        assert client.post("/api/search", json=asked).json()["hits"] == expected
+        assert len(backend.seen) == 1
+        backend.entries.clear()
+        failed = client.post("/api/search", json=asked)
+        assert (failed.status_code, failed.json()["detail"]) == (
+            503,
+            "the collection is not available at the moment",
+        )
