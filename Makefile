@@ -2,6 +2,7 @@
 #   make demo             train, encode and search on built-in pictures
 #   make test             the tests, some three minutes
 #   make test-slow        those that take longer
+#   make test-milvus  those of the engine milvus, with a server on loopback
 #   make test-sanitizers  those of compiled code, with checks of every access to memory
 #   make check            formatting, lint, types
 #   make docs             docs/cli.md, written from the commands' --help
@@ -25,7 +26,7 @@ MINUTES ?= 5
 SEED ?= 0
 WRITERS ?= 3
 
-.PHONY: demo test test-slow test-sanitizers bench check docs torture clean .venv
+.PHONY: demo test test-slow test-milvus test-sanitizers bench check docs torture clean .venv
 
 demo: $(READY)
 	$(BIN)/regionhash demo
@@ -39,6 +40,19 @@ test: $(DEV)
 
 test-slow: $(DEV)
 	$(PYTEST) -m slow
+
+# A server and a client of an environment of their own: their packages are older than those of .venv.
+MILVUS := .venv-milvus
+test-milvus: $(MILVUS)/ready
+	$(MILVUS)/bin/python -W ignore::DeprecationWarning -m pytest -W ignore::DeprecationWarning \
+	  --confcutdir=tests/with_milvus -o pythonpath=tests tests/with_milvus -rs
+
+$(MILVUS)/ready: pyproject.toml setup.py src/regionhash/search/_scan.c
+	@echo "Installing Milvus into $(MILVUS): once, a minute or two, about 900 MB of disk."
+	$(PYTHON) -m venv $(MILVUS)
+	$(MILVUS)/bin/python -m pip install --no-input --disable-pip-version-check --no-compile --editable ".[milvus]" \
+	  milvus==2.3.5 "pymilvus<2.4" "setuptools<80" "marshmallow<4" "pandas<3" pytest pytest-timeout hypothesis httpx
+	touch $@
 
 # A copy, compiled with AddressSanitizer and UndefinedBehaviorSanitizer of gcc.
 SANITIZED := build/sanitizers

@@ -25,6 +25,7 @@ _EXTRA_OF = {
     "cv2": "selective-search",
     "pyarrow": "parquet",
     "openvino": "openvino",
+    "pymilvus": "milvus",
     "pillow_heif": "heic",
 }
 

@@ -17,8 +17,16 @@ from regionhash.engines.backend import (
 
 LOCAL = "local"
 
+
+def _milvus(address: str, owner: Owner) -> Backend:
+    from regionhash.engines.milvus import MilvusEngine
+
+    return MilvusEngine(address, owner)
+
+
 ENGINES: dict[str, Callable[[str, Owner], Backend] | None] = {
     LOCAL: None,  # the collection itself
+    "milvus": _milvus,
 }
 """What opens an engine, given the address and the collection: `milvus:http://127.0.0.1:19530`."""
 
@@ -36,7 +44,7 @@ def open_backend(spec: str, owner: Owner) -> Backend | None:
     """
     name, _, address = spec.partition(":")
     if name not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {spec!r}")
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     opener = ENGINES[name]
     if opener is None and address:
         raise ValueError(f"engine {name} has no address, got {spec!r}")
