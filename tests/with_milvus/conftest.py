@@ -47,6 +47,7 @@ class Server:
         given = dict(zip(names, ports, strict=True))
         config = milvus.MilvusServerConfig(data_dir=str(folder), **given)
         config.set("proxy.timeTickInterval", 20)  # ms: what a read waits for, otherwise 200
+        config.set("common.session.ttl", 5)  # s: what a server waits for that was killed, or 30
         config.resolve()
         milvus._initialize_data_files(str(folder))
         self.folder, self.process = folder, None

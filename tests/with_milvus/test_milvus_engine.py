@@ -134,8 +134,8 @@ def test_an_expression_selects_what_a_filter_passes(filled, pictures, wanted):
         output_fields=["id"],
         limit=LIMIT,
     )
-    search, numbers, _ = pictures.search("picture", np.zeros((1, 2), np.uint8), 2000)
-    passing = pictures.search("picture", search.queries, 2000, condition=condition)[1]
+    everyone = np.zeros((1, 2), np.uint8), 2000
+    passing = pictures.search("picture", *everyone, condition=condition)[1]
     assert sorted(row["id"] for row in rows) == sorted(passing.tolist())
 
 
