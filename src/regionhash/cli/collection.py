@@ -418,7 +418,9 @@ def engine(
     name: Annotated[str, typer.Option("--engine", metavar="ENGINE", help="See docs/engines.md.")],
     as_json: Json = False,
 ) -> None:
-    """Fill, check or drop an engine that searches the codes of a collection in its place.
+    """Fill, check or drop an engine that searches for a collection.
+
+    It holds the codes of the collection too, and is searched in its place (docs/engines.md).
 
     The collection stays as it is; what comes to it later is found before the next `sync`, too.
     `check` exits with 1 if the engine has not what it should; `sync` mends that.

@@ -66,7 +66,7 @@ class Owner:
         name = next(name for name, value in self.record.items() if found.get(name) != value)
         raise EngineError(
             f"{place}: holds codes with {name} {found.get(name)!r}, but the collection needs "
-            f"{self.record[name]!r}; `regionhash engine drop` and `sync` make it anew"
+            f"{self.record[name]!r}; after `regionhash engine drop`, `sync` fills it again"
         )
 
 
