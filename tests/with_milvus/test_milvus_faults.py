@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from cli_runner import run
 from engine_cases import add, made, same_answers, searches
 from regionhash.collection.engine import EngineReport
 from regionhash.engines import EngineError
@@ -17,7 +18,7 @@ AT_A_TIME = 40
 @pytest.fixture
 def collection(server, tmp_path, monkeypatch):
     monkeypatch.setattr("regionhash.collection.engine._AT_A_TIME", AT_A_TIME)
-    with made(tmp_path / "c", f"milvus:{server.address}?timeout=8") as collection:
+    with made(tmp_path / "c", f"milvus:{server.address}?timeout=4") as collection:
         add(collection, np.random.default_rng(0), 100)
         yield collection
         collection.drop_engine()
@@ -133,6 +134,18 @@ def test_a_server_that_is_killed_in_a_sync(collection, server):
     some_searches(collection)  # the rest here
     collection.sync_engine()
     is_right(collection)
+
+
+def test_a_check_measures_an_index_that_is_not_exact(collection, server):
+    spec = f"milvus:{server.address}?timeout=60&index=BIN_IVF_FLAT&token=me:secret"
+    collection.sync_engine(spec)
+    assert collection.check_engine(spec).recall == 1  # so few are not divided
+    ran = run("engine", "check", collection.folder, "--engine", spec)
+    assert "finds 100.0% of the regions that are nearest" in ran.output
+    assert "secret" not in ran.output
+    collection.drop_engine(spec)
+    collection.sync_engine()
+    assert collection.check_engine().recall is None
 
 
 def test_a_network_that_hangs_is_waited_for_no_longer_than_is_said(collection, server, tmp_path):

@@ -171,7 +171,7 @@ class MilvusEngine:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         return nearest_pictures(search, _Searched(self, search))
 
-    def recall(self, part: Part, queries: Codes, count: int = 100) -> float:
+    def recall(self, part: Part, queries: Codes, count: int = 100) -> float | None:
         """The share of the nearest codes of some queries that a search finds.
 
         Compared with the same index when all of its lists are read. A found code counts if it is
@@ -181,9 +181,12 @@ class MilvusEngine:
             part: what is searched.
             queries: (Q, B) uint8, packed.
             count: how many codes of each query.
+
+        Returns:
+            None for an index that is exact.
         """
         if self._address.index == EXACT:
-            return 1.0
+            return None
         there = wanted = 0
         every = self.rows(part, queries, count, "", {"nprobe": self._address.nlist})
         for exact, found in zip(every, self.rows(part, queries, count, "", {}), strict=True):
