@@ -341,6 +341,7 @@ def test_a_picture_of_more_regions_than_ids_can_number_is_refused(engine_of):
 
 
 def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_is_said(tmp_path):
+    pytest.importorskip("pymilvus", reason="needs pymilvus: make test-milvus")
     owner = Owner("a" * 32, "abc", 16, 16, tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
