@@ -12,7 +12,9 @@ FROM python:3.12-slim
 RUN useradd --create-home regionhash
 WORKDIR /app
 COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir /wheels/*.whl
+# Such as "[milvus]".
+ARG EXTRAS=""
+RUN pip install --no-cache-dir "$(echo /wheels/*.whl)${EXTRAS}"
 
 USER regionhash
 ENV OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1

@@ -3,6 +3,7 @@
 #   make test             the tests, some three minutes
 #   make test-slow        those that take longer
 #   make test-sql         those that need chDB and LanceDB, 720 MB more in .venv
+#   make test-milvus      those of the engine milvus, with a server on loopback
 #   make test-sanitizers  those of compiled code, with checks of every access to memory
 #   make check            formatting, lint, types
 #   make docs             docs/cli.md, written from the commands' --help
@@ -26,7 +27,7 @@ MINUTES ?= 5
 SEED ?= 0
 WRITERS ?= 3
 
-.PHONY: demo test test-slow test-sql test-sanitizers bench check docs torture clean .venv
+.PHONY: demo test test-slow test-sql test-milvus test-sanitizers bench check docs torture clean .venv
 
 demo: $(READY)
 	$(BIN)/regionhash demo
@@ -44,6 +45,19 @@ test-slow: $(DEV)
 test-sql: $(DEV)
 	$(PIP) --editable ".[chdb]" lancedb
 	$(PYTEST) tests/test_sql.py tests/test_parquet.py
+
+# A server and a client of an environment of their own: their packages are older than those of .venv.
+MILVUS := .venv-milvus
+test-milvus: $(MILVUS)/ready
+	$(MILVUS)/bin/python -W ignore::DeprecationWarning -m pytest -W ignore::DeprecationWarning \
+	  --confcutdir=tests/with_milvus -o pythonpath=tests tests/with_milvus -rs
+
+$(MILVUS)/ready: pyproject.toml setup.py src/regionhash/search/_scan.c
+	@echo "Installing Milvus into $(MILVUS): once, a minute or two, about 900 MB of disk."
+	$(PYTHON) -m venv $(MILVUS)
+	$(MILVUS)/bin/python -m pip install --no-input --disable-pip-version-check --no-compile --editable ".[milvus]" \
+	  milvus==2.3.5 "pymilvus<2.4" "setuptools<80" "marshmallow<4" "pandas<3" pytest pytest-timeout hypothesis httpx
+	touch $@
 
 # A copy, compiled with AddressSanitizer and UndefinedBehaviorSanitizer of gcc.
 SANITIZED := build/sanitizers

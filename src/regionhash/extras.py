@@ -30,6 +30,7 @@ _EXTRA_OF = {
     "duckdb": "sql",
     "clickhouse_connect": "clickhouse",
     "chdb": "chdb",
+    "pymilvus": "milvus",
     "pillow_heif": "heic",
 }
 

@@ -434,6 +434,7 @@ def engine(
     from regionhash.collection import Collection
 
     with Collection.open(collection, engine=name) as opened:
+        name = name.partition("?")[0]  # the options may hold a password
         if action == "drop":
             opened.drop_engine()
             record: dict[str, Any] = {}
@@ -455,6 +456,8 @@ def engine(
                 for row in rows
             ]
             wrong = len(lines)
+            if report.recall is not None:
+                lines.append(f"{name}: finds {report.recall:.1%} of the regions that are nearest")
             lines.append(
                 f"{name}: {report.pictures} pictures, {report.waiting} not there yet, {wrong} wrong"
             )

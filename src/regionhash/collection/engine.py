@@ -23,7 +23,7 @@ from regionhash.collection.arrays import Snapshot
 from regionhash.collection.database import Database
 from regionhash.collection.filters import as_engines_know
 from regionhash.collection.transfer import facts_of
-from regionhash.engines import Backend, Condition, EngineError, Nearest, Stored
+from regionhash.engines import Backend, Condition, EngineError, MayMiss, Nearest, Stored
 from regionhash.files.atomic import locked_folder, write_text
 from regionhash.reporter import SILENT, Reporter
 from regionhash.search.request import Filter, RequestError, Search
@@ -40,6 +40,8 @@ no server."""
 _STATE_FILE = "state.json"
 _AT_A_TIME = 5_000
 """Pictures that are stored at a time."""
+_SAMPLED = 100
+"""Regions by which the recall is measured."""
 
 T = TypeVar("T")
 
@@ -81,6 +83,7 @@ class EngineReport:
         missing: rows of pictures that it lacks, wholly or in part.
         extra: rows of pictures that it has, but the collection has not.
         different: rows of pictures whose codes are others than in the collection.
+        recall: the share of the nearest regions that searches find; None if they find all.
     """
 
     pictures: int
@@ -88,6 +91,7 @@ class EngineReport:
     missing: tuple[int, ...]
     extra: tuple[int, ...]
     different: tuple[int, ...]
+    recall: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -211,12 +215,21 @@ class CollectionEngine:
                 tuple(snapshot.rows[lacking & ~found.different].tolist()),
                 tuple(np.setdiff1d(found.extra, later).tolist()),
                 tuple(snapshot.rows[due & found.different].tolist()),
+                self._recall(snapshot),
             )
             if not report.ok:
                 before = snapshot.rows[lacking][:1].tolist() or [state.row + 1]
                 kept = replace(state, row=before[0] - 1, sound=False)
                 self._record(self._at_least(snapshot, kept))
         return report
+
+    def _recall(self, snapshot: Snapshot) -> float | None:
+        """How much is found of what is near to some regions of the collection."""
+        codes = snapshot.table.region_codes
+        if not isinstance(self._backend, MayMiss) or codes is None or not len(codes):
+            return None
+        some = np.linspace(0, len(codes) - 1, min(_SAMPLED, len(codes))).astype(np.int64)
+        return self._backend.recall("region", np.asarray(codes[some]))
 
     def _compared(self, snapshot: Snapshot) -> _Compared:
         """What the engine has of each picture, code by code."""

@@ -9,6 +9,7 @@ from regionhash.engines.backend import (
     Condition,
     EngineError,
     Held,
+    MayMiss,
     Nearest,
     Owner,
     Part,
@@ -18,8 +19,16 @@ from regionhash.engines.sql import open_sql
 
 LOCAL = "local"
 
+
+def _open_milvus(address: str, owner: Owner) -> Backend:
+    from regionhash.engines.milvus import MilvusEngine
+
+    return MilvusEngine(address, owner)
+
+
 ENGINES: dict[str, Callable[[str, Owner], Backend] | None] = {
     LOCAL: None,  # the collection itself
+    "milvus": _open_milvus,
     "sql": open_sql,
 }
 """What opens an engine, given its address and the collection; an address follows the name and a
@@ -53,6 +62,7 @@ __all__ = [
     "Condition",
     "EngineError",
     "Held",
+    "MayMiss",
     "Nearest",
     "Owner",
     "Part",

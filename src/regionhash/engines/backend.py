@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from regionhash.search.request import Filter
 from regionhash.store import CodeSet
@@ -134,6 +134,14 @@ class Nearest:
     max_distance: int | None
     distances_of: Callable[[Ints], Ints]
     may_be_found: Callable[[Ints], Mask]
+
+
+@runtime_checkable
+class MayMiss(Protocol):
+    """An engine that can be asked to search only a part of the codes."""
+
+    def recall(self, part: Part, queries: Codes) -> float | None:
+        """The share of the nearest codes of queries (Q, B) that it finds; None if it is exact."""
 
 
 class Backend(Protocol):
