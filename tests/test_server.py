@@ -1,5 +1,6 @@
 """The process of `regionhash serve`."""
 
+import gc
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import costly_pictures as costly
 from cli_runner import error_of
+from regionhash.service.server import _Server, run_server
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,12 @@ def test_an_address_that_cannot_be_used_is_told_with_the_option(
     monkeypatch.setattr(socket, "create_server", failing)
     message = error_of("serve", photo_collection, "--host", "localhost")
     assert message == f"cannot listen on localhost, port 8000: {error.strerror}; {advice}"
+
+
+def test_what_is_there_at_the_start_is_not_collected_again_and_again(photo_collection, monkeypatch):
+    """A full collection of garbage looks at all objects, and holds up every request meanwhile."""
+    exempt = []
+    monkeypatch.setattr(_Server, "run", lambda *_: exempt.append(gc.get_freeze_count()))
+    run_server(photo_collection, port=0, note=lambda _: None)
+    assert exempt[0] > 10_000
+    assert gc.get_freeze_count() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import sys
@@ -54,6 +55,10 @@ def run_server(
         engine=engine,
     )
     state: ServiceState = app.state.service
+    # What is there now stays: to look through all of it again held up every request by a quarter
+    # of a second, every few seconds.
+    gc.collect()
+    gc.freeze()
     try:
         with _listening(host, port) as listening:
             # Connections inherit it. asyncio sets it only if the socket names its protocol; without
@@ -64,6 +69,7 @@ def run_server(
             note(f"{folder}: {len(state.collection)} pictures at http://{shown}:{bound}/")
             _Server(app, limits).run([listening])
     finally:
+        gc.unfreeze()
         state.close()
         if state.running:  # computing threads cannot be stopped, and may take long
             sys.stdout.flush()

@@ -46,8 +46,9 @@ _SECONDS_TO_END = 1.0  # for each thread
 
 _log = logging.getLogger("regionhash.service")
 
-MOST_SEARCHES = 32
-"""Light searches that run together at a time; more would gain little and wait longer."""
+MOST_SEARCHES = 16
+"""Light searches that run together at a time. More would gain little in the pass, and the answers
+to these are written while the next ones are searched."""
 
 Calls: TypeAlias = Jobs[Callable[[], Any], Any]
 
