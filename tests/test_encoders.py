@@ -248,6 +248,7 @@ def compare_with_timm(name, weights, shorts):
     return encoder
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_of_timm_takes_any_size(tmp_path):
     encoder = compare_with_timm("test_vit", tmp_path / "w.safetensors", (96, 160, 208))
     assert encoder.fixed_size is None and encoder.stride == 16 and encoder.layout.batched

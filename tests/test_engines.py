@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from cli_runner import error_of, run
 from engine_cases import MemoryBackend, add, made, random_array, random_picture, same_answers
 from regionhash import engines
 from regionhash.collection import Filter, Query, Search
-from regionhash.collection.engine import EngineReport
+from regionhash.collection.engine import CollectionEngine, EngineReport
 from regionhash.engines import EngineError
 from regionhash.search.request import RequestError
 from regionhash.service import create_app
@@ -389,3 +389,81 @@ def test_a_service_searches_an_engine_and_says_when_it_is_gone(kept):
             503,
             "the collection is not available at the moment",
         )
+
+
+# -- what a stranger found ------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_collection_has_a_place_of_its_own(collection, tmp_path, monkeypatch):
+    """Both may change, and then one number stands for two pictures."""
+    collection.sync_engine()
+    shutil.copytree(collection.folder, tmp_path / "copy")
+    with made(tmp_path / "copy", "memory") as copy:
+        assert copy.owner.uuid != collection.owner.uuid
+        assert copy.header["uuid"] == collection.header["uuid"]
+
+
+def test_what_others_have_stored_too_is_not_stored_twice(collection):
+    """As by another name of the same place, which has a state of its own."""
+    collection.sync_engine()
+    state = (collection.folder / "engines" / "state.json").read_text()
+    add(collection, np.random.default_rng(3), 7)
+    collection.sync_engine()
+    (collection.folder / "engines" / "state.json").write_text(state)
+    assert collection.sync_engine() == (0, 0)
+    assert collection.check_engine() == EngineReport(67, 0, (), (), ())
+
+
+def test_an_engine_that_is_emptied_during_a_search_gives_no_answer(collection, monkeypatch):
+    collection.sync_engine()
+    backend = backend_of(collection)
+    nearest = backend.nearest
+    for filled_again in (False, True):
+
+        def emptied(search, filled_again=filled_again):
+            collection.drop_engine()
+            found = nearest(search)
+            if filled_again:
+                collection.sync_engine()
+            return found
+
+        monkeypatch.setattr(backend, "nearest", emptied)
+        with pytest.raises(EngineError, match=r"filled again during the search|holds nothing"):
+            collection.results(Search([one_object()]))
+        monkeypatch.setattr(backend, "nearest", nearest)
+        collection.sync_engine()
+
+
+def test_a_search_beside_a_removal_is_no_loss(collection, monkeypatch):
+    """`held` answers after the state was read, and a sync has removed pictures in between."""
+    collection.sync_engine()
+    backend = backend_of(collection)
+    held, calls = backend.held, []
+
+    def late():
+        calls.append(None)
+        if len(calls) == 1:
+            collection.remove_rows([5, 6])
+            collection.sync_engine()
+        return held()
+
+    monkeypatch.setattr(backend, "held", late)
+    found = collection.results(Search([one_object()], limit=60))
+    assert calls and not {5, 6} & {hit.row for hit in found.hits}
+
+
+def test_pictures_that_another_process_adds_before_the_lock_are_stored_once(
+    collection, monkeypatch
+):
+    locked = CollectionEngine._locked
+
+    @contextmanager
+    def late(engine):
+        add(collection, np.random.default_rng(4), 5)
+        with locked(engine):
+            yield
+
+    monkeypatch.setattr(CollectionEngine, "_locked", late)
+    assert collection.sync_engine().added == 65
+    monkeypatch.setattr(CollectionEngine, "_locked", locked)
+    assert collection.check_engine() == EngineReport(65, 0, (), (), ())

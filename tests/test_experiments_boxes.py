@@ -65,6 +65,7 @@ def rows_of(folder):
     return found
 
 
+@pytest.mark.slow
 def test_a_run_goes_from_pictures_to_a_report_and_resumes(voc, tmp_path):
     options = BoxesOptions(**TINY, detections=(str(voc / "found.csv"),))
     page = reproduce("boxes/voc2012", voc, tmp_path, options, SILENT)
@@ -84,6 +85,7 @@ def test_a_run_goes_from_pictures_to_a_report_and_resumes(voc, tmp_path):
     assert page.read_text() == text
 
 
+@pytest.mark.slow
 def test_a_table_of_boxes_takes_over_what_was_chosen(voc, tmp_path):
     options = BoxesOptions(
         **TINY, detections=(str(voc / "found.csv"),), distractors=("digits:train:3",)
@@ -105,6 +107,7 @@ def test_a_table_of_boxes_takes_over_what_was_chosen(voc, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["region-dh", "dmih"])
+@pytest.mark.slow
 def test_a_trained_model_has_rows_with_its_own_regions_and_with_boxes(voc, tmp_path, name):
     pictures = open_dataset(f"voc:{voc}/VOC2012:train")
     arguments = TINY_BACKBONE | {"n_bits": 16, "n_classes": 3}

@@ -108,6 +108,7 @@ def test_a_quantised_feature_is_nearer_than_a_random_one(space):
     assert own < others / 4
 
 
+@pytest.mark.slow
 def test_a_run_goes_from_pictures_to_a_report_and_resumes(voc, tmp_path, quick):
     page = reproduce("rescore/voc2012", voc, tmp_path, RescoreOptions(**TINY), SILENT)
     found, text = rows_of(tmp_path), page.read_text()

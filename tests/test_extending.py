@@ -63,6 +63,7 @@ def commands():
     return [line.split()[1:] for block in blocks for line in block.strip().splitlines()]
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_works(package):
     for words in commands():
         words = [word.replace("mobilenet_v2_fpn", "tiny_fpn") for word in words]
@@ -85,6 +86,7 @@ def test_every_command_of_the_page_works(package):
     assert listed["models"]["even-hash"] == "SSDH whose bits are also pushed apart from each other."
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_or_broken_is_one_line(package, tmp_path):
     for name, module in (("encoder", "encoders"), ("model", "models")):
         assert (package / "my_regionhash" / f"{name}.py").exists(), module

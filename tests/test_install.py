@@ -51,6 +51,7 @@ def compiled_in(wheel):
         return [name for name in archive.namelist() if name.endswith(".abi3.so")]
 
 
+@pytest.mark.slow
 def test_a_wheel_is_made_with_and_without_a_compiler(wheel, tmp_path):
     assert "-cp311-abi3-" in wheel.name  # for every version of Python from 3.11 on
     if shutil.which("gcc"):

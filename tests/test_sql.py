@@ -22,6 +22,7 @@ import clickhouse_stub
 from chdb_cases import run_by_chdb
 from cli_runner import error_of as error_of_command
 from cli_runner import run
+from engine_cases import add, made, same_answers
 from regionhash.collection import Collection
 from regionhash.collection.arrays import Snapshot
 from regionhash.collection.filters import mask_of
@@ -544,7 +545,13 @@ def opened(spec, folder=Path("/collection")):
 def test_addresses():
     pytest.importorskip("duckdb")
     assert opened("").place == opened(":").place == "/collection/sql"
-    assert opened(":elsewhere").place == f"elsewhere/regionhash-{'0' * 32}"
+    assert opened(":elsewhere").place == f"{Path.cwd()}/elsewhere/regionhash-{'0' * 32}"
+    for address in (":http://user:s3cret@host:8123/db", ":ClickHouse://host/db", ":s3://bucket/x"):
+        with pytest.raises(
+            ValueError, match="engine sql needs a folder, or a server as"
+        ) as refused:
+            opened(address)
+        assert "s3cret" not in str(refused.value)
 
 
 def test_addresses_of_servers(monkeypatch):
@@ -837,3 +844,27 @@ def test_a_file_of_another_model_is_refused(photo_collection, photos, tmp_path):
     assert "other.parquet: made by model abc" in error_of_command("sql", photo_collection, *given)
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
     assert "has no header" in error_of_command("sql", photo_collection, *given)
+
+
+@pytest.mark.parametrize("name", ["class=dog", "taken=2024", "part=a", "picture=7", "score=1"])
+def test_a_folder_that_looks_like_a_partition_is_a_folder(tmp_path, name):
+    """DuckDB would take the values of a column from it."""
+    pytest.importorskip("duckdb")
+    folder = tmp_path / name / "c"
+    folder.mkdir(parents=True)
+    with made(folder, "sql") as collection:
+        add(collection, np.random.default_rng(0), 25)
+        collection.sync_engine()
+        assert collection.check_engine().ok
+        same_answers(collection, None, np.random.default_rng(1))
+
+
+def test_relative_names_with_a_colon_are_files(tmp_path, monkeypatch):
+    pytest.importorskip("duckdb")
+    monkeypatch.chdir(tmp_path)
+    with made(Path("trip:2024.collection"), "sql") as collection:
+        for _ in range(3):
+            add(collection, np.random.default_rng(0), 9)
+            collection.sync_engine()
+        assert collection.export(Path("a:b.parquet")) == 27
+        assert collection.import_codes(Path("a:b.parquet")) == 0

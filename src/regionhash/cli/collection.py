@@ -434,7 +434,8 @@ def engine(
     from regionhash.collection import Collection
 
     with Collection.open(collection, engine=name) as opened:
-        name = name.partition("?")[0]  # the options may hold a password
+        searched_by = opened.engine()
+        name = name if searched_by is None else searched_by.place  # without a password
         if action == "drop":
             opened.drop_engine()
             record: dict[str, Any] = {}

@@ -102,6 +102,7 @@ def sql(
     if file is None and dialect is not None:
         raise ValueError("--dialect needs --from; an engine has its own")
     from regionhash.collection import Collection, Search
+    from regionhash.collection.filters import as_engines_know
     from regionhash.search.request import RequestError
 
     try:
@@ -120,6 +121,8 @@ def sql(
                 rows = _rows_of_engine(opened, engine or "sql")
             else:
                 rows = _rows_of_file(opened, file, dialect or "duckdb")
+                if as_engines_know(request.filter, opened.snapshot) is None:
+                    _check_numbers(opened, file)
             say(_statement(opened, request, rows, model, device, runtime))
     except RequestError as error:
         raise named_by_flag(error) from error
@@ -129,6 +132,15 @@ def _rows_of_engine(collection: Collection, spec: str) -> Rows:
     from regionhash.engines import open_backend
     from regionhash.engines.sql import SqlBackend
 
+    kept = collection.engine(spec)
+    if kept is not None:
+        waiting, removed = kept.waiting()
+        if waiting or removed:
+            say(
+                f"note: {waiting} pictures are not there yet, and {removed} that were removed may "
+                "be; `regionhash engine sync` mends that",
+                err=True,
+            )
     backend = open_backend(spec, collection.owner)
     if not isinstance(backend, SqlBackend):
         raise ValueError(f"--engine must be sql or sql:PLACE, got {spec.partition(':')[0]!r}")
@@ -152,6 +164,18 @@ def _rows_of_file(collection: Collection, path: Path, dialect: str) -> Rows:
         raise ValueError(f"{path}: made by model {header['model_hash']}, got queries of {needed}")
     check_same_precision(path, precision_of(header["meta"]), collection.precision)
     return Rows.of_export(DIALECTS[dialect], path)
+
+
+def _check_numbers(collection: Collection, path: Path) -> None:
+    """Raises ValueError if a file has other numbers of pictures than the collection."""
+    from regionhash.store.parquet_reader import ParquetCodes
+
+    stored, snapshot = ParquetCodes.open(path).stored(), collection.snapshot
+    numbers = stored["picture"].to_numpy()
+    known = snapshot.indices_of(numbers)
+    ids = [snapshot.table.ids[index] for index in known.tolist()]
+    if len(known) < len(numbers) or ids != stored["id"].to_pylist():
+        raise ValueError(f"{path}: is of another collection, or of an earlier state; export again")
 
 
 def _statement(

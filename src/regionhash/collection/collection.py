@@ -13,6 +13,7 @@ photos.collection/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -490,13 +491,18 @@ class Collection:
 
     @property
     def owner(self) -> Owner:
-        """What an engine is told of the collection."""
+        """What an engine is told of the collection.
+
+        A copy is another collection, though it has the same uuid: its pictures will differ.
+        """
+        database = self._database.identity[0]
+        own = f"{self.header['uuid']} {database[1]}"
         return Owner(
-            uuid=self.header["uuid"],
+            uuid=hashlib.sha256(own.encode()).hexdigest()[:32],
             model_hash=self.header["model_hash"],
             n_bits=self.header["n_bits"],
             n_region_bits=self.header["n_region_bits"],
-            folder=self.folder / ENGINES_FOLDER,
+            folder=(self.folder / ENGINES_FOLDER).absolute(),
         )
 
     def _searched(self, wanted: Filter) -> tuple[Snapshot, Mask | None]:
@@ -751,21 +757,26 @@ class Collection:
                 backend = open_backend(spec, self.owner)
                 if backend is None:
                     return None
-                self._engines[spec] = CollectionEngine(backend, self.folder, lambda: self._database)
+                self._engines[spec] = CollectionEngine(
+                    backend, self.folder, lambda: self._database, self._now
+                )
             return self._engines[spec]
 
     def sync_engine(self, spec: str | None = None, *, reporter: Reporter = SILENT) -> SyncReport:
         """Fills an engine with what it does not have yet; see `CollectionEngine.sync`."""
-        snapshot = self.sync()
-        return self._needed(spec).sync(self._codes(snapshot), snapshot, reporter=reporter)
+        return self._needed(spec).sync(reporter=reporter)
 
     def check_engine(self, spec: str | None = None) -> EngineReport:
         """Compares an engine with the collection; see `CollectionEngine.check`."""
-        return self._needed(spec).check(self.sync())
+        return self._needed(spec).check()
 
     def drop_engine(self, spec: str | None = None) -> None:
         """Removes what an engine holds of the collection; see `CollectionEngine.drop`."""
         self._needed(spec).drop()
+
+    def _now(self) -> tuple[CodeSet, Snapshot]:
+        snapshot = self.sync()
+        return self._codes(snapshot), snapshot
 
     def _needed(self, spec: str | None) -> CollectionEngine:
         engine = self.engine(spec)

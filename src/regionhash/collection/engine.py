@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from uuid import uuid4
 
 import numpy as np
 
@@ -51,13 +52,15 @@ class _State:
     """What an engine holds, as far as is known.
 
     Attributes:
+        fill: changes when the engine is filled from nothing.
         row: it has all pictures up to this row, except those removed after `removal`.
         removal: number of the last removal that it was told of.
-        pictures, regions: how many it has at least.
-        adding: it may have some of the pictures up to this row.
+        pictures, regions: how many it has: exactly, or at least while it is being filled.
+        adding: it may have some of the pictures up to this row; 0 if it is not being filled.
         sound: False if it may have any picture, or parts of it, beyond `row`.
     """
 
+    fill: str
     row: int
     removal: int
     pictures: int
@@ -106,10 +109,23 @@ class CollectionEngine:
         backend: where the codes are.
         folder: of the collection.
         database: gives the connection of this thread.
+        now: gives the pictures of this moment, and their codes.
     """
 
-    def __init__(self, backend: Backend, folder: Path, database: Callable[[], Database]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        folder: Path,
+        database: Callable[[], Database],
+        now: Callable[[], tuple[CodeSet, Snapshot]],
+    ) -> None:
         self._backend, self._folder, self._database = backend, folder / FOLDER, database
+        self._now = now
+
+    @property
+    def place(self) -> str:
+        """Where the engine is, without a password."""
+        return self._backend.place
 
     def close(self) -> None:
         """Closes the connections to the engine."""
@@ -117,28 +133,26 @@ class CollectionEngine:
 
     # Filling
 
-    def sync(
-        self, codes: CodeSet, snapshot: Snapshot, *, reporter: Reporter = SILENT
-    ) -> SyncReport:
+    def sync(self, *, reporter: Reporter = SILENT) -> SyncReport:
         """Brings the engine to the state of the collection.
 
         Killed at any moment, it is continued by the next call. Only what has changed since the last
-        one is looked at, unless the engine lost something or a check found a difference.
+        one is looked at, unless the engine has other than it had or a check found a difference.
 
         Args:
-            codes: the codes of `snapshot`.
-            snapshot: the pictures.
             reporter: is told how many are stored.
 
         Raises:
             EngineError: the engine cannot be reached, or fails.
         """
-        alive = _alive(snapshot)
-        last_row, last_removal = snapshot.version
         with self._locked():
+            codes, snapshot = self._now()
+            alive = _alive(snapshot)
+            last_row, last_removal = snapshot.version
             self._backend.create()
             state = self._state()
-            sound = state is not None and state.sound and not self._has_lost(state)
+            sound = state is not None and state.sound and self._holds(state, exactly=True)
+            fill = uuid4().hex if state is None else state.fill
             if state is not None and sound:
                 there = snapshot.rows <= state.row
                 half = (snapshot.rows > state.row) & (snapshot.rows <= state.adding)
@@ -154,7 +168,7 @@ class CollectionEngine:
                     kept = replace(state, row=min(row, state.row), sound=sound)
                     self._record(self._at_least(snapshot, kept))
                 self._backend.remove(gone)
-            state = _State(row, last_removal, 0, 0, sound=sound)
+            state = _State(fill, row, last_removal, 0, 0, sound=sound)
             added = 0
             with reporter.stage("storing"):
                 for first in range(0, len(missing), _AT_A_TIME):
@@ -166,7 +180,7 @@ class CollectionEngine:
                     row = int(snapshot.rows[missing[end]]) - 1 if end < len(missing) else last_row
                     state = replace(state, row=row)
                     reporter.progress(end, len(missing))
-            self._record(_State(last_row, last_removal, *self._backend.held()))
+            self._record(_State(fill, last_row, last_removal, *self._backend.held()))
         return SyncReport(added, len(gone))
 
     def _insert(self, codes: CodeSet, snapshot: Snapshot, rows: Ints) -> int:
@@ -181,8 +195,9 @@ class CollectionEngine:
         return len(kept)
 
     def _at_least(self, snapshot: Snapshot, state: _State) -> _State:
-        """The state with the number of what the engine has up to its row."""
+        """The state with the number of what the engine has at least, up to its row."""
         alive = _alive(snapshot) & (snapshot.rows <= state.row)
+        alive &= ~np.isin(snapshot.rows, self._removed_after(snapshot.version[1]))
         regions = int(_n_regions(snapshot)[alive].sum())
         return replace(state, pictures=int(np.count_nonzero(alive)), regions=regions)
 
@@ -194,7 +209,7 @@ class CollectionEngine:
 
     # Checking
 
-    def check(self, snapshot: Snapshot) -> EngineReport:
+    def check(self) -> EngineReport:
         """Compares every code of the engine with the collection.
 
         If they differ, the engine is searched only for what comes before the first difference,
@@ -204,7 +219,7 @@ class CollectionEngine:
             EngineError: the engine cannot be reached, or was never filled.
         """
         with self._locked():
-            state = self._known()
+            state, (_, snapshot) = self._known(), self._now()
             found = self._compared(snapshot)
             due = _alive(snapshot) & (snapshot.rows <= state.row)
             lacking = due & ~found.whole
@@ -267,12 +282,7 @@ class CollectionEngine:
         ):
             if is_given:
                 raise RequestError(field, f"cannot be searched in {place}, only without an engine")
-        state = self._known()
-        if self._has_lost(state):
-            raise EngineError(
-                f"{place}: has lost codes of the collection; `regionhash engine sync` brings them "
-                "back"
-            )
+        state = self._whole()
         scans = _Scans(self._backend, state, snapshot, mask, search.filter, self._removed(state))
         found: Found | None = None
         try:
@@ -284,22 +294,57 @@ class CollectionEngine:
                     )
                 found = yield from scans.found(scan)
         except StopIteration as end:
+            after = self._whole()
+            if after.fill != state.fill or after.row < state.row:
+                raise EngineError(
+                    f"{place}: was filled again during the search; search once more"
+                ) from None
             answer: T = end.value
             return answer
         finally:
             running.close()
 
-    def _has_lost(self, state: _State) -> bool:
-        """Whether the engine has less than it had."""
+    def _whole(self) -> _State:
+        """The state of an engine that has all that it should have.
+
+        Raises:
+            EngineError: it has not.
+        """
+        state = self._known()
+        while not self._holds(state):
+            before, state = state, self._known()
+            if state == before:
+                raise EngineError(
+                    f"{self._backend.place}: has lost codes of the collection; `regionhash engine "
+                    "sync` brings them back"
+                )
+        return state
+
+    def _holds(self, state: _State, *, exactly: bool = False) -> bool:
+        """Whether the engine has as much as it had, and, if that is known `exactly`, no more."""
         held = self._backend.held()
-        return held.pictures < state.pictures or held.regions < state.regions
+        if exactly and not state.adding:
+            return held == (state.pictures, state.regions)
+        return held.pictures >= state.pictures and held.regions >= state.regions
 
     def _removed(self, state: _State) -> Ints:
         """Rows (n,) that were removed since the engine was told of removals, ascending."""
+        return self._removed_after(state.removal)
+
+    def _removed_after(self, removal: int) -> Ints:
         rows = self._database().read(
-            "SELECT DISTINCT row FROM removals WHERE seq > ? ORDER BY row", state.removal
+            "SELECT DISTINCT row FROM removals WHERE seq > ? ORDER BY row", removal
         )
         return np.array([row for (row,) in rows], np.int64)
+
+    def waiting(self) -> tuple[int, int]:
+        """How many pictures the engine does not have yet, and how many it has though removed."""
+        state, (_, snapshot) = self._state(), self._now()
+        if state is None:
+            return 0, 0
+        later = _alive(snapshot) & (snapshot.rows > state.row)
+        removed = self._removed(state)
+        return int(np.count_nonzero(later)), int(np.count_nonzero(removed <= state.row))
 
     # State
 

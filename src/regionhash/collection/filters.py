@@ -113,7 +113,7 @@ def _detected(snapshot: Snapshot, first: int, min_score: float, label: int | Non
         return found
     offsets = table.offsets[first:] - table.offsets[first]
     scores, labels = (part[table.offsets[first] :] for part in (table.scores, table.labels))
-    good = scores >= as_kept(min_score, scores.dtype)
+    good = scores >= as_kept(min_score, scores.dtype) if min_score else np.ones(len(scores), bool)
     # The whole picture as a region has no class and the score 1: it is no detection.
     good &= (labels >= 0) | (scores < 1) if label is None else labels == label
     found[np.searchsorted(offsets, np.flatnonzero(good), side="right") - 1] = True

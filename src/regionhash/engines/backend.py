@@ -34,7 +34,8 @@ class Owner:
     """The collection whose codes an engine holds.
 
     Attributes:
-        uuid: of the collection, 32 hexadecimal digits; a place is named by it.
+        uuid: of the collection in its place, 32 hexadecimal digits; a copy has another one. An
+            engine's tables are named by it.
         model_hash: of its model.
         n_bits: bits of a picture's code, 0 if there is none; n_region_bits: of a region's.
         folder: where an engine without a server may keep its files; need not exist.

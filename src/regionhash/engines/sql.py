@@ -33,6 +33,11 @@ def open_sql(address: str, owner: Owner) -> SqlBackend:
         path = address.removeprefix(_CHDB)
         if not path:
             raise ValueError("engine sql:chdb needs a folder: sql:chdb:FOLDER")
-        return ClickHouse(InProcess(Path(path)), owner)
-    folder = Path(address) / f"regionhash-{owner.uuid}" if address else owner.folder / "sql"
+        return ClickHouse(InProcess(Path(path).absolute()), owner)
+    if "://" in address:
+        known = ", ".join(f"{scheme}://" for scheme in PORTS)
+        raise ValueError(f"engine sql needs a folder, or a server as {known} or chdb:FOLDER")
+    folder = owner.folder / "sql"
+    if address:
+        folder = Path(address).absolute() / f"regionhash-{owner.uuid}"
     return Shards(folder, owner)

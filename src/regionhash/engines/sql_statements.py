@@ -61,7 +61,10 @@ def _bits(code: bytes) -> str:
 
 def _files_of_duckdb(paths: Sequence[str]) -> str:
     names = ",\n  ".join(_doubled(glob.escape(path)) for path in paths)
-    return f"WITH codes AS NOT MATERIALIZED (SELECT * FROM read_parquet([\n  {names}\n]))\n"
+    return (
+        f"WITH codes AS NOT MATERIALIZED (SELECT * FROM read_parquet([\n  {names}\n], "
+        "hive_partitioning = false))\n"
+    )
 
 
 def _files_of_clickhouse(paths: Sequence[str]) -> str:
@@ -131,6 +134,7 @@ class Rows:
         """
         import pyarrow.parquet as pq
 
+        path = path.absolute()  # "a:b.parquet" would be a URL
         shows = "shows" in pq.read_schema(path).names
         return cls(dialect, "codes", dialect.files([str(path)]), exported=True, shows=shows)
 

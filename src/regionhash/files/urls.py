@@ -34,6 +34,9 @@ def file_system(url: str) -> tuple[Any, str]:
     """
     from fsspec.core import url_to_fs
 
+    scheme, _, rest = url.partition("://")
+    if "@" in rest.partition("/")[0]:
+        raise ValueError(f"{scheme}://: a user or password must not stand in a URL")
     try:
         system, path = url_to_fs(url)
     except ImportError as error:
@@ -81,7 +84,7 @@ def reading(location: Location) -> Iterator[BinaryIO | Path]:
         OSError: the file behind a URL cannot be opened; the message does not name it.
     """
     if isinstance(location, Path):
-        yield location
+        yield location.absolute()  # of "a:b.parquet", a library might take "a" for a protocol
         return
     system, path = file_system(location)
     try:
