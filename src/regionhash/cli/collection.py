@@ -435,7 +435,7 @@ def engine(
 
     with Collection.open(collection, engine=name) as opened:
         searched_by = opened.engine()
-        name = name if searched_by is None else searched_by.place  # without a password
+        name = name if searched_by is None else searched_by.backend.place  # without a password
         if action == "drop":
             opened.drop_engine()
             record: dict[str, Any] = {}

@@ -129,25 +129,19 @@ def sql(
 
 
 def _rows_of_engine(collection: Collection, spec: str) -> Rows:
-    from regionhash.engines import open_backend
     from regionhash.engines.sql import SqlBackend
 
     kept = collection.engine(spec)
-    if kept is not None:
-        waiting, removed = kept.waiting()
-        if waiting or removed:
-            say(
-                f"note: {waiting} pictures are not there yet, and {removed} that were removed may "
-                "be; `regionhash engine sync` mends that",
-                err=True,
-            )
-    backend = open_backend(spec, collection.owner)
-    if not isinstance(backend, SqlBackend):
+    if kept is None or not isinstance(kept.backend, SqlBackend):
         raise ValueError(f"--engine must be sql or sql:PLACE, got {spec.partition(':')[0]!r}")
-    try:
-        return backend.rows()
-    finally:
-        backend.close()
+    waiting, removed = kept.waiting()
+    if waiting or removed:
+        say(
+            f"note: {waiting} pictures are not there yet, and {removed} that were removed may be; "
+            "`regionhash engine sync` mends that",
+            err=True,
+        )
+    return kept.backend.rows()
 
 
 def _rows_of_file(collection: Collection, path: Path, dialect: str) -> Rows:

@@ -75,6 +75,18 @@ class Snapshot:
         """Number of pictures that are not removed."""
         return len(self.rows) if self.alive is None else int(np.count_nonzero(self.alive))
 
+    @property
+    def present(self) -> Mask:
+        """(N,) bool, which pictures are not removed."""
+        return np.ones(len(self.rows), bool) if self.alive is None else self.alive
+
+    @property
+    def n_regions(self) -> Ints:
+        """(N,) integers: how many regions each picture has."""
+        offsets = self.table.offsets
+        counts: Ints = np.zeros(len(self.rows), np.int64) if offsets is None else np.diff(offsets)
+        return counts
+
     def index_of(self, row: int) -> int | None:
         """Index in the arrays of a row of the database, removed or not; None if not there."""
         indices = self.indices_of(np.array([row], np.int64))
@@ -335,11 +347,16 @@ def _without_removed(database: Database, rows: Ints, alive: Mask | None, since: 
 
 def _indices_of(rows: Ints, wanted: Ints) -> Ints:
     """Indices of some rows among those of the arrays; others are left out."""
-    if not len(rows):
-        return np.zeros(0, np.int64)
-    indices = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
-    found: Ints = indices[rows[indices] == wanted]
-    return found
+    indices, found = places_among(rows, wanted)
+    return indices[found]
+
+
+def places_among(rows: Ints, wanted: Ints) -> tuple[Ints, Mask]:
+    """Indices (n,) of numbers (n,) among ascending rows (N,), and which of them are there."""
+    places = np.searchsorted(rows, wanted)
+    found = places < len(rows)
+    found[found] = rows[places[found]] == wanted[found]
+    return places, found
 
 
 def _newest_row(database: Database) -> list[Any]:

@@ -240,7 +240,7 @@ def _content(table: CodeTable, n: int) -> dict[str, bytes]:
 def _differences(database: Database, snapshot: Snapshot) -> list[str]:
     """The first difference between the arrays and the intact rows of the database, if any."""
     table = snapshot.table
-    alive = np.ones(len(snapshot.rows), bool) if snapshot.alive is None else snapshot.alive
+    alive = snapshot.present
     places = dict(zip(snapshot.rows[alive].tolist(), np.flatnonzero(alive).tolist(), strict=True))
     for row, columns in database.rows():
         n = places.pop(row, None)

@@ -792,15 +792,12 @@ class Collection:
 
         snapshot = self.snapshot
         header = self.header
-        offsets = snapshot.table.offsets
-        n_regions = np.zeros(len(snapshot.rows), int) if offsets is None else np.diff(offsets)
-        alive = slice(None) if snapshot.alive is None else snapshot.alive
         sources = self._database.read(
             "SELECT inputs, count(row) FROM sources LEFT JOIN images USING (source) GROUP BY source"
         )
         return {
             "pictures": len(snapshot),
-            "regions": int(n_regions[alive].sum()),
+            "regions": int(snapshot.n_regions[snapshot.present].sum()),
             "removed_rows": len(snapshot.rows) - len(snapshot),
             "bits": header["n_bits"],
             "region_bits": header["n_region_bits"],

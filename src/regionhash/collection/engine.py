@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from regionhash.collection.arrays import Snapshot
+from regionhash.collection.arrays import Snapshot, places_among
 from regionhash.collection.database import Database
 from regionhash.collection.filters import as_engines_know
 from regionhash.collection.transfer import facts_of
@@ -123,9 +123,9 @@ class CollectionEngine:
         self._now = now
 
     @property
-    def place(self) -> str:
-        """Where the engine is, without a password."""
-        return self._backend.place
+    def backend(self) -> Backend:
+        """Where the codes are."""
+        return self._backend
 
     def close(self) -> None:
         """Closes the connections to the engine."""
@@ -147,7 +147,7 @@ class CollectionEngine:
         """
         with self._locked():
             codes, snapshot = self._now()
-            alive = _alive(snapshot)
+            alive = snapshot.present
             last_row, last_removal = snapshot.version
             self._backend.create()
             state = self._state()
@@ -196,9 +196,9 @@ class CollectionEngine:
 
     def _at_least(self, snapshot: Snapshot, state: _State) -> _State:
         """The state with the number of what the engine has at least, up to its row."""
-        alive = _alive(snapshot) & (snapshot.rows <= state.row)
+        alive = snapshot.present & (snapshot.rows <= state.row)
         alive &= ~np.isin(snapshot.rows, self._removed_after(snapshot.version[1]))
-        regions = int(_n_regions(snapshot)[alive].sum())
+        regions = int(snapshot.n_regions[alive].sum())
         return replace(state, pictures=int(np.count_nonzero(alive)), regions=regions)
 
     def drop(self) -> None:
@@ -221,12 +221,12 @@ class CollectionEngine:
         with self._locked():
             state, (_, snapshot) = self._known(), self._now()
             found = self._compared(snapshot)
-            due = _alive(snapshot) & (snapshot.rows <= state.row)
+            due = snapshot.present & (snapshot.rows <= state.row)
             lacking = due & ~found.whole
             later = np.union1d(snapshot.rows[snapshot.rows > state.row], self._removed(state))
             report = EngineReport(
                 len(snapshot),
-                int(np.count_nonzero(_alive(snapshot) & ~due)),
+                int(np.count_nonzero(snapshot.present & ~due)),
                 tuple(snapshot.rows[lacking & ~found.different].tolist()),
                 tuple(np.setdiff1d(found.extra, later).tolist()),
                 tuple(snapshot.rows[due & found.different].tolist()),
@@ -342,7 +342,7 @@ class CollectionEngine:
         state, (_, snapshot) = self._state(), self._now()
         if state is None:
             return 0, 0
-        later = _alive(snapshot) & (snapshot.rows > state.row)
+        later = snapshot.present & (snapshot.rows > state.row)
         removed = self._removed(state)
         return int(np.count_nonzero(later)), int(np.count_nonzero(removed <= state.row))
 
@@ -404,8 +404,8 @@ class _Compared:
     @property
     def whole(self) -> Mask:
         """(N,) bool, which pictures the engine has as they are in the collection."""
-        complete: Mask = self._right == 1 + _n_regions(self._snapshot)
-        return complete & ~self.different & _alive(self._snapshot)
+        complete: Mask = self._right == 1 + self._snapshot.n_regions
+        return complete & ~self.different & self._snapshot.present
 
     @property
     def extra(self) -> Ints:
@@ -420,8 +420,8 @@ class _Compared:
         previous: tuple[int, int] | None = None
         counts = np.diff(offsets)
         for numbers, positions, codes in stored:
-            rows, known = _places(self._snapshot.rows, numbers)
-            known[known] = _alive(self._snapshot)[rows[known]]
+            rows, known = places_among(self._snapshot.rows, numbers)
+            known[known] = self._snapshot.present[rows[known]]
             self._extra.append(np.unique(numbers[~known]))
             keys = np.stack([numbers, positions], 1)
             before = np.array([previous or (-1, -1)]) if len(keys) else keys
@@ -525,32 +525,10 @@ class _Scans:
 
     def _may_be_found(self, numbers: Ints, mask: Mask | None) -> Mask:
         """Mask (n,) of the rows (n,) that are searched in the engine."""
-        places, found = _places(self._snapshot.rows[: self._n_there], numbers)
+        places, found = places_among(self._snapshot.rows[: self._n_there], numbers)
         if mask is not None:
             found[found] = mask[places[found]]
         return found
-
-
-def _alive(snapshot: Snapshot) -> Mask:
-    """Mask (N,) of the pictures that are not removed."""
-    return np.ones(len(snapshot.rows), bool) if snapshot.alive is None else snapshot.alive
-
-
-def _n_regions(snapshot: Snapshot) -> Ints:
-    """Number of regions (N,) of each picture."""
-    offsets = snapshot.table.offsets
-    counts: Ints = np.diff(
-        np.zeros(len(snapshot.rows) + 1, np.int64) if offsets is None else offsets
-    )
-    return counts
-
-
-def _places(rows: Ints, numbers: Ints) -> tuple[Ints, Mask]:
-    """Indices (n,) of numbers (n,) among ascending rows (N,), and which of them are there."""
-    places = np.searchsorted(rows, numbers)
-    found = places < len(rows)
-    found[found] = rows[places[found]] == numbers[found]
-    return places, found
 
 
 def _distances(scan: Scan, queries: Codes, indices: Ints) -> Ints:

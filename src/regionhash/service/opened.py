@@ -144,7 +144,7 @@ class Opened:
     def _forget_removed(self) -> None:
         """Drops the thumbnails of pictures that the collection no longer has."""
         snapshot = self.collection.snapshot
-        there = snapshot.rows if snapshot.alive is None else snapshot.rows[snapshot.alive]
+        there = snapshot.rows[snapshot.present]
         kept = np.array(self._thumbnails.rows(), np.int64)
         self._thumbnails.drop(kept[~np.isin(kept, there)].tolist())
 

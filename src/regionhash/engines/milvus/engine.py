@@ -6,8 +6,8 @@ in their bits, and Milvus had one vector a row before version 2.4:
     regionhash_<uuid>_picture   a row for each picture: id, code, taken, shown
     regionhash_<uuid>_region    a row for each region: also picture, label, score and box
 
-Rows of regions are written before, and removed before, those of their pictures: a picture that is
-there has all its regions.
+Rows of regions are written before those of their pictures, and removed before them: of a picture
+whose removal was interrupted, the regions are gone first.
 
 Milvus keeps what it has acknowledged, in its log, whether or not it was flushed. Reads have the
 consistency level Strong: they wait until all that was written before can be seen.

@@ -137,7 +137,7 @@ def is_in(field: str, numbers: Ints) -> str:
 
 
 def stored(part: Part, rows: Sequence[dict[str, Any]], n_bytes: int) -> Stored:
-    """Rows with an id and, if `n_bytes` is above 0, with a code of so many bytes."""
+    """Rows with an id and, if `n_bytes` is above 0, with a code of that many bytes."""
     rows = sorted(rows, key=lambda row: row["id"])
     ids = np.array([row["id"] for row in rows], np.int64)
     packed = b"".join(row["code"][0] for row in rows) if n_bytes else b""
