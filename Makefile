@@ -36,17 +36,11 @@ demo: $(READY)
 # Threads that wait by spinning slow each other down where cores are shared.
 PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# In a process of their own: after those of ONNX graphs and of metrics in one process, native code of
-# theirs ends it (docs/PLAN.md).
-APART := tests/test_ray_encoding.py
-
 test: $(DEV)
-	$(PYTEST) -m "not slow" --ignore $(APART)
-	$(PYTEST) -m "not slow" $(APART)
+	$(PYTEST) -m "not slow"
 
 test-slow: $(DEV)
-	$(PYTEST) -m slow --ignore $(APART)
-	$(PYTEST) -m slow $(APART)
+	$(PYTEST) -m slow
 
 test-sql: $(DEV)
 	$(PIP) --editable ".[chdb]" lancedb

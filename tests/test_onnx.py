@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -411,6 +414,27 @@ def test_openvino_refuses_the_graph_of_another_program(copied, tmp_path):
     write_encoder(tmp_path).rename(copied / ENCODE_GRAPH)
     with pytest.raises(CheckpointError, match="not a graph that `regionhash convert` wrote"):
         load_runtime(copied, runtime="openvino")
+
+
+def test_a_signal_is_handled_after_another_thread_has_dropped_openvino(folder):
+    code = """
+    import os, signal, sys, threading
+    from pathlib import Path
+    from regionhash.models.openvino import OpenVinoSession
+
+    sessions = [OpenVinoSession(Path(sys.argv[1]), "graph", precision="32-true")]
+    dropper = threading.Thread(target=sessions.clear)
+    dropper.start()
+    dropper.join()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(10)
+    except KeyboardInterrupt:
+        print("interrupted")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(folder / ENCODE_GRAPH)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "interrupted\n"
 
 
 def test_a_runtime_of_another_precision_is_refused(folder, saved):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,14 +36,12 @@ class OpenVinoSession:
     """
 
     def __init__(self, content: bytes | Path, place: str, *, precision: Precision) -> None:
-        import openvino
-
         options = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": n_threads(),
             "NUM_STREAMS": min(n_threads(), _MOST_STREAMS),
         }
-        core = openvino.Core()
+        core = _core()
         try:
             graph = core.read_model(content if isinstance(content, bytes) else os.fspath(content))
             self._compiled = core.compile_model(graph, "CPU", options)
@@ -67,3 +66,16 @@ class OpenVinoSession:
         outputs = {name: request.get_tensor(name).data.copy() for name in self.outputs}
         self._idle.append(request)
         return outputs
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO itself, once, for as long as the process lives.
+
+    Its part for CPUs gives the thread that loads it a stack for signal handlers and frees it once
+    the last core and graph are dropped. If another thread drops them, the next signal that has a
+    handler, such as Ctrl-C, ends the process with SIGSEGV.
+    """
+    import openvino
+
+    return openvino.Core()
