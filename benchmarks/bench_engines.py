@@ -2,7 +2,7 @@
 
 Random codes of 64 bits, ten regions a picture. Times of searches are the least of several that
 take turns, as ratios to the local search of one query; rates are of the wall clock. The memory is
-what the process of the server holds more than before it was filled, if `--server-pid` names it.
+what this process, or the server's (`--server-pid`), holds more than before it was filled.
 
 Run: python benchmarks/bench_engines.py milvus:http://127.0.0.1:19530 [--images 100000] [--json]
 """
@@ -91,10 +91,10 @@ def measured(spec, table, searches, repeats, pid):
     with tempfile.TemporaryDirectory() as folder:
         owner = Owner(uuid4().hex, "abc", 8 * N_BYTES, 8 * N_BYTES, Path(folder))
         backend = open_backend(spec, owner)
-        before = memory_of(pid)
+        holder = pid if "://" in spec else os.getpid()
+        before = memory_of(holder)
         try:
             record = {"pictures stored a second": filled(backend, table)}
-            record["MB that the server holds for them"] = memory_of(pid) - before
             wrong = 0
             for query in searches.queries:
                 found, expected = (
@@ -103,6 +103,7 @@ def measured(spec, table, searches, repeats, pid):
                 )
                 wrong += any((a != b).any() for a, b in zip(found, expected, strict=True))
             record["answers that differ"] = wrong
+            record["MB held for them"] = memory_of(holder) - before
             first, half = searches.queries[0], searches.passing(searches.half)
             with ThreadPoolExecutor(CLIENTS) as pool:
                 times = least_milliseconds(
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("engines", nargs="+", help="see `regionhash.engines.open_backend`")
     parser.add_argument("--images", type=int, default=100_000, help="of ten regions each")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--server-pid", type=int, help="of the server, for its memory")
+    parser.add_argument("--server-pid", type=int, help="of a server that is searched")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     args = parser.parse_args()
     table = random_table(args.images, N_REGIONS, N_BYTES)
