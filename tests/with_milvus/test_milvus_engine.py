@@ -4,6 +4,7 @@ import socket
 import time
 from dataclasses import replace
 from itertools import product
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -168,6 +169,46 @@ def test_rows_that_are_written_twice_are_noticed(engine_of, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(EngineError, match="but has"):
         patch.setattr(engine._client, "insert", insert)
         pictures.insert(engine)
+    pictures.insert(engine)
+    holds(engine, pictures)
+
+
+def test_rows_are_written_by_two_requests_at_once_each_of_them_once(engine_of, monkeypatch):
+    monkeypatch.setattr("regionhash.engines.milvus.engine._WRITTEN", 50)
+    pictures, engine = some_pictures(300), engine_of()
+    engine.create()
+    both, original, sizes = Barrier(2, timeout=60), engine._client.insert, []
+
+    def insert(name, rows, **options):
+        sizes.append(len(rows))
+        if len(sizes) <= 2:
+            both.wait()
+        return original(name, rows, **options)
+
+    monkeypatch.setattr(engine._client, "insert", insert)
+    pictures.insert(engine)
+    assert max(sizes) == 50 and sum(sizes) == 300 + len(pictures.table.region_codes)
+    holds(engine, pictures)
+
+
+def test_if_one_of_two_requests_fails_it_is_said_and_mended(engine_of, monkeypatch):
+    from pymilvus.exceptions import MilvusException
+
+    monkeypatch.setattr("regionhash.engines.milvus.engine._WRITTEN", 50)
+    pictures, engine = some_pictures(300), engine_of()
+    engine.create()
+    original, calls = engine._client.insert, []
+
+    def insert(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise MilvusException(message="out of order")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(engine._client, "insert", insert)
+    with pytest.raises(EngineError, match="out of order"):
+        pictures.insert(engine)
+    assert engine.held().pictures == 0  # not before all of their regions
     pictures.insert(engine)
     holds(engine, pictures)
 
