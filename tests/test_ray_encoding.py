@@ -63,11 +63,11 @@ def job_of(saved, shards, source=None, **changes):
 def encoded(saved, shards, inputs, run="run", n_actors=3):
     """What became of all pieces, done in this process."""
     images, source = open_pictures(inputs)
-    shards.create()
-    stored = shards.tidy(saved.checkpoint.model_hash)
-    encoder = Encoder(job_of(saved, shards, source, run=run), None)
-    pieces = pickle.loads(pickle.dumps(list(pieces_of(images, stored, n_actors))))
-    return [encoder.encode(piece) for piece in pieces]
+    with shards.reserved():
+        stored = shards.tidy(saved.checkpoint.model_hash)
+        encoder = Encoder(job_of(saved, shards, source, run=run), None)
+        pieces = pickle.loads(pickle.dumps(list(pieces_of(images, stored, n_actors))))
+        return [encoder.encode(piece) for piece in pieces]
 
 
 def paths_in(shards):
@@ -197,7 +197,7 @@ def no_ray(monkeypatch):
 
 def test_a_piece_that_kills_every_actor_is_given_up(saved, folder, tmp_path, no_ray):
     shards = Shards(tmp_path / "shards")
-    shards.create()
+    shards.folder.mkdir()
     images, source = open_pictures([str(folder)])
     (piece,) = pieces_of(images, Stored({}, 0, None), 1)
     tries, row = tries_here(), {"piece": pickle.dumps(piece)}
@@ -222,7 +222,7 @@ def test_a_picture_that_kills_the_process_is_left_out(saved, folder, tmp_path, n
 
     monkeypatch.setattr(FileImages, "read", read)
     shards = Shards(tmp_path / "shards")
-    shards.create()
+    shards.folder.mkdir()
     images, source = open_pictures([str(folder)])
     (piece,) = pieces_of(images, Stored({}, 0, None), 1)
     tries, row = tries_here(), {"piece": pickle.dumps(piece)}
@@ -299,6 +299,15 @@ def test_ray_may_have_an_address(monkeypatch, arguments, address):
     assert asked.get("address") == address
     assert asked["given"][1:] == (["photos"], "out")
     assert asked["batch_size"] == 3
+
+
+def test_a_second_run_into_a_folder_is_refused_before_ray_starts(
+    saved, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ray_encoding, "_import_ray", lambda address: None)
+    with Shards(tmp_path / "shards").reserved():
+        said = error_of("encode", saved.folder, photos, "--ray", "-o", tmp_path / "shards")
+    assert said == f"{tmp_path / 'shards'}: another run writes to this folder"
 
 
 def test_without_ray_the_extra_is_named(saved, photos, tmp_path, monkeypatch):
