@@ -40,7 +40,7 @@ from regionhash.engines import (
 )
 from regionhash.engines.sql_clickhouse import ClickHouse, InProcess, Server
 from regionhash.engines.sql_rows import codes_of, words_of
-from regionhash.engines.sql_shards import Shards
+from regionhash.engines.sql_shards import DuckDB
 from regionhash.search.request import Filter
 from regionhash.search.scan import BagSearch, scan_bags
 from regionhash.store import CodeSet
@@ -78,7 +78,7 @@ def clickhouse_behind_http(owner, folder):
 @contextmanager
 def duckdb_on_files(owner, folder):
     pytest.importorskip("duckdb")
-    backend = Shards(folder / "a [b]*'s" / owner.uuid, owner)
+    backend = DuckDB(folder / "a [b]*'s" / owner.uuid, owner)
     yield backend
     backend.close()
 
@@ -402,7 +402,7 @@ def shards(tmp_path):
     """A backend of files with six pictures in two of them, and what they are."""
     pytest.importorskip("duckdb")
     codes, facts, snapshot = random_codes(8, [4, 4, 4, 4, 1, 1], 8)
-    backend = Shards(tmp_path / "shards", owner_of(codes, tmp_path))
+    backend = DuckDB(tmp_path / "shards", owner_of(codes, tmp_path))
     backend.create()
     for rows in (range(4), [4, 5]):
         backend.insert(*part_of(codes, facts, rows))
@@ -529,7 +529,7 @@ def test_a_disk_that_refuses_is_one_line(tmp_path):
     pytest.importorskip("duckdb")
     codes, facts, _ = random_codes(8, [1, 1])
     (tmp_path / "file").write_text("")
-    backend = Shards(tmp_path / "file" / "below", owner_of(codes, tmp_path))
+    backend = DuckDB(tmp_path / "file" / "below", owner_of(codes, tmp_path))
     for asked in (backend.create, lambda: backend.insert(codes, facts)):
         with pytest.raises(EngineError, match="below: Not a directory"):
             asked()

@@ -40,7 +40,7 @@ from regionhash.precision import PrecisionName, check_same_precision
 from regionhash.reporter import SILENT, Reporter
 from regionhash.store import CodeSet
 from regionhash.store.parquet import Facts
-from regionhash.store.shards import Shards, Stored
+from regionhash.store.shards import Contents, Shards
 
 LOCAL = "local"
 """The address of a Ray that runs on this machine alone, from the start of a run to its end."""
@@ -139,7 +139,7 @@ def _encoded(
     address: str,
     workers: int | None,
     images: ImageSet,
-    stored: Stored,
+    stored: Contents,
     reporter: Reporter,
 ) -> list[Outcome]:
     """Encodes all pictures; returns what became of each piece, see `encode`."""
@@ -242,7 +242,7 @@ class Piece:
             return False  # encoding reports the reason
 
 
-def pieces_of(images: ImageSet, stored: Stored, n_actors: int) -> Iterator[Piece]:
+def pieces_of(images: ImageSet, stored: Contents, n_actors: int) -> Iterator[Piece]:
     """All pictures, divided so that each actor has work."""
     size = min(_PIECE_SIZE, -(-len(images) // n_actors))
     for first in range(0, len(images), size):

@@ -30,7 +30,7 @@ LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Stored:
+class Contents:
     """What the shards of a folder hold.
 
     Attributes:
@@ -79,7 +79,7 @@ class Shards:
                 raise StoreError(f"{self.folder}: another run writes to this folder") from error
             yield
 
-    def tidy(self, model_hash: str) -> Stored:
+    def tidy(self, model_hash: str) -> Contents:
         """Leaves of each picture only the codes with the highest number; returns what is there.
 
         A picture that has changed is encoded again into a new shard; its old codes go when the new
@@ -114,7 +114,7 @@ class Shards:
         for path, numbers in outdated.items():
             _drop(path, numbers, all_of_it=len(numbers) == sizes[path])
         next_number = max((number for number, _ in newest.values()), default=-1) + 1
-        return Stored(hashes, next_number, precision)
+        return Contents(hashes, next_number, precision)
 
     def write(self, name: str, codes: CodeSet, facts: Sequence[Facts]) -> None:
         """Writes a shard; another one of this name is replaced.

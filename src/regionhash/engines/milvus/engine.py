@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regionhash.engines.backend import EngineError, Held, Nearest, Owner, Part, Stored
-from regionhash.engines.grouping import Found, nearest_pictures
+from regionhash.engines.grouping import NearRegions, nearest_pictures
 from regionhash.engines.milvus.address import EXACT, Address
 from regionhash.engines.milvus.rows import (
     LIMIT,
@@ -227,7 +227,7 @@ class MilvusEngine:
 
     def rows(
         self, part: Part, queries: Codes, count: int, condition: str, params: dict[str, int]
-    ) -> list[Found]:
+    ) -> list[NearRegions]:
         """The nearest rows of each query, for `nearest` and `recall`.
 
         Args:
@@ -255,7 +255,7 @@ class MilvusEngine:
             for hits in answers:
                 ids = np.array([hit["id"] for hit in hits], np.int64)
                 distances = np.array([hit["distance"] for hit in hits], np.int64)
-                found.append(Found(ids >> SHIFT[part], distances))
+                found.append(NearRegions(ids >> SHIFT[part], distances))
         return found
 
     # -- what Milvus has --------------------------------------------------------------------------
@@ -365,7 +365,7 @@ class _Searched:
         farthest = search.max_distance
         self._near = {} if farthest is None else {"radius": farthest + 1}  # excludes the radius
 
-    def nearest(self, count: int) -> Sequence[Found]:
+    def nearest(self, count: int) -> Sequence[NearRegions]:
         part, queries = self._search.part, self._search.queries
         return self._engine.rows(part, queries, count, self._condition, self._near)
 
