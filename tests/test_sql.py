@@ -2,14 +2,17 @@
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -771,6 +774,31 @@ def test_what_is_printed_for_clickhouse_finds_what_a_search_finds(
     more = ("--from", exported, "--dialect", "clickhouse")
     printed = run("sql", photo_collection, *options, *more).stdout
     assert [found[1:] for found in run_by_chdb(printed, chdb_folder)] == wanted
+
+
+@pytest.mark.parametrize("dialect", ["duckdb", "clickhouse"])
+def test_the_name_of_a_folder_is_no_column(
+    photo_collection, photos, exported, tmp_path, chdb_folder, dialect
+):
+    path = tmp_path / "class=x" / "id=y" / "codes.parquet"
+    path.parent.mkdir(parents=True)
+    shutil.copy(exported, path)
+    options = options_of("--box 10,20,60,80 --only 6", photos)
+    more = ("--from", path, "--dialect", dialect)
+    printed = run("sql", photo_collection, *options, *more).stdout
+    run_it = run_by_duckdb if dialect == "duckdb" else partial(run_by_chdb, folder=chdb_folder)
+    wanted = searched(photo_collection, options)
+    assert [found[1:] for found in run_it(printed)] == wanted != []
+
+
+def test_the_name_of_the_temporary_folder_is_no_column(chdb_folder, tmp_path, monkeypatch):
+    (tmp_path / "part=picture").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "part=picture"))
+    codes, facts, _ = random_codes(5, [2, 3])
+    with clickhouse_in_process(owner_of(codes, chdb_folder), chdb_folder) as backend:
+        fill(backend, codes, facts)
+        assert backend.held() == Held(2, 5)
+        backend.drop()
 
 
 def test_what_is_printed_for_a_table_finds_what_a_search_finds(
