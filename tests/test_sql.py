@@ -816,6 +816,39 @@ def test_what_is_printed_for_a_table_finds_what_a_search_finds(
         backend.drop()
 
 
+def test_what_is_printed_for_an_engine_leaves_out_what_was_removed_since(
+    photo_collection, photos, tmp_path
+):
+    pytest.importorskip("duckdb")
+    folder = tmp_path / "photos.collection"
+    shutil.copytree(photo_collection, folder)
+    run("engine", "sync", folder, "--engine", "sql")
+    options = options_of("--box 10,20,60,80", photos)
+    before = searched(folder, options)
+    run("remove", folder, before[0][0], before[2][0])
+    printed = run("sql", folder, *options)
+    assert named(folder, run_by_duckdb(printed.stdout)) == searched(folder, options) != before
+    run("engine", "sync", folder, "--engine", "sql")
+    assert (
+        "NOT picture" in printed.stdout and "NOT picture" not in run("sql", folder, *options).stdout
+    )
+
+
+def test_what_is_printed_for_an_engine_says_what_it_lacks(photo_collection, photos, tmp_path):
+    pytest.importorskip("duckdb")
+    folder = tmp_path / "photos.collection"
+    shutil.copytree(photo_collection, folder)
+    run("engine", "sync", folder, "--engine", "sql")
+    shutil.copy(photos / "1.png", tmp_path / "later.png")
+    options = options_of("--box 10,20,60,80", photos)
+    before = run("sql", folder, *options)
+    run("add", folder, tmp_path / "later.png")
+    after = run("sql", folder, *options)
+    assert before.stderr == ""
+    assert "note: 1 pictures are not there yet; `regionhash engine sync` adds them" in after.stderr
+    assert run_by_duckdb(after.stdout) == run_by_duckdb(before.stdout)
+
+
 def test_objects_that_must_be_apart_are_said_to_be_a_lower_bound(
     photo_collection, photos, exported
 ):

@@ -76,6 +76,20 @@ class SyncReport(NamedTuple):
     removed: int
 
 
+class Lag(NamedTuple):
+    """How far an engine is behind its collection.
+
+    Attributes:
+        waiting: how many pictures it does not have yet.
+        up_to: the row up to which it has all pictures; it may have parts of later ones.
+        removed: (n,) int64, ascending: rows that it may have though they were removed.
+    """
+
+    waiting: int
+    up_to: int
+    removed: Ints
+
+
 @dataclass(frozen=True)
 class EngineReport:
     """How an engine differs from its collection.
@@ -335,14 +349,13 @@ class CollectionEngine:
         )
         return np.array([row for (row,) in rows], np.int64)
 
-    def waiting(self) -> tuple[int, int]:
-        """How many pictures the engine does not have yet, and how many it has though removed."""
+    def lag(self) -> Lag | None:
+        """How far the engine is behind the collection; None if no sync has filled it."""
         state, (_, snapshot) = self._state(), self._now()
         if state is None:
-            return 0, 0
+            return None
         later = snapshot.present & (snapshot.rows > state.row)
-        removed = self._removed(state)
-        return int(np.count_nonzero(later)), int(np.count_nonzero(removed <= state.row))
+        return Lag(int(np.count_nonzero(later)), state.row, self._removed(state))
 
     # State
 
