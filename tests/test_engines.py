@@ -14,6 +14,7 @@ from cli_runner import error_of, run
 from engine_cases import MemoryBackend, add, made, random_array, random_picture, same_answers
 from regionhash import engines
 from regionhash.collection import Filter, Query, Search
+from regionhash.collection.arrays import Snapshot
 from regionhash.collection.engine import CollectionEngine, EngineReport
 from regionhash.engines import EngineError
 from regionhash.search.request import RequestError
@@ -186,6 +187,59 @@ def test_killed_while_it_mends_it_goes_on(collection, monkeypatch):
     same_answers(collection, None, np.random.default_rng(9))
     assert collection.sync_engine() == (1, 0)
     assert collection.check_engine().ok
+
+
+def on_record(monkeypatch, event):
+    """Lets something happen with each state that a sync records, except the last one."""
+    record = CollectionEngine._record
+
+    def recording(engine, state):
+        if state.adding:
+            event(state)
+        record(engine, state)
+
+    monkeypatch.setattr(CollectionEngine, "_record", recording)
+
+
+def test_a_sync_counts_the_pictures_once_however_many_batches_it_has(collection, monkeypatch):
+    monkeypatch.setattr("regionhash.collection.engine._AT_A_TIME", 1)
+    collection.sync_engine()
+    add(collection, np.random.default_rng(2), 25)
+    recorded, counted, n_regions = [], [], Snapshot.n_regions.fget
+
+    def counting(snapshot):
+        counted.append(len(snapshot))
+        return n_regions(snapshot)
+
+    monkeypatch.setattr(Snapshot, "n_regions", property(counting))
+    on_record(monkeypatch, recorded.append)
+    collection.sync_engine()
+    assert len(recorded) == 25 and len(counted) == 1
+
+
+def test_a_sync_records_what_the_engine_has_at_least(collection, monkeypatch):
+    """Some pictures were removed before, and others while it stores."""
+    monkeypatch.setattr("regionhash.collection.engine._AT_A_TIME", 7)
+    n_regions = np.diff(collection.snapshot.table.offsets)
+    gone, recorded = {2, 30}, []
+    collection.remove_rows([*gone])
+    backend = backend_of(collection)
+    insert = backend.insert
+
+    def insert_and_remove(codes, facts):
+        insert(codes, facts)
+        removed = {facts[0].number, 61 - facts[0].number} - gone
+        collection.remove_rows([*removed])
+        gone.update(removed)
+
+    monkeypatch.setattr(backend, "insert", insert_and_remove)
+    on_record(monkeypatch, lambda state: recorded.append((state, {*gone})))
+    collection.sync_engine()
+    assert len(recorded) == 9 and len(gone) > 10
+    for state, removed in recorded:
+        there = [number for number in range(1, state.row + 1) if number not in removed]
+        n_there = sum(int(n_regions[number - 1]) for number in there)
+        assert (state.pictures, state.regions) == (len(there), n_there)
 
 
 def test_what_is_stored_twice_is_found(collection, monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from regionhash.codes import hamming_distances
 from regionhash.engines.backend import Condition, Nearest
-from regionhash.engines.grouping import Found, _rounds, nearest_pictures
+from regionhash.engines.grouping import NearRegions, _rounds, nearest_pictures
 from regionhash.search.request import Filter
 from regionhash.search.scan import BagSearch, scan_bags
 
@@ -32,7 +32,7 @@ class Exact:
         ties = self.rng.random(len(self.numbers))
         orders = [np.lexsort((ties, row))[:count] for row in self.distances]
         return [
-            Found(self.numbers[order], row[order])
+            NearRegions(self.numbers[order], row[order])
             for order, row in zip(orders, self.distances, strict=True)
         ]
 

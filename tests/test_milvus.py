@@ -21,6 +21,7 @@ def test_an_address_has_a_port_and_options():
     assert address.uri == "https://milvus.example:19530" and address.token == "me:a&b"
     assert address.search_params == {"nprobe": 8} and address.index_params == {"nlist": 64}
     assert address.place == "milvus:https://milvus.example:19530 (BIN_IVF_FLAT)"
+    assert Address.read("http://h?token=me:a+b%23%25").token == "me:a+b#%"
     assert Address.read("http://[::1]:5/").place == "milvus:http://[::1]:5"
     assert Address.read("http://h").made == {"index": "BIN_FLAT", "partition": None}
 
@@ -35,7 +36,9 @@ def test_an_address_has_a_port_and_options():
         ("http://host/database", "needs an address like"),
         ("./codes.db", "needs an address like"),
         ("http://me:secret@host", "takes a password as an option"),
-        ("http://host?timeuot=3", "option must be one of timeout, index, .*, got 'timeuot'"),
+        ("http://host?timeuot=3", "option must be one of timeout, index, .*; got 'timeuot'"),
+        ("http://host?token=a&secret", "option must be one of .*; in a token, & is written %26"),
+        ("http://host?token=a#secret", "has a '#'; in a token, & is written %26, # %23 and % %25"),
         ("http://host?uri=x", "option must be one of timeout"),
         ("http://host?timeout=0", "timeout must be a whole number above 0, got '0'"),
         ("http://host?timeout=", "timeout must be a whole number above 0, got ''"),

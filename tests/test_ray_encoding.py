@@ -29,7 +29,7 @@ from regionhash.models.ray_encoding import (
 )
 from regionhash.store import CodeSet
 from regionhash.store.parquet_reader import ParquetCodes
-from regionhash.store.shards import Shards, Stored
+from regionhash.store.shards import Contents, Shards
 
 pytest.importorskip("pyarrow")
 fsspec = pytest.importorskip("fsspec")
@@ -63,11 +63,11 @@ def job_of(saved, shards, source=None, **changes):
 def encoded(saved, shards, inputs, run="run", n_actors=3):
     """What became of all pieces, done in this process."""
     images, source = open_pictures(inputs)
-    shards.create()
-    stored = shards.tidy(saved.checkpoint.model_hash)
-    encoder = Encoder(job_of(saved, shards, source, run=run), None)
-    pieces = pickle.loads(pickle.dumps(list(pieces_of(images, stored, n_actors))))
-    return [encoder.encode(piece) for piece in pieces]
+    with shards.reserved():
+        stored = shards.tidy(saved.checkpoint.model_hash)
+        encoder = Encoder(job_of(saved, shards, source, run=run), None)
+        pieces = pickle.loads(pickle.dumps(list(pieces_of(images, stored, n_actors))))
+        return [encoder.encode(piece) for piece in pieces]
 
 
 def paths_in(shards):
@@ -197,9 +197,9 @@ def no_ray(monkeypatch):
 
 def test_a_piece_that_kills_every_actor_is_given_up(saved, folder, tmp_path, no_ray):
     shards = Shards(tmp_path / "shards")
-    shards.create()
+    shards.folder.mkdir()
     images, source = open_pictures([str(folder)])
-    (piece,) = pieces_of(images, Stored({}, 0, None), 1)
+    (piece,) = pieces_of(images, Contents({}, 0, None), 1)
     tries, row = tries_here(), {"piece": pickle.dumps(piece)}
     for _ in range(3):
         dying = Encoder(job_of(saved, shards, source), tries)
@@ -222,9 +222,9 @@ def test_a_picture_that_kills_the_process_is_left_out(saved, folder, tmp_path, n
 
     monkeypatch.setattr(FileImages, "read", read)
     shards = Shards(tmp_path / "shards")
-    shards.create()
+    shards.folder.mkdir()
     images, source = open_pictures([str(folder)])
-    (piece,) = pieces_of(images, Stored({}, 0, None), 1)
+    (piece,) = pieces_of(images, Contents({}, 0, None), 1)
     tries, row = tries_here(), {"piece": pickle.dumps(piece)}
     for _ in range(3):  # encoding the piece, then reading each of the two
         with pytest.raises(SystemExit):
@@ -239,7 +239,7 @@ def test_a_picture_that_kills_the_process_is_left_out(saved, folder, tmp_path, n
 
 def test_an_error_of_an_actor_is_one_line(saved, folder, tmp_path, no_ray):
     images, source = open_pictures([str(folder)])
-    (piece,) = pieces_of(images, Stored({}, 0, None), 1)
+    (piece,) = pieces_of(images, Contents({}, 0, None), 1)
     encoder = Encoder(job_of(saved, Shards(tmp_path / "missing"), source), tries_here())
     with pytest.raises(ValueError, match="its folder does not exist") as refused:
         ray_encoding._checked(encoder({"piece": pickle.dumps(piece)}))
@@ -248,7 +248,7 @@ def test_an_error_of_an_actor_is_one_line(saved, folder, tmp_path, no_ray):
 
 def test_pieces_have_the_numbers_after_those_that_are_stored(folder, monkeypatch):
     images, _ = open_pictures([str(folder)])
-    stored = Stored({"2.png": b"2" * 32, "gone.png": b"3" * 32}, 70, "32-true")
+    stored = Contents({"2.png": b"2" * 32, "gone.png": b"3" * 32}, 70, "32-true")
     pieces = list(pieces_of(images, stored, 2))
     assert [(piece.number, len(piece.images)) for piece in pieces] == [(70, 4), (74, 3)]
     assert [piece.hashes for piece in pieces] == [{"2.png": b"2" * 32}, {}]
@@ -299,6 +299,15 @@ def test_ray_may_have_an_address(monkeypatch, arguments, address):
     assert asked.get("address") == address
     assert asked["given"][1:] == (["photos"], "out")
     assert asked["batch_size"] == 3
+
+
+def test_a_second_run_into_a_folder_is_refused_before_ray_starts(
+    saved, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ray_encoding, "_import_ray", lambda address: None)
+    with Shards(tmp_path / "shards").reserved():
+        said = error_of("encode", saved.folder, photos, "--ray", "-o", tmp_path / "shards")
+    assert said == f"{tmp_path / 'shards'}: another run writes to this folder"
 
 
 def test_without_ray_the_extra_is_named(saved, photos, tmp_path, monkeypatch):

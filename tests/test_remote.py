@@ -1,12 +1,16 @@
 """Pictures behind URLs: the same ids, pixels and hashes as those of files."""
 
 import hashlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from regionhash.data.images import ImageError, file_version, read_image
-from regionhash.data.remote import open_urls
+from regionhash.data.remote import RemoteImages, open_urls
 from reporters import told
 
 fsspec = pytest.importorskip("fsspec")
@@ -47,6 +51,30 @@ def test_a_picture_is_that_of_the_file(bucket, photos):
     assert version.hash == hashlib.sha256((photos / "2.png").read_bytes()).digest()
     assert abs(version.taken - of_file.taken) < 3600  # when it was written
     assert note is None
+
+
+def test_behind_http_the_time_of_a_picture_is_that_of_its_exif_or_unknown(tmp_path):
+    pytest.importorskip("aiohttp")
+    noted = Image.Exif()
+    noted.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2020:02:03 04:05:06"
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "noted.jpg", exif=noted)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "plain.jpg")
+    silent = type("Silent", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(silent, directory=tmp_path))
+    Thread(target=server.serve_forever).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        images = open_urls([f"{url}/noted.jpg", f"{url}/plain.jpg"]).images
+        versions = [images.read(n).version for n in range(2)]
+        with pytest.raises(ImageError, match=r"gone\.jpg: "):
+            RemoteImages([f"{url}/gone.jpg"]).version(0)
+    finally:
+        server.shutdown()
+        server.server_close()
+    of_file = file_version(tmp_path / "noted.jpg")
+    assert versions[0].taken == of_file.taken < (tmp_path / "noted.jpg").stat().st_mtime - 1e6
+    assert versions[1].taken is None
+    assert versions[1].hash == file_version(tmp_path / "plain.jpg").hash
 
 
 def test_what_cannot_be_read_names_the_url(bucket):

@@ -41,8 +41,8 @@ def write(shards, path, name, pictures, *, first=0, precision="32-true", model="
         writer.add(image_id, encoded(n))
     writer.finish()
     facts = [Facts(first + row, None, bytes([n]) * 32) for row, n in enumerate(pictures.values())]
-    shards.create()
-    shards.write(name, CodeSet.open(path / f"{name}.h5"), facts)
+    with shards.reserved():
+        shards.write(name, CodeSet.open(path / f"{name}.h5"), facts)
 
 
 def codes_in(shards):
@@ -90,6 +90,18 @@ def test_two_runs_that_took_the_same_numbers_lose_nothing(shards, tmp_path):
     assert sorted(codes_in(shards)) == sorted(
         [("v", code(3)), ("w", code(4)), ("x", code(1)), ("y", code(2))]
     )
+
+
+def test_a_second_run_at_once_is_refused(tmp_path):
+    shards = Shards(tmp_path / "made" / "shards")
+    with shards.reserved():
+        with pytest.raises(StoreError) as refused, Shards(shards.folder).reserved():
+            pass
+        with Shards(tmp_path / "other").reserved():
+            pass
+    assert str(refused.value) == f"{shards.folder}: another run writes to this folder"
+    with shards.reserved():
+        assert not shards.files()
 
 
 def test_a_shard_can_be_written_again(shards, tmp_path):

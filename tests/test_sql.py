@@ -2,14 +2,17 @@
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -40,7 +43,7 @@ from regionhash.engines import (
 )
 from regionhash.engines.sql_clickhouse import ClickHouse, InProcess, Server
 from regionhash.engines.sql_rows import codes_of, words_of
-from regionhash.engines.sql_shards import Shards
+from regionhash.engines.sql_shards import DuckDB
 from regionhash.search.request import Filter
 from regionhash.search.scan import BagSearch, scan_bags
 from regionhash.store import CodeSet
@@ -78,7 +81,7 @@ def clickhouse_behind_http(owner, folder):
 @contextmanager
 def duckdb_on_files(owner, folder):
     pytest.importorskip("duckdb")
-    backend = Shards(folder / "a [b]*'s" / owner.uuid, owner)
+    backend = DuckDB(folder / "a [b]*'s" / owner.uuid, owner)
     yield backend
     backend.close()
 
@@ -402,7 +405,7 @@ def shards(tmp_path):
     """A backend of files with six pictures in two of them, and what they are."""
     pytest.importorskip("duckdb")
     codes, facts, snapshot = random_codes(8, [4, 4, 4, 4, 1, 1], 8)
-    backend = Shards(tmp_path / "shards", owner_of(codes, tmp_path))
+    backend = DuckDB(tmp_path / "shards", owner_of(codes, tmp_path))
     backend.create()
     for rows in (range(4), [4, 5]):
         backend.insert(*part_of(codes, facts, rows))
@@ -529,7 +532,7 @@ def test_a_disk_that_refuses_is_one_line(tmp_path):
     pytest.importorskip("duckdb")
     codes, facts, _ = random_codes(8, [1, 1])
     (tmp_path / "file").write_text("")
-    backend = Shards(tmp_path / "file" / "below", owner_of(codes, tmp_path))
+    backend = DuckDB(tmp_path / "file" / "below", owner_of(codes, tmp_path))
     for asked in (backend.create, lambda: backend.insert(codes, facts)):
         with pytest.raises(EngineError, match="below: Not a directory"):
             asked()
@@ -773,6 +776,31 @@ def test_what_is_printed_for_clickhouse_finds_what_a_search_finds(
     assert [found[1:] for found in run_by_chdb(printed, chdb_folder)] == wanted
 
 
+@pytest.mark.parametrize("dialect", ["duckdb", "clickhouse"])
+def test_the_name_of_a_folder_is_no_column(
+    photo_collection, photos, exported, tmp_path, chdb_folder, dialect
+):
+    path = tmp_path / "class=x" / "id=y" / "codes.parquet"
+    path.parent.mkdir(parents=True)
+    shutil.copy(exported, path)
+    options = options_of("--box 10,20,60,80 --only 6", photos)
+    more = ("--from", path, "--dialect", dialect)
+    printed = run("sql", photo_collection, *options, *more).stdout
+    run_it = run_by_duckdb if dialect == "duckdb" else partial(run_by_chdb, folder=chdb_folder)
+    wanted = searched(photo_collection, options)
+    assert [found[1:] for found in run_it(printed)] == wanted != []
+
+
+def test_the_name_of_the_temporary_folder_is_no_column(chdb_folder, tmp_path, monkeypatch):
+    (tmp_path / "part=picture").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "part=picture"))
+    codes, facts, _ = random_codes(5, [2, 3])
+    with clickhouse_in_process(owner_of(codes, chdb_folder), chdb_folder) as backend:
+        fill(backend, codes, facts)
+        assert backend.held() == Held(2, 5)
+        backend.drop()
+
+
 def test_what_is_printed_for_a_table_finds_what_a_search_finds(
     photo_collection, photos, chdb_folder
 ):
@@ -786,6 +814,39 @@ def test_what_is_printed_for_a_table_finds_what_a_search_finds(
             found = run_by_chdb(printed.stdout, chdb_folder)
             assert named(photo_collection, found) == searched(photo_collection, options)
         backend.drop()
+
+
+def test_what_is_printed_for_an_engine_leaves_out_what_was_removed_since(
+    photo_collection, photos, tmp_path
+):
+    pytest.importorskip("duckdb")
+    folder = tmp_path / "photos.collection"
+    shutil.copytree(photo_collection, folder)
+    run("engine", "sync", folder, "--engine", "sql")
+    options = options_of("--box 10,20,60,80", photos)
+    before = searched(folder, options)
+    run("remove", folder, before[0][0], before[2][0])
+    printed = run("sql", folder, *options)
+    assert named(folder, run_by_duckdb(printed.stdout)) == searched(folder, options) != before
+    run("engine", "sync", folder, "--engine", "sql")
+    assert (
+        "NOT picture" in printed.stdout and "NOT picture" not in run("sql", folder, *options).stdout
+    )
+
+
+def test_what_is_printed_for_an_engine_says_what_it_lacks(photo_collection, photos, tmp_path):
+    pytest.importorskip("duckdb")
+    folder = tmp_path / "photos.collection"
+    shutil.copytree(photo_collection, folder)
+    run("engine", "sync", folder, "--engine", "sql")
+    shutil.copy(photos / "1.png", tmp_path / "later.png")
+    options = options_of("--box 10,20,60,80", photos)
+    before = run("sql", folder, *options)
+    run("add", folder, tmp_path / "later.png")
+    after = run("sql", folder, *options)
+    assert before.stderr == ""
+    assert "note: 1 pictures are not there yet; `regionhash engine sync` adds them" in after.stderr
+    assert run_by_duckdb(after.stdout) == run_by_duckdb(before.stdout)
 
 
 def test_objects_that_must_be_apart_are_said_to_be_a_lower_bound(

@@ -12,11 +12,21 @@ import urllib.request
 from contextlib import ExitStack
 from uuid import uuid4
 
+import numpy as np
 import pytest
 
 from regionhash.engines import Owner, open_backend
 
 STARTED = 180  # seconds: it takes ten on a quiet machine
+
+# Milliseconds between looks at what is to be loaded or indexed; otherwise one to ten seconds.
+OFTEN = {
+    "QUERYCOORD_CHECKCHANNELINTERVAL": "100",
+    "QUERYCOORD_CHECKSEGMENTINTERVAL": "100",
+    "QUERYCOORD_CHECKINDEXINTERVAL": "100",
+    "QUERYCOORD_DISTPULLINTERVAL": "50",
+    "INDEXCOORD_SCHEDULER_INTERVAL": "100",
+}
 
 
 def free_ports(count):
@@ -53,12 +63,16 @@ class Server:
         self.folder, self.process = folder, None
         self.address = f"http://127.0.0.1:{given['proxy_port']}"
         self._health = f"http://127.0.0.1:{health}/healthz"
-        self._variables = os.environ | {
-            "DEPLOY_MODE": "STANDALONE",
-            "METRICS_PORT": str(health),
-            "MILVUS_RUN_DIR": str(folder / "run"),
-            "LD_LIBRARY_PATH": str(folder / "bin"),
-        }
+        self._variables = (
+            os.environ
+            | OFTEN
+            | {
+                "DEPLOY_MODE": "STANDALONE",
+                "METRICS_PORT": str(health),
+                "MILVUS_RUN_DIR": str(folder / "run"),
+                "LD_LIBRARY_PATH": str(folder / "bin"),
+            }
+        )
 
     def start(self, *, empty=False):
         if empty:
@@ -125,3 +139,24 @@ def engine_of(server, tmp_path):
     for engine in opened:
         engine.drop()
         engine.close()
+
+
+@pytest.fixture(scope="session")
+def one_place(server, tmp_path_factory):
+    """An engine whose place is made once: that takes five seconds."""
+    owner = Owner(uuid4().hex, "abc", 16, 16, tmp_path_factory.mktemp("x"))
+    engine = open_backend(f"milvus:{server.address}?timeout=60", owner)
+    engine.create()
+    yield engine
+    engine.drop()
+    engine.close()
+
+
+@pytest.fixture
+def empty(one_place):
+    """An engine that holds nothing."""
+    for part in ("region", "picture"):
+        for batch in one_place.stored(part, codes=False):
+            one_place.remove(np.unique(batch.numbers))
+    assert one_place.held() == (0, 0)
+    return one_place

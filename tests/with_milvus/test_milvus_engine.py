@@ -4,6 +4,7 @@ import socket
 import time
 from dataclasses import replace
 from itertools import product
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -155,10 +156,9 @@ def test_nothing_is_asked_if_nothing_is_searched(filled, pictures, monkeypatch):
     assert not expressions
 
 
-def test_rows_that_are_written_twice_are_noticed(engine_of, monkeypatch):
+def test_rows_that_are_written_twice_are_noticed(empty, monkeypatch):
     """As by a client that asks again, when a server has written but could not answer."""
-    pictures, engine = some_pictures(20), engine_of()
-    engine.create()
+    pictures, engine = some_pictures(20), empty
     original = engine._client.insert
 
     def insert(*arguments, **options):
@@ -172,9 +172,46 @@ def test_rows_that_are_written_twice_are_noticed(engine_of, monkeypatch):
     holds(engine, pictures)
 
 
-def test_what_is_inserted_again_is_not_doubled_and_what_is_removed_is_gone(engine_of):
-    pictures, engine = some_pictures(300), engine_of()
-    engine.create()
+def test_rows_are_written_by_two_requests_at_once_each_of_them_once(empty, monkeypatch):
+    monkeypatch.setattr("regionhash.engines.milvus.engine._WRITTEN", 50)
+    pictures, engine = some_pictures(300), empty
+    both, original, sizes = Barrier(2, timeout=60), engine._client.insert, []
+
+    def insert(name, rows, **options):
+        sizes.append(len(rows))
+        if len(sizes) <= 2:
+            both.wait()
+        return original(name, rows, **options)
+
+    monkeypatch.setattr(engine._client, "insert", insert)
+    pictures.insert(engine)
+    assert max(sizes) == 50 and sum(sizes) == 300 + len(pictures.table.region_codes)
+    holds(engine, pictures)
+
+
+def test_if_one_of_two_requests_fails_it_is_said_and_mended(empty, monkeypatch):
+    from pymilvus.exceptions import MilvusException
+
+    monkeypatch.setattr("regionhash.engines.milvus.engine._WRITTEN", 50)
+    pictures, engine = some_pictures(300), empty
+    original, calls = engine._client.insert, []
+
+    def insert(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise MilvusException(message="out of order")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(engine._client, "insert", insert)
+    with pytest.raises(EngineError, match="out of order"):
+        pictures.insert(engine)
+    assert engine.held().pictures == 0  # not before all of their regions
+    pictures.insert(engine)
+    holds(engine, pictures)
+
+
+def test_what_is_inserted_again_is_not_doubled_and_what_is_removed_is_gone(empty):
+    pictures, engine = some_pictures(300), empty
     for _ in range(2):
         pictures.insert(engine, np.arange(100, 300), batch=150)
     pictures.insert(engine, np.arange(0, 150))
@@ -209,11 +246,10 @@ def test_more_regions_than_are_given_at_once_may_be_equally_far(
     assert any("id >= " in expression for expression in expressions)
 
 
-def test_more_regions_than_milvus_gives_may_be_equally_far(engine_of, monkeypatch):
+def test_more_regions_than_milvus_gives_may_be_equally_far(empty, monkeypatch):
     pictures = some_pictures(6000, few=1, most_regions=7, seed=3)
     assert len(pictures.table.region_codes) > LIMIT
-    engine = engine_of()
-    engine.create()
+    engine = empty
     pictures.insert(engine, batch=3000)
     expressions = asked(engine, monkeypatch)
     assert found(engine, pictures, "region", np.array([[0, 0]], np.uint8), 3) == 3
@@ -320,9 +356,8 @@ def test_what_another_program_made_is_refused(engine_of):
         engine.held()
 
 
-def test_a_picture_of_more_regions_than_ids_can_number_is_refused(engine_of):
-    engine = engine_of()
-    engine.create()
+def test_a_picture_of_more_regions_than_ids_can_number_is_refused(empty):
+    engine = empty
     n = (1 << 16) + 1
     table = CodeTable(
         ["a"],

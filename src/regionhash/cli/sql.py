@@ -117,31 +117,37 @@ def sql(
             offset=offset,
         )
         with Collection.open(collection, device=device, runtime=runtime) as opened:
+            conditions: list[str] = []
             if file is None:
-                rows = _rows_of_engine(opened, engine or "sql")
+                rows, conditions = _rows_of_engine(opened, engine or "sql")
             else:
                 rows = _rows_of_file(opened, file, dialect or "duckdb")
                 if as_engines_know(request.filter, opened.snapshot) is None:
                     _check_numbers(opened, file)
-            say(_statement(opened, request, rows, model, device, runtime))
+            say(_statement(opened, request, rows, conditions, model, device, runtime))
     except RequestError as error:
         raise named_by_flag(error) from error
 
 
-def _rows_of_engine(collection: Collection, spec: str) -> Rows:
+def _rows_of_engine(collection: Collection, spec: str) -> tuple[Rows, list[str]]:
+    """The rows of an engine, and what keeps them to pictures that the collection has."""
+    from regionhash.engines import Condition
     from regionhash.engines.sql import SqlBackend
+    from regionhash.engines.sql_statements import conditions_of
+    from regionhash.search.request import Filter
 
     kept = collection.engine(spec)
     if kept is None or not isinstance(kept.backend, SqlBackend):
         raise ValueError(f"--engine must be sql or sql:PLACE, got {spec.partition(':')[0]!r}")
-    waiting, removed = kept.waiting()
-    if waiting or removed:
+    rows, lag = kept.backend.rows(), kept.lag()
+    if lag is None or not (lag.waiting or len(lag.removed)):
+        return rows, []
+    if lag.waiting:
         say(
-            f"note: {waiting} pictures are not there yet, and {removed} that were removed may be; "
-            "`regionhash engine sync` mends that",
+            f"note: {lag.waiting} pictures are not there yet; `regionhash engine sync` adds them",
             err=True,
         )
-    return kept.backend.rows()
+    return rows, conditions_of(rows, Condition(Filter(), lag.up_to, None, lag.removed))
 
 
 def _rows_of_file(collection: Collection, path: Path, dialect: str) -> Rows:
@@ -176,6 +182,7 @@ def _statement(
     collection: Collection,
     search: Search,
     rows: Rows,
+    conditions: list[str],
     model: Path | None,
     device: str,
     runtime: Runtime,
@@ -197,7 +204,10 @@ def _statement(
     for note in encoded.notes:
         say(f"note: {note}", err=True)
     wanted = as_engines_know(search.filter, collection.snapshot)
-    conditions = [among(rows, numbers)] if wanted is None else passing(rows, wanted)
+    conditions = [
+        *conditions,
+        *([among(rows, numbers)] if wanted is None else passing(rows, wanted)),
+    ]
     if encoded.unwanted is not None:
         limit = search.max_distance
         if limit is None:

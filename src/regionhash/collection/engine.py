@@ -24,7 +24,7 @@ from regionhash.collection.arrays import Snapshot, places_among
 from regionhash.collection.database import Database
 from regionhash.collection.filters import as_engines_know
 from regionhash.collection.transfer import facts_of
-from regionhash.engines import Backend, Condition, EngineError, MayMiss, Nearest, Stored
+from regionhash.engines import Backend, Condition, EngineError, Held, MayMiss, Nearest, Stored
 from regionhash.files.atomic import locked_folder, write_text
 from regionhash.reporter import SILENT, Reporter
 from regionhash.search.request import Filter, RequestError, Search
@@ -74,6 +74,20 @@ class SyncReport(NamedTuple):
 
     added: int
     removed: int
+
+
+class Lag(NamedTuple):
+    """How far an engine is behind its collection.
+
+    Attributes:
+        waiting: how many pictures it does not have yet.
+        up_to: the row up to which it has all pictures; it may have parts of later ones.
+        removed: (n,) int64, ascending: rows that it may have though they were removed.
+    """
+
+    waiting: int
+    up_to: int
+    removed: Ints
 
 
 @dataclass(frozen=True)
@@ -147,7 +161,7 @@ class CollectionEngine:
         """
         with self._locked():
             codes, snapshot = self._now()
-            alive = snapshot.present
+            alive, totals = snapshot.present, _Totals(snapshot)
             last_row, last_removal = snapshot.version
             self._backend.create()
             state = self._state()
@@ -166,7 +180,7 @@ class CollectionEngine:
             if len(gone):
                 if state is not None:  # searches go on meanwhile
                     kept = replace(state, row=min(row, state.row), sound=sound)
-                    self._record(self._at_least(snapshot, kept))
+                    self._record(self._at_least(totals, kept))
                 self._backend.remove(gone)
             state = _State(fill, row, last_removal, 0, 0, sound=sound)
             added = 0
@@ -175,7 +189,7 @@ class CollectionEngine:
                     rows = missing[first : first + _AT_A_TIME]
                     end = first + len(rows)
                     state = replace(state, adding=int(snapshot.rows[rows[-1]]))
-                    self._record(self._at_least(snapshot, state))
+                    self._record(self._at_least(totals, state))
                     added += self._insert(codes, snapshot, rows)
                     row = int(snapshot.rows[missing[end]]) - 1 if end < len(missing) else last_row
                     state = replace(state, row=row)
@@ -194,12 +208,10 @@ class CollectionEngine:
             self._backend.insert(taken, [facts[number] for number in snapshot.rows[kept].tolist()])
         return len(kept)
 
-    def _at_least(self, snapshot: Snapshot, state: _State) -> _State:
+    def _at_least(self, totals: _Totals, state: _State) -> _State:
         """The state with the number of what the engine has at least, up to its row."""
-        alive = snapshot.present & (snapshot.rows <= state.row)
-        alive &= ~np.isin(snapshot.rows, self._removed_after(snapshot.version[1]))
-        regions = int(snapshot.n_regions[alive].sum())
-        return replace(state, pictures=int(np.count_nonzero(alive)), regions=regions)
+        held = totals.up_to(state.row, self._removed_after(totals.removal))
+        return replace(state, pictures=held.pictures, regions=held.regions)
 
     def drop(self) -> None:
         """Removes all that the engine holds of the collection."""
@@ -235,7 +247,7 @@ class CollectionEngine:
             if not report.ok:
                 before = snapshot.rows[lacking][:1].tolist() or [state.row + 1]
                 kept = replace(state, row=before[0] - 1, sound=False)
-                self._record(self._at_least(snapshot, kept))
+                self._record(self._at_least(_Totals(snapshot), kept))
         return report
 
     def _recall(self, snapshot: Snapshot) -> float | None:
@@ -337,14 +349,13 @@ class CollectionEngine:
         )
         return np.array([row for (row,) in rows], np.int64)
 
-    def waiting(self) -> tuple[int, int]:
-        """How many pictures the engine does not have yet, and how many it has though removed."""
+    def lag(self) -> Lag | None:
+        """How far the engine is behind the collection; None if no sync has filled it."""
         state, (_, snapshot) = self._state(), self._now()
         if state is None:
-            return 0, 0
+            return None
         later = snapshot.present & (snapshot.rows > state.row)
-        removed = self._removed(state)
-        return int(np.count_nonzero(later)), int(np.count_nonzero(removed <= state.row))
+        return Lag(int(np.count_nonzero(later)), state.row, self._removed(state))
 
     # State
 
@@ -384,6 +395,36 @@ class CollectionEngine:
         if state is not None:
             states[self._backend.place] = asdict(state)
         write_text(self._folder / _STATE_FILE, json.dumps(states, indent=1) + "\n")
+
+
+class _Totals:
+    """How many pictures and regions a snapshot has up to any row, added up once.
+
+    Attributes:
+        removal: number of the last removal that the snapshot knows.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.removal, self._rows = snapshot.version[1], snapshot.rows
+        self._pictures = _sums(snapshot.present)
+        self._regions = _sums(snapshot.present * snapshot.n_regions)
+
+    def up_to(self, row: int, removed: Ints) -> Held:
+        """What there is up to a row, without pictures that were `removed` since: rows (n,)."""
+        end = np.searchsorted(self._rows, row, side="right")
+        places, known = places_among(self._rows[:end], removed)
+        gone = places[known]
+        return Held(
+            *(
+                int(sums[end] - (sums[gone + 1] - sums[gone]).sum())
+                for sums in (self._pictures, self._regions)
+            )
+        )
+
+
+def _sums(counts: Ints | Mask) -> Ints:
+    """The sums (n + 1,) of the first 0, 1, ... n of some counts (n,)."""
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
 class _Compared:

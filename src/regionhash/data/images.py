@@ -405,13 +405,13 @@ class FileVersion(NamedTuple):
         mtime_ns: when the file was written; None if that was so shortly before it was read that a
             later change might have the same time.
         taken: when the picture was taken, in seconds since 1970: from EXIF, otherwise when the file
-            was written.
+            was written; None if neither is known.
     """
 
     hash: bytes
     n_bytes: int
     mtime_ns: int | None
-    taken: float
+    taken: float | None
 
 
 def file_version(path: str | Path) -> FileVersion:
@@ -448,12 +448,12 @@ def _read_version(path: str | Path) -> tuple[bytes, FileVersion]:
     return content, version_of(content, state.st_mtime, mtime)
 
 
-def version_of(content: bytes, written: float, mtime_ns: int | None = None) -> FileVersion:
+def version_of(content: bytes, written: float | None, mtime_ns: int | None = None) -> FileVersion:
     """The version of the content of a file.
 
     Args:
         content: all bytes.
-        written: when the file was written, in seconds since 1970.
+        written: when the file was written, in seconds since 1970; None if that is unknown.
         mtime_ns: the same as `FileVersion` has it.
     """
     try:

@@ -57,7 +57,7 @@ class RemoteImages(Sequence[Image]):
         system, path = file_system(url)
         try:
             content = system.cat_file(path)
-            return content, version_of(content, system.modified(path).timestamp())
+            return content, version_of(content, _written(system, path))
         except Exception as error:  # what libraries of storage raise is not always an OSError
             raise ImageError(f"{url}: {reason_of(error)}") from error
 
@@ -93,6 +93,15 @@ def open_urls(urls: Sequence[str]) -> ImageSet:
     targets = (Target.empty(),) * len(found)
     images = RemoteImages(list(found.values()))
     return ImageSet(" ".join(urls), (), tuple(found), images, targets, notices)
+
+
+def _written(system: Any, path: str) -> float | None:
+    """When a file was written, in seconds since 1970; None if that is unknown, as behind HTTP."""
+    try:
+        written: float = system.modified(path).timestamp()
+    except NotImplementedError:
+        return None
+    return written
 
 
 def _is_picture(path: str, notices: Notices) -> bool:

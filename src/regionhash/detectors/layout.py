@@ -97,7 +97,7 @@ class DetectorLayout:
         return cls(**values)
 
 
-class Found(NamedTuple):
+class FoundBoxes(NamedTuple):
     """Boxes (N, 4) xyxy in input pixels, scores (N,), and numbers of classes (N,) or -1."""
 
     boxes: Floats
@@ -179,7 +179,7 @@ def read_outputs(
     layout: DetectorLayout,
     settings: DetectorSettings,
     size: tuple[int, int],
-) -> Found:
+) -> FoundBoxes:
     """The detections of at least the least score.
 
     Args:
@@ -229,7 +229,7 @@ def read_outputs(
             'its boxes are all within 0 to 1: if they are fractions, "relative": true says so in '
             "the .json file beside it"
         )
-    return Found(boxes, scores.astype(np.float32), numbers.astype(np.int64))
+    return FoundBoxes(boxes, scores.astype(np.float32), numbers.astype(np.int64))
 
 
 def _corners(boxes: Floats, form: str) -> Floats:

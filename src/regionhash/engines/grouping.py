@@ -21,7 +21,7 @@ _FIRST, _GROWTH = 1024, 4
 """Regions fetched for each query at first, and how many times as many if they prove too little."""
 
 
-class Found(NamedTuple):
+class NearRegions(NamedTuple):
     """Some regions that are near to a query: their pictures (n,) and distances (n,) int64."""
 
     numbers: Ints
@@ -37,7 +37,7 @@ class Regions(Protocol):
 
     limit: int
 
-    def nearest(self, count: int) -> Sequence[Found]:
+    def nearest(self, count: int) -> Sequence[NearRegions]:
         """The `count` nearest of each query; fewer if no other is in a picture to be found."""
 
     def ring(self, query: int, distance: int) -> Ints:

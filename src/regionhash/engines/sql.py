@@ -6,9 +6,9 @@ from pathlib import Path
 
 from regionhash.engines.backend import Owner
 from regionhash.engines.sql_clickhouse import PORTS, ClickHouse, InProcess, Server
-from regionhash.engines.sql_shards import Shards
+from regionhash.engines.sql_shards import DuckDB
 
-SqlBackend = Shards | ClickHouse
+SqlBackend = DuckDB | ClickHouse
 """What `open_sql` opens."""
 
 _CHDB = "chdb:"
@@ -40,4 +40,4 @@ def open_sql(address: str, owner: Owner) -> SqlBackend:
     folder = owner.folder / "sql"
     if address:
         folder = Path(address).absolute() / f"regionhash-{owner.uuid}"
-    return Shards(folder, owner)
+    return DuckDB(folder, owner)

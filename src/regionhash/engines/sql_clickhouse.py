@@ -29,6 +29,7 @@ from regionhash.engines.sql_statements import (
     among,
     conditions_of,
     everything,
+    file_of_clickhouse,
     nearest,
 )
 from regionhash.files.text import reason_of
@@ -308,10 +309,8 @@ class InProcess:
             pq.write_table(rows, file)
             file.flush()
             columns = ", ".join(rows.column_names)
-            name = CLICKHOUSE.text(file.name)
-            self.run(
-                f"INSERT INTO {table} ({columns}) SELECT {columns} FROM file({name}, 'Parquet')"
-            )
+            source = file_of_clickhouse(file.name)
+            self.run(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {source}")
 
     def close(self) -> None:
         """Closes the folder, see `Connection`."""

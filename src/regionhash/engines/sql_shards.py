@@ -56,7 +56,7 @@ class _Shard(NamedTuple):
         return self.pictures + self.regions
 
 
-class Shards:
+class DuckDB:
     """Parquet files in a folder, one backend of `regionhash.engines.backend`.
 
     Args:

@@ -71,7 +71,15 @@ def _files_of_clickhouse(paths: Sequence[str]) -> str:
     (path,) = paths
     if set(path) & set("*?{}"):
         raise ValueError(f"{path}: ClickHouse would take the name of this file for a pattern")
-    return f"WITH codes AS (SELECT * FROM file({_escaped(path)}, 'Parquet'))\n"
+    return f"WITH codes AS (SELECT * FROM {file_of_clickhouse(path)})\n"
+
+
+def file_of_clickhouse(path: str) -> str:
+    """A Parquet file as a table of ClickHouse: the end of a SELECT, since it has a setting.
+
+    Without it, a folder named "class=cat" would replace the column "class".
+    """
+    return f"file({_escaped(path)}, 'Parquet') SETTINGS use_hive_partitioning = 0"
 
 
 DUCKDB = Dialect(

@@ -40,7 +40,7 @@ from regionhash.precision import PrecisionName, check_same_precision
 from regionhash.reporter import SILENT, Reporter
 from regionhash.store import CodeSet
 from regionhash.store.parquet import Facts
-from regionhash.store.shards import Shards, Stored
+from regionhash.store.shards import Contents, Shards
 
 LOCAL = "local"
 """The address of a Ray that runs on this machine alone, from the start of a run to its end."""
@@ -87,8 +87,8 @@ def encode(
         reporter: is told the pictures done and their total, and those that cannot be read.
 
     Raises:
-        ValueError: no model, no picture, codes of another model or precision; or Ray does not
-            start.
+        ValueError: no model, no picture, codes of another model or precision; another run writes
+            to the folder; or Ray does not start.
         OSError: the folder cannot be written.
         ModuleNotFoundError: Ray, pyarrow or s3fs is missing.
     """
@@ -102,21 +102,47 @@ def encode(
     images, source = open_pictures(inputs)
     images.notices.tell(reporter)
     shards = Shards(located(output))
-    shards.create()
-    stored = shards.tidy(checkpoint.model_hash)
-    if stored.precision:
-        check_same_precision(shards.folder, stored.precision, precision)
-    job = Job(
-        model_folder=absolute(model_folder),
-        model_hash=checkpoint.model_hash,
-        shards=shards,
-        run=secrets.token_hex(4),
-        source=source,
-        batch_size=batch_size,
-        precision=stored.precision or precision,
-        device=device,
-        runtime=runtime,
+    with shards.reserved():
+        stored = shards.tidy(checkpoint.model_hash)
+        if stored.precision:
+            check_same_precision(shards.folder, stored.precision, precision)
+        job = Job(
+            model_folder=absolute(model_folder),
+            model_hash=checkpoint.model_hash,
+            shards=shards,
+            run=secrets.token_hex(4),
+            source=source,
+            batch_size=batch_size,
+            precision=stored.precision or precision,
+            device=device,
+            runtime=runtime,
+        )
+        outcomes = _encoded(job, address, workers, images, stored, reporter)
+        if any(outcome.has_changed for outcome in outcomes):
+            shards.tidy(checkpoint.model_hash)
+        skipped = {name: why for outcome in outcomes for name, why in outcome.skipped.items()}
+        locations = dict(zip(images.ids, _locations_of(images), strict=True))
+        shards.write_unreadable((name, locations[name], why) for name, why in skipped.items())
+    n_encoded = sum(outcome.n_encoded for outcome in outcomes)
+    return EncodingReport(
+        n_encoded,
+        len(images) - n_encoded - len(skipped),
+        skipped,
+        time.perf_counter() - began,
+        sum(outcome.model_seconds for outcome in outcomes),
+        images.notices.counts,
     )
+
+
+def _encoded(
+    job: Job,
+    address: str,
+    workers: int | None,
+    images: ImageSet,
+    stored: Contents,
+    reporter: Reporter,
+) -> list[Outcome]:
+    """Encodes all pictures; returns what became of each piece, see `encode`."""
     outcomes: list[Outcome] = []
     with connected(address), reporter.stage("encoding"):
         job, pool = planned(job, workers)
@@ -127,20 +153,7 @@ def encode(
             images.notices.tell(reporter)
             outcomes.append(outcome)
             reporter.progress(sum(piece.n_pictures for piece in outcomes), len(images))
-    if any(outcome.has_changed for outcome in outcomes):
-        shards.tidy(checkpoint.model_hash)
-    skipped = {name: why for outcome in outcomes for name, why in outcome.skipped.items()}
-    locations = dict(zip(images.ids, _locations_of(images), strict=True))
-    shards.write_unreadable((name, locations[name], why) for name, why in skipped.items())
-    n_encoded = sum(outcome.n_encoded for outcome in outcomes)
-    return EncodingReport(
-        n_encoded,
-        len(images) - n_encoded - len(skipped),
-        skipped,
-        time.perf_counter() - began,
-        sum(outcome.model_seconds for outcome in outcomes),
-        images.notices.counts,
-    )
+    return outcomes
 
 
 # -- pictures -------------------------------------------------------------------------------------
@@ -229,7 +242,7 @@ class Piece:
             return False  # encoding reports the reason
 
 
-def pieces_of(images: ImageSet, stored: Stored, n_actors: int) -> Iterator[Piece]:
+def pieces_of(images: ImageSet, stored: Contents, n_actors: int) -> Iterator[Piece]:
     """All pictures, divided so that each actor has work."""
     size = min(_PIECE_SIZE, -(-len(images) // n_actors))
     for first in range(0, len(images), size):

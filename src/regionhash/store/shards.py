@@ -2,17 +2,20 @@
 
   codes-000000000500-5f0c9a1e.parquet   pictures with the numbers from 500 on, as in docs/parquet.md
   unreadable.csv                        what the last run could not read: id, path, reason
+  .lock                                 locked by the run that writes, which numbers the pictures
 
-The folder may be behind a URL. Each file appears whole, under a name that no other run takes, so
-that many processes write to one folder, and a killed one leaves nothing that has to be cleaned up.
+The folder may be behind a URL, where nothing can be locked. Each file appears whole, under a name
+that no other run takes, so that many processes write to one folder, and a killed one leaves nothing
+that has to be cleaned up.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+import fcntl
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from regionhash.files.urls import Location, child, files_in, reading, remove_file, whole_file
 from regionhash.precision import Precision, precision_of
@@ -23,10 +26,11 @@ from regionhash.store.parquet_reader import ParquetCodes, as_store_errors
 
 SUFFIX = ".parquet"
 UNREADABLE = "unreadable.csv"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Stored:
+class Contents:
     """What the shards of a folder hold.
 
     Attributes:
@@ -54,16 +58,28 @@ class Shards:
         """All shards, sorted by name. Raises ValueError if the folder cannot be read."""
         return files_in(self.folder, SUFFIX)
 
-    def create(self) -> None:
-        """Creates the folder, if it is on this machine and missing.
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Excludes other runs from the folder, which is created if it is missing.
+
+        Two runs at once would give the same numbers. Behind a URL, they are not noticed.
 
         Raises:
+            StoreError: another run writes to it.
             OSError: the disk refuses, or a file is in the way.
         """
-        if isinstance(self.folder, Path):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.folder, str):
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK).open("ab") as file:  # network disks lock what can be written
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StoreError(f"{self.folder}: another run writes to this folder") from error
+            yield
 
-    def tidy(self, model_hash: str) -> Stored:
+    def tidy(self, model_hash: str) -> Contents:
         """Leaves of each picture only the codes with the highest number; returns what is there.
 
         A picture that has changed is encoded again into a new shard; its old codes go when the new
@@ -98,7 +114,7 @@ class Shards:
         for path, numbers in outdated.items():
             _drop(path, numbers, all_of_it=len(numbers) == sizes[path])
         next_number = max((number for number, _ in newest.values()), default=-1) + 1
-        return Stored(hashes, next_number, precision)
+        return Contents(hashes, next_number, precision)
 
     def write(self, name: str, codes: CodeSet, facts: Sequence[Facts]) -> None:
         """Writes a shard; another one of this name is replaced.

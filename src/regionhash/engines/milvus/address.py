@@ -13,6 +13,7 @@ PARTITIONS = ("folder", "picture")
 _PORT = 19530
 _NUMBERS = ("timeout", "nlist", "nprobe")
 _MOST_LISTS = 65_536  # of Milvus
+_ENCODED = "in a token, & is written %26, # %23 and % %25"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Address:
         nprobe: how many of them a search reads.
         partition: what Milvus divides the rows by: the "folder" of the file, the number of the
             "picture", or None.
-        token: "USER:PASSWORD" or a key.
+        token: "USER:PASSWORD" or a key; percent-encoded in the text.
     """
 
     uri: str
@@ -51,11 +52,15 @@ class Address:
             raise ValueError("engine milvus needs an address like milvus:http://127.0.0.1:19530")
         if parts.username is not None or parts.password is not None:
             raise ValueError("engine milvus takes a password as an option: ?token=USER:PASSWORD")
+        if parts.fragment:
+            raise ValueError(f"engine milvus: an option has a '#'; {_ENCODED}")
         options: dict[str, Any] = {}
-        for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        # No value has spaces, so a plus is one.
+        for name, value in parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True):
             if name == "uri" or name not in cls.__dataclass_fields__:
                 known = ", ".join(n for n in cls.__dataclass_fields__ if n != "uri")
-                raise ValueError(f"engine milvus: option must be one of {known}, got {name!r}")
+                got = _ENCODED if "token" in options else f"got {name!r}"
+                raise ValueError(f"engine milvus: option must be one of {known}; {got}")
             options[name] = _number(name, value) if name in _NUMBERS else value
         host = f"[{host}]" if ":" in host else host
         return cls(f"{parts.scheme}://{host}:{port}", **options)

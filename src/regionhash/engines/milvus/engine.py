@@ -18,15 +18,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from regionhash.engines.backend import EngineError, Held, Nearest, Owner, Part, Stored
-from regionhash.engines.grouping import Found, nearest_pictures
+from regionhash.engines.grouping import NearRegions, nearest_pictures
 from regionhash.engines.milvus.address import EXACT, Address
 from regionhash.engines.milvus.rows import (
     LIMIT,
@@ -48,7 +50,8 @@ from regionhash.structures import Codes, Ints
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-_WRITTEN = 10_000  # rows in a request
+_WRITTEN = 1_000  # rows in a request; the time of pymilvus 2.3 to pack them grows with the square
+_WRITERS = 2  # requests that write at once
 _REMOVED = 10_000  # pictures in a request
 _TRIES = 10
 _HITS = 1 << 16  # of all queries of a request
@@ -119,16 +122,33 @@ class MilvusEngine:
                         codes, facts, with_codes=self._owner.n_bits > 0, by_folder=by_folder
                     )
                 )
-                written = 0
-                while batch := [*islice(rows, _WRITTEN)]:
-                    self._client.insert(self._name(part), batch, timeout=self._timeout)
-                    written += len(batch)
+                written = self._write(part, rows)
                 # The client asks again if it has no answer, which may double what it writes.
                 # `upsert` would not, but Milvus 2.3 then puts rows into wrong partitions.
                 if (there := self._count(part, is_in(PICTURE[part], numbers))) != written:
                     raise EngineError(
                         f"{self.place}: was given {written} rows, but has {there}; `sync` mends it"
                     )
+
+    def _write(self, part: Part, rows: Iterator[dict[str, Any]]) -> int:
+        """Writes rows, in several requests at once; returns how many.
+
+        The client packs one request while the server stores another.
+        """
+        lock = Lock()
+
+        def write(_: int) -> int:
+            written = 0
+            while True:
+                with lock:
+                    batch = [*islice(rows, _WRITTEN)]
+                if not batch:
+                    return written
+                self._client.insert(self._name(part), batch, timeout=self._timeout)
+                written += len(batch)
+
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            return sum(pool.map(write, range(_WRITERS)))
 
     def remove(self, numbers: Ints) -> None:
         """See `Backend.remove`."""
@@ -207,7 +227,7 @@ class MilvusEngine:
 
     def rows(
         self, part: Part, queries: Codes, count: int, condition: str, params: dict[str, int]
-    ) -> list[Found]:
+    ) -> list[NearRegions]:
         """The nearest rows of each query, for `nearest` and `recall`.
 
         Args:
@@ -235,7 +255,7 @@ class MilvusEngine:
             for hits in answers:
                 ids = np.array([hit["id"] for hit in hits], np.int64)
                 distances = np.array([hit["distance"] for hit in hits], np.int64)
-                found.append(Found(ids >> SHIFT[part], distances))
+                found.append(NearRegions(ids >> SHIFT[part], distances))
         return found
 
     # -- what Milvus has --------------------------------------------------------------------------
@@ -345,7 +365,7 @@ class _Searched:
         farthest = search.max_distance
         self._near = {} if farthest is None else {"radius": farthest + 1}  # excludes the radius
 
-    def nearest(self, count: int) -> Sequence[Found]:
+    def nearest(self, count: int) -> Sequence[NearRegions]:
         part, queries = self._search.part, self._search.queries
         return self._engine.rows(part, queries, count, self._condition, self._near)
 
