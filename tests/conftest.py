@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow shared cores tenfold
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ TINY: dict[str, Any] = TINY_BACKBONE | {
     "max_regions": 5,
 }
 """Arguments of a Region-DH model that takes milliseconds a picture."""
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: each full collection of garbage would look at all of it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
