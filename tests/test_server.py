@@ -24,9 +24,8 @@ def slow():
     return costly.jpeg_of_many_scans(85, side=7000)
 
 
-@pytest.mark.parametrize(
-    "sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_while_pictures_are_decoded(photo_collection, slow, sent):
     command = [sys.executable, "-m", "regionhash", "serve", photo_collection, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
