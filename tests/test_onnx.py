@@ -196,14 +196,8 @@ def test_graphs_of_every_family_give_the_codes_of_their_model(tmp_path, name, ar
         assert total and different <= total / 1000 + 1
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param("boxes", marks=pytest.mark.slow),
-        "boxes+windows",
-        pytest.param("boxes+pyramid", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["boxes", "boxes+windows", "boxes+pyramid"])
 def test_given_boxes_and_windows_are_the_same_regions_in_graphs(tmp_path, kind):
     saved_as(tmp_path, "drh", classes=(), n_bits=64, proposals=kind, n_proposals=30, max_iou=0.8)
     convert(tmp_path)
