@@ -17,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+import costly_pictures as costly
 from regionhash.collection import Collection
 from regionhash.collection.indexing import IndexSettings, build_index
 from regionhash.data import open_dataset
@@ -120,6 +121,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_picture(path: Path, image: Any) -> None:
     """Writes (H, W, 3) pixels to a file."""
     Image.fromarray(np.asarray(image, np.uint8)).save(path)
+
+
+@pytest.fixture(scope="session")
+def slow_jpeg() -> bytes:
+    """A picture that decodes for seconds."""
+    return costly.jpeg_of_many_scans(85, side=7000)
 
 
 @pytest.fixture(scope="session")

@@ -530,7 +530,9 @@ def test_a_graph_that_gives_other_codes_is_not_written(folder, copied, monkeypat
         ]
 
     # Its graphs are there already; to make them takes seconds.
-    monkeypatch.setattr(graphs, "_exported", lambda _, facts: (folder / facts["graph"]).read_bytes())
+    monkeypatch.setattr(
+        graphs, "_exported", lambda _, facts: (folder / facts["graph"]).read_bytes()
+    )
     monkeypatch.setattr(TorchRuntime, "encode", inverted)
     with pytest.raises(ConversionError, match=r"differs from the model in 96 of \d+ bits"):
         convert(copied)
