@@ -22,6 +22,10 @@ PIP = $(BIN)/python -m pip install --no-input --disable-pip-version-check --no-c
 READY := .venv/ready
 DEV := .venv/ready-dev
 
+# What is compiled is kept, wherever images of Python say otherwise: each process of the tests would
+# compile all that it imports again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Of the torture, see benchmarks/torture; OPTIONS may be --json.
 MINUTES ?= 5
 SEED ?= 0

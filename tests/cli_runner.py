@@ -1,13 +1,18 @@
 """Runs the command line in this process."""
 
-from typer.testing import CliRunner
+from functools import cache
+
+from typer import testing
 
 from regionhash.cli import app
+
+# The commands are put together once: for each run it takes longer than most of them do.
+testing._get_command = cache(testing._get_command)
 
 
 def run(*args, code=0):
     """The result of a command, which must end with `code`."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    result = testing.CliRunner().invoke(app, [str(arg) for arg in args])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output

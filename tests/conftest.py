@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow shared cores tenfold
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+import costly_pictures as costly
 from regionhash.collection import Collection
 from regionhash.collection.indexing import IndexSettings, build_index
 from regionhash.data import open_dataset
@@ -42,6 +44,11 @@ TINY: dict[str, Any] = TINY_BACKBONE | {
     "max_regions": 5,
 }
 """Arguments of a Region-DH model that takes milliseconds a picture."""
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: each full collection of garbage would look at all of it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,6 +121,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_picture(path: Path, image: Any) -> None:
     """Writes (H, W, 3) pixels to a file."""
     Image.fromarray(np.asarray(image, np.uint8)).save(path)
+
+
+@pytest.fixture(scope="session")
+def slow_jpeg() -> bytes:
+    """A picture that decodes for seconds."""
+    return costly.jpeg_of_many_scans(85, side=7000)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,6 @@ def soon(seconds=20.0):
     return time.monotonic() + seconds
 
 
-SLOW = costly.jpeg_of_many_scans(85, side=7000)
 SMALL = costly.saved(Image.new("RGB", (8, 6), (10, 20, 30)), "PNG")
 
 
@@ -81,12 +80,12 @@ def test_a_process_imports_neither_torch_nor_the_service(decoders):
     assert "numpy" in mapped and "torch" not in mapped
 
 
-def test_what_takes_too_long_is_killed_and_replaced(decoders):
+def test_what_takes_too_long_is_killed_and_replaced(decoders, slow_jpeg):
     decoders.decode(SMALL, "upload", soon())
     (before,) = processes(decoders)
     started = time.monotonic()
     with pytest.raises(TimeoutError):
-        decoders.decode(SLOW, "upload", soon(0.5))
+        decoders.decode(slow_jpeg, "upload", soon(0.5))
     assert time.monotonic() - started < 3
     assert not Path(f"/proc/{before}").exists()
     assert decoders.decode(SMALL, "upload", soon()).image.shape == (6, 8, 3)
@@ -108,12 +107,12 @@ def test_a_process_that_was_killed_just_after_its_answer_is_replaced_before_the_
     assert decoders._all[0]._process.poll() is None
 
 
-def test_who_finds_no_free_process_is_told(decoders):
+def test_who_finds_no_free_process_is_told(decoders, slow_jpeg):
     late = []
 
     def decode():
         with pytest.raises(TimeoutError):
-            decoders.decode(SLOW, "upload", soon(1.5))
+            decoders.decode(slow_jpeg, "upload", soon(1.5))
         late.append(time.monotonic())
 
     threads = [threading.Thread(target=decode) for _ in range(2)]
@@ -128,13 +127,13 @@ def test_who_finds_no_free_process_is_told(decoders):
     decoders.decode(SMALL, "upload", soon())
 
 
-def test_a_process_that_dies_is_an_error_of_its_picture_alone(decoders):
+def test_a_process_that_dies_is_an_error_of_its_picture_alone(decoders, slow_jpeg):
     decoders.decode(SMALL, "upload", soon())
     (pid,) = processes(decoders)
     killer = threading.Timer(0.3, os.kill, (pid, signal.SIGSEGV))
     killer.start()
     with pytest.raises(ImageError, match="upload: the decoder died on it"):
-        decoders.decode(SLOW, "upload", soon())
+        decoders.decode(slow_jpeg, "upload", soon())
     killer.join()
     decoders.decode(SMALL, "upload", soon())
 
@@ -170,12 +169,12 @@ def test_no_message_tells_a_path(decoders, tmp_path):
         assert str(tmp_path) not in str(told.value)
 
 
-def test_closing_ends_what_is_decoded(decoders):
+def test_closing_ends_what_is_decoded(decoders, slow_jpeg):
     closing = threading.Timer(0.3, decoders.close)
     closing.start()
     started = time.monotonic()
     with pytest.raises(BusyError, match="shutting down"):
-        decoders.decode(SLOW, "upload", soon(30))
+        decoders.decode(slow_jpeg, "upload", soon(30))
     assert time.monotonic() - started < 3
     closing.join()
     with pytest.raises(BusyError, match="shutting down"):
@@ -188,13 +187,13 @@ def test_a_name_that_is_no_utf8_is_read(decoders, tmp_path):
     assert decoders.read(path, "picture 1", soon()).shape == (6, 8, 3)
 
 
-@pytest.mark.parametrize(("content", "ended"), [(SLOW, -signal.SIGALRM), (b"", 0)])
-def test_a_process_outlives_who_started_it_by_seconds_alone(content, ended):
+@pytest.mark.parametrize(("busy", "ended"), [(True, -signal.SIGALRM), (False, 0)])
+def test_a_process_outlives_who_started_it_by_seconds_alone(slow_jpeg, busy, ended):
     command = [sys.executable, "-m", "regionhash.data.decoding_process", str(2 << 30)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     with subprocess.Popen(command, **pipes) as process:
-        if content:
-            request = {"name": "a", "bytes": len(content), "max_pixels": 10**8, "size": None}
-            process.stdin.write(json.dumps(request | {"seconds": 0}).encode() + b"\n" + content)
+        if busy:
+            request = {"name": "a", "bytes": len(slow_jpeg), "max_pixels": 10**8, "size": None}
+            process.stdin.write(json.dumps(request | {"seconds": 0}).encode() + b"\n" + slow_jpeg)
         process.stdin.close()
         assert process.wait(20) == ended

@@ -286,6 +286,7 @@ def test_a_network_of_torchvision_gives_the_map_of_its_last_stage(tmp_path):
         encoder.vectors([pixels])
 
 
+@pytest.mark.slow
 def test_a_network_that_refuses_other_sizes_is_exported_at_its_own(tmp_path, monkeypatch):
     from torchvision import models
 

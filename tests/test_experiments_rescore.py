@@ -138,6 +138,7 @@ def test_a_run_goes_from_pictures_to_a_report_and_resumes(voc, tmp_path, quick):
     assert all(again[name]["map"] == found[name]["map"] for name in found)
 
 
+@pytest.mark.slow
 def test_a_table_of_boxes_takes_distractors(voc, tmp_path, quick):
     options = RescoreOptions(**TINY, distractors=("digits:train:3",))
     page = reproduce("rescore/instances", voc, tmp_path, options, SILENT)

@@ -59,6 +59,7 @@ def test_a_wheel_is_made_with_and_without_a_compiler(wheel, tmp_path):
     assert not compiled_in(build_wheel(tmp_path, CC="false"))
 
 
+@pytest.mark.slow
 def test_the_wheel_works_alone(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
@@ -113,29 +114,29 @@ def test_a_fresh_environment_is_small_and_runs_the_demonstration(wheel, tmp_path
 # -- what says that it needs more -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("train", "ssdh", "digits:train:3", "-o", "x"),
-        ("convert", str(SHIPPED / "ssdh")),
-        ("reproduce", "drh/instances"),
-        ("encode", str(SHIPPED / "ssdh"), "digits:test:1", "-o", "x", "--runtime", "torch"),
-        ("demo", "x", "--train"),
-        ("models",),
-    ],
-    ids=lambda words: words[0],
-)
-def test_a_command_that_needs_an_extra_says_so_in_one_line(words, tmp_path):
+def test_a_command_that_needs_an_extra_says_so_in_one_line(tmp_path):
+    commands = [
+        ["train", "ssdh", "digits:train:3", "-o", "x"],
+        ["convert", str(SHIPPED / "ssdh")],
+        ["reproduce", "drh/instances"],
+        ["encode", str(SHIPPED / "ssdh"), "digits:test:1", "-o", "x", "--runtime", "torch"],
+        ["demo", "x", "--train"],
+        ["models"],
+    ]
     code = f"""
         from regionhash.cli import app
         sys.stderr = sys.stdout
-        print("code", app({list(words)!r}, standalone_mode=False))
+        for words in {commands!r}:
+            print("code", app(words, standalone_mode=False))
     """
-    printed = run_plain(code, cwd=tmp_path)
-    line = printed.splitlines()[-2]
-    assert line.startswith("error: ") and line.endswith('pip install "regionhash[train]"')
-    assert printed.splitlines()[-1] == "code 2"
-    assert "Traceback" not in printed and not (tmp_path / "x/model.json").exists()
+    *printed, rest = run_plain(code, cwd=tmp_path).split("code 2\n")
+    assert len(printed) == len(commands) and rest == ""
+    for words, text in zip(commands, printed, strict=True):
+        assert "Traceback" not in text, words
+        line = text.splitlines()[-1]
+        assert line.startswith("error: "), words
+        assert line.endswith('pip install "regionhash[train]"'), words
+    assert not (tmp_path / "x/model.json").exists()
 
 
 def test_a_name_of_the_package_says_what_it_needs():

@@ -19,7 +19,7 @@ from regionhash.collection import Collection
 from regionhash.data import open_dataset
 from regionhash.data.frames import to_pixels
 from regionhash.data.images import read_image
-from regionhash.models import ENCODED_REGIONS, MODELS, NAMES, runtime
+from regionhash.models import ENCODED_REGIONS, MODELS, NAMES, graphs, runtime
 from regionhash.models.checkpoints import (
     BOXES_GRAPH,
     ENCODE_GRAPH,
@@ -60,11 +60,16 @@ def saved_as(folder, name, *, classes=CLASSES, short=96, **arguments):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """An SSDH with its graphs, not to be changed."""
+def converted(tmp_path_factory):
+    """An SSDH with its graphs, not to be changed, and what the command said that made them."""
     made = saved_as(tmp_path_factory.mktemp("ssdh"), "ssdh", n_bits=32, n_classes=10)
-    assert set(convert(made)) == {made / name for name in GRAPH_FILES}
-    return made
+    return made, json.loads(run("convert", made, "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(converted):
+    """An SSDH with its graphs, not to be changed."""
+    return converted[0]
 
 
 @pytest.fixture
@@ -147,8 +152,8 @@ def test_every_model_has_a_name_that_needs_no_torch():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_graphs_give_the_codes_of_their_model(folder, engine):
-    different, total = compare(folder, SCENES, engine)
-    assert total == 12 * 5 * 32 and different <= total / 1000 + 1
+    different, total = compare(folder, SCENES[:4], engine)
+    assert total == 4 * 5 * 32 and different <= total / 1000 + 1
 
 
 @pytest.mark.slow
@@ -194,6 +199,7 @@ def test_graphs_of_every_family_give_the_codes_of_their_model(tmp_path, name, ar
         assert total and different <= total / 1000 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["boxes", "boxes+windows", "boxes+pyramid"])
 def test_given_boxes_and_windows_are_the_same_regions_in_graphs(tmp_path, kind):
     saved_as(tmp_path, "drh", classes=(), n_bits=64, proposals=kind, n_proposals=30, max_iou=0.8)
@@ -537,7 +543,7 @@ def test_graphs_are_copied_with_their_model(folder, tmp_path):
     assert not any((tmp_path / name).exists() for name in GRAPH_FILES)
 
 
-def test_a_graph_that_gives_other_codes_is_not_written(copied, monkeypatch):
+def test_a_graph_that_gives_other_codes_is_not_written(folder, copied, monkeypatch):
     for name in GRAPH_FILES:
         (copied / name).unlink()
     encode = TorchRuntime.encode
@@ -547,6 +553,10 @@ def test_a_graph_that_gives_other_codes_is_not_written(copied, monkeypatch):
             type(x)(x.size, ~x.image_code, x.class_probs, x.regions) for x in encode(self, images)
         ]
 
+    # Its graphs are there already; to make them takes seconds.
+    monkeypatch.setattr(
+        graphs, "_exported", lambda _, facts: (folder / facts["graph"]).read_bytes()
+    )
     monkeypatch.setattr(TorchRuntime, "encode", inverted)
     with pytest.raises(ConversionError, match=r"differs from the model in 96 of \d+ bits"):
         convert(copied)
@@ -574,6 +584,6 @@ def test_what_cannot_be_converted_says_why_in_one_line(tmp_path, name, arguments
     assert message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_the_command_names_its_files(copied):
-    done = run("convert", copied, "--json")
-    assert set(json.loads(done.stdout)["graphs"]) == {str(copied / name) for name in GRAPH_FILES}
+def test_the_command_names_its_files(converted):
+    folder, said = converted
+    assert set(said["graphs"]) == {str(folder / name) for name in GRAPH_FILES}

@@ -93,6 +93,7 @@ def drag(page, *points):
     page.mouse.up()
 
 
+@pytest.mark.slow
 def test_what_the_policy_forbids_is_noticed_by_these_tests(browser, address):
     context = browser.new_context()
     page = context.new_page()
@@ -183,6 +184,7 @@ def test_boxes_lie_on_the_picture_as_the_service_read_it(page, tmp_path, kind):
     np.testing.assert_allclose(colours, [[255, 0, 0], [0, 0, 255]], atol=20)
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_cut_off_is_searched_with_a_note(page, photos, tmp_path):
     content = (photos / "2.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) * 4 // 5])
@@ -203,6 +205,7 @@ def test_a_detected_object_is_outlined_clicked_and_left_out_again(page, photos):
     assert caught.value.request.post_data_json["mode"] == "image"
 
 
+@pytest.mark.slow
 def test_a_score_is_asked_for_only_where_there_are_scores(browser, page, drh_collection, photos):
     page.click("summary")
     assert page.is_visible("#score")
@@ -232,6 +235,7 @@ def test_words_are_searched_alone_and_beside_a_picture(browser, page, worded, ph
         assert len(words.query_selector_all(".query")) == 1
 
 
+@pytest.mark.slow
 def test_a_category_without_a_probability_shows_none(browser, certain_collection):
     with served(create_app(certain_collection)) as address, opened(browser, address) as page:
         page.evaluate("grouped = true")
@@ -241,6 +245,7 @@ def test_a_category_without_a_probability_shows_none(browser, certain_collection
         assert headings == ["cat (6)", "dog (6)", "cow (6)"]
 
 
+@pytest.mark.slow
 def test_a_note_of_the_answer_is_shown_above_the_results(page, photos):
     def with_note(route):
         answer = route.fetch()
@@ -267,6 +272,7 @@ def test_objects_of_two_pictures_are_searched_together(page, photos):
     page.wait_for_selector("#title:has-text('all of these')")
 
 
+@pytest.mark.slow
 def test_an_object_without_a_region_in_a_result_has_no_box_there(browser, cups, photos):
     with served(create_app(cups)) as address, opened(browser, address) as page:
         upload(page, photos / "2.png")
@@ -352,6 +358,7 @@ def test_a_file_that_is_no_picture_and_an_empty_answer_are_told(page, photos, tm
     assert "Nothing found" in page.inner_text("#state")
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_grouped_up_to_the_bits_that_are_chosen(page, photos):
     upload(page, photos / "2.png")
     page.click("summary")
@@ -361,6 +368,7 @@ def test_near_duplicates_are_grouped_up_to_the_bits_that_are_chosen(page, photos
         assert caught.value.request.post_data_json["near"] == bits
 
 
+@pytest.mark.slow
 def test_the_rest_of_the_picture_and_the_class_count_as_chosen_for_objects_alone(page, photos):
     page.click("summary")
     upload(page, photos / "2.png")
@@ -384,6 +392,7 @@ def test_the_rest_of_the_picture_and_the_class_count_as_chosen_for_objects_alone
     assert caught.value.status == 200
 
 
+@pytest.mark.slow
 def test_what_a_collection_cannot_weigh_is_not_asked_for(browser, worded, certain_collection, page):
     page.click("summary")
     assert page.is_visible("#context") and page.is_visible("#other-class")
@@ -394,6 +403,7 @@ def test_what_a_collection_cannot_weigh_is_not_asked_for(browser, worded, certai
             assert other.is_hidden("#other-class")
 
 
+@pytest.mark.slow
 def test_words_alone_are_searched_whatever_the_options(browser, worded):
     with served(create_app(worded)) as address, opened(browser, address) as page:
         page.click("summary")
@@ -405,6 +415,7 @@ def test_words_alone_are_searched_whatever_the_options(browser, worded):
         assert caught.value.request.post_data_json["context"] == 0
 
 
+@pytest.mark.slow
 def test_a_narrow_screen_has_one_column_and_no_scrolling_sideways(page, photos):
     page.set_viewport_size({"width": 375, "height": 720})
     upload(page, photos / "2.png")
@@ -413,6 +424,7 @@ def test_a_narrow_screen_has_one_column_and_no_scrolling_sideways(page, photos):
     assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"]
 
 
+@pytest.mark.slow
 def test_dark_and_light_are_chosen_and_kept(page):
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
     page.click("#theme")
@@ -440,5 +452,6 @@ def test_a_token_is_asked_for_kept_and_given_back(browser, photo_collection):
         assert wrong == []
 
 
+@pytest.mark.slow
 def test_without_a_token_there_is_nothing_to_log_out_of(page):
     assert page.is_hidden("#leave")

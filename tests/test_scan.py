@@ -112,7 +112,7 @@ def passes(draw):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", AVAILABLE)
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(drawn=passes())
 def test_bags_are_ranked_as_their_bits_rank_them(name, tmp_path, drawn):

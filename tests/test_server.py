@@ -13,21 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-import costly_pictures as costly
 from cli_runner import error_of
 from regionhash.service.server import _Server, run_server
 
 
-@pytest.fixture(scope="module")
-def slow():
-    """A picture that decodes for seconds."""
-    return costly.jpeg_of_many_scans(85, side=7000)
-
-
-@pytest.mark.parametrize(
-    "sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
-def test_a_signal_ends_it_while_pictures_are_decoded(photo_collection, slow, sent):
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_while_pictures_are_decoded(photo_collection, slow_jpeg, sent):
     command = [sys.executable, "-m", "regionhash", "serve", photo_collection, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         address = server.stdout.readline().split()[-1]
@@ -35,7 +27,7 @@ def test_a_signal_ends_it_while_pictures_are_decoded(photo_collection, slow, sen
 
         def upload():
             with suppress(httpx.HTTPError):
-                answer = httpx.post(f"{address}api/uploads", files={"file": slow}, timeout=60)
+                answer = httpx.post(f"{address}api/uploads", files={"file": slow_jpeg}, timeout=60)
                 statuses.append(answer.status_code)
 
         threads = [threading.Thread(target=upload) for _ in range(4)]

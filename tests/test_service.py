@@ -1203,6 +1203,7 @@ def test_descriptions_and_errors_are_in_plain_english(client):
     assert [text for text in found if re.search(BANNED, text)] == []
 
 
+@pytest.mark.slow
 def test_no_request_that_the_description_allows_or_forbids_is_answered_with_500(changeable):
     schemathesis = pytest.importorskip("schemathesis")
     _, client = changeable

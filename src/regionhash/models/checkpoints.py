@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,7 @@ from regionhash.encoders.stored import ENCODER_FILES
 from regionhash.files import strict_json
 from regionhash.files.atomic import replacing, sync_directory, write_text
 from regionhash.files.text import reason_of, refusing, shown
-from regionhash.models import ENCODED_REGIONS, known_names
+from regionhash.models import ENCODED_REGIONS, NAMES, known_names
 from regionhash.models.parameters import checked, defaults_of, types_of
 from regionhash.store import StoreError
 
@@ -354,7 +355,7 @@ def _checked(record: dict[str, Any]) -> Checkpoint:
             f"{FORMAT_VERSION}"
         )
     name = strict_json.field(record, "model", str)
-    if name not in known_names():
+    if name not in NAMES and name not in known_names():  # which asks every installed package
         raise ValueError(f"unknown model {shown(name)}; known: {', '.join(known_names())}")
     checkpoint = Checkpoint(
         name,
@@ -461,6 +462,12 @@ def _shapes_wanted(checkpoint: Checkpoint) -> _Shapes:
     if checkpoint.name == ENCODED_REGIONS:
         settings = _builder(checkpoint.name)(**checkpoint.arguments)
         return {name: ("float", shape) for name, shape in settings.shapes.items()}
+    return _shapes_of_network(checkpoint.name, json.dumps(checkpoint.arguments))
+
+
+@lru_cache(maxsize=16)  # building takes longer than reading weights: one model, many collections
+def _shapes_of_network(name: str, arguments: str) -> _Shapes:
+    """The weights of a model of MODELS with these arguments, as JSON; not to be changed."""
     import torch
 
     from regionhash.models import MODELS
@@ -468,7 +475,7 @@ def _shapes_wanted(checkpoint: Checkpoint) -> _Shapes:
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights of no value at all
-            model = MODELS[checkpoint.name](**checkpoint.arguments | {"weights": "none"})
+            model = MODELS[name](**json.loads(arguments) | {"weights": "none"})
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # Whatever torch and torchvision raise for numbers that make no layer.
         raise ValueError(f"arguments: {reason_of(error)}") from error
