@@ -361,7 +361,7 @@ def places_among(rows: Ints, wanted: Ints) -> tuple[Ints, Mask]:
 
 def _newest_row(database: Database) -> list[Any]:
     """Identifies the last row, to distinguish it from the row of that number in a copy."""
-    for found in database.read("SELECT row, id, added FROM images ORDER BY row DESC LIMIT 1"):
+    for found in database.read("SELECT row, id, added FROM pictures ORDER BY row DESC LIMIT 1"):
         return list(found)
     return []
 
@@ -371,7 +371,7 @@ def _has_row(database: Database, *newest: Any) -> bool:
     if not newest:
         return True
     row, image_id, added = newest
-    for found in database.read("SELECT id, added FROM images WHERE row = ?", row):
+    for found in database.read("SELECT id, added FROM pictures WHERE row = ?", row):
         return bool(found == (image_id, added))
     return bool(database.read("SELECT 1 FROM removals WHERE row = ?", row))
 
