@@ -5,8 +5,8 @@ only the name and the number of a folder, which has what stands before the name 
 id is in the row, and its folder has none. A picture without a file has no folder, and neither has
 one of a database of an earlier version, whose rows keep whole ids and paths.
 
-Rows are read through `PICTURES`, which puts both together again. If a folder is damaged, the checksums
-of its rows fail.
+Rows are read through `PICTURES`, which puts both together again. If a folder is damaged, the
+checksums of its rows fail.
 """
 
 from __future__ import annotations
