@@ -180,3 +180,12 @@ def test_names_are_parted_at_their_last_slash():
     assert parted("c.jpg") == ("", "c.jpg")
     assert parted(b"a/") == (b"a/", b"")
     assert parted("") == ("", "")
+
+
+def test_a_row_whose_id_was_given_away_while_it_was_damaged_is_removed(database, tmp_path):
+    Collection(tmp_path).close()
+    damage(database, "UPDATE images SET id = 'lost' WHERE row = 5")
+    database.store([image(20, "cat.jpg (2)", b"/q/cat.jpg")])
+    report = check_folder(tmp_path, repair=True)
+    assert report.repaired == ("cat.jpg (2): row 5 was removed; its picture has a new row",)
+    assert names(database) == [*PICTURES[:4], *PICTURES[5:], ("cat.jpg (2)", b"/q/cat.jpg")]
