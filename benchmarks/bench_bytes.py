@@ -1,12 +1,14 @@
 """What a collection keeps: bytes per region in the database and in the arrays, by field and file.
 
 `--images` pictures of `--regions` regions each, with codes of 64 bits of the pictures and of their
-regions; boxes, scores and, with `--classes`, labels are random. Their names are those of a camera,
-in folders of 1,000. The database is measured by its tables and indices with SQLite's dbstat, and
-the fields of a picture by their length; what a table takes beyond its fields is the numbers in
-SQLite's own form, headers of rows, and space of pages that is free.
+regions; boxes, scores and, with `--classes`, labels are random. `--paths` are those of a camera's
+files in folders of 1,000, or short ones, all in one folder. The database is measured by its tables
+and indices with SQLite's dbstat, and the fields of a picture by their length; what a table takes
+beyond its fields is the numbers in SQLite's own form, headers of rows, and space of pages that is
+free.
 
-Run: python benchmarks/bench_bytes.py [--images 100000] [--regions 10] [--classes 20] [--json]
+Run: python benchmarks/bench_bytes.py [--images 100000] [--regions 10] [--classes 20]
+                                      [--paths camera] [--json]
 """
 
 import argparse
@@ -26,10 +28,18 @@ from regionhash.structures import EncodedImage, Regions
 
 STORED_AT_A_TIME = 1000
 SIZE = (375, 500)  # of VOC's pictures, most often
+PATHS = {
+    "camera": ("/home/anna/Pictures/", "2019/holiday {folder:03}/IMG_20190704_{n:06}.jpg"),
+    "short": ("/pictures/", "{n:09}.jpg"),
+}
+"""Where the pictures are, and their ids."""
 
 
-def pictures(model: dict[str, object], n_images: int, n_regions: int) -> Iterator[NewImage]:
+def pictures(
+    model: dict[str, object], n_images: int, n_regions: int, paths: str
+) -> Iterator[NewImage]:
     """Pictures as `index` stores them."""
+    place, ids = PATHS[paths]
     rng = np.random.default_rng(0)
     n_classes = len(model["classes"])
     for n in range(n_images):
@@ -41,10 +51,10 @@ def pictures(model: dict[str, object], n_images: int, n_regions: int) -> Iterato
             rng.integers(0, 256, (n_regions, 8), dtype=np.uint8),
         )
         encoded = EncodedImage(SIZE, rng.integers(0, 256, 8, dtype=np.uint8), regions=regions)
-        image_id = f"holidays {n // 1000:04}/IMG_{n:06}.jpg"
+        image_id = ids.format(folder=n // 1000, n=n)
         time_ns = int(1.7e18 + rng.integers(10**17))
         file = FileState(
-            os.fsencode(f"/home/anna/Pictures/{image_id}"),
+            os.fsencode(place + image_id),
             rng.bytes(32),
             int(rng.integers(10**6, 10**7)),
             time_ns,
@@ -53,7 +63,9 @@ def pictures(model: dict[str, object], n_images: int, n_regions: int) -> Iterato
         yield NewImage(image_id, file, None, rows_of(image_id, encoded, None, model))
 
 
-def measure(n_images: int, n_regions: int, n_classes: int) -> dict[str, dict[str, float]]:
+def measure(
+    n_images: int, n_regions: int, n_classes: int, paths: str
+) -> dict[str, dict[str, float]]:
     """Bytes per region: of the database's tables and indices, a picture's fields, the arrays."""
     model = {
         "model": "region-dh",
@@ -67,7 +79,7 @@ def measure(n_images: int, n_regions: int, n_classes: int) -> dict[str, dict[str
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / DATABASE_FILE
         with Database.create(path, model) as database:
-            made = pictures(model, n_images, n_regions)
+            made = pictures(model, n_images, n_regions, paths)
             while images := list(islice(made, STORED_AT_A_TIME)):
                 database.store(images)
             lengths = ", ".join(
@@ -100,9 +112,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--regions", type=int, default=10)
     parser.add_argument("--classes", type=int, default=20)
+    parser.add_argument("--paths", choices=PATHS, default="camera")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    found = measure(asked.images, asked.regions, asked.classes)
+    found = measure(asked.images, asked.regions, asked.classes, asked.paths)
     if asked.json:
         print(json.dumps(found))
         return

@@ -51,18 +51,50 @@ def new_image(n, **state):
     )
 
 
-def make_version_2(folder):
-    """Makes an empty database what it was before it had small types."""
+def make_version(version, folder):
+    """Makes an empty database what it was before it had folders (3), or small types as well (2)."""
     connection = sqlite3.connect(folder / "collection.db")
     with connection:
-        connection.execute("UPDATE about SET header = json_set(header, '$.version', 2)")
+        connection.executescript(_WITHOUT_FOLDERS)
+        header = f"json_set(header, '$.version', {version})"
+        connection.execute(f"UPDATE about SET header = {header}")
         for rowid, header in connection.execute("SELECT rowid, header FROM about").fetchall():
             crc = zlib.crc32(header.encode())
             connection.execute("UPDATE about SET checksum = ? WHERE rowid = ?", (crc, rowid))
-        connection.execute("DROP INDEX images_by_hash")
-        connection.execute("CREATE INDEX images_by_hash ON images (hash)")
-        connection.execute("PRAGMA user_version = 0")
+        if version == 2:
+            connection.execute("DROP INDEX images_by_hash")
+            connection.execute("CREATE INDEX images_by_hash ON images (hash)")
+        connection.execute(f"PRAGMA user_version = {version if version > 2 else 0}")
     connection.close()
+
+
+_WITHOUT_FOLDERS = """
+DROP TABLE images;
+DROP TABLE folders;
+CREATE TABLE images (
+    row INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    path BLOB UNIQUE,
+    source INTEGER REFERENCES sources,
+    hash BLOB,
+    n_bytes INTEGER,
+    mtime_ns INTEGER,
+    taken REAL,
+    added REAL NOT NULL,
+    height INTEGER NOT NULL,
+    width INTEGER NOT NULL,
+    image_codes BLOB, class_probs BLOB, image_labels BLOB, boxes BLOB, scores BLOB, labels BLOB,
+    region_codes BLOB, categories BLOB, category_probs BLOB, category_codes BLOB,
+    region_features BLOB,
+    name TEXT,
+    checksum INTEGER
+);
+CREATE INDEX images_by_hash ON images (substr(hash, 1, 8));
+CREATE INDEX images_without_file ON images (name) WHERE path IS NULL;
+CREATE TRIGGER removed AFTER DELETE ON images BEGIN
+    INSERT INTO removals (row) VALUES (old.row);
+END;
+"""
 
 
 PRELUDE = """

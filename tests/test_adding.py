@@ -261,7 +261,8 @@ def test_what_was_hashed_is_what_was_decoded(saved, made, folders):
     assert_holds(saved, made, folders / "seed", folders / "a")
     connection = sqlite3.connect(made / "collection.db")
     ((known,),) = connection.execute(
-        "SELECT hash FROM images WHERE path = ?", (os.fsencode(target),)
+        "SELECT hash FROM images JOIN folders USING (folder) WHERE place || path = ?",
+        (str(target),),
     )
     connection.close()
     assert known == hashlib.sha256(target.read_bytes()).digest()

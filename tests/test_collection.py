@@ -754,12 +754,12 @@ def test_what_is_no_collection_is_refused(tmp_path, made, other_saved):
     connection = sqlite3.connect(made / "collection.db")
     with connection:
         connection.execute(
-            "UPDATE about SET header = replace(header, '\"version\": 3', '\"version\": 4')"
+            "UPDATE about SET header = replace(header, '\"version\": 4', '\"version\": 5')"
         )
     connection.close()
-    with pytest.raises(StoreError, match="version must be 3, got 4"):
+    with pytest.raises(StoreError, match="version must be 4, got 5"):
         Collection.open(made)
-    assert "version must be 3" in error_of("search", made, "--query", "x.png")
+    assert "version must be 4" in error_of("search", made, "--query", "x.png")
 
 
 def test_repair_gives_the_space_of_removed_pictures_back(database, tmp_path):

@@ -149,7 +149,7 @@ def test_a_collection_comes_back_with_its_facts(made, tmp_path):
     with Collection(copied(made, tmp_path / "codes.parquet")) as again:
         found = again.code_file()
         assert again.import_codes(tmp_path / "codes.parquet") == 0
-        query = "SELECT path, hash, taken FROM images WHERE id = ?"
+        query = "SELECT path, hash, taken FROM pictures WHERE id = ?"
         assert again._database.read(query, "9.jpg") == [(bytes(there), b"h" * 32, 12.345678901)]
         assert again._database.read(query, "1.jpg") == [(None, None, 1.7e9 + 1 / 7)]
     assert list(found.table.ids) == list(wanted.table.ids)

@@ -64,7 +64,7 @@ def test_damaged_rows_of_other_sources_are_encoded_again_under_their_ids(
     for name in ("0.jpg", "1.jpg"):
         assert condition_of(os.fsencode(tmp_path / name)) == "there"
     with sqlite3.connect(tmp_path / "collection.db") as connection:
-        connection.execute("UPDATE images SET height = 7, id = 'shown/' || id")
+        connection.execute("UPDATE images SET height = 7, id = 'shown/' || CAST(path AS TEXT)")
     connection.close()
     calls = []
     monkeypatch.setattr(

@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from cli_runner import run
 from collection_cases import MODEL, new_image
 from conftest import collect
 from regionhash.collection import Collection
-from regionhash.collection.database import Database
+from regionhash.collection.database import Database, FileState
 from regionhash.collection.removals import was_removed
 from regionhash.collection.uploads import remove_pictures
 from reporters import Recording
@@ -168,11 +169,12 @@ def n_left_out(made):
         return connection.execute("SELECT count(*) FROM left_out").fetchone()[0]
 
 
-@pytest.mark.parametrize("key", ["path", "'elsewhere'"])
-def test_a_picture_that_is_stored_is_encoded_again_whatever_was_removed(made, folder, key):
+@pytest.mark.parametrize("there", [True, False])
+def test_a_picture_that_is_stored_is_encoded_again_whatever_was_removed(made, folder, there):
     run("add", made, folder / "1.png", "--workers", 0)
     with closing(sqlite3.connect(made / "collection.db")) as connection, connection:
-        connection.execute(f"INSERT INTO left_out SELECT {key}, hash FROM images WHERE row = 4")
+        key = os.fsencode(folder / "1.png") if there else "elsewhere"
+        connection.execute("INSERT INTO left_out SELECT ?, hash FROM images WHERE row = 4", (key,))
         connection.execute("UPDATE images SET checksum = 0 WHERE row = 4")
     with Collection.open(made) as collection:
         collection.refresh(workers=0)
@@ -216,7 +218,7 @@ def test_a_picture_is_not_stored_that_was_removed_while_it_was_encoded(
         return encode(model, checkpoint, image_set, writer, rows, **options)
 
     with sqlite3.connect(made / "collection.db") as connection:  # so that it is encoded again
-        connection.execute("UPDATE images SET checksum = 0 WHERE id = '0.png'")
+        connection.execute("UPDATE images SET checksum = 0 WHERE path = x'302e706e67'")
     connection.close()
     monkeypatch.setattr(encoding, "encode_images", slow)
     with Collection.open(made) as collection:
@@ -227,11 +229,9 @@ def test_a_picture_is_not_stored_that_was_removed_while_it_was_encoded(
 
 def test_nothing_is_written_to_a_collection_without_removals(tmp_path):
     with Database.create(tmp_path / "collection.db", MODEL) as database:
-        database.store([new_image(n) for n in range(2)])
-        assert not was_removed(database, b"/photos/0.jpg", b"0")
-        file = database.path_of(tmp_path / "0.jpg")
-        with database.transaction() as connection:
-            connection.execute("UPDATE images SET path = ? WHERE row = 1", (file,))
+        file = FileState(database.path_of(tmp_path / "0.jpg"), b"0")
+        database.store([replace(new_image(0), file=file), new_image(1)])
+        assert not was_removed(database, b"/photos/1.jpg", b"1")
         assert remove_pictures(database, [1]) == 1  # its file is gone: nothing to remember
         assert not database.read("SELECT 1 FROM sqlite_master WHERE name = 'left_out'")
 

@@ -16,6 +16,7 @@ from cli_runner import error_of, run
 from regionhash.codes import pack_directions
 from regionhash.collection import Collection
 from regionhash.collection.database import COLUMNS, DATABASE_FILE, Database
+from regionhash.collection.folders import PICTURES
 from regionhash.data.images import read_image
 from regionhash.models.encoding import encode_boxes, encode_picture
 from regionhash.search.request import Filter, Query, RequestError, Search
@@ -286,7 +287,9 @@ def test_a_database_of_before_is_opened_and_its_rows_are_intact(drh_collection, 
     with sqlite3.connect(folder / DATABASE_FILE) as connection:
         connection.execute("ALTER TABLE images DROP COLUMN region_features")
         names = [name for name in COLUMNS if name != "region_features"]
-        query = f"SELECT {', '.join(names)}, checksum FROM images"
+        others = [name for name in names if name not in ("id", "path")]
+        connection.execute(PICTURES.format(others=", ".join([*others, "checksum"])))
+        query = f"SELECT {', '.join(names)}, checksum FROM pictures"
         for *values, known in connection.execute(query):
             facts, blobs = values[:12], values[12:]  # as it was before there was that column
             lengths = [-1 if blob is None else len(blob) for blob in blobs]

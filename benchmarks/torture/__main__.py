@@ -270,9 +270,9 @@ class Run:
 
     def sabotage(self) -> None:
         """Does on purpose what must never happen, to see that it is found."""
-        path = os.fsencode(self.world.keeps[0])
+        name = os.fsencode(Path(self.world.keeps[0]).name)
         change = {
-            "row": ("DELETE FROM images WHERE path = ?", (path,)),
+            "row": ("DELETE FROM images WHERE path = ?", (name,)),
             "codes": ("UPDATE images SET region_codes = zeroblob(length(region_codes))", ()),
         }[self.own.sabotage]
 

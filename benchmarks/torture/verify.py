@@ -40,7 +40,10 @@ class Row:
 
 def read_rows(folder: Path) -> list[Row]:
     """All pictures in the order of their rows: the one place that knows the tables."""
-    query = f"SELECT row, id, path, hash, {', '.join(COLUMNS)} FROM images ORDER BY row"
+    query = (
+        "SELECT row, coalesce(id, ids || CAST(path AS TEXT)), CAST(place || path AS BLOB), hash, "
+        f"{', '.join(COLUMNS)} FROM images LEFT JOIN folders USING (folder) ORDER BY row"
+    )
     with closing(sqlite3.connect(folder / "collection.db", timeout=60)) as connection:
         return [
             Row(

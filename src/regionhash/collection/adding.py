@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from regionhash.collection.database import OF_HASH, Database, FileState, NewImage
+from regionhash.collection.database import OF_HASH, WITHOUT_FILE, Database, FileState, NewImage
 from regionhash.collection.removals import Key, Removals, forget, was_removed
 from regionhash.data.image_set import ImageSet
 from regionhash.data.images import FileImages, FileVersion, file_version
@@ -214,8 +214,7 @@ class _Plan:
 
     def _of_name(self, image_id: str) -> _State:
         """The state of a picture of a data set without files."""
-        where = "name = ? AND path IS NULL AND source NOT NULL"
-        found = self._database.one(where, image_id)
+        found = self._database.one(f"{WITHOUT_FILE} AND source NOT NULL", image_id)
         if found is not None:
             return "stored" if found[1] else "replacing"
         left_out = self._removals.has_name(image_id) and self._stays_out(image_id)
@@ -223,7 +222,7 @@ class _Plan:
 
     def _of_file(self, image_id: str, path: Path) -> _State:
         """The state of the picture in a file."""
-        found = self._database.one("path = ?", self._database.path_of(path))
+        found = self._database.of_path(self._database.path_of(path))
         known = found[0] if found and found[1] else None
         otherwise: _State = "new" if found is None else "replacing"
         try:
@@ -256,7 +255,7 @@ class _Plan:
 
     def _has_codes_of(self, image_id: str, file: FileState) -> bool:
         """Reuses the codes of a file of the same bytes, if there is one."""
-        twins = self._database.read(f"SELECT row, path FROM images WHERE {OF_HASH}", file.hash)
+        twins = self._database.read(f"SELECT row, path FROM pictures WHERE {OF_HASH}", file.hash)
         gone = [
             row
             for row, path in twins
@@ -336,15 +335,16 @@ class _Writer:
         place = os.fsdecode(self._database.place_of(file.path))
         if condition_of(place) == "gone":
             return True
-        stored = self._database.read("SELECT hash FROM images WHERE path = ?", file.path)
-        if not stored:
+        found = self._database.of_path(file.path)
+        if found is None:
             return was_removed(self._database, file.path, file.hash)
-        if stored[0][0] in (None, file.hash):
+        stored_hash = found[0]["hash"]
+        if stored_hash in (None, file.hash):
             return False
         try:
             state = Path(place).stat()
             if (state.st_size, state.st_mtime_ns) == (file.n_bytes, file.mtime_ns):
                 return False  # it is still what was read here
-            return bool(file_version(place).hash == stored[0][0])
+            return bool(file_version(place).hash == stored_hash)
         except OSError:
             return False

@@ -361,7 +361,7 @@ def places_among(rows: Ints, wanted: Ints) -> tuple[Ints, Mask]:
 
 def _newest_row(database: Database) -> list[Any]:
     """Identifies the last row, to distinguish it from the row of that number in a copy."""
-    for found in database.read("SELECT row, id, added FROM images ORDER BY row DESC LIMIT 1"):
+    for found in database.read("SELECT row, added FROM images ORDER BY row DESC LIMIT 1"):
         return list(found)
     return []
 
@@ -370,9 +370,9 @@ def _has_row(database: Database, *newest: Any) -> bool:
     """Whether the database has, or had, the row that `_newest_row` identifies."""
     if not newest:
         return True
-    row, image_id, added = newest
-    for found in database.read("SELECT id, added FROM images WHERE row = ?", row):
-        return bool(found == (image_id, added))
+    row, *_, added = newest  # earlier versions have the id between them
+    for found in database.read("SELECT added FROM images WHERE row = ?", row):
+        return bool(found == (added,))
     return bool(database.read("SELECT 1 FROM removals WHERE row = ?", row))
 
 

@@ -218,8 +218,7 @@ def _lost_uploads(database: Database) -> list[Path]:
     return [
         path
         for path in (sorted(uploads.iterdir()) if uploads.is_dir() else ())
-        if path.is_file()
-        and not database.read("SELECT 1 FROM images WHERE path = ?", database.path_of(path))
+        if path.is_file() and database.of_path(database.path_of(path)) is None
     ]
 
 

@@ -843,7 +843,7 @@ class Collection:
                 files = {
                     image_id: self._database.place_of(path)
                     for image_id, path in self._database.read(
-                        "SELECT id, path FROM images WHERE typeof(path) = 'blob'"
+                        "SELECT id, path FROM pictures WHERE typeof(path) = 'blob'"
                     )
                 }
         if path.suffix != PARQUET_SUFFIX:

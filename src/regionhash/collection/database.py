@@ -28,11 +28,19 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import Any, AnyStr
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash.collection.folders import (
+    FOLDERS,
+    FOLDERS_FROM,
+    PICTURES,
+    ROW_OF_ID,
+    ROW_OF_PATH,
+    parted,
+)
 from regionhash.collection.packing import Types, packed, types_of
 from regionhash.files.names import absolute, shown_name
 from regionhash.precision import PRECISIONS
@@ -42,7 +50,7 @@ _GIVEN_BACK = 0.25  # share of the pages from which on they are given back
 DATABASE_FILE = "collection.db"
 UPLOADS_FOLDER = "uploads"
 FORMAT = "regionhash collection"
-VERSION = 3
+VERSION = 4
 _WITHOUT_USER_VERSION = 2  # the last version whose files do not say it in `PRAGMA user_version`
 
 OF_MODEL = ("model", "model_hash", "classes", "n_bits", "n_region_bits")
@@ -66,12 +74,12 @@ _FACTS = (
     "width",
 )
 COLUMNS = (*_FACTS, *BLOBS)
-"""Columns of `images` that the checksum of a row covers, in this order."""
+"""Columns of `pictures` that the checksum of a row covers, in this order."""
 
 _SECONDS_TO_WAIT = 60.0  # for another writer's transaction, which holds one batch
 _CHUNK = 4096  # rows held at a time
 
-_SCHEMA = f"""
+_SCHEMA = f"""{FOLDERS}
 CREATE TABLE about (header TEXT NOT NULL, checksum INTEGER);  -- two rows, alike
 CREATE TABLE sources (
     source INTEGER PRIMARY KEY,
@@ -80,9 +88,11 @@ CREATE TABLE sources (
 );
 CREATE TABLE images (
     row INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    path BLOB UNIQUE,              -- as the disk has it, absolute, or, of uploads, from the folder
-                                   -- of the collection; NULL of a picture without file
+    id TEXT,                       -- NULL if it ends with `path`, the rest in its folder
+    path BLOB,                     -- as the disk has it, from its folder, whose place is absolute,
+                                   -- or, of uploads, from the folder of the collection; NULL of a
+                                   -- picture without file
+    folder INTEGER REFERENCES folders,
     source INTEGER REFERENCES sources,
     hash BLOB,                     -- SHA-256 of the file
     n_bytes INTEGER,
@@ -93,14 +103,24 @@ CREATE TABLE images (
     width INTEGER NOT NULL,
     {", ".join(f"{name} BLOB" for name in BLOBS)},
     name TEXT,                     -- the id that was asked for; NULL of a picture with a file
-    checksum INTEGER               -- CRC-32 of all columns above
+    checksum INTEGER,              -- CRC-32 of `COLUMNS`, with whole id and path
+    UNIQUE (folder, path)
 );
+CREATE UNIQUE INDEX images_by_id ON images (id) WHERE id IS NOT NULL;
 CREATE INDEX images_by_hash ON images (substr(hash, 1, 8));
 CREATE INDEX images_without_file ON images (name) WHERE path IS NULL;
 CREATE TABLE removals (seq INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL);
 CREATE TRIGGER removed AFTER DELETE ON images BEGIN
     INSERT INTO removals (row) VALUES (old.row);
 END;
+"""
+
+WITHOUT_FILE = (
+    "row IN (SELECT row FROM images INDEXED BY images_without_file WHERE name = ? AND path IS NULL)"
+)
+"""The condition that finds the pictures without a file by their name.
+
+By itself, SQLite takes an index of paths, in which all pictures without a file are alike.
 """
 
 OF_HASH = "substr(hash, 1, 8) = substr(?1, 1, 8) AND hash = ?1"
@@ -406,15 +426,33 @@ class Database:
             places.append(UPLOADS_FOLDER.encode())
         elif wanted.startswith(uploads + b"/"):
             places.append(UPLOADS_FOLDER.encode() + wanted[len(uploads) :])
-        below = "path = ? OR (path >= ? AND path < ?)"
-        return [
-            row
-            for place in places
-            for row in self.rows_where(below, place, place + b"/", place + b"0", after=after)
-        ]
+        rows = []
+        for place in places:
+            low, high = place + b"/", place + b"0"
+            rows += [row for (row,) in self.read(ROW_OF_PATH, *parted(place), place) if row > after]
+            rows += self._rows_in_folders("place", low, high, after)
+            whole = "folder IS NULL AND path >= ? AND path < ?"
+            rows += self.rows_where(whole, low, high, after=after)
+        return rows
+
+    def rows_with_ids_below(self, name: str, after: int) -> list[int]:
+        """Numbers of rows above `after` whose id is below a name, as a path is below a folder."""
+        low, high = name + "/", name + "0"
+        rows = self._rows_in_folders("ids", low, high, after)
+        return rows + self.rows_where("id >= ? AND id < ?", low, high, after=after)
+
+    def _rows_in_folders(self, column: str, low: AnyStr, high: AnyStr, after: int) -> list[int]:
+        """Numbers of rows above `after` of the folders with a column from `low` to below `high`."""
+        found = self.read(
+            f"SELECT folder FROM folders WHERE {column} >= ? AND {column} < ?", low, high
+        )
+        if not found:
+            return []
+        numbers = json.dumps([number for (number,) in found])
+        return self.rows_where("folder IN (SELECT value FROM json_each(?))", numbers, after=after)
 
     def rows_where(self, condition: str, *values: Any, after: int) -> list[int]:
-        """Numbers of rows above `after` that meet a condition.
+        """Numbers of rows of `images` above `after` that meet a condition.
 
         Without an index if only new rows are asked for: an index is read from its beginning.
         """
@@ -435,6 +473,14 @@ class Database:
         for found in self.read(f"{_SELECT} WHERE {where} LIMIT 1", *values):
             return _columns(found)
         return None
+
+    def of_path(self, path: bytes | None) -> tuple[Columns, bool] | None:
+        """Columns of the row with a path, and whether it is intact; None if there is none."""
+        return None if path is None else self.one(f"row = ({ROW_OF_PATH})", *parted(path), path)
+
+    def of_id(self, image_id: str) -> tuple[Columns, bool] | None:
+        """Columns of the row with an id, and whether it is intact; None if there is none."""
+        return self.one(f"row = ({ROW_OF_ID})", *_parts_of_id(image_id), image_id)
 
     def intact(self, where: str, *values: Any) -> Columns | None:
         """Columns of a row that meets a condition; None if there is none or it is damaged."""
@@ -521,10 +567,10 @@ class Database:
     def set_file(self, file: FileState, source: int | None) -> bool:
         """Records the state of a file; returns False if the stored codes are not of its bytes."""
         with self.transaction() as connection:
-            known = self.intact("path = ?", file.path)
-            if known is None or known["hash"] not in (None, file.hash):
+            found = self.of_path(file.path)
+            if not found or not found[1] or found[0]["hash"] not in (None, file.hash):
                 return False
-            known |= _file_columns(file, source)
+            known = found[0] | _file_columns(file, source)
             known["checksum"] = checksum(known)
             assignments = ", ".join(f"{name} = :{name}" for name in _CHANGEABLE)
             connection.execute(f"UPDATE images SET {assignments} WHERE row = :row", known)
@@ -547,7 +593,7 @@ class Database:
         """
         with self.transaction():
             twin = self.intact("row = ? AND hash = ?", row, file.hash)
-            replaced = self.one("path = ?", file.path)
+            replaced = self.of_path(file.path)
             if replaced and replaced[1] and replaced[0]["hash"] == file.hash:
                 return True  # another writer was faster
             if twin is None:
@@ -566,7 +612,9 @@ class Database:
         """Removes pictures by row and path, except those found elsewhere meanwhile."""
         with self.transaction() as connection:
             return connection.executemany(
-                "DELETE FROM images WHERE row = ? AND path = ?", files
+                "DELETE FROM images "
+                "WHERE row = (SELECT row FROM pictures WHERE row = ? AND path = ?)",
+                files,
             ).rowcount
 
     def restore(self, columns: Columns) -> bool:
@@ -574,13 +622,16 @@ class Database:
 
         If its picture has been stored again meanwhile, removes the row and returns False.
         """
-        assignments = ", ".join(f"{name} = :{name}" for name in COLUMNS)
+        row, path, image_id = columns["row"], columns["path"], columns["id"]
+        assignments = ", ".join(f"{name} = :{name}" for name in _KEPT)
         with self.transaction() as connection:
-            try:
-                connection.execute(f"UPDATE images SET {assignments} WHERE row = :row", columns)
-            except sqlite3.IntegrityError:  # another row has its path or id
-                self.delete([columns["row"]])
+            same = [] if path is None else self.read(ROW_OF_PATH, *parted(path), path)
+            same += self.read(ROW_OF_ID, *_parts_of_id(image_id), image_id)
+            if any(other != row for (other,) in same):
+                self.delete([row])
                 return False
+            kept = columns | self._kept(image_id, path)
+            connection.execute(f"UPDATE images SET {assignments} WHERE row = :row", kept)
             return True
 
     def header_is_whole(self) -> bool:
@@ -659,12 +710,10 @@ class Database:
 
     def _same_picture(self, image: NewImage, content: Columns) -> tuple[Columns, bool] | None:
         """The row of the same picture, see `store`, and whether it is intact."""
-        if image.file.path is not None:
-            found = self.one("path = ?", image.file.path)
-            if found:
-                return found
-        for found in self.read(_WITHOUT_FILE, image.id):
-            columns, intact = _columns(found)
+        if found := self.of_path(image.file.path):
+            return found
+        for values in self.read(f"{_SELECT} WHERE {WITHOUT_FILE}", image.id):
+            columns, intact = _columns(values)
             of_data_set = image.file.path is None and image.source is not None
             if intact and of_data_set and columns["source"] is not None:
                 return columns, True
@@ -690,14 +739,34 @@ class Database:
         new["id"] = self._free_id(image_id, new["path"])
         new["name"] = name or image_id if new["path"] is None else None
         new["checksum"] = checksum(new)
-        self._connection.execute(_INSERT, new)
+        self._connection.execute(_INSERT, new | self._kept(new["id"], new["path"]))
         return int(new["row"])
+
+    def _kept(self, image_id: str, path: bytes | None) -> Columns:
+        """The columns of `images` that keep an id and a path, inside a transaction."""
+        if path is None or self.header["version"] < FOLDERS_FROM:
+            return {"id": image_id, "path": path, "folder": None}
+        (place, name), (ids, last) = parted(path), parted(image_id)
+        is_derived = last.encode() == name
+        folder = self._folder(place, ids if is_derived else None)
+        return {"id": None if is_derived else image_id, "path": name, "folder": folder}
+
+    def _folder(self, place: bytes, ids: str | None) -> int:
+        """The number of a folder, which is stored if it is new, inside a transaction."""
+        query = "SELECT folder FROM folders WHERE place = ? AND ids IS ?"
+        for (number,) in self.read(query, place, ids):
+            return int(number)
+        stored = self._connection.execute(
+            "INSERT INTO folders (place, ids) VALUES (?, ?)", (place, ids)
+        )
+        assert stored.lastrowid is not None
+        return stored.lastrowid
 
     def _free_id(self, image_id: str, path: bytes | None) -> str:
         """The id if it is free, else the full path, else the id with a number."""
 
         def taken(candidate: str) -> bool:
-            return bool(self.read("SELECT 1 FROM images WHERE id = ?", candidate))
+            return bool(self.read(ROW_OF_ID, *_parts_of_id(candidate), candidate))
 
         if not taken(image_id):
             return image_id
@@ -730,14 +799,13 @@ class Database:
 _COPIES = 2  # of the header
 
 _SELECTED = (*COLUMNS, "checksum")
-_SELECT = f"SELECT {', '.join(_SELECTED)} FROM images"
-# By itself, SQLite takes the index of paths, in which all pictures without a file are alike.
-_WITHOUT_FILE = f"{_SELECT} INDEXED BY images_without_file WHERE name = ? AND path IS NULL"
+_SELECT = f"SELECT {', '.join(_SELECTED)} FROM pictures"
+_VIEW = PICTURES.format(others=", ".join(name for name in _SELECTED if name not in ("id", "path")))
+_KEPT = (*_SELECTED, "folder")
 _INSERT = (
-    f"INSERT INTO images ({', '.join(COLUMNS)}, checksum) "
-    f"VALUES ({', '.join(f':{name}' for name in COLUMNS)}, :checksum)"
+    f"INSERT INTO images ({', '.join(_KEPT)}) VALUES ({', '.join(f':{name}' for name in _KEPT)})"
 )
-_CHANGEABLE = ("path", "source", "hash", "n_bytes", "mtime_ns", "checksum")
+_CHANGEABLE = ("source", "hash", "n_bytes", "mtime_ns", "checksum")
 _COMPARED = ("height", "width", *(name for name in BLOBS if name != "image_labels"))
 
 
@@ -763,6 +831,12 @@ def _columns(found: Sequence[Any]) -> tuple[Columns, bool]:
     except TypeError:
         intact = False
     return dict(zip(_SELECTED, found, strict=True)), intact
+
+
+def _parts_of_id(image_id: str) -> tuple[str, bytes]:
+    """The parts of an id as `ROW_OF_ID` takes them."""
+    ids, name = parted(image_id)
+    return ids, name.encode()
 
 
 def _file_columns(file: FileState, source: int | None) -> Columns:
@@ -849,7 +923,7 @@ def _parsed(text: Any) -> tuple[dict[str, Any], str | None]:
     header = _json_object(text)
     if "format" not in header:
         return {}, "it has no format"
-    for field, values in {"format": (FORMAT,), "version": (VERSION, 2, 1)}.items():
+    for field, values in {"format": (FORMAT,), "version": (*range(VERSION, 0, -1),)}.items():
         if header.get(field) not in values:
             return {}, f"{field} must be {values[0]!r}, got {header.get(field)!r}"
     for field, kind in _FIELDS.items():
@@ -910,9 +984,13 @@ def _with_parts(header: dict[str, Any], columns: Columns) -> dict[str, Any]:
 def _add_columns(connection: sqlite3.Connection) -> None:
     """Adds the columns that a database of an earlier version of regionhash lacks."""
     known = {name for _, name, *_ in connection.execute("PRAGMA table_info(images)")}
-    for name in set(BLOBS) - known:
+    columns = dict.fromkeys(BLOBS, "BLOB") | {"folder": "INTEGER REFERENCES folders"}
+    if "folder" not in known:
+        for statement in _statements(FOLDERS):
+            connection.execute(statement)
+    for name in columns.keys() - known:
         try:
-            connection.execute(f"ALTER TABLE images ADD COLUMN {name} BLOB")
+            connection.execute(f"ALTER TABLE images ADD COLUMN {name} {columns[name]}")
         except sqlite3.OperationalError as error:
             if "duplicate column" not in str(error):  # otherwise another process was faster
                 raise
@@ -1000,6 +1078,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # a commit outlasts a power cut
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(_VIEW)
     return connection
 
 

@@ -126,7 +126,6 @@ def _below(snapshot: Snapshot, first: int, database: Database, folder: str) -> M
     after = int(snapshot.rows[first - 1]) if first else 0
     rows = database.rows_at(folder, after)
     if not Path(folder).is_absolute():
-        short = shown_name(Path(folder).as_posix()) + "/"
-        rows += database.rows_where("id >= ? AND id < ?", short, short[:-1] + "0", after=after)
+        rows += database.rows_with_ids_below(shown_name(Path(folder).as_posix()), after)
     found[snapshot.indices_of(np.array(rows, np.int64)) - first] = True
     return found

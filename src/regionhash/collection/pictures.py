@@ -41,12 +41,12 @@ class StoredImage:
 def columns_of(database: Database, image: str | int) -> Columns:
     """The row of a picture, by id or row number. Raises KeyError if there is none intact."""
     if isinstance(image, str):
-        found = database.intact("id = ?", as_shown(image))
+        found = database.of_id(as_shown(image))
     else:
-        found = database.intact("row = ?", image)
-    if found is None:
+        found = database.one("row = ?", image)
+    if found is None or not found[1]:
         raise KeyError(image)
-    return found
+    return found[0]
 
 
 def stored_image(database: Database, columns: Columns) -> StoredImage:
@@ -71,7 +71,7 @@ def path_of(database: Database, path: bytes | None) -> Path | None:
 def paths_of(database: Database, rows: Sequence[int]) -> dict[int, Path]:
     """Files by row; rows without a file, or removed by now, are missing."""
     found = database.read(
-        "SELECT row, path FROM images WHERE typeof(path) = 'blob' "
+        "SELECT row, path FROM pictures WHERE typeof(path) = 'blob' "
         "AND row IN (SELECT value FROM json_each(?))",
         json.dumps(rows),
     )

@@ -58,7 +58,7 @@ def remember(database: Database, connection: sqlite3.Connection, rows: Iterable[
     """
     is_away = cache(shows_nothing)
     found = database.read(
-        "SELECT path, hash, name FROM images WHERE row IN (SELECT value FROM json_each(?))",
+        "SELECT path, hash, name FROM pictures WHERE row IN (SELECT value FROM json_each(?))",
         json.dumps(list(rows)),
     )
     kept = [

@@ -81,7 +81,7 @@ def facts_of(database: Database, first: int = 0, last: int | None = None) -> dic
     """
     found = {}
     for row, path, digest, taken in database.read(
-        "SELECT row, path, hash, taken FROM images WHERE row >= ?1 AND (?2 IS NULL OR row <= ?2)",
+        "SELECT row, path, hash, taken FROM pictures WHERE row >= ?1 AND (?2 IS NULL OR row <= ?2)",
         first,
         last,
     ):
@@ -226,7 +226,7 @@ def _state(
     if facts.path is not None:
         path = database.path_of(Path(facts.path))
         is_there = os.path.isfile(facts.path)  # noqa: PTH113 (odd names raise there)
-    found = None if path is None else database.one("path = ?", path)
+    found = database.of_path(path)
     if found is not None and found[0]["id"] == image_id:
         return FileState(path, taken=facts.taken)
     if found is not None or path in linked or not is_there:

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from regionhash.collection.database import OF_HASH, UPLOADS_FOLDER, Database, FileState, NewImage
 from regionhash.collection.removals import remember
@@ -52,10 +51,8 @@ def rows_named(database: Database, names: Sequence[str]) -> set[int]:
     for name in names:
         if not name:
             raise ValueError("the name of a picture, a file or a folder must not be empty")
-        found: list[tuple[Any, ...]] = database.read(
-            "SELECT row FROM images WHERE id = ?", as_shown(name)
-        )
-        of_name = [row for (row,) in found] + database.rows_at(name)
+        found = database.of_id(as_shown(name))
+        of_name = ([found[0]["row"]] if found else []) + database.rows_at(name)
         if not of_name:
             folder = database.path.parent
             raise ValueError(f"{name}: no picture of {folder}, and no folder with one")
@@ -85,13 +82,13 @@ def _remove_files(database: Database, files: Iterable[bytes]) -> None:
     for file in files:
         path = database.path.parent / UPLOADS_FOLDER / Path(os.fsdecode(file)).name
         with database.transaction():
-            if not database.read("SELECT 1 FROM images WHERE path = ?", file):
+            if database.of_path(file) is None:
                 path.unlink(missing_ok=True)
 
 
 def _files_of_uploads(database: Database, rows: Iterable[int]) -> list[bytes]:
     found = database.read(
-        "SELECT path FROM images WHERE typeof(path) = 'blob' AND substr(path, 1, 1) != x'2f' "
+        "SELECT path FROM pictures WHERE typeof(path) = 'blob' AND substr(path, 1, 1) != x'2f' "
         "AND row IN (SELECT value FROM json_each(?))",
         json.dumps(list(rows)),
     )
