@@ -32,6 +32,7 @@ class MemoryBackend:
     def __init__(self, owner):
         self.owner = owner
         self.record = None
+        self.marks = frozenset()
         self.entries = {}  # number: (image code or None, region codes)
         self.seen = []  # conditions that were asked for
         self.n_inserts_left = None
@@ -45,6 +46,12 @@ class MemoryBackend:
         if self.record is not None:
             self.owner.check(self.place, self.record)
         return Held(len(self.entries), sum(len(regions) for _, regions in self.entries.values()))
+
+    def stamps(self):
+        return self.marks
+
+    def stamp(self, stamp):
+        self.marks = frozenset([stamp])
 
     def insert(self, codes, facts):
         table = codes.table
@@ -89,7 +96,7 @@ class MemoryBackend:
         return number <= condition.up_to and among and number not in condition.without
 
     def drop(self):
-        self.record, self.entries = None, {}
+        self.record, self.entries, self.marks = None, {}, frozenset()
 
     def close(self):
         pass

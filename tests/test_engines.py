@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from cli_runner import error_of, run
 from engine_cases import MemoryBackend, add, made, random_array, random_picture, same_answers
 from regionhash import engines
-from regionhash.collection import Filter, Query, Search
+from regionhash.collection import Collection, Filter, Query, Search
 from regionhash.collection.arrays import Snapshot
 from regionhash.collection.engine import CollectionEngine, EngineReport
-from regionhash.engines import EngineError
+from regionhash.engines import EngineError, Owner
 from regionhash.search.request import RequestError
 from regionhash.service import create_app
 
@@ -342,8 +343,16 @@ def test_codes_of_another_model_or_version_are_not_searched(collection):
 def test_a_state_that_is_damaged_is_made_anew(collection):
     collection.sync_engine()
     state = collection.folder / "engines" / "state.json"
-    for content in ("{", "[]", json.dumps({"memory": {"row": 1}}), json.dumps({"memory": 1})):
+    right = json.loads(state.read_text())["memory"]
+    wrong = [{"row": 1}, 1, None, [], "row", {"more": 1} | right]
+    for name in right:
+        values = (None, [None], {}, "x", -1, 1.5, 10**30, [[10**400]], [["x", 1]], [[1, 2, 3, 4]])
+        wrong += [right | {name: value} for value in values]
+    deep = "[" * 10**5
+    for content in ("{", "[]", deep, *(json.dumps({"memory": value}) for value in wrong)):
         state.write_text(content)
+        with suppress(EngineError):
+            same_answers(collection, None, np.random.default_rng(1))
         assert collection.sync_engine() == (0, 0)
         assert collection.check_engine().ok
 
@@ -455,6 +464,118 @@ def test_a_copy_of_a_collection_has_a_place_of_its_own(collection, tmp_path, mon
     with made(tmp_path / "copy", "memory") as copy:
         assert copy.owner.uuid != collection.owner.uuid
         assert copy.header["uuid"] == collection.header["uuid"]
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """Registers an engine whose place is one for all objects of a collection, and its clones."""
+    places = {}
+    monkeypatch.setattr(Collection, "owner", Owner("0" * 32, "abc", 16, 8, Path()))
+    monkeypatch.setitem(
+        engines.ENGINES,
+        "memory",
+        lambda _, owner: places.setdefault(owner.uuid, MemoryBackend(owner)),
+    )
+
+
+def right_or_refused(collection, rng):
+    """Whether an engine answers; if so, then as the collection does."""
+    try:
+        same_answers(collection, None, rng)
+    except EngineError as error:
+        assert "`regionhash engine sync` mends it" in str(error)
+        return False
+    return True
+
+
+def put_back(backup, folder):
+    """Restores files in place, as `cp -r` does: the database keeps its inode number."""
+    for path in folder.glob("*.db-*"):
+        path.unlink()
+    if backup.is_file():
+        shutil.copyfile(backup, folder / backup.name)
+    else:
+        shutil.copytree(backup, folder, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("restored", ["", "collection.db"])
+@pytest.mark.parametrize(
+    ("lost", "since"),
+    [((10, 10), (0, 0)), ((0, 10), (0, 10)), ((1, 0), (1, 0)), ((3, 5), (3, 5)), ((0, 5), (0, 0))],
+)
+def test_restored_from_a_backup_it_is_mended(tmp_path, shared, restored, lost, since):
+    """Pictures that were removed and added before and after the collection was restored."""
+    rng = np.random.default_rng(0)
+
+    def change(collection, removed, added, first):
+        collection.remove_rows([*range(first, first + removed)])
+        add(collection, rng, added)
+
+    with made(tmp_path / "c", "memory") as collection:
+        add(collection, rng, 60)
+        collection.sync_engine()
+    shutil.copytree(tmp_path / "c", tmp_path / "backup")
+    with made(tmp_path / "c", "memory") as collection:
+        change(collection, *lost, first=5)
+        collection.sync_engine()
+        same_answers(collection, None, rng)
+    put_back(tmp_path / "backup" / restored, tmp_path / "c")
+    with made(tmp_path / "c", "memory") as collection:
+        change(collection, *since, first=20)
+        assert not right_or_refused(collection, rng)
+        collection.sync_engine()
+        same_answers(collection, None, rng)
+        assert collection.check_engine() == EngineReport(60 - since[0] + since[1], 0, (), (), ())
+
+
+def test_clones_that_share_a_place_never_believe_each_other(tmp_path, shared):
+    """As two snapshots of a file system do, in which the database has one inode number."""
+    rng = np.random.default_rng(0)
+    with made(tmp_path / "a", "memory") as collection:
+        add(collection, rng, 60)
+        collection.sync_engine()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with made(tmp_path / "a", "memory") as one, made(tmp_path / "b", "memory") as other:
+        for collection in (one, other, one, other):
+            add(collection, rng, 3)
+            collection.sync_engine()
+            same_answers(collection, None, rng)
+            assert not right_or_refused(other if collection is one else one, rng)
+            assert collection.check_engine().ok
+
+
+def test_a_check_that_finds_all_is_as_good_as_a_sync(tmp_path, shared):
+    with made(tmp_path / "c", "memory") as collection:
+        add(collection, np.random.default_rng(0), 60)
+        collection.sync_engine()
+        backend_of(collection).stamp("0" * 32)
+        assert not right_or_refused(collection, np.random.default_rng(1))
+        assert collection.check_engine().ok
+        assert right_or_refused(collection, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("stop", ["record", "stamp"])
+def test_killed_while_it_marks_the_place_nothing_is_wrong(collection, monkeypatch, stop):
+    collection.sync_engine()
+    add(collection, np.random.default_rng(5), 5)
+    backend = backend_of(collection)
+    stamp = backend.stamp
+
+    def stamp_and_die(mark):
+        if stop == "stamp":
+            stamp(mark)
+        raise EngineError("memory: is gone")
+
+    for _ in range(3):
+        monkeypatch.setattr(backend, "stamp", stamp_and_die)
+        with pytest.raises(EngineError, match="is gone"):
+            collection.sync_engine()
+        assert right_or_refused(collection, np.random.default_rng(6))
+    monkeypatch.setattr(backend, "stamp", stamp)
+    compared = []
+    monkeypatch.setattr(CollectionEngine, "_compared", lambda *_: compared.append(1))
+    assert collection.sync_engine() == (5, 0) and not compared
+    assert right_or_refused(collection, np.random.default_rng(6))
 
 
 def test_what_others_have_stored_too_is_not_stored_twice(collection):

@@ -288,6 +288,28 @@ def test_all_that_is_stored_comes_back_and_removals_are_whole(chdb_folder, opene
 
 
 @each_backend
+def test_a_mark_stays_until_the_place_is_dropped(chdb_folder, opened):
+    codes, facts, _ = random_codes(3, [2, 0, 3], 9, 2)
+    first, second = "1" * 32, "2" * 32
+    with opened(owner_of(codes, chdb_folder), chdb_folder) as backend:
+        assert backend.stamps() == set()
+        backend.create()
+        assert backend.stamps() == set()
+        backend.stamp(first)
+        fill(backend, codes, facts)
+        backend.create()
+        assert backend.stamps() == {first} and backend.held() == Held(3, 5)
+        backend.stamp(second)
+        backend.remove(np.array([1]))
+        assert backend.stamps() == {second}
+        backend.drop()
+        assert backend.stamps() == set()
+        backend.create()
+        assert backend.stamps() == set()
+        backend.drop()
+
+
+@each_backend
 def test_a_place_of_another_record_is_refused_until_it_is_dropped(chdb_folder, opened):
     codes, facts, _ = random_codes(3, [2, 0, 3])
     owner = owner_of(codes, chdb_folder)

@@ -328,6 +328,22 @@ def test_an_index_of_lists_finds_most_and_says_what_it_is(engine_of):
     assert 0 < len(np.intersect1d(got, numbers)) <= 30
 
 
+def test_a_mark_stays_until_the_place_is_dropped(engine_of):
+    engine, first, second = engine_of(), "1" * 32, "2" * 32
+    assert engine.stamps() == set()
+    engine.create()
+    assert engine.stamps() == set()
+    engine.stamp(first)
+    engine.create()
+    assert engine.stamps() == {first}
+    engine.stamp(second)
+    assert engine.stamps() == {second}
+    engine.drop()
+    assert engine.stamps() == set()
+    engine.create()
+    assert engine.stamps() == set()
+
+
 def test_a_place_that_is_not_that_of_the_collection_is_refused(engine_of, monkeypatch):
     engine = engine_of()
     assert engine.held() == (0, 0) and not [*engine.stored("picture", codes=True)]

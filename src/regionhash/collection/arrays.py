@@ -230,7 +230,7 @@ class Arrays:
                 return None
             if state["last_row"] > version[0] or state["last_removal"] > version[1]:
                 return None
-            if not _has_row(database, *state["newest"]):
+            if not has_row(database, *state["newest"]):
                 return None  # of a copy of the database that has diverged
             folder = self.folder / state["generation"]
             for name, length in state["bytes"].items():
@@ -269,7 +269,7 @@ class Arrays:
         state |= {
             "last_row": version[0],
             "last_removal": version[1],
-            "newest": _newest_row(database),
+            "newest": newest_row(database),
             "bytes": lengths,
         }
         write_text(self.folder / _STATE_FILE, json.dumps(state))
@@ -359,15 +359,15 @@ def places_among(rows: Ints, wanted: Ints) -> tuple[Ints, Mask]:
     return places, found
 
 
-def _newest_row(database: Database) -> list[Any]:
+def newest_row(database: Database) -> list[Any]:
     """Identifies the last row, to distinguish it from the row of that number in a copy."""
     for found in database.read("SELECT row, added FROM images ORDER BY row DESC LIMIT 1"):
         return list(found)
     return []
 
 
-def _has_row(database: Database, *newest: Any) -> bool:
-    """Whether the database has, or had, the row that `_newest_row` identifies."""
+def has_row(database: Database, *newest: Any) -> bool:
+    """Whether the database has, or had, the row that `newest_row` identifies."""
     if not newest:
         return True
     row, *_, added = newest  # earlier versions have the id between them

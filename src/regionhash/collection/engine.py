@@ -5,7 +5,10 @@ that an answer is always that of the collection as it is. `engines/state.json`, 
 up to which row each engine has them, and how many. What an engine finds is compared with the codes
 of the collection, and it is asked at each search whether it still holds what it held.
 
-A picture's row number is its number in the engine: a row never changes its content.
+A picture's row number is its number in the engine: a row never changes its content. It does in
+another past: in a clone of the collection that has gone its own way, or if the collection was
+restored from a backup. So a sync marks what it changes, and the mark stands in the state too, with
+the newest row of the database. If they do not agree, all is compared.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from regionhash.collection.arrays import Snapshot, places_among
+from regionhash.collection.arrays import Snapshot, has_row, newest_row, places_among
 from regionhash.collection.database import Database
 from regionhash.collection.filters import as_engines_know
 from regionhash.collection.transfer import facts_of
@@ -58,6 +61,8 @@ class _State:
         pictures, regions: how many it has: exactly, or at least while it is being filled.
         adding: it may have some of the pictures up to this row; 0 if it is not being filled.
         sound: False if it may have any picture, or parts of it, beyond `row`.
+        stamps: what it is marked with: one of these, see `Backend.stamp`.
+        past: by which the database is known again, see `_past`.
     """
 
     fill: str
@@ -67,6 +72,26 @@ class _State:
     regions: int
     adding: int = 0
     sound: bool = True
+    stamps: tuple[str, ...] = ()
+    past: tuple[tuple[float, ...], ...] = ()
+
+    @classmethod
+    def read(cls, found: object) -> _State | None:
+        """The state in a JSON object; None if it is none."""
+        try:
+            state = cls(**found)  # type: ignore[arg-type]
+            stamps = tuple(map(str, state.stamps))
+            past = tuple(tuple(map(float, values)) for values in state.past)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        numbers = [state.row, state.removal, state.pictures, state.regions, state.adding]
+        sane = (
+            isinstance(state.fill, str)
+            and isinstance(state.sound, bool)
+            and all(type(number) is int and 0 <= number < 1 << 62 for number in numbers)
+            and all(len(values) in (0, 2) for values in past)
+        )
+        return replace(state, stamps=stamps, past=past) if sane else None
 
 
 class SyncReport(NamedTuple):
@@ -164,7 +189,7 @@ class CollectionEngine:
             alive, totals = snapshot.present, _Totals(snapshot)
             last_row, last_removal = snapshot.version
             self._backend.create()
-            state = self._state()
+            state, past, stamp = self._state(), _past(self._database()), uuid4().hex
             sound = state is not None and state.sound and self._holds(state, exactly=True)
             fill = uuid4().hex if state is None else state.fill
             if state is not None and sound:
@@ -177,12 +202,16 @@ class CollectionEngine:
                 gone = np.union1d(found.extra, snapshot.rows[found.touched & ~there])
             missing = np.flatnonzero(alive & ~there)
             row = int(snapshot.rows[missing[0]]) - 1 if len(missing) else last_row
+            if state is not None:  # searches go on meanwhile
+                stamps = (*self._backend.stamps().intersection(state.stamps), stamp)
+                kept = replace(
+                    state, row=min(row, state.row), sound=sound, stamps=stamps, past=past
+                )
+                self._record(self._at_least(totals, kept))
+            self._backend.stamp(stamp)
             if len(gone):
-                if state is not None:  # searches go on meanwhile
-                    kept = replace(state, row=min(row, state.row), sound=sound)
-                    self._record(self._at_least(totals, kept))
                 self._backend.remove(gone)
-            state = _State(fill, row, last_removal, 0, 0, sound=sound)
+            state = _State(fill, row, last_removal, 0, 0, sound=sound, stamps=(stamp,), past=past)
             added = 0
             with reporter.stage("storing"):
                 for first in range(0, len(missing), _AT_A_TIME):
@@ -194,7 +223,8 @@ class CollectionEngine:
                     row = int(snapshot.rows[missing[end]]) - 1 if end < len(missing) else last_row
                     state = replace(state, row=row)
                     reporter.progress(end, len(missing))
-            self._record(_State(fill, last_row, last_removal, *self._backend.held()))
+            held = self._backend.held()
+            self._record(_State(fill, last_row, last_removal, *held, stamps=(stamp,), past=past))
         return SyncReport(added, len(gone))
 
     def _insert(self, codes: CodeSet, snapshot: Snapshot, rows: Ints) -> int:
@@ -244,9 +274,15 @@ class CollectionEngine:
                 tuple(snapshot.rows[due & found.different].tolist()),
                 self._recall(snapshot),
             )
-            if not report.ok:
+            if not (report.ok and self._is_of_now(state)):
                 before = snapshot.rows[lacking][:1].tolist() or [state.row + 1]
-                kept = replace(state, row=before[0] - 1, sound=False)
+                kept = replace(
+                    state,
+                    row=before[0] - 1,
+                    sound=False,
+                    stamps=(*self._backend.stamps(),),
+                    past=_past(self._database()),
+                )
                 self._record(self._at_least(_Totals(snapshot), kept))
         return report
 
@@ -327,17 +363,28 @@ class CollectionEngine:
             before, state = state, self._known()
             if state == before:
                 raise EngineError(
-                    f"{self._backend.place}: has lost codes of the collection; `regionhash engine "
-                    "sync` brings them back"
+                    f"{self._backend.place}: has lost codes of the collection, or they were stored "
+                    "for a copy or a backup of it; `regionhash engine sync` mends it"
                 )
         return state
 
     def _holds(self, state: _State, *, exactly: bool = False) -> bool:
         """Whether the engine has as much as it had, and, if that is known `exactly`, no more."""
+        if not self._is_of_now(state):
+            return False
         held = self._backend.held()
         if exactly and not state.adding:
             return held == (state.pictures, state.regions)
         return held.pictures >= state.pictures and held.regions >= state.regions
+
+    def _is_of_now(self, state: _State) -> bool:
+        """Whether a state is of the past of the database, and what the engine has is of the state.
+
+        Not after either was restored from a backup, or another copy has filled the engine.
+        """
+        return _has_past(self._database(), state.past) and not self._backend.stamps().isdisjoint(
+            state.stamps
+        )
 
     def _removed(self, state: _State) -> Ints:
         """Rows (n,) that were removed since the engine was told of removals, ascending."""
@@ -370,15 +417,12 @@ class CollectionEngine:
         """What is known of each engine; nothing if the file is damaged: then all is compared."""
         try:
             states = json.loads((self._folder / _STATE_FILE).read_text())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
         return states if isinstance(states, dict) else {}
 
     def _state(self) -> _State | None:
-        try:
-            return _State(**self._states()[self._backend.place])
-        except (KeyError, TypeError):
-            return None
+        return _State.read(self._states().get(self._backend.place))
 
     def _known(self) -> _State:
         state = self._state()
@@ -395,6 +439,21 @@ class CollectionEngine:
         if state is not None:
             states[self._backend.place] = asdict(state)
         write_text(self._folder / _STATE_FILE, json.dumps(states, indent=1) + "\n")
+
+
+def _past(database: Database) -> tuple[tuple[float, ...], ...]:
+    """The newest row and removal of a database, by which its past differs from that of a copy."""
+    last = "SELECT seq, row FROM removals ORDER BY seq DESC LIMIT 1"
+    return tuple(newest_row(database)), *database.read(last)
+
+
+def _has_past(database: Database, past: tuple[tuple[float, ...], ...]) -> bool:
+    """Whether `_past` once gave this of a database."""
+    newest, *removals = past or ((),)
+    return has_row(database, *newest) and all(
+        database.read("SELECT 1 FROM removals WHERE seq = ? AND row = ?", *removal)
+        for removal in removals
+    )
 
 
 class _Totals:

@@ -171,6 +171,17 @@ class Backend(Protocol):
             EngineError: the place has another record.
         """
 
+    def stamps(self) -> frozenset[str]:
+        """What the place was marked with last, if it was, and maybe with before that."""
+
+    def stamp(self, stamp: str) -> None:
+        """Marks the place, which is there.
+
+        Args:
+            stamp: 32 hexadecimal digits. A mark is kept as long as the place is. If this is
+                interrupted, the place may have both marks, this one and the one before.
+        """
+
     def insert(self, codes: CodeSet, facts: Sequence[Facts]) -> None:
         """Stores pictures; when it returns, searches find them and a restart keeps them.
 

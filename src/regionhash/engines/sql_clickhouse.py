@@ -47,6 +47,9 @@ PASSWORD = "CLICKHOUSE_PASSWORD"
 """Environment variable of a password that the address does not have; ClickHouse's own tools read
 it too."""
 
+_STAMP = "stamp"
+"""Key of the mark in a table's comment, beside the record."""
+
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10, 120
 _QUERY_BYTES = 1 << 30
 """Length of a statement that lists numbers of pictures; ClickHouse takes 256 KiB unless told."""
@@ -117,6 +120,15 @@ class ClickHouse:
         )
         return Held(int(pictures[0]), int(regions[0]))
 
+    def stamps(self) -> frozenset[str]:
+        """What the comment says besides, see `Backend`."""
+        return frozenset(filter(None, [self._mark()]))
+
+    def stamp(self, stamp: str) -> None:
+        """Changes the comment, see `Backend`."""
+        comment = CLICKHOUSE.text(json.dumps(self._owner.record | {_STAMP: stamp}))
+        self.connection.run(f"ALTER TABLE {self._table} MODIFY COMMENT {comment}")
+
     def insert(self, codes: CodeSet, facts: Sequence[Facts]) -> None:
         """Sends rows, see `Backend`."""
         self.connection.insert(self._table, rows_of(codes, facts, self._owner))
@@ -160,6 +172,14 @@ class ClickHouse:
 
     def _exists(self) -> bool:
         """Whether there is a table. Raises EngineError if it has another record."""
+        return self._mark() is not None
+
+    def _mark(self) -> str | None:
+        """The mark of the table, empty if it has none yet; None if there is no table.
+
+        Raises:
+            EngineError: it has another record.
+        """
         name = CLICKHOUSE.text(self._table)
         found = self._columns(
             "SELECT comment FROM system.tables\n"
@@ -168,10 +188,12 @@ class ClickHouse:
         for comment in found[0] if found else ():
             try:
                 record = json.loads(comment)
-            except ValueError:
+            except (ValueError, TypeError):
                 record = None
+            mark = record.pop(_STAMP, "") if isinstance(record, dict) else ""
             self._owner.check(self.place, record)
-        return bool(found)
+            return str(mark)
+        return None
 
     def _columns(self, statement: str) -> list[NDArray[Any]]:
         """The columns that a statement gives; none if it gives no rows."""

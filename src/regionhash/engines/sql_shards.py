@@ -2,6 +2,7 @@
 
 FOLDER/
   shards.json              what the place says of itself, and the files that belong to it
+  stamp                    its mark, see `Backend.stamp`
   1-5000.3f2a9c1d.parquet  a shard: the rows of pictures between two numbers
 
 A file never changes and its name is never used twice. What changes the codes writes new files and
@@ -34,7 +35,7 @@ from regionhash.structures import Ints
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_STATE = "shards.json"
+_STATE, _STAMP = "shards.json", "stamp"
 _SHARD_ROWS = 1 << 20
 """Rows up to which shards are joined: some 16 MB of codes of 64 bits, 130 MB of 1,024."""
 _GROUP_ROWS = 1 << 17
@@ -95,6 +96,19 @@ class DuckDB:
                 return Held(
                     sum(shard.pictures for shard in whole), sum(shard.regions for shard in whole)
                 )
+
+    def stamps(self) -> frozenset[str]:
+        """What a file says, see `Backend`."""
+        with self._reported(), suppress(FileNotFoundError):
+            return frozenset(
+                [(self._folder / _STAMP).read_text(encoding="utf-8", errors="replace")]
+            )
+        return frozenset()
+
+    def stamp(self, stamp: str) -> None:
+        """Writes a file, see `Backend`."""
+        with self._reported():
+            write_text(self._folder / _STAMP, stamp)
 
     def insert(self, codes: CodeSet, facts: Sequence[Facts]) -> None:
         """Writes a shard, into which small ones are taken, see `Backend`."""
@@ -163,7 +177,8 @@ class DuckDB:
     def drop(self) -> None:
         """Removes the files, and the folder if nothing else is in it, see `Backend`."""
         with self._reported(), suppress(FileNotFoundError), locked_folder(self._folder):
-            (self._folder / _STATE).unlink(missing_ok=True)
+            for name in (_STATE, _STAMP):
+                (self._folder / name).unlink(missing_ok=True)
             self._remove_all_but([])
             with suppress(OSError):  # something else is in it
                 self._folder.rmdir()

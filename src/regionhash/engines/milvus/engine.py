@@ -105,6 +105,21 @@ class MilvusEngine:
             counts = {part: self._count(part) for part in self._parts if self._is_there(part)}
         return Held(counts.get("picture", 0), counts.get("region", 0))
 
+    def stamps(self) -> frozenset[str]:
+        """What its aliases say, see `Backend.stamps`."""
+        with self._reported():
+            return frozenset(alias.rpartition("_")[2] for alias in self._aliases())
+
+    def stamp(self, stamp: str) -> None:
+        """Gives it another alias, see `Backend.stamp`."""
+        with self._reported():
+            before = self._aliases()
+            name = self._name("picture")
+            alias = f"regionhash_{self._owner.uuid}_{stamp}"
+            self._client.create_alias(name, alias, timeout=self._timeout)
+            for alias in before:
+                self._client.drop_alias(alias, timeout=self._timeout)
+
     def insert(self, codes: CodeSet, facts: Sequence[Facts]) -> None:
         """See `Backend.insert`."""
         offsets = codes.table.offsets
@@ -217,6 +232,8 @@ class MilvusEngine:
     def drop(self) -> None:
         """See `Backend.drop`."""
         with self._reported():
+            for alias in self._aliases():
+                self._client.drop_alias(alias, timeout=self._timeout)
             for part in self._parts:
                 self._client.drop_collection(self._name(part), timeout=self._timeout)
 
@@ -310,6 +327,13 @@ class MilvusEngine:
                 f"{_listed(self._address.made)}"
             )
         return True
+
+    def _aliases(self) -> list[str]:
+        """Those of the pictures, which end with what the place is marked with."""
+        name = self._name("picture")
+        if not self._client.has_collection(name, timeout=self._timeout):
+            return []
+        return [*self._client.describe_collection(name, timeout=self._timeout)["aliases"]]
 
     def _create(self, part: Part) -> None:
         """Makes an empty part, without an index."""
