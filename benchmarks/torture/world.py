@@ -158,7 +158,7 @@ class World:
         self.board = Board(len(self.paths))
         self.path_of_id = {shown(path): path for path in self.paths}
         self.path_of_id |= {Path(p).name: p for p in self.paths if p.endswith(f"{_own(p)}.png")}
-        Collection.create(self.template).close()
+        Collection.create(self.template, precision="32-true").close()  # as the oracle encodes
         shutil.rmtree(self.template / "arrays", ignore_errors=True)
         shutil.copytree(self.template, collection, dirs_exist_ok=True)
 
