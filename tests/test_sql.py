@@ -549,28 +549,48 @@ def test_addresses():
     pytest.importorskip("duckdb")
     assert opened("").place == opened(":").place == "/collection/sql"
     assert opened(":elsewhere").place == f"{Path.cwd()}/elsewhere/regionhash-{'0' * 32}"
-    for address in (":http://user:s3cret@host:8123/db", ":ClickHouse://host/db", ":s3://bucket/x"):
-        with pytest.raises(
-            ValueError, match="engine sql needs a folder, or a server as"
-        ) as refused:
-            opened(address)
-        assert "s3cret" not in str(refused.value)
+    assert opened(":./trip:2024").place.startswith(f"{Path.cwd()}/trip:2024/")
+    assert opened(":/home/me@there/codes").place.startswith("/home/me@there/codes/")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:s3cret@host:8123/db",
+        "ClickHouse://host/db",
+        "s3://bucket/x",
+        "clickhouse:/user:s3cret@host",
+        "clickhouse//user:s3cret@host/db",
+        "mysql:user:s3cret@host",
+        "//user:s3cret@host",
+        "/user:s3\ncret@host",
+        "./user:s3cret@host",
+        "s3cret@host",
+        "a:b",
+    ],
+)
+@pytest.mark.parametrize("engine", [":", ":chdb:"])
+def test_a_folder_that_looks_like_an_address_is_refused(engine, address):
+    if engine == ":chdb:":
+        pytest.importorskip("chdb")
+    with pytest.raises(ValueError, match="engine sql needs a folder, or a server as") as refused:
+        opened(engine + address)
+    assert "s3cret" not in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_addresses_of_servers(monkeypatch):
     pytest.importorskip("clickhouse_connect")
     backend = opened(":clickhouse://me:s3cret@host")
     assert backend.place == f"clickhouse://host:8123/default/regionhash_{'0' * 32}"
-    assert opened(":clickhouses://host/a%20b").place.startswith("clickhouses://host:8443/a b/")
-    for bad in ("", "host:x", "host/a/b", "host?user=s3cret", ":s3cret@", "host:99999999"):
+    assert opened(":clickhouses://host/a%20b").place.startswith("clickhouses://host:8443/a%20b/")
+    assert opened(":clickhouse://[::1]/").place.startswith("clickhouse://[::1]:8123/default/")
+    for bad in (
+        *("", "host:x", "host/a/b", "host?user=s3cret", ":s3cret@", "host:99999999", "host:0"),
+        *("me:12/s3cret@host:1", "host&password=s3cret", "host/db;password=s3cret", "host#s3cret"),
+    ):
         with pytest.raises(ValueError, match="needs an address clickhouse://user:pass") as refused:
             opened(f":clickhouse://{bad}")
         assert "s3cret" not in str(refused.value)
-
-
-def test_an_unknown_engine_is_named_without_its_address():
-    with pytest.raises(ValueError, match=r"engine must be one of local, .*sql.*, got 'clickhouse'"):
-        open_backend("clickhouse://me:s3cret@host", Owner("0" * 32, "abc", 8, 8, Path("x")))
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash.engines.addresses import read_server
 from regionhash.engines.backend import EngineError, Held, Nearest, Owner, Part, Stored
 from regionhash.engines.sql_rows import n_words, rows_of, stored_of
 from regionhash.engines.sql_statements import (
@@ -201,25 +202,21 @@ class Server:
         # What it warns of is said by EngineError.
         logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
 
-        try:
-            parts = urlsplit(address)
-            port = parts.port or PORTS[parts.scheme]
-            host, database = parts.hostname or "", unquote(parts.path[1:]) or "default"
-        except (ValueError, KeyError):
-            host = ""
-        if not host or parts.query or parts.fragment or "/" in database:
-            # The address itself may have a password in it.
+        server = read_server(address, PORTS)
+        if server is None or server.parts.query or server.parts.fragment:
             raise ValueError(
                 "engine sql needs an address clickhouse://user:password@host:port/database, of "
-                "which only the host must be given"
+                "which only the host must be given; other characters than letters and digits are "
+                "encoded: / as %2F, @ as %40"
             )
-        self.place = f"{parts.scheme}://{host}:{port}/{database}"
+        parts, database = server.parts, server.parts.path[1:] or "default"
+        self.place = f"{server.shown}/{database}"
         self._lock = threading.Lock()
         self._client: Any = None
         self._login: dict[str, Any] = {
-            "host": host,
-            "port": port,
-            "database": database,
+            "host": server.host,
+            "port": server.port,
+            "database": unquote(database),
             "interface": "https" if parts.scheme == "clickhouses" else "http",
             "username": unquote(parts.username or "default"),
             "password": unquote(parts.password or os.environ.get(PASSWORD, "")),
