@@ -72,7 +72,7 @@ def test_without_pymilvus_the_extra_is_named(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("spec", ["milvu:http://h?token=secret", "milvus?token=secret", "secret"])
 def test_an_engine_that_is_unknown_is_refused_without_what_was_typed(tmp_path, spec):
-    with pytest.raises(ValueError, match="engine must be one of local, milvus, sql$"):
+    with pytest.raises(ValueError, match=r"engine must be one of local, milvus, sql$"):
         open_backend(spec, Owner("a", "b", 8, 8, tmp_path))
 
 
