@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import numpy as np
@@ -306,6 +307,19 @@ def test_a_place_of_another_record_is_refused_until_it_is_dropped(chdb_folder, o
         with pytest.raises(EngineError, match="holds codes with model_hash 'def', but"):
             backend.held()
         second.drop()
+
+
+@pytest.mark.parametrize(
+    "comment", [None, 5, float("nan"), "", "5", "[" * 100_000, '{"format": 1e999}']
+)
+def test_a_table_with_a_comment_that_is_no_record_is_refused_in_one_line(tmp_path, comment):
+    import pyarrow as pa
+
+    row = pa.record_batch([pa.array([comment])], ["comment"])
+    table = SimpleNamespace(place="server", batches=lambda _: [row])
+    codes, _, _ = random_codes(5, [1])
+    refused = error_of(ClickHouse(table, owner_of(codes, tmp_path)).held)
+    assert re.fullmatch(r"server/regionhash_\w+: holds codes with format .*", refused)
 
 
 @each_backend

@@ -33,6 +33,7 @@ from regionhash.engines.sql_statements import (
     file_of_clickhouse,
     nearest,
 )
+from regionhash.files.strict_json import parse_object
 from regionhash.files.text import reason_of
 from regionhash.store import CodeSet
 from regionhash.store.parquet import Facts
@@ -49,6 +50,7 @@ PASSWORD = "CLICKHOUSE_PASSWORD"
 it too."""
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10, 120
+"""Until there is a connection, and between two parts of an answer: a long one may take any time."""
 _QUERY_BYTES = 1 << 30
 """Length of a statement that lists numbers of pictures; ClickHouse takes 256 KiB unless told."""
 
@@ -168,7 +170,7 @@ class ClickHouse:
         )
         for comment in found[0] if found else ():
             try:
-                record = json.loads(comment)
+                record = parse_object(str(comment).encode())
             except ValueError:
                 record = None
             self._owner.check(self.place, record)

@@ -43,6 +43,7 @@ from regionhash.engines.milvus.rows import (
     region_rows,
     stored,
 )
+from regionhash.files.strict_json import parse_object
 from regionhash.store import CodeSet
 from regionhash.store.parquet import CORNERS, Facts
 from regionhash.structures import Codes, Ints
@@ -299,10 +300,10 @@ class MilvusEngine:
             return False
         text = self._client.describe_collection(name, timeout=self._timeout)["description"]
         try:
-            found = json.loads(text)
+            found = parse_object(text.encode())
         except ValueError:
-            found = None
-        made = found.pop("made", None) if isinstance(found, dict) else None
+            found = {}
+        made = found.pop("made", None)
         self._owner.check(self.place, found)
         if made != self._address.made:
             raise EngineError(
