@@ -954,6 +954,38 @@ def test_a_folder_that_looks_like_a_partition_is_a_folder(tmp_path, name):
         same_answers(collection, None, np.random.default_rng(1))
 
 
+@pytest.mark.parametrize("name", ["a\\*b", "\\[", "a\\?", "\udcff"])
+def test_a_folder_that_duckdb_cannot_read_is_refused_before_anything_is_written(tmp_path, name):
+    pytest.importorskip("duckdb")
+    folder = tmp_path / name
+    folder.mkdir()
+    with made(folder, "sql") as collection:
+        add(collection, np.random.default_rng(0), 3)
+        with pytest.raises(ValueError, match="DuckDB reads no file whose path ") as refused:
+            collection.sync_engine()
+        assert "\n" not in str(refused.value)
+        assert not (folder / "engines").exists()
+
+
+@pytest.mark.parametrize("name", ["a*?[b", "a\\b\n{c,d}"])
+def test_other_odd_names_are_folders(tmp_path, name):
+    pytest.importorskip("duckdb")
+    folder = tmp_path / name
+    folder.mkdir()
+    with made(folder, "sql") as collection:
+        add(collection, np.random.default_rng(0), 9)
+        collection.sync_engine()
+        assert collection.check_engine().ok
+        same_answers(collection, None, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("name", ["a?b=1", "\udcff"])
+def test_a_folder_that_chdb_cannot_open_is_refused(name):
+    pytest.importorskip("chdb")
+    with pytest.raises(ValueError, match="chDB opens no folder"):
+        opened(f":chdb:{name}")
+
+
 def test_relative_names_with_a_colon_are_files(tmp_path, monkeypatch):
     pytest.importorskip("duckdb")
     monkeypatch.chdir(tmp_path)

@@ -34,7 +34,7 @@ from regionhash.engines.sql_statements import (
     nearest,
 )
 from regionhash.files.strict_json import parse_object
-from regionhash.files.text import reason_of
+from regionhash.files.text import is_text, reason_of
 from regionhash.store import CodeSet
 from regionhash.store.parquet import Facts
 from regionhash.structures import Ints
@@ -278,6 +278,7 @@ class InProcess:
         folder: of the tables.
 
     Raises:
+        ValueError: chDB cannot open a folder with such a path.
         ModuleNotFoundError: chDB or pyarrow is not installed.
     """
 
@@ -286,6 +287,9 @@ class InProcess:
         import pyarrow.parquet  # noqa: F401
 
         self.place = f"chdb:{folder}"
+        if "?" in self.place or not is_text(self.place):
+            # It would take what follows for options, and open another folder.
+            raise ValueError(f"{folder}: chDB opens no folder whose path has a ? or is not UTF-8")
         self._folder = folder
         self._session: Any = None
 

@@ -64,6 +64,7 @@ class DuckDB:
         owner: the collection.
 
     Raises:
+        ValueError: DuckDB cannot read files with such paths.
         ModuleNotFoundError: DuckDB or pyarrow is not installed.
     """
 
@@ -72,6 +73,7 @@ class DuckDB:
         import pyarrow.parquet  # noqa: F401 (says what is missing)
 
         self.place = str(folder)
+        DUCKDB.files([self.place])  # now, since it could be written
         self._folder, self._owner = folder, owner
         # What does not fit in memory goes there; the folder is made when it is needed.
         spilled = Path(tempfile.gettempdir()) / f"regionhash-duckdb-{secrets.token_hex(8)}"
