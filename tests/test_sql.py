@@ -531,7 +531,30 @@ def test_removals_leave_other_files_alone(shards):
     assert files_of(backend) == ["mine.txt"]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"record": 1, "shards": [[1]]}', "\0"])
+A_SHARD = '["1-2.aa.parquet", 1, 2, 2, 4, 99]'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{}", "[1]", '{"record": 1, "shards": [[1]]}', "\0", "[" * 100_000),
+        *('{"record": {}, "shards": {}}', '{"record": 1, "shards": []}', '{"record": {}}'),
+        *(
+            f'{{"record": {{}}, "shards": [{A_SHARD.replace(right, wrong)}]}}'
+            for right, wrong in (
+                ('"1-2.aa.parquet"', "1.5"),
+                ("1-2", "../1-2"),
+                ("1-2", "1-2\\u0000"),
+                ("[", "[1, "),
+                (", 99", ""),
+                ("99", '"99"'),
+                ("1, 2", "1.0, 2"),
+                ("4", "null"),
+                (A_SHARD, "7"),
+            )
+        ),
+    ],
+)
 def test_a_damaged_list_of_shards_is_named(shards, text):
     backend, *_ = shards
     (Path(backend.place) / "shards.json").write_text(text)
@@ -540,6 +563,20 @@ def test_a_damaged_list_of_shards_is_named(shards, text):
     backend.drop()
     backend.create()
     assert backend.held() == Held(0, 0)
+
+
+@pytest.mark.parametrize("extra", [{"more": 1}, {"more": None}, {"a\nb": "x" * 9999}])
+def test_a_record_that_says_more_is_of_something_else(shards, extra):
+    backend, codes, *_ = shards
+    record = json.loads((Path(backend.place) / "shards.json").read_text())["record"]
+    owner = owner_of(codes, Path("x"))
+    owner.check("place", owner.record)
+    with pytest.raises(EngineError, match="place: holds codes with ") as refused:
+        owner.check("place", owner.record | extra)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+    text = json.dumps({"record": record | extra, "shards": []})
+    (Path(backend.place) / "shards.json").write_text(text)
+    assert "holds codes with" in error_of(backend.held)
 
 
 def test_a_disk_that_refuses_is_one_line(tmp_path):

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from regionhash.engines.backend import EngineError, Held, Nearest, Owner, Part, 
 from regionhash.engines.sql_rows import n_words, rows_of, stored_of
 from regionhash.engines.sql_statements import DUCKDB, Rows, conditions_of, everything, nearest
 from regionhash.files.atomic import locked_folder, write_text
+from regionhash.files.strict_json import field, parse_object
 from regionhash.files.text import reason_of
 from regionhash.store import CodeSet
 from regionhash.store.parquet import Facts
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _STATE = "shards.json"
+_NAME = re.compile(r"\d+-\d+\.[0-9a-f]+\.parquet")
 _SHARD_ROWS = 1 << 20
 """Rows up to which shards are joined: some 16 MB of codes of 64 bits, 130 MB of 1,024."""
 _GROUP_ROWS = 1 << 17
@@ -50,6 +53,14 @@ class _Shard(NamedTuple):
     pictures: int
     regions: int
     n_bytes: int
+
+    @classmethod
+    def read(cls, values: Any) -> _Shard:
+        """A shard of JSON. Raises ValueError if it is none."""
+        match values:
+            case [str(name), int(), int(), int(), int(), int()] if _NAME.fullmatch(name):
+                return cls(*values)
+        raise ValueError("no shard")
 
     @property
     def rows(self) -> int:
@@ -194,11 +205,12 @@ class DuckDB:
         with self._reported():
             if not self._exists():
                 return []
-            text = (self._folder / _STATE).read_text(encoding="utf-8")
+            text = (self._folder / _STATE).read_bytes()
         try:
-            state = json.loads(text)
-            record, shards = state["record"], [_Shard(*shard) for shard in state["shards"]]
-        except (ValueError, TypeError, KeyError):
+            state = parse_object(text)
+            record = field(state, "record", dict)
+            shards = [_Shard.read(values) for values in field(state, "shards", list)]
+        except ValueError:
             raise EngineError(
                 f"{self._folder / _STATE}: damaged; `regionhash engine drop` and `sync` make it "
                 "again"
