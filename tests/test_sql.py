@@ -1,5 +1,6 @@
 """The SQL engine: DuckDB over Parquet files, and ClickHouse through chDB, against a local scan."""
 
+import errno
 import json
 import re
 import shutil
@@ -468,6 +469,26 @@ def test_an_insert_that_is_killed_leaves_all_as_it_was(shards):
     backend.insert(*part_of(codes, facts, [4, 5]))
     assert backend.held() == Held(6, 18)
     assert len(files_of(backend)) == len(before) + 1  # what was left behind is gone
+
+
+@pytest.mark.parametrize("fails", ["os.fsync", "write_text"])
+def test_a_change_for_which_there_is_no_space_leaves_no_files(shards, fails):
+    backend, codes, facts, snapshot = shards
+    before = files_of(backend)
+
+    def refused(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    changes = (
+        lambda: backend.insert(*part_of(codes, facts, [0])),
+        lambda: backend.remove(snapshot.rows[[0, 5]]),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"regionhash.engines.sql_shards.{fails}", refused)
+        for change in changes:
+            assert error_of(change) == f"{backend.place}: No space left on device"
+            assert files_of(backend) == before
+    assert backend.held() == Held(6, 18)
 
 
 def test_a_shard_that_is_lost_is_not_held_and_no_search_is_answered_without_it(shards):

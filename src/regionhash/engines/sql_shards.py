@@ -229,11 +229,18 @@ class DuckDB:
 
     @contextmanager
     def _changing(self) -> Iterator[list[_Shard]]:
-        """The shards that are there, to be changed; they are kept at the end."""
+        """The shards that are there, to be changed; they are kept at the end.
+
+        If anything fails, say for want of space, the new files are removed.
+        """
         with self._reported(), locked_folder(self._folder):
             shards = self._whole(self._shards())
-            yield shards
-            self._commit(shards)
+            try:
+                yield shards
+                self._commit(shards)
+            except Exception:
+                self._remove_all_but(self._shards())
+                raise
 
     def _commit(self, shards: Sequence[_Shard]) -> None:
         state = {"record": self._owner.record, "shards": shards}
