@@ -265,8 +265,8 @@ class MilvusEngine:
     def _client(self) -> MilvusClient:
         from pymilvus import MilvusClient
 
-        for name in ("pymilvus", "pymilvus.milvus_client"):  # they print each error
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        for name in ("", ".milvus_client", ".milvus_client.milvus_client"):  # they print each error
+            logging.getLogger(f"pymilvus{name}").setLevel(logging.CRITICAL + 1)
         return MilvusClient(self._address.uri, token=self._address.token, timeout=self._timeout)
 
     @contextmanager
