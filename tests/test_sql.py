@@ -770,26 +770,21 @@ def exported(photo_collection, tmp_path_factory):
     return path
 
 
-def fill_from(collection_folder, backend):
-    """What `regionhash engine sync` does."""
-    with Collection.open(collection_folder) as collection:
-        snapshot, codes = collection.snapshot, collection.code_file()
-    facts = [
-        Facts(row, taken=taken)
-        for row, taken in zip(snapshot.rows.tolist(), snapshot.taken.tolist(), strict=True)
-    ]
-    backend.create()
-    backend.insert(codes, facts)
+@pytest.fixture(scope="module")
+def collected(photo_collection, tmp_path_factory):
+    """A copy of the collection of the photos, which engines may know."""
+    folder = tmp_path_factory.mktemp("collected") / "photos.collection"
+    shutil.copytree(photo_collection, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def places(photo_collection, tmp_path_factory):
-    """A folder that the engine of files has for the photos."""
+def place(collected, tmp_path_factory):
+    """An engine of files that has them."""
     pytest.importorskip("duckdb")
-    place = tmp_path_factory.mktemp("places")
-    with Collection.open(photo_collection) as collection:
-        fill_from(photo_collection, open_backend(f"sql:{place}", collection.owner))
-    return place
+    spec = f"sql:{tmp_path_factory.mktemp('places')}"
+    run("engine", "sync", collected, "--engine", spec)
+    return spec
 
 
 BOXES = "--box 10,20,60,80 --box 40,30,110,90"
@@ -842,12 +837,10 @@ def test_what_is_printed_for_an_export_finds_what_a_search_finds(
 
 
 @pytest.mark.parametrize("text", SEARCHES)
-def test_what_is_printed_for_an_engine_finds_what_a_search_finds(
-    photo_collection, photos, places, text
-):
+def test_what_is_printed_for_an_engine_finds_what_a_search_finds(collected, photos, place, text):
     options = options_of(text, photos)
-    printed = run("sql", photo_collection, *options, "--engine", f"sql:{places}").stdout
-    assert named(photo_collection, run_by_duckdb(printed)) == searched(photo_collection, options)
+    printed = run("sql", collected, *options, "--engine", place).stdout
+    assert named(collected, run_by_duckdb(printed)) == searched(collected, options)
 
 
 def test_searches_find_something(photo_collection, photos):
@@ -893,19 +886,18 @@ def test_the_name_of_the_temporary_folder_is_no_column(chdb_folder, tmp_path, mo
         backend.drop()
 
 
-def test_what_is_printed_for_a_table_finds_what_a_search_finds(
-    photo_collection, photos, chdb_folder
-):
+def test_what_is_printed_for_a_table_finds_what_a_search_finds(collected, photos, chdb_folder):
     pytest.importorskip("chdb")
-    with Collection.open(photo_collection) as collection:
-        backend = open_backend(f"sql:chdb:{chdb_folder}", collection.owner)
-        fill_from(photo_collection, backend)
-        for text in SEARCHES:
-            options = options_of(text, photos)
-            printed = run("sql", photo_collection, *options, "--engine", f"sql:chdb:{chdb_folder}")
-            found = run_by_chdb(printed.stdout, chdb_folder)
-            assert named(photo_collection, found) == searched(photo_collection, options)
-        backend.drop()
+    spec = f"sql:chdb:{chdb_folder}"
+    run("engine", "sync", collected, "--engine", spec)
+    for text in SEARCHES:
+        options = options_of(text, photos)
+        printed = run("sql", collected, *options, "--engine", spec)
+        found = run_by_chdb(printed.stdout, chdb_folder)
+        assert named(collected, found) == searched(collected, options)
+    run("engine", "drop", collected, "--engine", spec)
+    message = error_of_command("sql", collected, *options, "--engine", spec)
+    assert "no sync has filled it" in message
 
 
 def test_what_is_printed_for_an_engine_leaves_out_what_was_removed_since(
