@@ -358,10 +358,10 @@ def test_a_state_that_is_damaged_is_made_anew(collection):
 
 
 def test_engines_are_named(collection):
-    with pytest.raises(ValueError, match=r"engine must be one of local, .*, got 'elastic'"):
+    with pytest.raises(ValueError, match="engine must be one of local, "):
         collection.results(Search([one_object()]), engine="elastic")
-    with pytest.raises(ValueError, match="engine local has no address, got 'local:x'"):
-        collection.results(Search([one_object()]), engine="local:x")
+    with pytest.raises(ValueError, match=r"engine local has no address$"):
+        collection.results(Search([one_object()]), engine="local:clickhouse://u:s3cret@h")
     with pytest.raises(ValueError, match="engine local is the collection itself"):
         collection.sync_engine("local")
 

@@ -1,5 +1,6 @@
 """The SQL engine: DuckDB over Parquet files, and ClickHouse through chDB, against a local scan."""
 
+import errno
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import numpy as np
@@ -330,6 +332,19 @@ def test_a_place_of_another_record_is_refused_until_it_is_dropped(chdb_folder, o
         second.drop()
 
 
+@pytest.mark.parametrize(
+    "comment", [None, 5, float("nan"), "", "5", "[" * 100_000, '{"format": 1e999}']
+)
+def test_a_table_with_a_comment_that_is_no_record_is_refused_in_one_line(tmp_path, comment):
+    import pyarrow as pa
+
+    row = pa.record_batch([pa.array([comment])], ["comment"])
+    table = SimpleNamespace(place="server", batches=lambda _: [row])
+    codes, _, _ = random_codes(5, [1])
+    refused = error_of(ClickHouse(table, owner_of(codes, tmp_path)).held)
+    assert re.fullmatch(r"server/regionhash_\w+: holds codes with format .*", refused)
+
+
 @each_backend
 def test_a_hundred_thousand_numbers_are_one_condition(chdb_folder, opened):
     codes, facts, snapshot = random_codes(5, [1] * 20, 8)
@@ -478,6 +493,26 @@ def test_an_insert_that_is_killed_leaves_all_as_it_was(shards):
     assert len(files_of(backend)) == len(before) + 1  # what was left behind is gone
 
 
+@pytest.mark.parametrize("fails", ["os.fsync", "write_text"])
+def test_a_change_for_which_there_is_no_space_leaves_no_files(shards, fails):
+    backend, codes, facts, snapshot = shards
+    before = files_of(backend)
+
+    def refused(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    changes = (
+        lambda: backend.insert(*part_of(codes, facts, [0])),
+        lambda: backend.remove(snapshot.rows[[0, 5]]),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"regionhash.engines.sql_shards.{fails}", refused)
+        for change in changes:
+            assert error_of(change) == f"{backend.place}: No space left on device"
+            assert files_of(backend) == before
+    assert backend.held() == Held(6, 18)
+
+
 def test_a_shard_that_is_lost_is_not_held_and_no_search_is_answered_without_it(shards):
     backend, codes, facts, snapshot = shards
     (small,) = Path(backend.place).glob(f"{snapshot.rows[4]}-*.parquet")
@@ -539,7 +574,30 @@ def test_removals_leave_other_files_alone(shards):
     assert files_of(backend) == ["mine.txt"]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"record": 1, "shards": [[1]]}', "\0"])
+A_SHARD = '["1-2.aa.parquet", 1, 2, 2, 4, 99]'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{}", "[1]", '{"record": 1, "shards": [[1]]}', "\0", "[" * 100_000),
+        *('{"record": {}, "shards": {}}', '{"record": 1, "shards": []}', '{"record": {}}'),
+        *(
+            f'{{"record": {{}}, "shards": [{A_SHARD.replace(right, wrong)}]}}'
+            for right, wrong in (
+                ('"1-2.aa.parquet"', "1.5"),
+                ("1-2", "../1-2"),
+                ("1-2", "1-2\\u0000"),
+                ("[", "[1, "),
+                (", 99", ""),
+                ("99", '"99"'),
+                ("1, 2", "1.0, 2"),
+                ("4", "null"),
+                (A_SHARD, "7"),
+            )
+        ),
+    ],
+)
 def test_a_damaged_list_of_shards_is_named(shards, text):
     backend, *_ = shards
     (Path(backend.place) / "shards.json").write_text(text)
@@ -548,6 +606,20 @@ def test_a_damaged_list_of_shards_is_named(shards, text):
     backend.drop()
     backend.create()
     assert backend.held() == Held(0, 0)
+
+
+@pytest.mark.parametrize("extra", [{"more": 1}, {"more": None}, {"a\nb": "x" * 9999}])
+def test_a_record_that_says_more_is_of_something_else(shards, extra):
+    backend, codes, *_ = shards
+    record = json.loads((Path(backend.place) / "shards.json").read_text())["record"]
+    owner = owner_of(codes, Path("x"))
+    owner.check("place", owner.record)
+    with pytest.raises(EngineError, match="place: holds codes with ") as refused:
+        owner.check("place", owner.record | extra)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+    text = json.dumps({"record": record | extra, "shards": []})
+    (Path(backend.place) / "shards.json").write_text(text)
+    assert "holds codes with" in error_of(backend.held)
 
 
 def test_a_disk_that_refuses_is_one_line(tmp_path):
@@ -571,28 +643,48 @@ def test_addresses():
     pytest.importorskip("duckdb")
     assert opened("").place == opened(":").place == "/collection/sql"
     assert opened(":elsewhere").place == f"{Path.cwd()}/elsewhere/regionhash-{'0' * 32}"
-    for address in (":http://user:s3cret@host:8123/db", ":ClickHouse://host/db", ":s3://bucket/x"):
-        with pytest.raises(
-            ValueError, match="engine sql needs a folder, or a server as"
-        ) as refused:
-            opened(address)
-        assert "s3cret" not in str(refused.value)
+    assert opened(":./trip:2024").place.startswith(f"{Path.cwd()}/trip:2024/")
+    assert opened(":/home/me@there/codes").place.startswith("/home/me@there/codes/")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:s3cret@host:8123/db",
+        "ClickHouse://host/db",
+        "s3://bucket/x",
+        "clickhouse:/user:s3cret@host",
+        "clickhouse//user:s3cret@host/db",
+        "mysql:user:s3cret@host",
+        "//user:s3cret@host",
+        "/user:s3\ncret@host",
+        "./user:s3cret@host",
+        "s3cret@host",
+        "a:b",
+    ],
+)
+@pytest.mark.parametrize("engine", [":", ":chdb:"])
+def test_a_folder_that_looks_like_an_address_is_refused(engine, address):
+    if engine == ":chdb:":
+        pytest.importorskip("chdb")
+    with pytest.raises(ValueError, match="engine sql needs a folder, or a server as") as refused:
+        opened(engine + address)
+    assert "s3cret" not in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_addresses_of_servers(monkeypatch):
     pytest.importorskip("clickhouse_connect")
     backend = opened(":clickhouse://me:s3cret@host")
     assert backend.place == f"clickhouse://host:8123/default/regionhash_{'0' * 32}"
-    assert opened(":clickhouses://host/a%20b").place.startswith("clickhouses://host:8443/a b/")
-    for bad in ("", "host:x", "host/a/b", "host?user=s3cret", ":s3cret@", "host:99999999"):
+    assert opened(":clickhouses://host/a%20b").place.startswith("clickhouses://host:8443/a%20b/")
+    assert opened(":clickhouse://[::1]/").place.startswith("clickhouse://[::1]:8123/default/")
+    for bad in (
+        *("", "host:x", "host/a/b", "host?user=s3cret", ":s3cret@", "host:99999999", "host:0"),
+        *("me:12/s3cret@host:1", "host&password=s3cret", "host/db;password=s3cret", "host#s3cret"),
+    ):
         with pytest.raises(ValueError, match="needs an address clickhouse://user:pass") as refused:
             opened(f":clickhouse://{bad}")
         assert "s3cret" not in str(refused.value)
-
-
-def test_an_unknown_engine_is_named_without_its_address():
-    with pytest.raises(ValueError, match=r"engine must be one of local, .*sql.*, got 'clickhouse'"):
-        open_backend("clickhouse://me:s3cret@host", Owner("0" * 32, "abc", 8, 8, Path("x")))
 
 
 @pytest.mark.parametrize(
@@ -700,26 +792,21 @@ def exported(photo_collection, tmp_path_factory):
     return path
 
 
-def fill_from(collection_folder, backend):
-    """What `regionhash engine sync` does."""
-    with Collection.open(collection_folder) as collection:
-        snapshot, codes = collection.snapshot, collection.code_file()
-    facts = [
-        Facts(row, taken=taken)
-        for row, taken in zip(snapshot.rows.tolist(), snapshot.taken.tolist(), strict=True)
-    ]
-    backend.create()
-    backend.insert(codes, facts)
+@pytest.fixture(scope="module")
+def collected(photo_collection, tmp_path_factory):
+    """A copy of the collection of the photos, which engines may know."""
+    folder = tmp_path_factory.mktemp("collected") / "photos.collection"
+    shutil.copytree(photo_collection, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def places(photo_collection, tmp_path_factory):
-    """A folder that the engine of files has for the photos."""
+def place(collected, tmp_path_factory):
+    """An engine of files that has them."""
     pytest.importorskip("duckdb")
-    place = tmp_path_factory.mktemp("places")
-    with Collection.open(photo_collection) as collection:
-        fill_from(photo_collection, open_backend(f"sql:{place}", collection.owner))
-    return place
+    spec = f"sql:{tmp_path_factory.mktemp('places')}"
+    run("engine", "sync", collected, "--engine", spec)
+    return spec
 
 
 BOXES = "--box 10,20,60,80 --box 40,30,110,90"
@@ -772,12 +859,10 @@ def test_what_is_printed_for_an_export_finds_what_a_search_finds(
 
 
 @pytest.mark.parametrize("text", SEARCHES)
-def test_what_is_printed_for_an_engine_finds_what_a_search_finds(
-    photo_collection, photos, places, text
-):
+def test_what_is_printed_for_an_engine_finds_what_a_search_finds(collected, photos, place, text):
     options = options_of(text, photos)
-    printed = run("sql", photo_collection, *options, "--engine", f"sql:{places}").stdout
-    assert named(photo_collection, run_by_duckdb(printed)) == searched(photo_collection, options)
+    printed = run("sql", collected, *options, "--engine", place).stdout
+    assert named(collected, run_by_duckdb(printed)) == searched(collected, options)
 
 
 def test_searches_find_something(photo_collection, photos):
@@ -823,19 +908,18 @@ def test_the_name_of_the_temporary_folder_is_no_column(chdb_folder, tmp_path, mo
         backend.drop()
 
 
-def test_what_is_printed_for_a_table_finds_what_a_search_finds(
-    photo_collection, photos, chdb_folder
-):
+def test_what_is_printed_for_a_table_finds_what_a_search_finds(collected, photos, chdb_folder):
     pytest.importorskip("chdb")
-    with Collection.open(photo_collection) as collection:
-        backend = open_backend(f"sql:chdb:{chdb_folder}", collection.owner)
-        fill_from(photo_collection, backend)
-        for text in SEARCHES:
-            options = options_of(text, photos)
-            printed = run("sql", photo_collection, *options, "--engine", f"sql:chdb:{chdb_folder}")
-            found = run_by_chdb(printed.stdout, chdb_folder)
-            assert named(photo_collection, found) == searched(photo_collection, options)
-        backend.drop()
+    spec = f"sql:chdb:{chdb_folder}"
+    run("engine", "sync", collected, "--engine", spec)
+    for text in SEARCHES:
+        options = options_of(text, photos)
+        printed = run("sql", collected, *options, "--engine", spec)
+        found = run_by_chdb(printed.stdout, chdb_folder)
+        assert named(collected, found) == searched(collected, options)
+    run("engine", "drop", collected, "--engine", spec)
+    message = error_of_command("sql", collected, *options, "--engine", spec)
+    assert "no sync has filled it" in message
 
 
 def test_what_is_printed_for_an_engine_leaves_out_what_was_removed_since(
@@ -940,6 +1024,38 @@ def test_a_folder_that_looks_like_a_partition_is_a_folder(tmp_path, name):
         collection.sync_engine()
         assert collection.check_engine().ok
         same_answers(collection, None, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("name", ["a\\*b", "\\[", "a\\?", "\udcff"])
+def test_a_folder_that_duckdb_cannot_read_is_refused_before_anything_is_written(tmp_path, name):
+    pytest.importorskip("duckdb")
+    folder = tmp_path / name
+    folder.mkdir()
+    with made(folder, "sql") as collection:
+        add(collection, np.random.default_rng(0), 3)
+        with pytest.raises(ValueError, match="DuckDB reads no file whose path ") as refused:
+            collection.sync_engine()
+        assert "\n" not in str(refused.value)
+        assert not (folder / "engines").exists()
+
+
+@pytest.mark.parametrize("name", ["a*?[b", "a\\b\n{c,d}"])
+def test_other_odd_names_are_folders(tmp_path, name):
+    pytest.importorskip("duckdb")
+    folder = tmp_path / name
+    folder.mkdir()
+    with made(folder, "sql") as collection:
+        add(collection, np.random.default_rng(0), 9)
+        collection.sync_engine()
+        assert collection.check_engine().ok
+        same_answers(collection, None, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("name", ["a?b=1", "\udcff"])
+def test_a_folder_that_chdb_cannot_open_is_refused(name):
+    pytest.importorskip("chdb")
+    with pytest.raises(ValueError, match="chDB opens no folder"):
+        opened(f":chdb:{name}")
 
 
 def test_relative_names_with_a_colon_are_files(tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """A server that dies, loses or changes something: nothing wrong is found, and a sync mends it."""
 
+import subprocess
+import sys
+import textwrap
 import time
 
 import numpy as np
@@ -134,6 +137,23 @@ def test_a_server_that_is_killed_in_a_sync(collection, server):
     some_searches(collection)  # the rest here
     collection.sync_engine()
     is_right(collection)
+
+
+def test_a_server_that_is_not_there_is_not_reported_by_the_client():
+    code = """
+        from pathlib import Path
+        from regionhash.engines import EngineError, Owner, open_backend
+        address = "milvus:http://127.0.0.1:1?timeout=1&token=me:secret"
+        try:
+            open_backend(address, Owner("0" * 32, "", 8, 8, Path())).held()
+        except EngineError as error:
+            print(error)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith("milvus:http://127.0.0.1:1: ")
+    assert ran.stdout.count("\n") == 1 and ran.stderr == "" and "secret" not in ran.stdout
 
 
 def test_a_check_measures_an_index_that_is_not_exact(collection, server):

@@ -131,7 +131,7 @@ def sql(
 
 def _rows_of_engine(collection: Collection, spec: str) -> tuple[Rows, list[str]]:
     """The rows of an engine, and what keeps them to pictures that the collection has."""
-    from regionhash.engines import Condition
+    from regionhash.engines import Condition, EngineError
     from regionhash.engines.sql import SqlBackend
     from regionhash.engines.sql_statements import conditions_of
     from regionhash.search.request import Filter
@@ -140,7 +140,11 @@ def _rows_of_engine(collection: Collection, spec: str) -> tuple[Rows, list[str]]
     if kept is None or not isinstance(kept.backend, SqlBackend):
         raise ValueError(f"--engine must be sql or sql:PLACE, got {spec.partition(':')[0]!r}")
     rows, lag = kept.backend.rows(), kept.lag()
-    if lag is None or not (lag.waiting or len(lag.removed)):
+    if lag is None:
+        raise EngineError(
+            f"{kept.backend.place}: no sync has filled it; `regionhash engine sync` does"
+        )
+    if not (lag.waiting or len(lag.removed)):
         return rows, []
     if lag.waiting:
         say(

@@ -48,10 +48,10 @@ def open_backend(spec: str, owner: Owner) -> Backend | None:
     """
     name, _, address = spec.partition(":")
     if name not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}")
     opener = ENGINES[name]
     if opener is None and address:
-        raise ValueError(f"engine {name} has no address, got {spec!r}")
+        raise ValueError(f"engine {name} has no address")
     return None if opener is None else opener(address, owner)
 
 

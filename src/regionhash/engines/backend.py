@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from regionhash.files.text import one_line, shown
 from regionhash.search.request import Filter
 from regionhash.store import CodeSet
 from regionhash.store.parquet import Facts
@@ -63,11 +64,12 @@ class Owner:
         """Raises EngineError if what a place says of itself is not the record."""
         if found == self.record:
             return
-        found = found if isinstance(found, dict) else {}
-        name = next(name for name, value in self.record.items() if found.get(name) != value)
+        found, needed = found if isinstance(found, dict) else {}, self.record
+        name = next(n for n in [*needed, *found] if n not in needed or found.get(n) != needed[n])
         raise EngineError(
-            f"{place}: holds codes with {name} {found.get(name)!r}, but the collection needs "
-            f"{self.record[name]!r}; after `regionhash engine drop`, `sync` fills it again"
+            f"{place}: holds codes with {one_line(name)} {shown(found.get(name))}, but the "
+            f"collection needs {shown(needed.get(name))}; after `regionhash engine drop`, `sync` "
+            "fills it again"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from regionhash.engines.addresses import read_folder
 from regionhash.engines.backend import Owner
 from regionhash.engines.sql_clickhouse import PORTS, ClickHouse, InProcess, Server
 from regionhash.engines.sql_shards import DuckDB
@@ -24,7 +25,7 @@ def open_sql(address: str, owner: Owner) -> SqlBackend:
         owner: the collection.
 
     Raises:
-        ValueError: an address without a host or a folder.
+        ValueError: an address without a host or a folder; the message repeats nothing of it.
         ModuleNotFoundError: a package is not installed.
     """
     if address.partition("://")[0] in PORTS:
@@ -33,11 +34,19 @@ def open_sql(address: str, owner: Owner) -> SqlBackend:
         path = address.removeprefix(_CHDB)
         if not path:
             raise ValueError("engine sql:chdb needs a folder: sql:chdb:FOLDER")
-        return ClickHouse(InProcess(Path(path).absolute()), owner)
-    if "://" in address:
+        return ClickHouse(InProcess(_folder(path)), owner)
+    if not address:
+        return DuckDB(owner.folder / "sql", owner)
+    return DuckDB(_folder(address) / f"regionhash-{owner.uuid}", owner)
+
+
+def _folder(text: str) -> Path:
+    """A folder. Raises ValueError if it looks like an address, which would become its name."""
+    folder = read_folder(text)
+    if folder is None:
         known = ", ".join(f"{scheme}://" for scheme in PORTS)
-        raise ValueError(f"engine sql needs a folder, or a server as {known} or chdb:FOLDER")
-    folder = owner.folder / "sql"
-    if address:
-        folder = Path(address).absolute() / f"regionhash-{owner.uuid}"
-    return DuckDB(folder, owner)
+        raise ValueError(
+            f"engine sql needs a folder, or a server as {known} or chdb:FOLDER; a folder whose "
+            "name has a ':' or '@' is written ./NAME"
+        )
+    return folder

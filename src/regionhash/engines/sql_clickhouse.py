@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regionhash.engines.addresses import read_server
 from regionhash.engines.backend import EngineError, Held, Nearest, Owner, Part, Stored
 from regionhash.engines.sql_rows import n_words, rows_of, stored_of
 from regionhash.engines.sql_statements import (
@@ -32,7 +33,8 @@ from regionhash.engines.sql_statements import (
     file_of_clickhouse,
     nearest,
 )
-from regionhash.files.text import reason_of
+from regionhash.files.strict_json import parse_object
+from regionhash.files.text import is_text, reason_of
 from regionhash.store import CodeSet
 from regionhash.store.parquet import Facts
 from regionhash.structures import Ints
@@ -51,6 +53,7 @@ _STAMP = "stamp"
 """Key of the mark in a table's comment, beside the record."""
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10, 120
+"""Until there is a connection, and between two parts of an answer: a long one may take any time."""
 _QUERY_BYTES = 1 << 30
 """Length of a statement that lists numbers of pictures; ClickHouse takes 256 KiB unless told."""
 
@@ -187,10 +190,10 @@ class ClickHouse:
         )
         for comment in found[0] if found else ():
             try:
-                record = json.loads(comment)
-            except (ValueError, TypeError):
+                record = parse_object(str(comment).encode())
+            except ValueError:
                 record = None
-            mark = record.pop(_STAMP, "") if isinstance(record, dict) else ""
+            mark = "" if record is None else record.pop(_STAMP, "")
             self._owner.check(self.place, record)
             return str(mark)
         return None
@@ -223,25 +226,21 @@ class Server:
         # What it warns of is said by EngineError.
         logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
 
-        try:
-            parts = urlsplit(address)
-            port = parts.port or PORTS[parts.scheme]
-            host, database = parts.hostname or "", unquote(parts.path[1:]) or "default"
-        except (ValueError, KeyError):
-            host = ""
-        if not host or parts.query or parts.fragment or "/" in database:
-            # The address itself may have a password in it.
+        server = read_server(address, PORTS)
+        if server is None or server.parts.query or server.parts.fragment:
             raise ValueError(
                 "engine sql needs an address clickhouse://user:password@host:port/database, of "
-                "which only the host must be given"
+                "which only the host must be given; other characters than letters and digits are "
+                "encoded: / as %2F, @ as %40"
             )
-        self.place = f"{parts.scheme}://{host}:{port}/{database}"
+        parts, database = server.parts, server.parts.path[1:] or "default"
+        self.place = f"{server.shown}/{database}"
         self._lock = threading.Lock()
         self._client: Any = None
         self._login: dict[str, Any] = {
-            "host": host,
-            "port": port,
-            "database": database,
+            "host": server.host,
+            "port": server.port,
+            "database": unquote(database),
             "interface": "https" if parts.scheme == "clickhouses" else "http",
             "username": unquote(parts.username or "default"),
             "password": unquote(parts.password or os.environ.get(PASSWORD, "")),
@@ -301,6 +300,7 @@ class InProcess:
         folder: of the tables.
 
     Raises:
+        ValueError: chDB cannot open a folder with such a path.
         ModuleNotFoundError: chDB or pyarrow is not installed.
     """
 
@@ -309,6 +309,9 @@ class InProcess:
         import pyarrow.parquet  # noqa: F401
 
         self.place = f"chdb:{folder}"
+        if "?" in self.place or not is_text(self.place):
+            # It would take what follows for options, and open another folder.
+            raise ValueError(f"{folder}: chDB opens no folder whose path has a ? or is not UTF-8")
         self._folder = folder
         self._session: Any = None
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from regionhash.engines.backend import EngineError, Held, Nearest, Owner, Part, 
 from regionhash.engines.sql_rows import n_words, rows_of, stored_of
 from regionhash.engines.sql_statements import DUCKDB, Rows, conditions_of, everything, nearest
 from regionhash.files.atomic import locked_folder, write_text
+from regionhash.files.strict_json import field, parse_object
 from regionhash.files.text import reason_of
 from regionhash.store import CodeSet
 from regionhash.store.parquet import Facts
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _STATE, _STAMP = "shards.json", "stamp"
+_NAME = re.compile(r"\d+-\d+\.[0-9a-f]+\.parquet")
 _SHARD_ROWS = 1 << 20
 """Rows up to which shards are joined: some 16 MB of codes of 64 bits, 130 MB of 1,024."""
 _GROUP_ROWS = 1 << 17
@@ -52,6 +55,14 @@ class _Shard(NamedTuple):
     regions: int
     n_bytes: int
 
+    @classmethod
+    def read(cls, values: Any) -> _Shard:
+        """A shard of JSON. Raises ValueError if it is none."""
+        match values:
+            case [str(name), int(), int(), int(), int(), int()] if _NAME.fullmatch(name):
+                return cls(*values)
+        raise ValueError("no shard")
+
     @property
     def rows(self) -> int:
         return self.pictures + self.regions
@@ -65,6 +76,7 @@ class DuckDB:
         owner: the collection.
 
     Raises:
+        ValueError: DuckDB cannot read files with such paths.
         ModuleNotFoundError: DuckDB or pyarrow is not installed.
     """
 
@@ -73,6 +85,7 @@ class DuckDB:
         import pyarrow.parquet  # noqa: F401 (says what is missing)
 
         self.place = str(folder)
+        DUCKDB.files([self.place])  # now, since it could be written
         self._folder, self._owner = folder, owner
         # What does not fit in memory goes there; the folder is made when it is needed.
         spilled = Path(tempfile.gettempdir()) / f"regionhash-duckdb-{secrets.token_hex(8)}"
@@ -207,11 +220,12 @@ class DuckDB:
         with self._reported():
             if not self._exists():
                 return []
-            text = (self._folder / _STATE).read_text(encoding="utf-8")
+            text = (self._folder / _STATE).read_bytes()
         try:
-            state = json.loads(text)
-            record, shards = state["record"], [_Shard(*shard) for shard in state["shards"]]
-        except (ValueError, TypeError, KeyError):
+            state = parse_object(text)
+            record = field(state, "record", dict)
+            shards = [_Shard.read(values) for values in field(state, "shards", list)]
+        except ValueError:
             raise EngineError(
                 f"{self._folder / _STATE}: damaged; `regionhash engine drop` and `sync` make it "
                 "again"
@@ -230,11 +244,18 @@ class DuckDB:
 
     @contextmanager
     def _changing(self) -> Iterator[list[_Shard]]:
-        """The shards that are there, to be changed; they are kept at the end."""
+        """The shards that are there, to be changed; they are kept at the end.
+
+        If anything fails, say for want of space, the new files are removed.
+        """
         with self._reported(), locked_folder(self._folder):
             shards = self._whole(self._shards())
-            yield shards
-            self._commit(shards)
+            try:
+                yield shards
+                self._commit(shards)
+            except Exception:
+                self._remove_all_but(self._shards())
+                raise
 
     def _commit(self, shards: Sequence[_Shard]) -> None:
         state = {"record": self._owner.record, "shards": shards}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from regionhash.engines.backend import Condition, Part
 from regionhash.engines.sql_rows import words_of
+from regionhash.files.text import is_text
 from regionhash.search.request import Filter
 from regionhash.structures import Codes, Ints
 
@@ -34,7 +35,8 @@ class Dialect:
             a second.
         contains: function of a list and what it may hold.
         seconds: the seconds since 1970 of a column of times.
-        files: the start of a statement that reads Parquet files as a table named `codes`.
+        files: the start of a statement that reads Parquet files as a table named `codes`; raises
+            ValueError if the database cannot read files with such paths.
     """
 
     name: str
@@ -60,6 +62,12 @@ def _bits(code: bytes) -> str:
 
 
 def _files_of_duckdb(paths: Sequence[str]) -> str:
+    for path in paths:
+        if "\\" in path and glob.has_magic(path):
+            # Among these characters, it takes a backslash for a slash, and none can be escaped.
+            raise ValueError(f"{path}: DuckDB reads no file whose path has both \\ and one of *?[")
+        if not is_text(path):
+            raise ValueError(f"{path}: DuckDB reads no file whose path is not UTF-8")
     names = ",\n  ".join(_doubled(glob.escape(path)) for path in paths)
     return (
         f"WITH codes AS NOT MATERIALIZED (SELECT * FROM read_parquet([\n  {names}\n], "
@@ -138,7 +146,7 @@ class Rows:
         """Rows of a file of `regionhash export`.
 
         Raises:
-            ValueError: ClickHouse would read its name as that of several files.
+            ValueError: the database cannot read a file with such a path.
         """
         import pyarrow.parquet as pq
 

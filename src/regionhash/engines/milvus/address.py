@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
+
+from regionhash.engines.addresses import read_server
 
 EXACT, LISTS = "BIN_FLAT", "BIN_IVF_FLAT"
 INDEXES = (EXACT, LISTS)
 PARTITIONS = ("folder", "picture")
 
-_PORT = 19530
+_PORTS = {"http": 19530, "https": 19530}
 _NUMBERS = ("timeout", "nlist", "nprobe")
 _MOST_LISTS = 65_536  # of Milvus
 _ENCODED = "in a token, & is written %26, # %23 and % %25"
@@ -38,18 +40,17 @@ class Address:
     nlist: int = 1024
     nprobe: int = 32
     partition: str | None = None
-    token: str = ""
+    token: str = field(default="", repr=False)
 
     @classmethod
     def read(cls, address: str) -> Address:
-        """The address of a text. Raises ValueError, in a line without the token."""
-        try:
-            parts = urlsplit(address)
-            host, port = parts.hostname, parts.port or _PORT
-        except ValueError:
-            host, port = None, _PORT
-        if not host or parts.scheme not in ("http", "https") or parts.path not in ("", "/"):
+        """The address of a text. Raises ValueError, in a line that repeats nothing of it."""
+        server = read_server(address, _PORTS)
+        if server is None or server.parts.path not in ("", "/"):
             raise ValueError("engine milvus needs an address like milvus:http://127.0.0.1:19530")
+        if ":" in server.host:
+            raise ValueError("engine milvus: pymilvus takes no address of IPv6; give a name of it")
+        parts = server.parts
         if parts.username is not None or parts.password is not None:
             raise ValueError("engine milvus takes a password as an option: ?token=USER:PASSWORD")
         if parts.fragment:
@@ -59,11 +60,9 @@ class Address:
         for name, value in parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True):
             if name == "uri" or name not in cls.__dataclass_fields__:
                 known = ", ".join(n for n in cls.__dataclass_fields__ if n != "uri")
-                got = _ENCODED if "token" in options else f"got {name!r}"
-                raise ValueError(f"engine milvus: option must be one of {known}; {got}")
+                raise ValueError(f"engine milvus: option must be one of {known}; {_ENCODED}")
             options[name] = _number(name, value) if name in _NUMBERS else value
-        host = f"[{host}]" if ":" in host else host
-        return cls(f"{parts.scheme}://{host}:{port}", **options)
+        return cls(server.shown, **options)
 
     def __post_init__(self) -> None:
         _one_of("index", self.index, INDEXES)
@@ -99,10 +98,10 @@ class Address:
 
 def _number(name: str, value: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) > 0):
-        raise ValueError(f"engine milvus: {name} must be a whole number above 0, got {value!r}")
+        raise ValueError(f"engine milvus: {name} must be a whole number above 0")
     return int(value)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"engine milvus: {name} must be one of {', '.join(known)}, got {value!r}")
+        raise ValueError(f"engine milvus: {name} must be one of {', '.join(known)}")

@@ -43,6 +43,7 @@ from regionhash.engines.milvus.rows import (
     region_rows,
     stored,
 )
+from regionhash.files.strict_json import parse_object
 from regionhash.store import CodeSet
 from regionhash.store.parquet import CORNERS, Facts
 from regionhash.structures import Codes, Ints
@@ -281,8 +282,8 @@ class MilvusEngine:
     def _client(self) -> MilvusClient:
         from pymilvus import MilvusClient
 
-        for name in ("pymilvus", "pymilvus.milvus_client"):  # they print each error
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        for name in ("", ".milvus_client", ".milvus_client.milvus_client"):  # they print each error
+            logging.getLogger(f"pymilvus{name}").setLevel(logging.CRITICAL + 1)
         return MilvusClient(self._address.uri, token=self._address.token, timeout=self._timeout)
 
     @contextmanager
@@ -316,10 +317,10 @@ class MilvusEngine:
             return False
         text = self._client.describe_collection(name, timeout=self._timeout)["description"]
         try:
-            found = json.loads(text)
+            found = parse_object(text.encode())
         except ValueError:
-            found = None
-        made = found.pop("made", None) if isinstance(found, dict) else None
+            found = {}
+        made = found.pop("made", None)
         self._owner.check(self.place, found)
         if made != self._address.made:
             raise EngineError(
