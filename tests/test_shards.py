@@ -26,10 +26,10 @@ def shards(request, tmp_path):
         memory.rm(tmp_path.name, recursive=True)
 
 
-def write(shards, path, name, pictures, *, first=0, precision="32-true", model="abc"):
+def write(shards, path, run, pictures, *, first=0, precision="32-true", model="abc"):
     """Writes a shard of pictures, given the number that makes the codes and hash of each id."""
     writer = CodeFileWriter(
-        path / f"{name}.h5",
+        path / f"{run}.h5",
         model_hash=model,
         model_name="region-dh",
         classes=["cat", "dog"],
@@ -42,7 +42,7 @@ def write(shards, path, name, pictures, *, first=0, precision="32-true", model="
     writer.finish()
     facts = [Facts(first + row, None, bytes([n]) * 32) for row, n in enumerate(pictures.values())]
     with shards.reserved():
-        shards.write(name, CodeSet.open(path / f"{name}.h5"), facts)
+        shards.write(run, CodeSet.open(path / f"{run}.h5"), facts)
 
 
 def codes_in(shards):
@@ -131,7 +131,45 @@ def test_a_file_that_is_no_shard_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"a\.parquet: has no header"):
         Shards(tmp_path).tidy("abc")
     with pytest.raises(StoreError, match=r"a\.parquet: no column picture"):
-        ParquetCodes.open(tmp_path / "a.parquet").stored()
+        list(ParquetCodes.open(tmp_path / "a.parquet").stored())
+
+
+def changed(path, name, values, kind=None):
+    """Gives a column of a file other values, and rewrites it as another program might."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = pq.read_table(path)
+    column = pa.array(values(rows[name].to_pylist()), kind)
+    pq.write_table(rows.set_column(rows.column_names.index(name), name, column), path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda numbers: [None] * len(numbers), "picture must be a number in each row"),
+        (lambda numbers: ["x"] * len(numbers), "picture: "),
+        (lambda numbers: numbers[::-1], "pictures must be in ascending order"),
+        (lambda numbers: [0] * len(numbers), "pictures must be in ascending order"),
+    ],
+)
+def test_a_shard_whose_numbers_are_wrong_is_named(tmp_path, values, message):
+    shards = Shards(tmp_path / "shards")
+    write(shards, tmp_path, "a", {"x": 1, "y": 2})
+    changed(shards.files()[0], "picture", values)
+    with pytest.raises(StoreError, match=rf"a\.parquet: {message}"):
+        shards.tidy("abc")
+
+
+def test_what_another_program_has_rewritten_is_reduced(tmp_path):
+    """With other types, and without what may be missing."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    shards = Shards(tmp_path / "shards")
+    write(shards, tmp_path, "a", {"x": 1, "y": 2})
+    (path,) = shards.files()
+    changed(path, "picture", lambda numbers: numbers, pa.uint8())
+    pq.write_table(pq.read_table(path).drop_columns("sha256"), path)
+    write(shards, tmp_path, "b", {"y": 4}, first=2)
+    assert shards.tidy("abc").hashes == {"x": None, "y": b"\4" * 32}
+    assert codes_in(shards) == [("x", code(1)), ("y", code(4))]
 
 
 def test_unreadable_pictures_are_rows_of_a_table(tmp_path):
