@@ -479,6 +479,39 @@ def test_ids_are_read_a_part_at_a_time(made, tmp_path, monkeypatch):
     assert [x for _, _, digests in parts for x in digests] == [None] * 5
 
 
+def test_bits_that_change_on_a_disk_are_not_taken_for_codes(tmp_path):
+    """Of the pages; the few bytes between them and the footer have no checksum."""
+    codes = random_codes(0, [(2, 1)] * 30, True, True)
+    write_parquet(path := tmp_path / "codes.parquet", codes, [Facts(n) for n in range(30)])
+    content = path.read_bytes()
+    pages = range(4, len(content) - 8 - int.from_bytes(content[-8:-4], "little"), 7)
+    file = ParquetCodes.open(path)
+
+    def read():
+        parts = list(file.parts(file.header))
+        arrays = [np.asarray(getattr(part.table, name)) for part, _ in parts for name in ARRAYS]
+        return [(part.table.ids, facts) for part, facts in parts], [x.tobytes() for x in arrays]
+
+    wanted, taken = read(), 0
+    for n in pages:
+        changed = bytearray(content)
+        changed[n] ^= 1 << n % 8
+        path.write_bytes(changed)
+        try:
+            taken += read() != wanted
+        except StoreError as refused:
+            assert "\n" not in str(refused)
+    assert taken <= len(pages) // 100
+
+
+def test_a_file_that_ends_early_is_damaged(made, tmp_path, monkeypatch):
+    with Collection(made) as collection:
+        collection.export(path := tmp_path / "codes.parquet")
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: iter(()))
+        with pytest.raises(StoreError, match=r"codes\.parquet: damaged: has 0 of 15 rows"):
+            collection.import_codes(path)
+
+
 def test_files_that_are_none(made, tmp_path):
     with Collection(made) as collection:
         collection.export(whole := tmp_path / "whole.parquet")

@@ -107,10 +107,10 @@ def write_rows(path: Path, codes: CodeSet, facts: Sequence[Facts]) -> None:
 
 
 def writer_of(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Writes tables as one file."""
+    """Writes tables as one file: compressed, with a checksum of each page."""
     import pyarrow.parquet as pq
 
-    return pq.ParquetWriter(path, schema, compression=_COMPRESSION)
+    return pq.ParquetWriter(path, schema, compression=_COMPRESSION, write_page_checksum=True)
 
 
 def rows_of_pictures(codes: CodeSet, facts: Sequence[Facts]) -> pa.Table:

@@ -121,7 +121,7 @@ class ParquetCodes:
     def rows(
         self, required: Sequence[str] = (), optional: Sequence[str] = ()
     ) -> Iterator[pa.Table]:
-        """Some columns, many rows at a time.
+        """Some columns, many rows at a time, their pages compared with the checksums there are.
 
         Args:
             required: names of columns.
@@ -136,7 +136,7 @@ class ParquetCodes:
         with (
             as_store_errors(self.path),
             reading(self.path) as opened,
-            pq.ParquetFile(opened) as file,
+            pq.ParquetFile(opened, page_checksum_verification=True) as file,
         ):
             there = file.schema_arrow.names
             for name in required:
@@ -146,8 +146,12 @@ class ParquetCodes:
             for name in columns:
                 if there.count(name) > 1:
                     raise ValueError(f"column {name} is there {there.count(name)} times")
+            n_rows = 0
             for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=columns):
                 yield pa.Table.from_batches([batch])
+                n_rows += len(batch)
+            if n_rows != file.metadata.num_rows:  # pyarrow stops at some damaged pages
+                raise ValueError(f"damaged: has {n_rows} of {file.metadata.num_rows} rows")
 
     def _whole_pictures(self) -> Iterator[pa.Table]:
         """All that `parts` needs, divided between pictures. Raises ValueError as `parts` does."""
