@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from regionhash.store.parquet_reader import ParquetCodes, as_store_errors, of_pi
 SUFFIX = ".parquet"
 UNREADABLE = "unreadable.csv"
 LOCK = ".lock"
+_NAME = re.compile(r"codes-\d{12,}-[0-9a-f]+\.parquet")
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,12 @@ class Shards:
         hashes = {image_id: stored.sha256 for image_id, stored in newest.items()}
         return Contents(hashes, next_number, precision)
 
-    def write(self, name: str, codes: CodeSet, facts: Sequence[Facts]) -> None:
+    def write(self, first: int, run: str, codes: CodeSet, facts: Sequence[Facts]) -> None:
         """Writes a shard; another one of this name is replaced.
 
         Args:
-            name: of the shard, without its ending.
+            first: number of the first of the pictures that the run may write to it.
+            run: hexadecimal, another one for each run.
             codes: the pictures.
             facts: of each of them; numbers are those of no other shard.
 
@@ -116,7 +119,7 @@ class Shards:
             OSError: the disk refuses.
             ValueError: what is behind a URL refuses.
         """
-        with whole_file(child(self.folder, name + SUFFIX)) as temporary:
+        with whole_file(child(self.folder, f"codes-{first:012d}-{run}{SUFFIX}")) as temporary:
             write_rows(temporary, codes, facts)
 
     def write_unreadable(self, rows: Iterable[tuple[str, str, str]]) -> None:
@@ -133,6 +136,29 @@ class Shards:
             temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
             csv.writer(file, lineterminator="\n").writerows([("id", "path", "reason"), *rows])
+
+
+def newest_in(files: Iterable[Location]) -> dict[Location, set[int]]:
+    """For each shard of a run, the numbers of pictures of which its folder has no newer codes.
+
+    A run that is at work, or was killed, leaves both codes of a picture that has changed.
+
+    Args:
+        files: of any folders; those that no run has named, such as exports, are left out: there,
+            equal ids may be of different pictures.
+
+    Raises:
+        StoreError: a shard cannot be used.
+    """
+    folders: dict[str, list[Location]] = {}
+    for path in files:
+        folder, _, name = str(path).rpartition("/")
+        if _NAME.fullmatch(name):
+            folders.setdefault(folder, []).append(path)
+    found: dict[Location, set[int]] = {}
+    for shards in folders.values():
+        found |= _numbers_by_shard(shards, _newest(shards)[0])
+    return found
 
 
 def _precision_of(path: Location, model_hash: str) -> Precision:
