@@ -388,6 +388,16 @@ def test_what_no_export_has_written_is_refused_in_one_line(made, tmp_path, chang
     assert message in said
 
 
+def test_pictures_ascend_through_the_whole_file(made, tmp_path, monkeypatch):
+    with Collection(made) as collection:
+        collection.export(tmp_path / "codes.parquet")
+        rows = pq.read_table(tmp_path / "codes.parquet")
+        pq.write_table(pa.concat_tables([rows, rows]), tmp_path / "twice.parquet")
+        monkeypatch.setattr(parquet_reader, "_ROWS_AT_A_TIME", 1)
+        with pytest.raises(StoreError, match="picture 1: picture 0 is out of order"):
+            collection.import_codes(tmp_path / "twice.parquet")
+
+
 def as_type(name, kind):
     def change(rows):
         column = pa.array(rows[name].to_pylist(), kind)
