@@ -126,6 +126,12 @@ def test_shards_that_do_not_belong_together_are_refused(shards, tmp_path):
         shards.tidy("abc")
 
 
+def test_a_model_that_a_damaged_header_names_stays_in_its_line(shards, tmp_path):
+    write(shards, tmp_path, "a", {"x": 1}, model="a\nb")
+    with pytest.raises(StoreError, match="made by model a b, but this is abc"):
+        shards.tidy("abc")
+
+
 def test_a_file_that_is_no_shard_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"text")
     with pytest.raises(StoreError, match=r"a\.parquet: "):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
+from regionhash.files.text import one_line
 from regionhash.files.urls import Location, child, files_in, remove_file, whole_file
 from regionhash.precision import Precision, precision_of
 from regionhash.store.codeset import CodeSet
@@ -167,7 +168,8 @@ def _precision_of(path: Location, model_hash: str) -> Precision:
     if header is None:
         raise StoreError(f"{path}: has no header, which another program may have left out")
     if header["model_hash"] != model_hash:
-        raise StoreError(f"{path}: made by model {header['model_hash']}, but this is {model_hash}")
+        made_by = one_line(header["model_hash"])
+        raise StoreError(f"{path}: made by model {made_by}, but this is {model_hash}")
     return precision_of(header["meta"])
 
 
