@@ -388,6 +388,140 @@ def test_what_no_export_has_written_is_refused_in_one_line(made, tmp_path, chang
     assert message in said
 
 
+def test_pictures_ascend_through_the_whole_file(made, tmp_path, monkeypatch):
+    with Collection(made) as collection:
+        collection.export(tmp_path / "codes.parquet")
+        rows = pq.read_table(tmp_path / "codes.parquet")
+        pq.write_table(pa.concat_tables([rows, rows]), tmp_path / "twice.parquet")
+        monkeypatch.setattr(parquet_reader, "_ROWS_AT_A_TIME", 1)
+        with pytest.raises(StoreError, match="picture 1: picture 0 is out of order"):
+            collection.import_codes(tmp_path / "twice.parquet")
+
+
+def as_type(name, kind):
+    def change(rows):
+        column = pa.array(rows[name].to_pylist(), kind)
+        return rows.set_column(rows.column_names.index(name), name, column)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_list(pa.float32()), pa.list_(pa.float64(), 2), pa.list_(pa.float16())]
+)
+def test_lists_of_other_types_are_taken(made, tmp_path, kind):
+    """Even of fixed size: those of regions are missing."""
+    with Collection(made) as collection:
+        collection.export(tmp_path / "codes.parquet")
+    rows = as_type("class_probs", kind)(pq.read_table(tmp_path / "codes.parquet"))
+    assert rows["class_probs"].type == kind
+    pq.write_table(rows, tmp_path / "other.parquet")
+    with Collection(copied(made, tmp_path / "other.parquet")) as again:
+        np.testing.assert_array_equal(again.code_file().table.class_probs, np.full((5, 2), 0.5))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary(4), pa.int64(), pa.list_(pa.string())])
+def test_what_is_no_list_of_numbers_is_refused_in_one_line(made, tmp_path, kind):
+    with Collection(made) as collection:
+        collection.export(tmp_path / "codes.parquet")
+        rows = pq.read_table(tmp_path / "codes.parquet")
+        column = pa.nulls(len(rows), kind)
+        if kind == pa.list_(pa.string()):
+            column = pa.array([["a", "b"]] * len(rows))
+        rows = rows.set_column(rows.column_names.index("class_probs"), "class_probs", column)
+        pq.write_table(rows, tmp_path / "other.parquet")
+        with pytest.raises(StoreError, match=r"other\.parquet: ") as refused:
+            collection.import_codes(tmp_path / "other.parquet")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_picture_has_a_limit_of_rows_that_are_held_in_memory(made, tmp_path, monkeypatch):
+    """What is written is what can be read, however it is divided."""
+    monkeypatch.setattr(parquet, "MOST_ROWS", 6)
+    monkeypatch.setattr(parquet_reader, "MOST_ROWS", 6)
+    codes = random_codes(0, [(1, 0), (3, 2), (0, 5)], True, False)
+    facts = [Facts(n) for n in range(3)]
+    write_parquet(tmp_path / "most.parquet", codes, facts)
+    for read in (1, 4, 1000):
+        monkeypatch.setattr(parquet_reader, "_ROWS_AT_A_TIME", read)
+        file = ParquetCodes.open(tmp_path / "most.parquet")
+        assert sum(len(part) for part, _ in file.parts(file.header)) == 3
+        monkeypatch.setattr(parquet_reader, "MOST_ROWS", 5)
+        with pytest.raises(StoreError, match="picture 1 must have at most 5 rows, got 6"):
+            list(file.parts(file.header))
+        monkeypatch.setattr(parquet_reader, "MOST_ROWS", 6)
+    codes = random_codes(0, [(1, 0), (3, 3)], True, False)
+    with pytest.raises(ValueError, match=r"^1 ä\.jpg: a Parquet file has at most 6 rows"):
+        write_parquet(tmp_path / "more.parquet", codes, facts[:2])
+    assert not (tmp_path / "more.parquet").exists()
+
+
+def test_a_picture_without_end_is_not_read_to_the_end(made, tmp_path, monkeypatch):
+    """Which takes a few bytes of a file for millions of rows."""
+    with Collection(made) as collection:
+        collection.export(tmp_path / "codes.parquet")
+        rows = pq.read_table(tmp_path / "codes.parquet")
+        endless = pa.concat_tables([rows.slice(0, 1), *[rows.slice(1, 1)] * 500])
+        pq.write_table(endless, tmp_path / "endless.parquet")
+        monkeypatch.setattr(parquet_reader, "MOST_ROWS", 50)
+        monkeypatch.setattr(parquet_reader, "_ROWS_AT_A_TIME", 20)
+        largest = []
+        joined = pa.concat_tables
+
+        def joining(tables):
+            largest.append(len(table := joined(tables)))
+            return table
+
+        monkeypatch.setattr(pa, "concat_tables", joining)
+        with pytest.raises(StoreError, match="must have at most 50 rows"):
+            collection.import_codes(tmp_path / "endless.parquet")
+    assert max(largest) <= 70
+
+
+def test_ids_are_read_a_part_at_a_time(made, tmp_path, monkeypatch):
+    with Collection(made) as collection:
+        collection.export(tmp_path / "codes.parquet")
+    monkeypatch.setattr(parquet_reader, "_ROWS_AT_A_TIME", 4)
+    parts = list(ParquetCodes.open(tmp_path / "codes.parquet").stored())
+    assert len(parts) > 2
+    assert [n for numbers, _, _ in parts for n in numbers.tolist()] == [1, 2, 3, 4, 5]
+    assert [x for _, ids, _ in parts for x in ids] == [f"{n}.jpg" for n in range(5)]
+    assert [x for _, _, digests in parts for x in digests] == [None] * 5
+
+
+def test_bits_that_change_on_a_disk_are_not_taken_for_codes(tmp_path):
+    """Of the pages; the few bytes between them and the footer have no checksum."""
+    codes = random_codes(0, [(2, 1)] * 30, True, True)
+    write_parquet(path := tmp_path / "codes.parquet", codes, [Facts(n) for n in range(30)])
+    content = path.read_bytes()
+    pages = range(4, len(content) - 8 - int.from_bytes(content[-8:-4], "little"), 7)
+    file = ParquetCodes.open(path)
+
+    def read():
+        parts = list(file.parts(file.header))
+        arrays = [np.asarray(getattr(part.table, name)) for part, _ in parts for name in ARRAYS]
+        return [(part.table.ids, facts) for part, facts in parts], [x.tobytes() for x in arrays]
+
+    wanted, taken = read(), 0
+    for n in pages:
+        changed = bytearray(content)
+        changed[n] ^= 1 << n % 8
+        path.write_bytes(changed)
+        try:
+            taken += read() != wanted
+        except StoreError as refused:
+            assert "\n" not in str(refused)
+    assert taken <= len(pages) // 100
+
+
+def test_a_file_that_ends_early_is_damaged(made, tmp_path, monkeypatch):
+    with Collection(made) as collection:
+        collection.export(path := tmp_path / "codes.parquet")
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: iter(()))
+        with pytest.raises(StoreError, match=r"codes\.parquet: damaged: has 0 of 15 rows"):
+            collection.import_codes(path)
+
+
 def test_files_that_are_none(made, tmp_path):
     with Collection(made) as collection:
         collection.export(whole := tmp_path / "whole.parquet")

@@ -36,6 +36,28 @@ def test_a_folder_gives_the_ids_that_a_folder_of_files_gives(bucket):
     assert told(images.notices) == [".cr2 files, not read: 1"]
 
 
+def test_a_name_with_two_colons_is_not_another_picture(tmp_path, photos):
+    (tmp_path / "odd").mkdir()
+    for n, name in enumerate(("a.png", "a.png::z.png", "x::y.png")):
+        (tmp_path / "odd" / name).write_bytes((photos / f"{n}.png").read_bytes())
+    url = f"file://{tmp_path}/odd"
+    images = open_urls([url])
+    assert images.ids == ("a.png", "a.png::z.png", "x::y.png")
+    for n in range(3):
+        assert images.images.version(n).hash == file_version(photos / f"{n}.png").hash
+    named = open_urls([f"{url}/a.png::z.png"]).images
+    assert named.version(0).hash == file_version(photos / "1.png").hash
+
+
+def test_a_name_that_a_url_of_s3_cannot_have_is_left_out(bucket):
+    root = f"{bucket}/odd".removeprefix("memory:/")
+    for name in ("q.png", "q.png?versionId=a.png", "q?version.png"):
+        fsspec.filesystem("memory").pipe(f"{root}/{name}", b"")
+    images = open_urls([f"{bucket}/odd"])
+    assert images.ids == ("q.png", "q?version.png")
+    assert told(images.notices) == ["files with ?versionId= in their names, not read: 1"]
+
+
 def test_several_urls_give_urls_as_ids(bucket):
     urls = [f"{bucket}/photos/1.png", f"{bucket}/photos/sub", f"{bucket}/photos/1.png"]
     images = open_urls(urls)

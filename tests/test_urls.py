@@ -49,6 +49,18 @@ def test_files_are_written_listed_read_and_removed(folder):
     assert files_in(folder, ".txt") == [child(folder, "b.txt")]
 
 
+def test_two_colons_are_part_of_a_name(tmp_path):
+    """For fsspec, they chain file systems: "a::b" would be a."""
+    folder = f"file://{tmp_path}"
+    for name in ("a", "a::b", "x::y"):
+        write(child(folder, name), name.encode())
+    assert files_in(folder, "") == [child(folder, name) for name in ("a", "a::b", "x::y")]
+    assert content_of(child(folder, "a::b")) == b"a::b"
+    remove_file(child(folder, "a::b"))
+    assert content_of(child(folder, "a")) == b"a"
+    assert files_in(folder, "") == [child(folder, "a"), child(folder, "x::y")]
+
+
 def test_what_fails_on_the_way_leaves_the_old_file(folder):
     write(child(folder, "a.txt"), b"old")
     with pytest.raises(KeyError), whole_file(child(folder, "a.txt")) as temporary:
@@ -61,13 +73,17 @@ def test_what_fails_on_the_way_leaves_the_old_file(folder):
 def test_a_url_that_nothing_reads_is_refused_in_a_line():
     with pytest.raises(ValueError, match="nothing://a: Protocol not known: nothing"):
         files_in("nothing://a", "")
+    with pytest.raises(ValueError, match=r"^zip://a::memory://b: "):
+        files_in("zip://a::memory://b", "")
+    with pytest.raises(ValueError, match="simplecache::memory://a: Protocol not known"):
+        files_in("simplecache::memory://a", "")
 
 
 def test_what_an_extra_brings_is_missing_by_its_name(monkeypatch):
-    def url_to_fs(url):
+    def get_filesystem_class(scheme):
         raise ImportError("Install s3fs") from ModuleNotFoundError("no s3fs", name="s3fs")
 
-    monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
+    monkeypatch.setattr(fsspec, "get_filesystem_class", get_filesystem_class)
     with pytest.raises(ModuleNotFoundError) as missing:
         urls.file_system("s3://bucket")
     assert missing.value.name == "s3fs"

@@ -174,12 +174,13 @@ def _check_numbers(collection: Collection, path: Path) -> None:
     """Raises ValueError if a file has other numbers of pictures than the collection."""
     from regionhash.store.parquet_reader import ParquetCodes
 
-    stored, snapshot = ParquetCodes.open(path).stored(), collection.snapshot
-    numbers = stored["picture"].to_numpy()
-    known = snapshot.indices_of(numbers)
-    ids = [snapshot.table.ids[index] for index in known.tolist()]
-    if len(known) < len(numbers) or ids != stored["id"].to_pylist():
-        raise ValueError(f"{path}: is of another collection, or of an earlier state; export again")
+    snapshot = collection.snapshot
+    for numbers, ids, _ in ParquetCodes.open(path).stored():
+        known = snapshot.indices_of(numbers).tolist()
+        if [snapshot.table.ids[index] for index in known] != ids:
+            raise ValueError(
+                f"{path}: is of another collection, or of an earlier state; export again"
+            )
 
 
 def _statement(

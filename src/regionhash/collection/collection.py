@@ -856,7 +856,8 @@ class Collection:
 
         Args:
             paths: files as of `export`, or folders of Parquet files, which are taken in the order
-                of their names; a folder and a Parquet file may be named by a URL.
+                of their names, of shards only the newest codes of each picture; a folder and a
+                Parquet file may be named by a URL.
 
         Raises:
             StoreError: a file cannot be used, or comes from another model.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from regionhash.precision import check_same_precision, precision_of
 from regionhash.store import CodeFileWriter, CodeSet, StoreError, new_file, rows_of
 from regionhash.store.parquet import Facts
 from regionhash.store.parquet_reader import ParquetCodes
+from regionhash.store.shards import newest_in
 
 if TYPE_CHECKING:
     from regionhash.data.inputs import Source
@@ -142,19 +143,27 @@ def _is_parquet(path: Location) -> bool:
     return str(path).endswith(PARQUET_SUFFIX)
 
 
-def import_files(database: Database, paths: Iterable[Location]) -> int:
+def import_files(database: Database, paths: Sequence[Location]) -> int:
     """Stores the pictures of files of codes that are not stored yet; returns how many.
+
+    Of shards in one folder, the newest codes of each picture are taken, see `newest_in`.
 
     Raises:
         StoreError: a file cannot be used, or comes from another model.
     """
-    return sum(_import_file(database, path) for path in paths)
+    newest = newest_in(paths)
+    return sum(_import_file(database, path, newest.get(path)) for path in paths)
 
 
-def _import_file(database: Database, path: Location) -> int:
+def _import_file(database: Database, path: Location, only: Collection[int] | None) -> int:
     if _is_parquet(path):
-        parts = ParquetCodes.open(path).parts(database.header)
-        return sum(import_codes(database, codes, facts) for codes, facts in parts)
+        stored = seen = 0
+        for codes, facts in ParquetCodes.open(path).parts(database.header, only):
+            stored += import_codes(database, codes, facts)
+            seen += len(codes)
+        if only is not None and seen < len(only):
+            raise StoreError(f"{path}: changed while it was read; import it again")
+        return stored
     file = CodeSet.open(Path(path))
     if file.model_hash != database.header["model_hash"]:
         raise StoreError(

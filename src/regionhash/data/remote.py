@@ -21,6 +21,9 @@ from regionhash.files.text import reason_of, refusing
 from regionhash.files.urls import file_system
 from regionhash.structures import Target
 
+_VERSION = "?versionId="
+"""Begins the version of an object in a URL of S3, so no URL names a key that contains it."""
+
 
 class RemoteImages(Sequence[Image]):
     """The pictures behind some URLs, each read when asked for.
@@ -106,6 +109,9 @@ def _written(system: Any, path: str) -> float | None:
 
 def _is_picture(path: str, notices: Notices) -> bool:
     """Whether a path below a folder is that of a picture that is taken."""
+    if _VERSION in path:
+        notices.count(f"files with {_VERSION} in their names, not read")
+        return False
     *folders, name = PurePosixPath(path).parts
     if any(part.startswith(".") for part in (*folders, name)):
         return False

@@ -28,24 +28,27 @@ def located(name: str | Path) -> Location:
 def file_system(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the URL's path in it.
 
+    All after "://" is the name of a file: "::", with which fsspec names one file system within
+    another, may stand in the key of an object.
+
     Raises:
         ModuleNotFoundError: an extra of this package brings what reads such URLs.
-        ValueError: nothing that is installed does.
+        ValueError: nothing that is installed does, or the file system cannot be reached.
     """
-    from fsspec.core import url_to_fs
+    import fsspec
 
     scheme, _, rest = url.partition("://")
     if "@" in rest.partition("/")[0]:
         raise ValueError(f"{scheme}://: a user or password must not stand in a URL")
     try:
-        system, path = url_to_fs(url)
+        with refusing(url, ValueError, TypeError):  # TypeError: it does not say all that is needed
+            kind = fsspec.get_filesystem_class(scheme)
+            system = fsspec.filesystem(scheme, **kind._get_kwargs_from_urls(url))
     except ImportError as error:
         if isinstance(error.__cause__, ModuleNotFoundError):
             raise error.__cause__ from error
         raise
-    except ValueError as error:
-        raise ValueError(f"{url}: {error}") from error
-    return system, path
+    return system, kind._strip_protocol(url)
 
 
 def child(folder: Location, name: str) -> Location:

@@ -262,7 +262,7 @@ class Job:
         model_folder: of the trained model, absolute.
         model_hash: of the model that must be there.
         shards: where the codes go.
-        run: part of the names of the files of this run.
+        run: part of the names of the files of this run, hexadecimal.
         source: where the pictures are, as recorded with their codes.
         batch_size: pictures per batch of the model.
         n_readers: processes or threads that read pictures; with 0, the actor does.
@@ -435,7 +435,7 @@ class Encoder:
             location, version = locations[row_of[name]], versions[name]
             path = location if is_text(location) else None
             facts.append(Facts(piece.number + row_of[name], path, version.hash, version.taken))
-        self.job.shards.write(f"codes-{piece.number:012d}-{self.job.run}", codes, facts)
+        self.job.shards.write(piece.number, self.job.run, codes, facts)
 
 
 def _or_error(work: Callable[[], bytes]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from regionhash.structures import Ints, items_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FORMAT, VERSION = "regionhash parquet", 1
 PARTS = ("picture", "region", "category")
@@ -38,7 +39,10 @@ METADATA = b"regionhash"
 
 CORNERS = ("x0", "y0", "x1", "y1")
 PER_SECOND = 10**9
-COMPRESSION = "zstd"
+_COMPRESSION = "zstd"
+MOST_ROWS = 1 << 18
+"""Of a picture; a reader holds all of them in memory."""
+
 _PICTURES_AT_A_TIME = 20_000
 BYTES = {
     "image_code": ("picture", "image_codes"),
@@ -75,7 +79,7 @@ def write_parquet(path: Path, codes: CodeSet, facts: Sequence[Facts]) -> int:
         facts: of each of them.
 
     Raises:
-        ValueError: the path already exists.
+        ValueError: the path already exists, or a picture has more than `MOST_ROWS` rows.
         StoreError: writing fails.
     """
     with new_file(path) as temporary:
@@ -88,14 +92,25 @@ def write_rows(path: Path, codes: CodeSet, facts: Sequence[Facts]) -> None:
 
     Raises:
         OSError: the disk refuses.
+        ValueError: a picture has more than `MOST_ROWS` rows.
     """
-    import pyarrow.parquet as pq
-
+    owned = [codes.table.offsets, codes.table.category_offsets]
+    n_rows = 1 + sum(np.diff(offsets) for offsets in owned if offsets is not None)  # (N,)
+    if np.max(n_rows, initial=0) > MOST_ROWS:
+        image_id = codes.table.ids[int(np.argmax(n_rows))]
+        raise ValueError(f"{image_id}: a Parquet file has at most {MOST_ROWS} rows of a picture")
     schema = _schema(codes)
-    with pq.ParquetWriter(path, schema, compression=COMPRESSION) as writer:
+    with writer_of(path, schema) as writer:
         for first in range(0, len(codes), _PICTURES_AT_A_TIME):
             rows = np.arange(first, min(first + _PICTURES_AT_A_TIME, len(codes)))
             writer.write_table(_written(codes, facts[first : rows[-1] + 1], rows, schema))
+
+
+def writer_of(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Writes tables as one file: compressed, with a checksum of each page."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(path, schema, compression=_COMPRESSION, write_page_checksum=True)
 
 
 def rows_of_pictures(codes: CodeSet, facts: Sequence[Facts]) -> pa.Table:

@@ -5,7 +5,7 @@ Rows of a picture stand together, pictures in ascending order; columns of other 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from regionhash.store.parquet import (
     CORNERS,
     FORMAT,
     METADATA,
+    MOST_ROWS,
     PARTS,
     PER_SECOND,
     VERSION,
@@ -74,69 +75,104 @@ class ParquetCodes:
             header = checked_header(path, metadata[METADATA], FORMAT, VERSION)
         return cls(path, header, "features" in schema.names)
 
-    def stored(self) -> pa.Table:
-        """The picture's number, id and SHA-256, as "picture", "id" and "sha256", of each picture.
+    def stored(self) -> Iterator[tuple[Ints, list[str], list[bytes | None]]]:
+        """Number, id and SHA-256 of the pictures, some thousands at a time.
 
         Raises:
-            StoreError: the file is damaged, or lacks one of the columns.
+            StoreError: the file is damaged, lacks a column, or pictures do not ascend.
         """
         import pyarrow as pa
-        import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
-        kinds = {"picture": pa.int64(), "id": pa.string(), "sha256": pa.binary()}
-        with as_store_errors(self.path), reading(self.path) as file:
-            schema = pq.read_schema(file)
-            for name in (*kinds, "part"):
-                if name not in schema.names:
-                    raise ValueError(f"no column {name}")
-        with as_store_errors(self.path), reading(self.path) as file:
-            rows = pq.read_table(file, columns=[*kinds, "part"])
-            rows = rows.filter(pc.equal(rows["part"].cast(pa.string()), PARTS[0]))
-            return rows.select([*kinds]).cast(pa.schema(kinds))
+        last = -1
+        with as_store_errors(self.path):
+            for rows in self.rows(("picture", "id", "part"), ("sha256",)):
+                pictures = rows.filter(pa.array(_indices(rows, "part", PARTS) == 0))
+                numbers = _numbers(pictures, "picture", np.int64)
+                if (np.diff(numbers, prepend=last) <= 0).any():
+                    raise ValueError("pictures must be in ascending order")
+                last = int(numbers.max(initial=last))
+                digests = _optional(pictures, "sha256", pa.binary(32)).to_pylist()
+                yield numbers, _texts(pictures, "id"), digests
 
-    def parts(self, header: Mapping[str, Any]) -> Iterator[tuple[CodeSet, list[Facts]]]:
+    def parts(
+        self, header: Mapping[str, Any], only: Collection[int] | None = None
+    ) -> Iterator[tuple[CodeSet, list[Facts]]]:
         """The pictures, some thousands at a time.
 
         Args:
             header: as the attribute, of the model that the codes must be of; "meta" is taken from
                 here only if the file has none.
+            only: numbers of the pictures to take; None for all.
 
         Raises:
             StoreError: the file is damaged, lacks columns, is of another model, or holds what no
                 picture has.
         """
+        header = {**header, "meta": (self.header or header)["meta"]}
+        last = -1
+        with as_store_errors(self.path):
+            for rows in self._whole_pictures():
+                taken = rows if only is None else of_pictures(rows, only)
+                if len(taken):
+                    codes, facts = _read(Path(self.path), taken, header, last)
+                    last = facts[-1].number
+                    yield codes, facts
+
+    def rows(
+        self, required: Sequence[str] = (), optional: Sequence[str] = ()
+    ) -> Iterator[pa.Table]:
+        """Some columns, many rows at a time, their pages compared with the checksums there are.
+
+        Args:
+            required: names of columns.
+            optional: names of columns that need not be there; with none of either, all are read.
+
+        Raises:
+            StoreError: the file is damaged, lacks a column, or has one of them twice.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        header = {**header, "meta": (self.header or header)["meta"]}
         with (
             as_store_errors(self.path),
             reading(self.path) as opened,
-            pq.ParquetFile(opened) as file,
+            pq.ParquetFile(opened, page_checksum_verification=True) as file,
         ):
             there = file.schema_arrow.names
-            for name in _REQUIRED:
+            for name in required:
                 if name not in there:
                     raise ValueError(f"no column {name}")
-            columns = [name for name in (*_REQUIRED, *_OPTIONAL) if name in there]
+            columns = [name for name in (*required, *optional) if name in there] or there
             for name in columns:
                 if there.count(name) > 1:
                     raise ValueError(f"column {name} is there {there.count(name)} times")
-            rest: pa.Table | None = None
-            last = -1
+            n_rows = 0
             for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=columns):
-                rows = pa.Table.from_batches([batch])
-                rows = rows if rest is None else pa.concat_tables([rest, rows])
-                pictures = _numbers(rows, "picture", np.int64)
-                changes = np.flatnonzero(np.diff(pictures))
-                end = int(changes[-1]) + 1 if len(changes) else 0  # the last may go on
-                if end:
-                    yield _read(Path(self.path), rows.slice(0, end), header, last)
-                    last = int(pictures[end - 1])
-                rest = rows.slice(end)
-            if rest is not None and len(rest):
-                yield _read(Path(self.path), rest, header, last)
+                yield pa.Table.from_batches([batch])
+                n_rows += len(batch)
+            if n_rows != file.metadata.num_rows:  # pyarrow stops at some damaged pages
+                raise ValueError(f"damaged: has {n_rows} of {file.metadata.num_rows} rows")
+
+    def _whole_pictures(self) -> Iterator[pa.Table]:
+        """All that `parts` needs, divided between pictures. Raises ValueError as `parts` does."""
+        import pyarrow as pa
+
+        rest: pa.Table | None = None
+        for batch in self.rows(_REQUIRED, _OPTIONAL):
+            rows = batch if rest is None else pa.concat_tables([rest, batch])
+            pictures = _numbers(rows, "picture", np.int64)
+            starts = np.concatenate([[0], np.flatnonzero(np.diff(pictures)) + 1])
+            counts = np.diff(starts, append=len(rows))
+            if counts.max() > MOST_ROWS:
+                raise ValueError(
+                    f"picture {pictures[starts[counts.argmax()]]} must have at most {MOST_ROWS} "
+                    f"rows, got {counts.max()} or more"
+                )
+            end = int(starts[-1])  # the last picture may go on
+            yield rows.slice(0, end)
+            rest = rows.slice(end)
+        if rest is not None:
+            yield rest
 
 
 @contextmanager
@@ -152,6 +188,14 @@ def as_store_errors(path: Location) -> Iterator[None]:
         raise StoreError(f"{path}: cannot be read: {one_line(str(error))}") from error
     except (ValueError, TypeError, pa.ArrowException) as error:
         raise StoreError(f"{path}: {one_line(str(error))}") from error
+
+
+def of_pictures(rows: pa.Table, numbers: Collection[int]) -> pa.Table:
+    """The rows of some pictures. Raises ValueError if a row has no picture."""
+    import pyarrow as pa
+
+    found = _numbers(rows, "picture", np.int64).tolist()
+    return rows.filter(pa.array([number in numbers for number in found], pa.bool_()))
 
 
 def _read(
@@ -197,12 +241,7 @@ def _read(
             "category_probs": _numbers(categories, "score", np.float32),
         }
     if "class_probs" in rows.column_names:
-        lists = pictures["class_probs"].combine_chunks()
-        if lists.null_count or (np.diff(lists.offsets.to_numpy()) != len(classes)).any():
-            raise ValueError(f"class_probs must have {len(classes)} values in each picture")
-        arrays["class_probs"] = np.array(
-            lists.flatten().to_numpy(zero_copy_only=False), np.float32
-        ).reshape(len(pictures), len(classes))
+        arrays["class_probs"] = _vectors(pictures, "class_probs", len(classes))
     check_ranges(arrays, len(classes))
     return CodeSet(
         path=path,
@@ -233,16 +272,10 @@ def _check_order(numbers: Ints, part: Ints, number: Ints, after: int) -> None:
 def _facts(pictures: pa.Table, numbers: Ints) -> list[Facts]:
     import pyarrow as pa
 
-    columns: list[list[Any]] = []
-    for name, kind in (
-        ("path", pa.string()),
-        ("sha256", pa.binary(32)),
-        ("taken", pa.timestamp("ns", "UTC")),
-    ):
-        found = pa.nulls(len(pictures), kind)
-        if name in pictures.column_names:
-            found = pictures[name].cast(kind)
-        columns.append(found.cast(pa.int64()).to_pylist() if name == "taken" else found.to_pylist())
+    paths = _optional(pictures, "path", pa.string())
+    digests = _optional(pictures, "sha256", pa.binary(32))
+    times = _optional(pictures, "taken", pa.timestamp("ns", "UTC")).cast(pa.int64())
+    columns = [column.to_pylist() for column in (paths, digests, times)]
     return [
         Facts(number, path, digest, None if taken is None else taken / PER_SECOND)
         for number, path, digest, taken in zip(numbers.tolist(), *columns, strict=True)
@@ -264,6 +297,30 @@ def _numbers(rows: pa.Table, name: str, dtype: DTypeLike) -> NDArray[Any]:
     except pa.ArrowException as error:
         raise ValueError(f"{name}: {error}") from error
     return found
+
+
+def _optional(rows: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column that may be missing, then with nothing in each row."""
+    import pyarrow as pa
+
+    if name not in rows.column_names:
+        return pa.chunked_array([pa.nulls(len(rows), kind)])
+    return rows[name].cast(kind)
+
+
+def _vectors(rows: pa.Table, name: str, width: int) -> NDArray[np.float32]:
+    """A column of lists (R, width) of numbers."""
+    import pyarrow as pa
+
+    lists = rows[name].combine_chunks()
+    is_kind = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    if not any(check(lists.type) for check in is_kind):
+        raise ValueError(f"{name} must be lists of numbers, got {lists.type}")
+    lists = lists.cast(pa.list_(pa.float32()))
+    if lists.null_count or (np.diff(lists.offsets.to_numpy()) != width).any():
+        raise ValueError(f"{name} must have {width} values in each picture")
+    values = lists.flatten().to_numpy(zero_copy_only=False)
+    return np.array(values, np.float32).reshape(len(rows), width)
 
 
 def _texts(rows: pa.Table, name: str) -> list[str]:

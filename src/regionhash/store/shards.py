@@ -13,20 +13,25 @@ from __future__ import annotations
 
 import csv
 import fcntl
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
-from regionhash.files.urls import Location, child, files_in, reading, remove_file, whole_file
+from regionhash.files.text import one_line
+from regionhash.files.urls import Location, child, files_in, remove_file, whole_file
 from regionhash.precision import Precision, precision_of
 from regionhash.store.codeset import CodeSet
 from regionhash.store.layout import StoreError
-from regionhash.store.parquet import COMPRESSION, Facts, write_rows
-from regionhash.store.parquet_reader import ParquetCodes, as_store_errors
+from regionhash.store.parquet import Facts, write_rows, writer_of
+from regionhash.store.parquet_reader import ParquetCodes, as_store_errors, of_pictures
 
 SUFFIX = ".parquet"
 UNREADABLE = "unreadable.csv"
 LOCK = ".lock"
+_NAME = re.compile(r"codes-\d{12,}-[0-9a-f]+\.parquet")
 
 
 @dataclass(frozen=True)
@@ -89,38 +94,25 @@ class Shards:
             StoreError: a shard cannot be used, is of another model, or differs in precision.
             ValueError: the folder cannot be read or written.
         """
-        hashes: dict[str, bytes | None] = {}
-        newest: dict[str, tuple[int, Location]] = {}
-        outdated: dict[Location, set[int]] = {}
-        sizes: dict[Location, int] = {}
-        precision: Precision | None = None
-        for path in self.files():
+        files, precision = self.files(), None
+        for path in files:
             found = _precision_of(path, model_hash)
             if precision not in (None, found):
                 raise StoreError(f"{path}: precision must be {precision}, got {found}")
             precision = found
-            stored = ParquetCodes.open(path).stored()
-            sizes[path] = len(stored)
-            columns = [stored[name].to_pylist() for name in ("picture", "id", "sha256")]
-            for number, image_id, digest in zip(*columns, strict=True):
-                other = newest.get(image_id)
-                if other is None or number >= other[0]:
-                    newest[image_id], hashes[image_id] = (number, path), digest
-                    old = other
-                else:
-                    old = number, path
-                if old is not None:
-                    outdated.setdefault(old[1], set()).add(old[0])
-        for path, numbers in outdated.items():
-            _drop(path, numbers, all_of_it=len(numbers) == sizes[path])
-        next_number = max((number for number, _ in newest.values()), default=-1) + 1
+        newest, mixed = _newest(files)
+        for path, numbers in _numbers_by_shard(mixed, newest).items():
+            _reduce(path, numbers)
+        next_number = max((stored.number for stored in newest.values()), default=-1) + 1
+        hashes = {image_id: stored.sha256 for image_id, stored in newest.items()}
         return Contents(hashes, next_number, precision)
 
-    def write(self, name: str, codes: CodeSet, facts: Sequence[Facts]) -> None:
+    def write(self, first: int, run: str, codes: CodeSet, facts: Sequence[Facts]) -> None:
         """Writes a shard; another one of this name is replaced.
 
         Args:
-            name: of the shard, without its ending.
+            first: number of the first of the pictures that the run may write to it.
+            run: hexadecimal, another one for each run.
             codes: the pictures.
             facts: of each of them; numbers are those of no other shard.
 
@@ -128,7 +120,7 @@ class Shards:
             OSError: the disk refuses.
             ValueError: what is behind a URL refuses.
         """
-        with whole_file(child(self.folder, name + SUFFIX)) as temporary:
+        with whole_file(child(self.folder, f"codes-{first:012d}-{run}{SUFFIX}")) as temporary:
             write_rows(temporary, codes, facts)
 
     def write_unreadable(self, rows: Iterable[tuple[str, str, str]]) -> None:
@@ -147,27 +139,87 @@ class Shards:
             csv.writer(file, lineterminator="\n").writerows([("id", "path", "reason"), *rows])
 
 
+def newest_in(files: Iterable[Location]) -> dict[Location, set[int]]:
+    """For each shard of a run, the numbers of pictures of which its folder has no newer codes.
+
+    A run that is at work, or was killed, leaves both codes of a picture that has changed.
+
+    Args:
+        files: of any folders; those that no run has named, such as exports, are left out: there,
+            equal ids may be of different pictures.
+
+    Raises:
+        StoreError: a shard cannot be used.
+    """
+    folders: dict[str, list[Location]] = {}
+    for path in files:
+        folder, _, name = str(path).rpartition("/")
+        if _NAME.fullmatch(name):
+            folders.setdefault(folder, []).append(path)
+    found: dict[Location, set[int]] = {}
+    for shards in folders.values():
+        found |= _numbers_by_shard(shards, _newest(shards)[0])
+    return found
+
+
 def _precision_of(path: Location, model_hash: str) -> Precision:
     """The precision of a shard, which must be of a model."""
     header = ParquetCodes.open(path).header
     if header is None:
         raise StoreError(f"{path}: has no header, which another program may have left out")
     if header["model_hash"] != model_hash:
-        raise StoreError(f"{path}: made by model {header['model_hash']}, but this is {model_hash}")
+        made_by = one_line(header["model_hash"])
+        raise StoreError(f"{path}: made by model {made_by}, but this is {model_hash}")
     return precision_of(header["meta"])
 
 
-def _drop(path: Location, numbers: set[int], *, all_of_it: bool) -> None:
-    """Removes pictures from a shard."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+class _Stored(NamedTuple):
+    """The codes of a picture: their number, the SHA-256 of its file, and their shard."""
 
-    if all_of_it:
+    number: int
+    sha256: bytes | None
+    shard: Location
+
+
+def _newest(files: Iterable[Location]) -> tuple[dict[str, _Stored], set[Location]]:
+    """The codes with the highest number of each picture, by its id; and the shards with others.
+
+    Raises:
+        StoreError: a shard cannot be used.
+    """
+    newest: dict[str, _Stored] = {}
+    mixed: set[Location] = set()
+    for path in files:
+        for numbers, ids, digests in ParquetCodes.open(path).stored():
+            for number, image_id, digest in zip(numbers.tolist(), ids, digests, strict=True):
+                stored, other = _Stored(number, digest, path), newest.get(image_id)
+                if other is not None:
+                    other, stored = sorted([other, stored], key=attrgetter("number"))
+                    mixed.add(other.shard)
+                newest[image_id] = stored
+    return newest, mixed
+
+
+def _numbers_by_shard(
+    shards: Iterable[Location], newest: Mapping[str, _Stored]
+) -> dict[Location, set[int]]:
+    """Which of the newest codes are in each shard."""
+    found: dict[Location, set[int]] = {path: set() for path in shards}
+    for stored in newest.values():
+        if stored.shard in found:
+            found[stored.shard].add(stored.number)
+    return found
+
+
+def _reduce(path: Location, numbers: Collection[int]) -> None:
+    """Leaves some pictures of a shard; removes it if they are none."""
+    import pyarrow as pa
+
+    if not numbers:
         remove_file(path)
         return
-    with as_store_errors(path), reading(path) as file:
-        rows = pq.read_table(file)
-    gone = pc.is_in(rows["picture"], value_set=pa.array(sorted(numbers), rows["picture"].type))
-    with whole_file(path) as temporary:
-        pq.write_table(rows.filter(pc.invert(gone)), temporary, compression=COMPRESSION)
+    with as_store_errors(path):
+        shard = ParquetCodes.open(path)
+        kept = pa.concat_tables(of_pictures(rows, numbers) for rows in shard.rows())
+    with whole_file(path) as temporary, writer_of(temporary, kept.schema) as writer:
+        writer.write_table(kept)
