@@ -140,6 +140,7 @@ def test_a_server_that_is_killed_in_a_sync(collection, server):
 
 
 def test_a_server_that_is_not_there_is_not_reported_by_the_client():
+    pytest.importorskip("pymilvus", reason="needs the client: make test-milvus")
     code = """
         from pathlib import Path
         from regionhash.engines import EngineError, Owner, open_backend
