@@ -1,6 +1,6 @@
 # Every target makes the virtual environment that it needs; `make demo` or `make test` is all it takes.
 #   make demo             train, encode and search on built-in pictures
-#   make test             the tests, some three minutes
+#   make test             the tests, some four minutes
 #   make test-slow        those that take longer
 #   make test-sql         those that need chDB and LanceDB, 720 MB more in .venv
 #   make test-milvus      those of the engine milvus, with a server on loopback
